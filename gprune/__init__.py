@@ -1,0 +1,52 @@
+"""gprune: exact pruning masks as pure functions over `torch.func`.
+
+Parameters and scores in, a mask pytree out; no module is touched. The names below stand in the
+order of the pipeline: which leaves, by which method, lifted to the tree, and what to do with the
+masks.
+"""
+
+from gprune import schedules, scores
+from gprune.combinators import find_cut, global_unstructured, layerwise, masks_at, num_to_prune
+from gprune.masks import (
+    apply_masks,
+    intersect,
+    keep_all,
+    num_pruned,
+    sparsity,
+    straight_through,
+    summary,
+)
+from gprune.selection.cut import Cut
+from gprune.trees import prunable, vmap_dims
+from gprune.unstructured import (
+    identity,
+    l1_unstructured,
+    lowest_unstructured,
+    pruning_method,
+    random_unstructured,
+)
+
+__all__ = [
+    "prunable",
+    "vmap_dims",
+    "lowest_unstructured",
+    "l1_unstructured",
+    "random_unstructured",
+    "identity",
+    "pruning_method",
+    "global_unstructured",
+    "layerwise",
+    "Cut",
+    "find_cut",
+    "masks_at",
+    "num_to_prune",
+    "keep_all",
+    "apply_masks",
+    "straight_through",
+    "num_pruned",
+    "sparsity",
+    "summary",
+    "intersect",
+    "scores",
+    "schedules",
+]

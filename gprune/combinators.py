@@ -1,0 +1,263 @@
+"""Combinators: lift a pruning method from one tensor to a pytree.
+
+`global_unstructured` ranks all leaves together, `layerwise` each alone. `find_cut` and `masks_at`
+are the two halves of the first, for whoever wants to keep, send or compare the cut.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gprune.leaves import Leaves, align
+from gprune.selection import operators
+from gprune.selection.amounts import as_scalar, one_of
+from gprune.selection.cut import Cut
+from gprune.trees import Tree, TreeDef, fill, is_leaf, leaf_names, match
+from gprune.unstructured import Method, lowest_unstructured, unwrap
+
+
+def global_unstructured(
+    params: Tree,
+    scores: Tree = None,
+    *,
+    masks: Tree = None,
+    pruning_method: Method = lowest_unstructured,  # type: ignore[assignment]
+    **kwargs: Any,
+) -> Tree:
+    """Rank the entries of all leaves together and prune the least important.
+
+    The pure counterpart of `torch.nn.utils.prune.global_unstructured`. Built-in methods stream over
+    the leaves; a method of yours is called once, with the 1-D concatenation of all scores, in flat
+    order, and of the prior masks (all `True` if there are none).
+
+    Args:
+        params: pytree of tensors; `None` where a leaf is not prunable (see `prunable`).
+        scores: pytree of that structure and those shapes, larger = more important. `None` hands the
+            method the parameters themselves, which `lowest_unstructured` ranks by magnitude.
+        masks: prior bool masks of that structure; what they have pruned stays pruned.
+        pruning_method: a method whose `PRUNING_TYPE` is `"unstructured"`, or a
+            `functools.partial` of one.
+        **kwargs: the method's own, such as `amount` (how many more, or the fraction of what is
+            left), `sparsity` (the fraction of all prunable entries) or `seed`.
+
+    Returns:
+        Bool masks, `True` = keep, of the structure of `params`, `None` at its holes.
+
+    Raises:
+        TypeError: if the method is not unstructured, an argument of it is unknown or missing, or a
+            leaf has an unfit type.
+        ValueError: if an amount is out of range, or a structure or shape does not fit.
+
+    Example:
+        >>> params = {"a": torch.tensor([0.1, -2.0]), "b": torch.tensor([[-0.3, 4.0]])}
+        >>> global_unstructured(params, amount=2)
+        {'a': tensor([False,  True]), 'b': tensor([[False,  True]])}
+    """
+    method, bound = unwrap(pruning_method)
+    if method.PRUNING_TYPE != "unstructured":
+        raise TypeError(
+            f"global_unstructured takes methods of PRUNING_TYPE 'unstructured', {method.__name__} "
+            f"is {method.PRUNING_TYPE!r}; use layerwise"
+        )
+    leaves, flat, treedef = align(params, scores, masks)
+    if hasattr(method, "over_leaves"):
+        kept = method.over_leaves(leaves, **{**bound, **kwargs})
+    else:
+        kept = _joined(method, leaves, {**bound, **kwargs})
+    return fill(treedef, flat, kept)
+
+
+def layerwise(
+    params: Tree,
+    scores: Tree = None,
+    *,
+    masks: Tree = None,
+    pruning_method: Method = lowest_unstructured,  # type: ignore[assignment]
+    **kwargs: Any,
+) -> Tree:
+    """Apply a pruning method to each leaf alone.
+
+    Args:
+        params: pytree of tensors; `None` where a leaf is not prunable (see `prunable`).
+        scores: pytree of that structure and those shapes, larger = more important. `None` hands the
+            method the parameters themselves, which `lowest_unstructured` ranks by magnitude.
+        masks: prior bool masks of that structure; what they have pruned stays pruned.
+        pruning_method: a method of any `PRUNING_TYPE`, or a `functools.partial` of one.
+        **kwargs: the method's own. `amount` and `sparsity` may be trees of the structure of
+            `params`, one number or 0-dim tensor per leaf.
+
+    Returns:
+        Bool masks, `True` = keep, of the structure of `params`, `None` at its holes.
+
+    Raises:
+        TypeError: if an argument of the method is unknown or missing, or a leaf has an unfit type.
+        ValueError: if an amount is out of range, or a structure or shape does not fit.
+
+    Example:
+        >>> params = {"a": torch.tensor([0.1, -2.0]), "b": torch.tensor([-3.0, 4.0])}
+        >>> layerwise(params, amount={"a": 0, "b": 1})
+        {'a': tensor([True, True]), 'b': tensor([False,  True])}
+    """
+    method, bound = unwrap(pruning_method)
+    leaves, flat, treedef = align(params, scores, masks, separately=True)
+    arguments = {
+        name: _per_leaf(value, name, flat, treedef) if name in ("amount", "sparsity") else value
+        for name, value in {**bound, **kwargs}.items()
+    }
+    if hasattr(method, "over_leaves"):
+        kept = method.over_leaves(leaves, **arguments)
+    else:
+        kept = _each(method, leaves, arguments)
+    return fill(treedef, flat, kept)
+
+
+def find_cut(
+    params: Tree,
+    scores: Tree = None,
+    *,
+    amount: float | Tensor | None = None,
+    sparsity: float | Tensor | None = None,
+    masks: Tree = None,
+) -> Cut:
+    """Find where `global_unstructured` cuts, without making masks.
+
+    Args:
+        params: pytree of tensors; `None` where a leaf is not prunable.
+        scores: pytree of that structure and those shapes, or `None` for magnitude.
+        amount: how many candidates to prune (int), or the fraction of them (float, 0 to 1).
+        sparsity: the fraction of all prunable entries that is to be pruned, 0 to 1.
+        masks: prior bool masks of that structure.
+
+    Returns:
+        The cut: two 0-dim tensors on the CPU.
+
+    Raises:
+        TypeError: if both or neither of `amount` and `sparsity` are given, or a leaf is unfit.
+        ValueError: if an amount is out of range, or a structure or shape does not fit.
+
+    Example:
+        >>> find_cut([torch.tensor([3.0, -1.0, 2.0])], amount=2)
+        Cut(value=tensor(2., dtype=torch.float64), index=tensor(2))
+    """
+    number, is_sparsity = one_of(amount, sparsity, "find_cut")
+    leaves, _, _ = align(params, scores, masks)
+    scalar = as_scalar(number, "sparsity" if is_sparsity else "amount")
+    found = operators.find_cut(leaves.scores, leaves.masks, scalar, leaves.unscored, is_sparsity)
+    return Cut(*found)
+
+
+def masks_at(cut: Cut, params: Tree, scores: Tree = None, *, masks: Tree = None) -> Tree:
+    """Make the masks at a cut.
+
+    Args:
+        cut: from `find_cut`, or any value and flat index.
+        params: pytree of tensors; `None` where a leaf is not prunable.
+        scores: pytree of that structure and those shapes, or `None` for magnitude.
+        masks: prior bool masks of that structure; what they have pruned stays pruned.
+
+    Returns:
+        Bool masks, `True` = keep, of the structure of `params`, `None` at its holes.
+
+    Raises:
+        TypeError: if the cut is not two numbers or 0-dim tensors, or a leaf is unfit.
+        ValueError: if a structure or shape does not fit.
+
+    Example:
+        >>> masks_at(Cut(2.0, -1), [torch.tensor([3.0, -1.0, 2.0])])
+        [tensor([ True, False,  True])]
+    """
+    if not isinstance(cut, tuple) or len(cut) != 2:
+        raise TypeError(f"cut must be a Cut(value, index), got {cut!r}")
+    value, index = as_scalar(cut[0], "cut.value"), as_scalar(cut[1], "cut.index")
+    if index.is_floating_point():
+        raise TypeError(f"cut.index must be an integer, got {cut[1]!r}")
+    leaves, flat, treedef = align(params, scores, masks)
+    kept = operators.masks_at(value, index, leaves.scores, leaves.masks, leaves.unscored)
+    return fill(treedef, flat, kept)
+
+
+def num_to_prune(amount: float | Tensor, candidates: int) -> Tensor:
+    """Count the candidates that an amount prunes: the law of counts.
+
+    `amount` if it is an integer, else `round(amount * candidates)` in float64, half to even.
+
+    Args:
+        amount: an int or integer tensor (that many) or a float or floating tensor (a fraction of
+            the candidates, 0 to 1); a tensor is 0-dim and taken at its exact value.
+        candidates: how many entries there are to choose from.
+
+    Returns:
+        0-dim int64 tensor on the CPU.
+
+    Raises:
+        TypeError: if `amount` is not a number or a 0-dim tensor of numbers.
+        ValueError: if `amount` is negative, NaN, a float above 1 or an int above `candidates`.
+
+    Example:
+        >>> num_to_prune(0.5, 5), num_to_prune(3, 5)
+        (tensor(2), tensor(3))
+    """
+    if isinstance(candidates, bool) or not isinstance(candidates, int):
+        raise TypeError(f"candidates must be an int, got {candidates!r}")
+    if candidates < 0:
+        raise ValueError(f"candidates must not be negative, got {candidates}")
+    k: Tensor = operators.num_to_prune(as_scalar(amount, "amount"), candidates)
+    return k
+
+
+def _joined(method: Any, leaves: Leaves, kwargs: dict[str, Any]) -> list[Tensor]:
+    """Call a user's method once, on the concatenation of all leaves."""
+    priors = _priors(leaves)
+    scores = torch.cat([x.reshape(-1) for x in leaves.scores])
+    prior = torch.cat([mask.reshape(-1) for mask in priors])
+    kept = _call(method, scores, prior, kwargs)
+    parts = torch.split(kept, [x.numel() for x in leaves.scores])
+    return [part.reshape(x.shape).clone() for part, x in zip(parts, leaves.scores, strict=True)]
+
+
+def _each(method: Any, leaves: Leaves, kwargs: dict[str, Any]) -> list[Tensor]:
+    """Call a user's method once per leaf; a list among the arguments has one value per leaf."""
+    return [
+        _call(method, scores, prior, _at(kwargs, i))
+        for i, (scores, prior) in enumerate(zip(leaves.scores, _priors(leaves), strict=True))
+    ]
+
+
+def _call(method: Any, scores: Tensor, prior: Tensor, kwargs: dict[str, Any]) -> Tensor:
+    """Call a user's method and hold it to its contract; what was pruned stays pruned."""
+    kept: Any = method(scores, prior, **kwargs)
+    if not isinstance(kept, Tensor) or kept.dtype != torch.bool or kept.shape != scores.shape:
+        got = f"{kept.dtype} of shape {tuple(kept.shape)}" if isinstance(kept, Tensor) else kept
+        raise ValueError(
+            f"{method.__name__} must return a bool mask of shape {tuple(scores.shape)}, got {got}"
+        )
+    return torch.logical_and(prior, kept)
+
+
+def _priors(leaves: Leaves) -> list[Tensor]:
+    return leaves.masks or [torch.ones_like(x, dtype=torch.bool) for x in leaves.scores]
+
+
+def _per_leaf(value: Any, name: str, flat: list[Any], treedef: TreeDef) -> Any:
+    """Take a tree of numbers as a list with one per prunable leaf; a single number stays itself."""
+    if is_leaf(value):
+        return value
+    numbers = match(value, treedef, name)
+    missing = [
+        path
+        for path, leaf, number in zip(leaf_names(treedef, name), flat, numbers, strict=True)
+        if leaf is not None and number is None
+    ]
+    if missing:
+        raise ValueError(f"{', '.join(missing)} must be a number where params has a tensor")
+    return [number for leaf, number in zip(flat, numbers, strict=True) if leaf is not None]
+
+
+def _at(kwargs: dict[str, Any], i: int) -> dict[str, Any]:
+    return {
+        name: value[i] if name in ("amount", "sparsity") and isinstance(value, list) else value
+        for name, value in kwargs.items()
+    }

@@ -1,0 +1,42 @@
+"""Magnitude: |theta|, the score that needs no data."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gprune.trees import Tree, fill, flatten, require_tensors
+
+
+def magnitude(params: Tree) -> Tree:
+    """Score each entry by its absolute value: |θ|.
+
+    `global_unstructured(params, amount=k)` ranks by the same without storing it.
+
+    Args:
+        params: pytree of tensors of any shape; `None` stays `None`.
+
+    Returns:
+        Detached scores of that structure, in the parameters' dtype and unit; integers as int64, in
+        which no absolute value wraps.
+
+    Raises:
+        TypeError: if a leaf is neither a tensor nor `None`, or is of a bool dtype.
+
+    Example:
+        >>> magnitude({"bias": None, "weight": torch.tensor([-2.0, 1.0])})
+        {'bias': None, 'weight': tensor([2., 1.])}
+
+    References:
+        Han et al., 2015, arXiv:1506.02626, section 3.
+    """
+    leaves, treedef = flatten(params)
+    require_tensors(leaves, treedef, "params")
+    return fill(treedef, leaves, [_absolute(leaf) for leaf in leaves if leaf is not None])
+
+
+def _absolute(leaf: Tensor) -> Tensor:
+    if leaf.dtype == torch.bool:
+        raise TypeError("the magnitude of a bool tensor is not defined; cast it to an integer")
+    integer = not (leaf.is_floating_point() or leaf.is_complex())
+    return (leaf.detach().to(torch.int64) if integer else leaf.detach()).abs()

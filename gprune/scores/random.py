@@ -1,0 +1,37 @@
+"""Random scores: the baseline that every other score has to beat."""
+
+from __future__ import annotations
+
+import torch
+
+from gprune.selection import operators
+from gprune.selection.amounts import as_seed
+from gprune.trees import Tree, fill, flatten, require_tensors
+
+
+def random(params: Tree, *, seed: int | torch.Tensor) -> Tree:
+    """Draw each entry's score uniformly from [0, 1).
+
+    A draw depends on the seed, the leaf's number among the prunable leaves and the entry's flat
+    index, and on nothing else: no random state is read or advanced.
+
+    Args:
+        params: pytree of tensors of any shape and dtype; `None` stays `None`.
+        seed: a 64-bit int or a 0-dim integer tensor.
+
+    Returns:
+        Scores of that structure, float64, multiples of 2^-53.
+
+    Raises:
+        TypeError: if a leaf is neither a tensor nor `None`, or the seed is not an integer.
+        ValueError: if the seed is a tensor with dimensions, or beyond 64 bits.
+
+    Example:
+        >>> scores = random([torch.zeros(2, 3)], seed=0)
+        >>> scores[0].shape, bool((scores[0] == random([torch.zeros(2, 3)], seed=0)[0]).all())
+        (torch.Size([2, 3]), True)
+    """
+    leaves, treedef = flatten(params)
+    require_tensors(leaves, treedef, "params")
+    tensors = [leaf.detach() for leaf in leaves if leaf is not None]
+    return fill(treedef, leaves, operators.random_scores(tensors, as_seed(seed)))

@@ -1,0 +1,14 @@
+"""Selection: from scores and an amount to a cut, and from a cut to masks. The heart of gprune.
+
+A selection is a *cut*. Order all candidates by (score, flat index); pruning k of them means cutting
+that order after its k-th element, so two numbers describe the mask of a whole model.
+
+    cut.py        the cut, a named tuple of two tensors
+    amounts.py    the law of counts: amount or sparsity -> k
+    keys.py       scores -> integers in the same order, NaN on top; the one place that knows floats
+    draws.py      a seed -> random scores, the same for an entry wherever it is computed
+    ranking.py    leaves -> blocks of keys, in flat order, never more than a block at a time
+    search.py     blocks and k -> cut
+    marking.py    blocks and a cut -> masks
+    operators.py  all of it as torch.library operators, which is how it passes through transforms
+"""

@@ -1,0 +1,142 @@
+"""The law of counts: how many candidates an amount or a sparsity prunes.
+
+`amount` is torch's: an integer is that many more, a float a fraction of the candidates. `sparsity`
+is the fraction of all prunable entries that is pruned afterwards. Both round half to even in
+float64. A Python number becomes a 0-dim tensor by a multiplication, because that is the form which
+Dynamo compiles at most twice however many different numbers it sees.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def one_of(amount: Any, sparsity: Any, caller: str) -> tuple[Any, bool]:
+    """Take whichever of amount and sparsity is given.
+
+    Args:
+        amount: an amount or `None`.
+        sparsity: a sparsity or `None`.
+        caller: the public function to name in an error.
+
+    Returns:
+        The one that is given, and whether it is the sparsity.
+
+    Raises:
+        TypeError: if both or neither are given.
+    """
+    if (amount is None) == (sparsity is None):
+        got = "neither" if amount is None else "both"
+        raise TypeError(f"{caller}() takes exactly one of amount and sparsity, got {got}")
+    return (amount, False) if sparsity is None else (sparsity, True)
+
+
+def as_scalar(number: Any, name: str) -> Tensor:
+    """Turn an amount, a sparsity or a seed into a 0-dim tensor; its value is checked later.
+
+    Args:
+        number: a Python number, or a 0-dim tensor of an integer or floating dtype.
+        name: what to call it in an error.
+
+    Returns:
+        A detached 0-dim tensor: integer numbers as int64, others as float64, tensors as they are.
+
+    Raises:
+        TypeError: if it is not a number (a bool is not).
+        ValueError: if it is a tensor with dimensions, or an integer beyond 64 bits.
+    """
+    if isinstance(number, Tensor):
+        if number.dim() != 0:
+            raise ValueError(f"{name} must be 0-dim, got a tensor of shape {tuple(number.shape)}")
+        if number.dtype == torch.bool or number.is_complex():
+            raise TypeError(f"{name} must be an int or a float, got a tensor of {number.dtype}")
+        return number.detach()
+    if isinstance(number, bool) or not isinstance(number, int | float | numbers.Real):
+        raise TypeError(f"{name} must be an int or a float, got {number!r}")
+    if isinstance(number, int | numbers.Integral):
+        number = int(number)
+        if not torch.compiler.is_compiling() and abs(number) >= 2**63:
+            raise ValueError(f"{name} must fit in 64 bits, got {number}")
+        return torch.ones((), dtype=torch.int64).mul(number)
+    return torch.ones((), dtype=torch.float64).mul(float(number))
+
+
+def as_seed(seed: Any) -> Tensor:
+    """Turn a seed into a 0-dim integer tensor.
+
+    Args:
+        seed: a 64-bit Python int or a 0-dim integer tensor.
+
+    Returns:
+        A 0-dim integer tensor.
+
+    Raises:
+        TypeError: if it is not an integer.
+        ValueError: if it is a tensor with dimensions, or beyond 64 bits.
+    """
+    number = as_scalar(seed, "seed")
+    if number.is_floating_point():
+        raise TypeError(f"seed must be an int or a 0-dim integer tensor, got {seed!r}")
+    return number
+
+
+def resolve_amount(amount: Tensor, candidates: int) -> int:
+    """Apply the law to an amount: itself if it is an integer, else `round(amount * candidates)`.
+
+    Args:
+        amount: 0-dim tensor.
+        candidates: how many entries there are to choose from.
+
+    Returns:
+        How many of them to prune.
+
+    Raises:
+        ValueError: if the value is out of range.
+    """
+    number = amount.item()
+    if isinstance(number, float):
+        hint = f"; did you mean {number / 100:g}?" if 1 < number <= 100 else ""
+        _check_fraction(number, "amount", " when it is a float", hint)
+        return round(number * candidates)
+    if number < 0:
+        raise ValueError(f"amount must not be negative, got {number}")
+    if number > candidates:
+        raise ValueError(
+            f"amount must be at most the number of candidates, {candidates} (the prunable entries "
+            f"that are not pruned yet), got {number}"
+        )
+    return int(number)
+
+
+def resolve_sparsity(sparsity: Tensor, entries: int, candidates: int) -> int:
+    """Apply the law to a sparsity: `max(0, round(sparsity * entries) - already pruned)`.
+
+    Args:
+        sparsity: 0-dim tensor, 0 to 1.
+        entries: how many prunable entries there are.
+        candidates: how many of them are not pruned yet.
+
+    Returns:
+        How many candidates to prune.
+
+    Raises:
+        ValueError: if the value is out of range.
+    """
+    number = float(sparsity.item())
+    hint = f"; did you mean {number / 100:g}?" if 1 < number <= 100 else ""
+    _check_fraction(number, "sparsity", "", hint)
+    return max(0, round(number * entries) - (entries - candidates))
+
+
+def _check_fraction(number: float, name: str, when: str, hint: str) -> None:
+    if math.isnan(number):
+        raise ValueError(f"{name} must be a number, got nan")
+    if number < 0:
+        raise ValueError(f"{name} must not be negative, got {number}")
+    if number > 1:
+        raise ValueError(f"{name} must be at most 1{when}, got {number}{hint}")

@@ -1,0 +1,23 @@
+"""The cut: where the order of all candidates is divided into pruned and kept."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Cut(NamedTuple):
+    """Where the ascending order of all candidates, by (score, flat index), is cut.
+
+    A candidate is pruned if its score is below `value`, or equal to it at a flat index up to
+    `index`. The flat index counts the entries of the prunable leaves in pytree order. A cut that
+    prunes nothing is `(-inf, -1)`; one that falls among NaN scores has the value NaN.
+
+    Attributes:
+        value: 0-dim float64 tensor on the CPU.
+        index: 0-dim int64 tensor on the CPU.
+    """
+
+    value: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody calls on a cut

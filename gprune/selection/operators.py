@@ -1,0 +1,178 @@
+"""The operators: selection as torch.library custom operators, opaque to every transform.
+
+Under `torch.compile` the search is data-dependent control flow, which cannot be traced, and masks
+written elementwise per leaf cost the compiler seconds per hundred leaves. So the graph sees one
+node: a list of tensors in, a list of fresh bool masks out. Each operator has a fake rule (shapes
+for tracing, `meta` and export) and a batching rule (for `vmap`). None has a gradient: a selection
+is piecewise constant, and its inputs are detached before they get here.
+`cudagraph_unsafe`, since counts meet on the host.
+
+The only room that imports `torch.library`. What is wrong with values is raised from here, in eager
+and in compiled code alike.
+"""
+
+# No `from __future__ import annotations`: the schemas are inferred from the annotations themselves.
+
+from typing import Any, Optional
+
+import torch
+from torch import Tensor
+
+from gprune.selection.amounts import resolve_amount, resolve_sparsity
+from gprune.selection.draws import draw
+from gprune.selection.marking import mark
+from gprune.selection.ranking import Ranking
+from gprune.selection.search import find
+
+TAGS = (torch.Tag.cudagraph_unsafe,)
+
+
+@torch.library.custom_op("gprune::select", mutates_args=(), tags=TAGS)
+def select(
+    scores: list[Tensor],
+    masks: list[Tensor],
+    amounts: list[Tensor],
+    seed: Optional[Tensor],  # noqa: UP045  the schema inference of torch 2.10 takes this spelling
+    absolute: bool,
+    sparsity: bool,
+) -> list[Tensor]:
+    """Find the cut and make the masks.
+
+    Args:
+        scores: one tensor per prunable leaf.
+        masks: their prior masks, or empty.
+        amounts: one, to rank all leaves together, or one per leaf, to rank each alone.
+        seed: ranks by random draws if given.
+        absolute: ranks by absolute value.
+        sparsity: whether the amounts are sparsities.
+
+    Returns:
+        The masks, one per leaf.
+    """
+    ranking = _ranking(scores, masks, absolute, seed)
+    if len(amounts) == 1:
+        return _select_together(ranking, amounts[0], sparsity)
+    alone = [ranking.only(leaf) for leaf in range(len(scores))]
+    return [
+        _select_together(one, amount, sparsity)[0]
+        for one, amount in zip(alone, amounts, strict=True)
+    ]
+
+
+@torch.library.custom_op("gprune::find_cut", mutates_args=(), tags=TAGS)
+def find_cut(
+    scores: list[Tensor], masks: list[Tensor], amount: Tensor, absolute: bool, sparsity: bool
+) -> tuple[Tensor, Tensor]:
+    """Find the cut; the arguments are those of `select`."""
+    ranking = _ranking(scores, masks, absolute)
+    value, index = find(ranking, _num_to_prune(ranking, amount, sparsity))
+    return torch.tensor(value, dtype=torch.float64), torch.tensor(index, dtype=torch.int64)
+
+
+@torch.library.custom_op("gprune::masks_at", mutates_args=(), tags=TAGS)
+def masks_at(
+    value: Tensor, index: Tensor, scores: list[Tensor], masks: list[Tensor], absolute: bool
+) -> list[Tensor]:
+    """Make the masks at a cut; the other arguments are those of `select`."""
+    return mark(_ranking(scores, masks, absolute), float(value.item()), int(index.item()))
+
+
+@torch.library.custom_op("gprune::num_to_prune", mutates_args=(), tags=TAGS)
+def num_to_prune(amount: Tensor, candidates: int) -> Tensor:
+    """Count what an amount prunes."""
+    return torch.tensor(resolve_amount(amount, candidates), dtype=torch.int64)
+
+
+@torch.library.custom_op("gprune::random_scores", mutates_args=(), tags=TAGS)
+def random_scores(leaves: list[Tensor], seed: Tensor) -> list[Tensor]:
+    """Draw the scores that `select` ranks by when it is given a seed."""
+    number = int(seed.item())
+    return [
+        draw(number, leaf, 0, like.numel(), like.device).view(like.shape)
+        for leaf, like in enumerate(leaves)
+    ]
+
+
+def _ranking(
+    scores: list[Tensor], masks: list[Tensor], absolute: bool, seed: Tensor | None = None
+) -> Ranking:
+    return Ranking(scores, masks, absolute, None if seed is None else int(seed.item()))
+
+
+def _num_to_prune(ranking: Ranking, amount: Tensor, sparsity: bool) -> int:
+    candidates = ranking.num_candidates()
+    if sparsity:
+        return resolve_sparsity(amount, ranking.entries, candidates)
+    return resolve_amount(amount, candidates)
+
+
+def _select_together(ranking: Ranking, amount: Tensor, sparsity: bool) -> list[Tensor]:
+    k = _num_to_prune(ranking, amount, sparsity)
+    if k == 0 and ranking.masks:  # what a step that is not due costs: one copy of the masks
+        return [mask.clone(memory_format=torch.contiguous_format) for mask in ranking.masks]
+    return mark(ranking, *find(ranking, k))
+
+
+def _empty_masks(scores: list[Tensor]) -> list[Tensor]:
+    return [torch.empty(x.shape, dtype=torch.bool, device=x.device) for x in scores]
+
+
+@select.register_fake
+def _(
+    scores: list[Tensor],
+    masks: list[Tensor],
+    amounts: list[Tensor],
+    seed: Tensor | None,
+    absolute: bool,
+    sparsity: bool,
+) -> list[Tensor]:
+    return _empty_masks(scores)
+
+
+@find_cut.register_fake
+def _(
+    scores: list[Tensor], masks: list[Tensor], amount: Tensor, absolute: bool, sparsity: bool
+) -> tuple[Tensor, Tensor]:
+    return torch.empty((), dtype=torch.float64), torch.empty((), dtype=torch.int64)
+
+
+@masks_at.register_fake
+def _(
+    value: Tensor, index: Tensor, scores: list[Tensor], masks: list[Tensor], absolute: bool
+) -> list[Tensor]:
+    return _empty_masks(scores)
+
+
+@num_to_prune.register_fake
+def _(amount: Tensor, candidates: int) -> Tensor:
+    return torch.empty((), dtype=torch.int64)
+
+
+@random_scores.register_fake
+def _(leaves: list[Tensor], seed: Tensor) -> list[Tensor]:
+    return [torch.empty(x.shape, dtype=torch.float64, device=x.device) for x in leaves]
+
+
+def _batch_by_loop(operator: Any) -> None:
+    """Give an operator the batching rule "one call per element of the batch, then stack"."""
+
+    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        calls = [operator(*_slice(args, in_dims, i)) for i in range(info.batch_size)]
+        if isinstance(calls[0], Tensor):
+            return torch.stack(calls), 0
+        stacked = [torch.stack(outputs) for outputs in zip(*calls, strict=True)]
+        return type(calls[0])(stacked), type(calls[0])([0] * len(stacked))
+
+    operator.register_vmap(rule)
+
+
+def _slice(arg: Any, in_dim: Any, i: int) -> Any:
+    """Take element i of every batched tensor in a nest of lists."""
+    if isinstance(arg, list | tuple):
+        dims = in_dim if isinstance(in_dim, list | tuple) else [in_dim] * len(arg)
+        return [_slice(one, dim, i) for one, dim in zip(arg, dims, strict=True)]
+    return arg if in_dim is None else arg.select(in_dim, i)
+
+
+for _operator in (select, find_cut, masks_at, num_to_prune, random_scores):
+    _batch_by_loop(_operator)
