@@ -14,9 +14,9 @@ from gprune.masks import (
     num_pruned,
     sparsity,
     straight_through,
-    summary,
 )
 from gprune.selection.cut import Cut
+from gprune.summaries import summary
 from gprune.trees import prunable, vmap_dims
 from gprune.unstructured import (
     identity,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
@@ -14,7 +13,6 @@ from gprune.leaves import mask_problem, misfit
 from gprune.trees import (
     Tree,
     TreeDef,
-    dotted_paths,
     fill,
     flatten,
     leaf_names,
@@ -170,102 +168,8 @@ def intersect(*masks: Tree) -> Tree:
     return reduce(_intersect_two, masks, masks[0])
 
 
-@dataclass(frozen=True)
-class LeafSummary:
-    """One line of a summary.
-
-    Attributes:
-        path: the leaf's dotted path.
-        shape: its shape.
-        entries: how many entries it has.
-        pruned: how many of them are pruned; 0 for a leaf that is not prunable.
-        prunable: whether it has a mask.
-    """
-
-    path: str
-    shape: tuple[int, ...]
-    entries: int
-    pruned: int
-    prunable: bool
-
-    @property
-    def density(self) -> float:
-        """The fraction that is kept; 1 for an empty leaf."""
-        return 1.0 - self.pruned / self.entries if self.entries else 1.0
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What is pruned, leaf by leaf; prints as a table.
-
-    Attributes:
-        leaves: one `LeafSummary` per parameter, in pytree order.
-    """
-
-    leaves: tuple[LeafSummary, ...]
-
-    def __str__(self) -> str:
-        prunable = [leaf for leaf in self.leaves if leaf.prunable]
-        total = LeafSummary(
-            "prunable", (), sum(x.entries for x in prunable), sum(x.pruned for x in prunable), True
-        )
-        rows = [("leaf", "shape", "entries", "pruned", "density")]
-        for leaf in self.leaves:
-            shape = "x".join(map(str, leaf.shape)) or "scalar"
-            rows.append((leaf.path or ".", shape, *_figures(leaf)))
-        rows.append(("total", "", *_figures(total)))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join(
-            "  ".join(
-                cell.ljust(width) if i < 2 else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in rows
-        )
-
-
-def summary(params: Tree, masks: Tree) -> Summary:
-    """Say for each leaf what is pruned.
-
-    Args:
-        params: pytree of tensors.
-        masks: bool masks of that structure, `None` where a leaf is not prunable.
-
-    Returns:
-        One row per leaf; `print` shows a table with the total over the prunable leaves.
-
-    Raises:
-        TypeError: if a mask is not a bool tensor.
-        ValueError: if a structure, shape or device differs.
-
-    Example:
-        >>> params = {"weight": torch.ones(2, 2), "bias": torch.ones(2)}
-        >>> masks = {"weight": torch.tensor([[True, False], [True, False]]), "bias": None}
-        >>> print(summary(params, masks))
-        leaf    shape  entries  pruned  density
-        bias    2            2       -        -
-        weight  2x2          4       2   0.5000
-        total                4       2   0.5000
-    """
-    leaves, kept, treedef = _paired(params, masks)
-    rows = []
-    for path, leaf, mask in zip(dotted_paths(treedef), leaves, kept, strict=True):
-        if leaf is not None:
-            pruned = 0 if mask is None else mask.numel() - int(mask.sum())
-            rows.append(
-                LeafSummary(path, tuple(leaf.shape), leaf.numel(), pruned, mask is not None)
-            )
-    return Summary(tuple(rows))
-
-
-def _figures(leaf: LeafSummary) -> tuple[str, str, str]:
-    if not leaf.prunable:
-        return f"{leaf.entries:,}", "-", "-"
-    return f"{leaf.entries:,}", f"{leaf.pruned:,}", f"{leaf.density:.4f}"
-
-
 def _masked(function: Callable[[Tensor, Tensor], Tensor], params: Tree, masks: Tree) -> Tree:
-    leaves, kept, treedef = _paired(params, masks)
+    leaves, kept, treedef = paired_with_masks(params, masks)
     return unflatten(
         treedef,
         [
@@ -284,7 +188,7 @@ def _intersect_two(left: Tree, right: Tree) -> Tree:
     return fill(treedef, ours, both)
 
 
-def _paired(params: Tree, masks: Tree) -> tuple[list[Any], list[Any], TreeDef]:
+def paired_with_masks(params: Tree, masks: Tree) -> tuple[list[Any], list[Any], TreeDef]:
     """Flatten params and masks together, with every check."""
     leaves, treedef = flatten(params)
     require_tensors(leaves, treedef, "params")

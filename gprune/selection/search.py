@@ -1,12 +1,12 @@
-"""The search: from a ranking and a count to the cut, exactly, without sorting anything.
+"""The search: from a ranking and a count to the cut, exactly, without sorting the model.
 
-The k-th smallest key is found digit by digit, most significant first (a radix selection). Each pass
-streams over the leaves, counts how many candidates have each value of the next 16-bit digit under
-the digits found so far, and follows the digit in which the k-th falls. What is left after the last
-digit is one key and how many of the candidates tied at it must go; one more pass finds the flat
-index of the last of them.
+A few thousand entries are sorted, since nothing is faster. Beyond that the k-th smallest key is
+found digit by digit, most significant first (a radix selection). Each pass streams over the leaves,
+counts how many candidates have each value of the next 16-bit digit under the digits found so far,
+and follows the digit in which the k-th falls. What is left after the last digit is one key and how
+many of the candidates tied at it must go; one more pass finds the flat index of the last of them.
 
-So a search makes `bits / 16 + 1` passes over the data, three for float32 and five for float64,
+So such a search makes `bits / 16 + 1` passes over the data, three for float32 and five for float64,
 whatever the values are, and holds one block and one histogram. Only integers are compared and
 counted, so the cut is the same for every block size, thread count and order of evaluation.
 """
@@ -23,6 +23,8 @@ from gprune.selection.ranking import Ranking
 
 DIGIT = 16
 BINS = 2**DIGIT
+FEW = 2**13
+"""Up to so many entries are sorted; a histogram costs as much as that."""
 
 
 def find(ranking: Ranking, k: int) -> tuple[float, int]:
@@ -38,8 +40,21 @@ def find(ranking: Ranking, k: int) -> tuple[float, int]:
     if k == 0:
         return -math.inf, -1
     space = ranking.space()
+    if ranking.entries <= FEW:
+        return _by_sorting(ranking, space, k)
     key, tied = _kth_key(ranking, space, k)
     return value_of(key, space), _flat_index(ranking, space, key, tied)
+
+
+def _by_sorting(ranking: Ranking, space: KeySpace, k: int) -> tuple[float, int]:
+    """Sort the keys, stably, with what is no candidate behind everything; look at the k-th."""
+    last = torch.iinfo(space.integer).max
+    blocks = []
+    for leaf in range(len(ranking.scores)):
+        for _, keys, prior in ranking.blocks(leaf, space):
+            blocks.append((keys if prior is None else keys.where(prior, last)).cpu())
+    key, index = torch.sort(torch.cat(blocks), stable=True)
+    return value_of(int(key[k - 1]), space), int(index[k - 1])
 
 
 def _kth_key(ranking: Ranking, space: KeySpace, k: int) -> tuple[int, int]:

@@ -1,0 +1,100 @@
+"""The public face: its names, their documentation, and what importing it costs."""
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import gprune
+import gprune.adapter
+import gprune.schedules
+import gprune.scores
+
+PACKAGE = Path(gprune.__file__).parent
+OPTIONAL = ["hypothesis", "numpy", "sklearn", "matplotlib", "rich", "typer", "safetensors"]
+
+TOP_LEVEL = [
+    "prunable",
+    "vmap_dims",
+    "lowest_unstructured",
+    "l1_unstructured",
+    "random_unstructured",
+    "identity",
+    "pruning_method",
+    "global_unstructured",
+    "layerwise",
+    "Cut",
+    "find_cut",
+    "masks_at",
+    "num_to_prune",
+    "keep_all",
+    "apply_masks",
+    "straight_through",
+    "num_pruned",
+    "sparsity",
+    "summary",
+    "intersect",
+    "scores",
+    "schedules",
+]
+SCORES = ["magnitude", "random"]
+SCHEDULES = ["constant", "one_shot", "linear", "polynomial"]
+ADAPTER = ["attach_masks_", "detach_masks_", "global_unstructured", "make_permanent_"]
+ADAPTER += ["masks_of", "params_of"]
+
+
+def test_top_level_names() -> None:
+    assert gprune.__all__ == TOP_LEVEL
+    assert gprune.scores.__all__ == SCORES
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [(gprune, name) for name in TOP_LEVEL]
+    + [(gprune.scores, name) for name in SCORES]
+    + [(gprune.schedules, name) for name in SCHEDULES]
+    + [(gprune.adapter, name) for name in ADAPTER],
+    ids=lambda value: value.__name__ if isinstance(value, ModuleType) else value,
+)
+def test_every_public_name_is_documented(module: ModuleType, name: str) -> None:
+    thing = getattr(module, name)
+    doc = inspect.getdoc(thing) or ""
+    assert len(doc.splitlines()[0]) > 10
+    if inspect.isfunction(thing):
+        sections = ["Args:", "Example:"] + (["Returns:"] if "-> None" not in doc else [])
+        assert [section for section in sections if section not in doc] in ([], ["Returns:"])
+        assert not [p for p in inspect.signature(thing).parameters if f"{p}:" not in doc]
+
+
+def test_importing_gprune_imports_no_optional_package() -> None:
+    code = (
+        "import sys, torch, optree; before = set(sys.modules); import gprune, gprune.adapter;"
+        f"new = set(sys.modules) - before; bad = new & set({OPTIONAL}); assert not bad, bad;"
+        "assert 'torch._dynamo' not in new and 'torch._inductor' not in new, 'heavy import'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("package", "rooms"),
+    [
+        ("optree", {"trees.py", "testing"}),
+        ("torch.library", {"selection"}),
+        ("torch.distributed", set()),
+        ("hypothesis", {"testing"}),
+        ("numpy", {"testing"}),
+    ],
+)
+def test_who_imports_what(package: str, rooms: set[str]) -> None:
+    """The walls of the house; `testing` registers a node of its own for the drawn trees."""
+    found = set()
+    for file in PACKAGE.rglob("*.py"):
+        lines = [line.strip() for line in file.read_text().splitlines()]
+        imports = [line for line in lines if line.startswith(("import ", "from "))]
+        uses = any(line.split()[1].startswith(package) for line in imports)
+        if uses or (package == "torch.library" and any("@torch.library" in x for x in lines)):
+            found.add(file.relative_to(PACKAGE).parts[0])
+    assert found == rooms

@@ -1,0 +1,31 @@
+"""README: every block runs, and its commands are the ones that CI runs."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S)
+PYTHON = [body for language, body in BLOCKS if language == "python"]
+COMMANDS = [body.strip() for language, body in BLOCKS if language == "console"]
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=lambda block: block.strip().splitlines()[2][:40])
+def test_python_block(block: str, capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(block, "README.md", "exec"), {})
+    printed = re.findall(r"^print\(.*\)  # (.*)$", block, re.M)
+    output = capsys.readouterr().out
+    assert all(text in output for text in printed)
+
+
+def test_every_block_is_python_or_a_command() -> None:
+    assert {language for language, _ in BLOCKS} == {"python", "console"}
+    assert len(PYTHON) >= 5
+
+
+def test_the_two_commands_are_those_of_the_extras_and_of_ci() -> None:
+    demo, tests = COMMANDS
+    assert demo == 'pip install -e ".[demo]" && gprune demo'
+    assert tests == 'pip install -e ".[dev]" && pytest'
+    assert tests in (ROOT / ".ci" / "run").read_text()
