@@ -1,0 +1,244 @@
+"""The drop-in for `torch.nn.utils.prune.global_unstructured`.
+
+Pairs become weights (one per dense parameter, with every pair that names it), weights become
+masks (by the engine for `L1Unstructured`, by the method's own `compute_mask` for every other
+class), and only when all masks are there are modules written.
+"""
+
+import math
+import numbers
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector
+from torch.nn.utils.prune import BasePruningMethod, L1Unstructured, PruningContainer
+
+from gprune import combinators, unstructured
+from gprune.adapter.state import Pair, pruning_hooks, write_masks
+
+# What the engine compares exactly. int64 is left to torch, which ranks it beyond 2^53 as well.
+_ENGINE_DTYPES = frozenset(
+    {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+    | {torch.uint8, torch.int8, torch.int16, torch.int32}
+)
+
+
+def global_unstructured(
+    parameters: Iterable[Pair],
+    pruning_method: Any,
+    importance_scores: dict[Pair, Tensor] | None = None,
+    **kwargs: Any,
+) -> None:
+    """Prune tensors of modules by one ranking across all of them, in place.
+
+    `torch.nn.utils.prune.global_unstructured` with the same signature, errors and effects, and
+    more that works: any iterable of pairs; a pair given twice, or a `Parameter` under two names
+    (every name gets the mask), is ranked once; any memory layout; scores of the wrong shape are
+    refused; and when anything fails, no module has changed.
+
+    Args:
+        parameters: Pairs `(module, name)`, each naming a parameter, pruned before or not.
+        pruning_method: `L1Unstructured`, which prunes exactly the `amount` asked, ties by the
+            lowest index; or any other `BasePruningMethod` whose `PRUNING_TYPE` is
+            `"unstructured"`, whose own `compute_mask` is run on what torch would hand it.
+        importance_scores: Scores by pair, each in its parameter's shape. A pair without scores
+            is ranked by the tensor itself, which for a pruned one is that of the last forward.
+        **kwargs: Arguments of `pruning_method`, such as `amount`: an int is that many entries
+            more, a float in [0, 1] the fraction of those that all masks so far keep.
+
+    Raises:
+        TypeError: `parameters` is not iterable, `importance_scores` not a dict of tensors, the
+            method not an unstructured `BasePruningMethod`, or `amount` not a number.
+        ValueError: There is nothing to prune, an amount is out of range, or scores have another
+            shape than their parameter, or differ between the names of one parameter.
+        AttributeError: A pair names no tensor, or the method lacks a `PRUNING_TYPE`.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(10, 4), nn.Linear(4, 1))
+        >>> pairs = [(net[0], "weight"), (net[1], "weight")]
+        >>> global_unstructured(pairs, pruning_method=L1Unstructured, amount=10)
+        >>> print(sum(torch.nn.utils.parameters_to_vector(net.buffers()) == 0))
+        tensor(10)
+    """
+    if not isinstance(parameters, Iterable):
+        got = type(parameters).__name__
+        raise TypeError(f"parameters must be an iterable of (module, name) pairs, got {got}")
+    if importance_scores is not None and not isinstance(importance_scores, dict):
+        got = type(importance_scores).__name__
+        raise TypeError(f"importance_scores must be a dict from pairs to tensors, got {got}")
+    weights = _collect(parameters, importance_scores or {})
+    method = pruning_method(**kwargs)
+    _check_method(method)
+    if type(method) is L1Unstructured and all(w.scores.dtype in _ENGINE_DTYPES for w in weights):
+        masks = _masks_by_engine(weights, method.amount)
+    else:
+        masks = _masks_by_torch(weights, method)
+    factors = {
+        pair: weight.factor(pair, mask)
+        for weight, mask in zip(weights, masks, strict=True)
+        for pair in weight.priors
+    }
+    write_masks(factors)
+
+
+@dataclass(eq=False)
+class _Weight:
+    """A dense parameter, what ranks it, and the prior mask of every pair that names it."""
+
+    dense: Tensor
+    scores: Tensor
+    scores_given: bool = False
+    priors: dict[Pair, Tensor | None] = field(default_factory=dict)
+
+    @cached_property
+    def candidates(self) -> Tensor | None:
+        """Return where every prior mask is 1, `None` if there is no prior mask."""
+        kept = [prior == 1 for prior in self.priors.values() if prior is not None]
+        return torch.stack(kept).all(0) if kept else None
+
+    def factor(self, pair: Pair, mask: Tensor) -> Tensor:
+        """Return what `custom_from_mask` must multiply by, given the mask of the candidates.
+
+        It multiplies with the mask of an earlier round, if there was one. Entries that are no
+        candidates keep their value, so their factor is 1 then. Where another name of the same
+        parameter is pruned, it is 0.
+        """
+        mask = mask.to(self.dense.device)
+        if self.candidates is None:
+            return mask
+        module, name = pair
+        mask, prior = mask.to(self.dense.dtype), self.priors[pair]
+        multiplied = name in pruning_hooks(module)
+        rest = torch.ones_like(mask) if multiplied or prior is None else prior
+        for other in self.priors.values():
+            rest = rest if other is None else rest.masked_fill(other == 0, 0)
+        return torch.where(self.candidates, mask, rest)
+
+
+def _collect(pairs: Iterable[Pair], scores: dict[Pair, Tensor]) -> list[_Weight]:
+    weights: dict[int, _Weight] = {}
+    for index, (module, name) in enumerate(pairs):
+        where = f"parameters[{index}] ({type(module).__name__}, {name!r})"
+        value = getattr(module, name, None)
+        if not isinstance(value, Tensor):
+            raise AttributeError(
+                f"{where}: the module has no tensor {name!r} to prune, got {value!r}; "
+                "leave the pair out or correct its name"
+            )
+        dense = getattr(module, f"{name}_orig") if name in pruning_hooks(module) else value
+        weight = weights.setdefault(id(dense), _Weight(dense, value))
+        weight.priors[module, name] = _prior_of(module, name, dense, where)
+        if (module, name) in scores:
+            given = scores[module, name]
+            _check_scores(given, weight, where)
+            weight.scores, weight.scores_given = given, True
+    if not weights:
+        raise ValueError("parameters must hold at least one (module, name) pair, got none")
+    return list(weights.values())
+
+
+def _prior_of(module: nn.Module, name: str, dense: Tensor, where: str) -> Tensor | None:
+    prior = getattr(module, f"{name}_mask", None)
+    if prior is None or (isinstance(prior, Tensor) and prior.shape == dense.shape):
+        return prior
+    got = tuple(prior.shape) if isinstance(prior, Tensor) else repr(prior)
+    raise ValueError(f"{where}: {name}_mask must be of shape {tuple(dense.shape)}, got {got}")
+
+
+def _check_scores(scores: Tensor, weight: _Weight, where: str) -> None:
+    if not isinstance(scores, Tensor):
+        got = type(scores).__name__
+        raise TypeError(f"importance_scores of {where} must be a tensor, got {got}")
+    if scores.shape != weight.dense.shape:
+        raise ValueError(
+            f"importance_scores of {where} have shape {tuple(scores.shape)}, "
+            f"its parameter has {tuple(weight.dense.shape)}"
+        )
+    if weight.scores_given and not _same(scores, weight.scores):
+        raise ValueError(
+            f"importance_scores of {where} differ from those of another name of the same "
+            "Parameter, which is ranked once; give one tensor for all of its names"
+        )
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a is b or (a.device == b.device and torch.equal(a, b))
+
+
+def _check_method(method: Any) -> None:
+    kind = type(method).__name__
+    if not hasattr(method, "PRUNING_TYPE"):
+        raise AttributeError(
+            f"pruning_method made a {kind}, which has no attribute PRUNING_TYPE; a subclass of "
+            "BasePruningMethod must set it to 'unstructured'"
+        )
+    if method.PRUNING_TYPE != "unstructured":
+        raise TypeError(
+            'only methods of PRUNING_TYPE "unstructured" can prune globally, '
+            f"got {kind} of type {method.PRUNING_TYPE!r}"
+        )
+    if not isinstance(method, BasePruningMethod):
+        raise TypeError(f"pruning_method must make a BasePruningMethod, got {kind}")
+
+
+def _masks_by_engine(weights: Sequence[_Weight], amount: Any) -> tuple[Tensor, ...]:
+    scores = tuple(weight.scores.detach() for weight in weights)
+    priors = None
+    if any(weight.candidates is not None for weight in weights):
+        priors = tuple(
+            torch.ones_like(score, dtype=torch.bool)
+            if weight.candidates is None
+            else weight.candidates.to(score.device)
+            for weight, score in zip(weights, scores, strict=True)
+        )
+    available = sum(int(keep.sum()) for keep in priors) if priors else sum(map(torch.numel, scores))
+    masks: tuple[Tensor, ...] = combinators.global_unstructured(
+        scores,
+        masks=priors,
+        pruning_method=unstructured.l1_unstructured,
+        amount=_num_to_prune(amount, available),
+    )
+    return masks
+
+
+def _num_to_prune(amount: Any, available: int) -> int:
+    # The range of a float is checked by L1Unstructured itself, which lets NaN and bools pass.
+    if isinstance(amount, bool):
+        raise TypeError(f"amount must be an int or a float, got {amount}")
+    if math.isnan(amount):
+        raise ValueError("amount must be an int or a float in [0, 1], got NaN")
+    k = int(amount) if isinstance(amount, numbers.Integral) else round(amount * available)
+    if k > available:
+        raise ValueError(
+            f"amount={k} is more than the {available} entries that are not pruned yet; "
+            "a float in [0, 1] is a fraction of them"
+        )
+    return k
+
+
+def _masks_by_torch(weights: Sequence[_Weight], method: BasePruningMethod) -> tuple[Tensor, ...]:
+    container = PruningContainer()
+    # A container takes only methods of its own tensor, and this vector has no name; torch's
+    # function calls it so too.
+    container._tensor_name = method._tensor_name = "temp"
+    container.add_pruning_method(method)
+    scores = parameters_to_vector(weight.scores.reshape(-1) for weight in weights)
+    priors = parameters_to_vector(_prior(weight).reshape(-1) for weight in weights)
+    mask: Tensor = container.compute_mask(scores, priors)  # type: ignore[no-untyped-call]
+    parts = torch.split(mask, [weight.dense.numel() for weight in weights])
+    return tuple(
+        part.reshape(weight.dense.shape) for part, weight in zip(parts, weights, strict=True)
+    )
+
+
+def _prior(weight: _Weight) -> Tensor:
+    priors = list(weight.priors.values())
+    if weight.candidates is None:
+        return torch.ones_like(weight.dense)
+    if len(priors) == 1 and priors[0] is not None:
+        return priors[0]
+    return weight.candidates.to(weight.dense.dtype)
