@@ -226,8 +226,7 @@ def _predicate(where: Where) -> Callable[[str, Any], bool]:
         return where
     globs = [where] if isinstance(where, str) else where
     if isinstance(globs, Sequence) and all(isinstance(glob, str) for glob in globs):
-        # not fnmatchcase, whose cache Dynamo warns about
-        patterns = [re.compile(translate(glob)) for glob in globs]
+        patterns = [re.compile(translate(glob)) for glob in globs]  # fnmatchcase warns in a trace
         return lambda path, leaf: any(pattern.match(path) for pattern in patterns)
     raise TypeError(
         "where must be None, a glob, a list of globs or a predicate (path, leaf) -> bool, "

@@ -96,7 +96,7 @@ def _rank(
     """Call the operator: on one amount for all leaves together, or on one for each leaf alone."""
     number, is_sparsity = one_of(amount, sparsity, caller)
     name = "sparsity" if is_sparsity else "amount"
-    numbers = number if isinstance(number, list) else [number]
+    numbers = number if leaves.separately and isinstance(number, list) else [number]
     if leaves.separately and len(numbers) == 1:
         numbers = numbers * len(leaves.scores)
     amounts = [as_scalar(one, name) for one in numbers]

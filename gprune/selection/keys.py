@@ -78,12 +78,7 @@ def keys(scores: Tensor, space: KeySpace, *, absolute: bool) -> Tensor:
 
     Returns:
         Fresh keys of the same shape, of dtype `space.integer`.
-
-    Raises:
-        ValueError: if an int64 score is beyond 2^53 in magnitude.
     """
-    if scores.dtype == torch.int64:
-        _check_exact(scores)
     bits = scores.to(space.floating).view(space.integer)
     magnitude = (bits & torch.iinfo(space.integer).max).clamp_max_(space.nan)
     if absolute:
@@ -117,10 +112,20 @@ def value_of(key: int, space: KeySpace) -> float:
     return math.copysign(magnitude.item(), key)
 
 
-def _check_exact(scores: Tensor) -> None:
-    low, high = (int(bound) for bound in torch.aminmax(scores))
-    if low < -LARGEST_INT64 or high > LARGEST_INT64:
-        worst = low if low < -LARGEST_INT64 else high
-        raise ValueError(
-            f"int64 scores must be at most 2**53 in magnitude to compare exactly, got {worst}"
-        )
+def check_exact(scores: list[Tensor]) -> None:
+    """Refuse int64 scores that float64 cannot hold.
+
+    Args:
+        scores: tensors of any dtype and shape.
+
+    Raises:
+        ValueError: if an int64 score is beyond 2^53 in magnitude.
+    """
+    for leaf in scores:
+        if leaf.dtype == torch.int64 and leaf.numel():
+            low, high = (int(bound) for bound in torch.aminmax(leaf))
+            if low < -LARGEST_INT64 or high > LARGEST_INT64:
+                raise ValueError(
+                    "int64 scores must be at most 2**53 in magnitude to compare exactly, "
+                    f"got {low if low < -LARGEST_INT64 else high}; cast them to float64"
+                )

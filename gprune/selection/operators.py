@@ -20,6 +20,7 @@ from torch import Tensor
 
 from gprune.selection.amounts import resolve_amount, resolve_sparsity
 from gprune.selection.draws import draw
+from gprune.selection.keys import check_exact
 from gprune.selection.marking import mark
 from gprune.selection.ranking import Ranking
 from gprune.selection.search import find
@@ -96,7 +97,10 @@ def random_scores(leaves: list[Tensor], seed: Tensor) -> list[Tensor]:
 def _ranking(
     scores: list[Tensor], masks: list[Tensor], absolute: bool, seed: Tensor | None = None
 ) -> Ranking:
-    return Ranking(scores, masks, absolute, None if seed is None else int(seed.item()))
+    if seed is not None:
+        return Ranking(scores, masks, seed=int(seed.item()))
+    check_exact(scores)
+    return Ranking(scores, masks, absolute)
 
 
 def _num_to_prune(ranking: Ranking, amount: Tensor, sparsity: bool) -> int:

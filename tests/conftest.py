@@ -1,0 +1,22 @@
+"""Hypothesis profiles, chosen by the environment: HYPOTHESIS_PROFILE, or `ci` where CI is set.
+
+A property runs `max_examples` times, the law of exactness twenty times as often (test_laws.py).
+"""
+
+import os
+
+import torch
+from hypothesis import HealthCheck, settings
+
+# random trees of several arrays are slow to draw on a machine that other work shares, and only that
+COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+
+settings.register_profile("quick", max_examples=25, **COMMON)
+settings.register_profile("ci", max_examples=100, print_blob=True, **COMMON)
+settings.register_profile("nightly", max_examples=2_500, print_blob=True, **COMMON)
+
+in_ci = os.environ.get("CI", "").lower() in ("1", "true")
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if in_ci else "quick"))
+
+# one thread a process: pytest-xdist fills the cores, torch's threads would wait for each other
+torch.set_num_threads(1)

@@ -1,0 +1,105 @@
+"""Exactness where the search has work to do: leaves of many blocks, hard distributions, threads."""
+
+import math
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import gprune as gp
+from tests import reference
+from tests.assertions import fail_if
+
+ENTRIES = 2**18 + 12_345
+
+
+def normal(generator: torch.Generator, size: int) -> torch.Tensor:
+    return torch.randn(size, generator=generator)
+
+
+def with_nans(generator: torch.Generator, size: int) -> torch.Tensor:
+    scores = normal(generator, size)
+    scores[torch.rand(size, generator=generator) < 0.6] = math.nan
+    return scores
+
+
+def one_tail(generator: torch.Generator, size: int) -> torch.Tensor:
+    """All in one ulp of another but for a few enormous ones."""
+    scores = torch.where(torch.rand(size, generator=generator) < 0.5, 1.0, 1.0 + 2**-23)
+    scores[::100_003] = 3e38
+    return scores
+
+
+DISTRIBUTIONS: dict[str, Callable[[torch.Generator, int], torch.Tensor]] = {
+    "normal": normal,
+    "float64": lambda g, n: torch.randn(n, generator=g, dtype=torch.float64),
+    "close in float64": lambda g, n: 1 + torch.rand(n, generator=g, dtype=torch.float64) * 1e-14,
+    "all equal": lambda g, n: torch.ones(n),
+    "sorted": lambda g, n: torch.arange(n, dtype=torch.float32),
+    "sorted down": lambda g, n: -torch.arange(n, dtype=torch.float32),
+    "few values": lambda g, n: torch.randint(-2, 3, (n,), generator=g).float(),
+    "sixty percent NaN": with_nans,
+    "one tail": one_tail,
+    "every magnitude": lambda g, n: torch.exp2(torch.rand(n, generator=g) * 270 - 149),
+    "bfloat16": lambda g, n: torch.randn(n, generator=g).bfloat16(),
+    "float16": lambda g, n: torch.randn(n, generator=g).half(),
+    "int8": lambda g, n: torch.randint(-128, 128, (n,), generator=g, dtype=torch.int8),
+    "int64": lambda g, n: torch.randint(-(2**53), 2**53, (n,), generator=g),
+    "mostly zero": lambda g, n: normal(g, n) * (torch.rand(n, generator=g) < 0.01),
+}
+
+
+def check(tree: Any, masks: Any, ks: list[int]) -> None:
+    scores, prior = reference.lists(tree), reference.priors(tree, masks)
+    order = [index for index, _ in reference.ranking(scores, prior)]
+    flat = [keep for leaf in prior for keep in leaf or []]
+    wrong = []
+    for start, k in zip([0, *ks], ks, strict=False):
+        for index in order[start:k]:
+            flat[index] = False
+        got = reference.lists(gp.global_unstructured(tree, tree, masks=masks, amount=k))
+        wrong += [
+            f"k = {k}, {path}: {sum(map(operator.ne, mine, theirs))} entries differ"
+            for path, mine, theirs in zip(
+                reference.paths(tree), got, reference.unflatten(flat, prior), strict=True
+            )
+            if mine != theirs
+        ]
+    fail_if(wrong)
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS.values(), ids=DISTRIBUTIONS)
+def test_a_large_leaf_beside_small_ones(
+    distribution: Callable[[torch.Generator, int], torch.Tensor],
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    large = distribution(generator, ENTRIES)
+    tree = {"a": distribution(generator, 5), "b": large, "c": torch.tensor(0.5), "hole": None}
+    check(tree, None, [1, ENTRIES // 3, ENTRIES // 2, ENTRIES + 5])
+
+
+def test_large_leaves_of_different_dtypes_with_priors() -> None:
+    generator = torch.Generator().manual_seed(1)
+    size = ENTRIES // 4
+    tree = [
+        torch.randn(size, generator=generator),
+        torch.randn(size, generator=generator).bfloat16(),
+        torch.randint(-3, 4, (size,), generator=generator, dtype=torch.int8),
+        torch.randn(size, generator=generator).half(),
+    ]
+    masks = [torch.rand(size, generator=generator) < 0.8 for _ in tree]
+    check(tree, masks, [7, size, 3 * size])
+
+
+def test_masks_do_not_depend_on_the_number_of_threads() -> None:
+    scores = {"a": torch.randn(2**20, generator=torch.Generator().manual_seed(2)).bfloat16()}
+    threads = torch.get_num_threads()
+    masks = []
+    for number in (1, 2, 3):
+        torch.set_num_threads(number)
+        masks.append(gp.global_unstructured(scores, scores, sparsity=0.37)["a"])
+    torch.set_num_threads(threads)
+    assert masks[0].equal(masks[1])
+    assert masks[0].equal(masks[2])

@@ -1,0 +1,342 @@
+"""The laws of selection, each a property against tests/reference.py."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import optree
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+import gprune as gp
+from gprune.selection import ranking, search
+from gprune.testing import SCORE_DTYPES, amounts, param_trees, tensors
+from tests import reference
+from tests.assertions import (
+    assert_are_masks,
+    assert_cut,
+    assert_entries,
+    assert_equal_masks,
+    assert_masks,
+    assert_same_structure,
+    assert_subset,
+)
+from tests.cases import Case, cases, layerwise_cases, map_tensors
+
+# the law that everything rests on: 2,000 examples in the ci profile, 50,000 in nightly
+exactness = settings(max_examples=20 * settings().max_examples)
+
+
+METHODS: list[dict[str, Any]] = [
+    {"pruning_method": gp.lowest_unstructured},
+    {"pruning_method": gp.l1_unstructured},
+    {"pruning_method": gp.random_unstructured, "seed": 7},
+]
+
+
+@contextmanager
+def streaming(block: int) -> Iterator[None]:
+    """Search in blocks of so many entries, digit by digit (of 8 bits, for short histograms)."""
+    with (
+        mock.patch.object(ranking, "BLOCK", block),
+        mock.patch.multiple(search, FEW=0, DIGIT=8, BINS=2**8),
+    ):
+        yield
+
+
+# --- polarity -------------------------------------------------------------------------------
+
+
+@given(cases())
+def test_polarity(case: Case) -> None:
+    kept = gp.keep_all(case.params)
+    assert_masks(kept, reference.priors(case.params, None), case.params)
+    assert_are_masks(case.masks_for(gp.global_unstructured), case.params)
+    everything = gp.global_unstructured(case.params, case.scores, amount=1.0)
+    assert not any(any(mask) for mask in reference.lists(everything) if mask is not None)
+
+
+# --- candidates, count, exactness, order ----------------------------------------------------
+
+
+@given(cases())
+def test_candidates(case: Case) -> None:
+    masks = case.masks_for(gp.global_unstructured)
+    if case.masks is not None:
+        assert_subset(masks, case.masks)
+    assert reference.num_candidates(case.params, masks) == (
+        reference.num_candidates(case.params, case.masks) - case.k
+    )
+
+
+@given(st.data(), st.integers(0, 10**6))
+def test_num_to_prune(data: st.DataObject, candidates: int) -> None:
+    amount = data.draw(amounts(candidates))
+    assert int(gp.num_to_prune(amount, candidates)) == reference.num_to_prune(amount, candidates)
+
+
+@given(cases())
+def test_count(case: Case) -> None:
+    masks = case.masks_for(gp.global_unstructured)
+    before = reference.num_entries(case.params) - reference.num_candidates(case.params, case.masks)
+    assert int(gp.num_pruned(masks)) == before + case.k
+    ratio = gp.sparsity(masks)
+    assert (ratio.dtype, ratio.shape) == (torch.float64, ())
+    entries = reference.num_entries(case.params)
+    if entries:
+        assert ratio.item() == (before + case.k) / entries
+
+
+@exactness
+@given(cases())
+def test_exactness(case: Case) -> None:
+    expected = reference.global_masks(case.params, case.scores, case.k, case.masks)
+    assert_masks(case.masks_for(gp.global_unstructured), expected, case.params)
+
+
+@exactness
+@given(cases(), st.integers(1, 5))
+def test_exactness_of_the_streaming_search(case: Case, block: int) -> None:
+    """What leaves of many blocks go through: trees that fit in a few would only be sorted."""
+    expected = reference.global_masks(case.params, case.scores, case.k, case.masks)
+    with streaming(block):
+        assert_masks(case.masks_for(gp.global_unstructured), expected, case.params)
+        cut = case.masks_for(gp.find_cut)
+    assert_cut(cut, reference.cut(case.params, case.scores, case.k, case.masks))
+
+
+@given(param_trees(), st.data())
+def test_order_of_equal_scores_is_the_flat_index(params: Any, data: st.DataObject) -> None:
+    k = data.draw(st.integers(0, reference.num_entries(params)))
+    masks = gp.global_unstructured(params, map_tensors(torch.zeros_like, params), amount=k)
+    flat = [keep for mask in reference.lists(masks) if mask is not None for keep in mask]
+    assert flat == [False] * k + [True] * (len(flat) - k)
+
+
+@given(layerwise_cases())
+def test_layerwise(drawn: tuple[Case, list[int | None]]) -> None:
+    case, ks = drawn
+    expected = reference.layerwise_masks(case.params, case.scores, ks, case.masks)
+    assert_masks(case.masks_for(gp.layerwise), expected, case.params)
+
+
+# --- determinism ----------------------------------------------------------------------------
+
+
+@given(cases())
+def test_cut_and_masks_at_it_are_the_two_halves(case: Case) -> None:
+    cut = case.masks_for(gp.find_cut)
+    assert isinstance(cut, gp.Cut)
+    assert_cut(cut, reference.cut(case.params, case.scores, case.k, case.masks))
+    masks = gp.masks_at(cut, case.params, case.scores, masks=case.masks)
+    assert_equal_masks(masks, case.masks_for(gp.global_unstructured), case.params)
+
+
+@st.composite
+def cuts(draw: st.DrawFn, case: Case) -> reference.Cut:
+    """Any cut: at a score, right beside one, or anywhere."""
+    scores = [
+        score for leaf in reference.scores_of(case.params, case.scores) for score in leaf or []
+    ]
+    near = st.sampled_from([float(score) for score in scores] or [0.0])
+    value = st.one_of(
+        near,
+        st.builds(math.nextafter, near, st.sampled_from([-math.inf, math.inf])),
+        near.map(lambda score: score + 0.5),
+        st.floats(),
+    )
+    return reference.Cut(draw(value), draw(st.integers(-1, len(scores))))
+
+
+@given(st.data(), cases())
+def test_masks_at_any_cut(data: st.DataObject, case: Case) -> None:
+    at = data.draw(cuts(case))
+    cut = gp.Cut(torch.tensor(at.value, dtype=torch.float64), torch.tensor(at.index))
+    masks = gp.masks_at(cut, case.params, case.scores, masks=case.masks)
+    expected = reference.masks_at(at, case.params, case.scores, case.masks)
+    assert_masks(masks, expected, case.params)
+
+
+@given(cases())
+def test_determinism(case: Case) -> None:
+    """Again, on contiguous copies, on wider dtypes and on more threads: the same masks."""
+    masks = case.masks_for(gp.global_unstructured)
+    assert_equal_masks(case.masks_for(gp.global_unstructured), masks, case.params)
+
+    def copy(leaf: torch.Tensor) -> torch.Tensor:
+        return leaf.clone(memory_format=torch.contiguous_format)
+
+    params = map_tensors(copy, case.params)
+    scores = None if case.scores is None else map_tensors(copy, case.scores)
+    priors = None if case.masks is None else map_tensors(copy, case.masks)
+    copied = Case(params, scores, priors, case.budget)
+    assert_equal_masks(copied.masks_for(gp.global_unstructured), masks, case.params)
+
+    magnitudes = gp.scores.magnitude(params) if scores is None else scores
+    wider = Case(params, map_tensors(lambda x: x.double(), magnitudes), priors, case.budget)
+    assert_equal_masks(wider.masks_for(gp.global_unstructured), masks, case.params)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        assert_equal_masks(case.masks_for(gp.global_unstructured), masks, case.params)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@given(cases(), st.integers(1, 5))
+def test_masks_do_not_depend_on_the_block_size(case: Case, size: int) -> None:
+    def masks() -> list[Any]:
+        return [
+            gp.global_unstructured(
+                case.params, case.scores, masks=case.masks, **case.budget, **method
+            )
+            for method in METHODS
+        ]
+
+    in_one_block = masks()
+    with streaming(size):
+        for got, expected in zip(masks(), in_one_block, strict=True):
+            assert_equal_masks(got, expected, case.params)
+
+
+@given(cases(), st.integers(0, 12))
+def test_masks_do_not_depend_on_how_the_entries_are_split_into_leaves(case: Case, at: int) -> None:
+    def split(tree: Any) -> Any:
+        flat = [leaf.flatten() for leaf in optree.tree_leaves(tree)]
+        return [part for leaf in flat for part in (leaf[:at], leaf[at:])]
+
+    scores = None if case.scores is None else split(case.scores)
+    priors = None if case.masks is None else split(case.masks)
+    whole = split(case.masks_for(gp.global_unstructured))
+    parts = Case(split(case.params), scores, priors, case.budget)
+    assert_equal_masks(parts.masks_for(gp.global_unstructured), whole, parts.params)
+
+
+@given(cases())
+def test_no_scores_are_magnitudes(case: Case) -> None:
+    magnitudes = gp.scores.magnitude(case.params)
+    without = Case(case.params, None, case.masks, case.budget)
+    given_them = Case(case.params, magnitudes, case.masks, case.budget)
+    masks = without.masks_for(gp.global_unstructured)
+    assert_equal_masks(given_them.masks_for(gp.global_unstructured), masks, case.params)
+    cut = without.masks_for(gp.find_cut)
+    assert_equal_masks(gp.masks_at(cut, case.params, masks=case.masks), masks, case.params)
+
+
+# --- NaN, mixed dtypes, magnitudes ----------------------------------------------------------
+
+
+@given(cases())
+def test_nan_is_pruned_last(case: Case) -> None:
+    masks = reference.lists(case.masks_for(gp.global_unstructured))
+    scores = reference.scores_of(case.params, case.scores)
+    kept_numbers, lost_nans = 0, 0
+    for score, prior, mask in zip(
+        scores, reference.priors(case.params, case.masks), masks, strict=True
+    ):
+        for s, p, m in zip(score or [], prior or [], mask or [], strict=True):
+            kept_numbers += m and not math.isnan(s)
+            lost_nans += p and not m and math.isnan(s)
+    assert not (kept_numbers and lost_nans), f"{lost_nans} NaN went, {kept_numbers} numbers stayed"
+
+
+@pytest.mark.parametrize("dtype", SCORE_DTYPES, ids=str)
+def test_every_dtype_alone(dtype: torch.dtype) -> None:
+    @given(tensors(dtypes=[dtype]), st.data())
+    def check(scores: torch.Tensor, data: st.DataObject) -> None:
+        k = data.draw(st.integers(0, scores.numel()))
+        expected = reference.global_masks([scores], [scores], k)
+        assert_masks(gp.global_unstructured([scores], [scores], amount=k), expected, [scores])
+
+    check()
+
+
+@given(param_trees())
+def test_magnitudes_are_exact(params: Any) -> None:
+    magnitudes = gp.scores.magnitude(params)
+    assert_same_structure(magnitudes, params)
+    assert_entries(magnitudes, reference.magnitude(params), magnitudes)
+    for magnitude, leaf in zip(
+        optree.tree_leaves(magnitudes), optree.tree_leaves(params), strict=True
+    ):
+        assert (magnitude.shape, magnitude.requires_grad) == (leaf.shape, False)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.bool, torch.complex64, torch.float8_e4m3fn, torch.uint16, torch.uint64], ids=str
+)
+def test_other_dtypes_are_refused(dtype: torch.dtype) -> None:
+    params = {"fc": {"weight": torch.ones(2, 3)}}
+    scores = {"fc": {"weight": torch.ones(2, 3).to(dtype)}}
+    for prune in (gp.global_unstructured, gp.layerwise, gp.find_cut):
+        with pytest.raises(TypeError, match=r"fc.*weight.*cast"):
+            prune(params, scores, amount=1)
+    with pytest.raises(TypeError, match="cast"):
+        gp.lowest_unstructured(scores["fc"]["weight"], amount=1)
+
+
+@pytest.mark.parametrize("score", [2**53 + 1, -(2**53) - 1, 2**63 - 1, -(2**63)])
+def test_int64_beyond_float64_is_refused(score: int) -> None:
+    scores = torch.tensor([1, score, 2])
+    params, masks = [torch.ones(3)], [torch.tensor([True, True, False])]
+    calls: list[Callable[[int], Any]] = [
+        lambda k: gp.global_unstructured([scores], amount=k),
+        lambda k: gp.global_unstructured(params, [scores], amount=k),
+        lambda k: gp.global_unstructured(params, [scores], masks=masks, amount=k),
+        lambda k: gp.layerwise(params, [scores], masks=masks, amount=k),
+        lambda k: gp.find_cut(params, [scores], amount=k),
+        lambda k: gp.lowest_unstructured(scores, amount=k),
+        lambda k: gp.lowest_unstructured(scores, masks[0], amount=k),
+    ]
+    for call in calls:
+        for k in (0, 1):
+            with pytest.raises(ValueError, match="53"):
+                call(k)
+
+
+def test_the_magnitude_that_no_int64_holds_is_refused() -> None:
+    with pytest.raises(ValueError, match="int64"):
+        gp.scores.magnitude([torch.tensor([1, -(2**63)])])
+
+
+# --- nesting --------------------------------------------------------------------------------
+
+
+@given(cases(), st.data())
+def test_nesting(case: Case, data: st.DataObject) -> None:
+    candidates = reference.num_candidates(case.params, case.masks)
+    few = data.draw(st.integers(0, candidates))
+    many = data.draw(st.integers(few, candidates))
+    for method in METHODS:
+        masks = [
+            gp.global_unstructured(case.params, case.scores, masks=case.masks, amount=k, **method)
+            for k in (few, many)
+        ]
+        assert_subset(masks[1], masks[0])
+
+
+# --- structure ------------------------------------------------------------------------------
+
+
+@given(cases())
+def test_scores_at_holes_do_not_matter(case: Case) -> None:
+    assume(case.scores is not None)
+    filled = [torch.ones(2) if leaf is None else leaf for leaf in reference.leaves(case.scores)]
+    scores = optree.tree_unflatten(reference.structure(case.scores), filled)
+    masks = Case(case.params, scores, case.masks, case.budget).masks_for(gp.global_unstructured)
+    assert_equal_masks(masks, case.masks_for(gp.global_unstructured), case.params)
+
+
+@given(tensors(), st.data())
+def test_leaves_are_independent_even_where_they_share_memory(
+    shared: torch.Tensor, data: st.DataObject
+) -> None:
+    twice, apart = [shared, shared], [shared, shared.clone()]
+    k = data.draw(st.integers(0, 2 * shared.numel()))
+    masks = gp.global_unstructured(twice, amount=k)
+    assert_masks(masks, reference.global_masks(apart, None, k), apart)

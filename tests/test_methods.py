@@ -1,0 +1,92 @@
+"""The methods: of one tensor, by absolute value, at random, and a user's own."""
+
+from typing import Any
+
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+import gprune as gp
+from gprune.testing import param_trees, prior_masks, scores_for, tensors
+from tests import reference
+from tests.assertions import (
+    assert_equal_masks,
+    assert_masks,
+    assert_same_structure,
+)
+from tests.cases import Case, budgets, cases, map_tensors
+
+
+@given(tensors(), st.data())
+def test_methods_of_one_tensor(scores: torch.Tensor, data: st.DataObject) -> None:
+    mask = data.draw(st.none() | prior_masks(scores))
+    budget = data.draw(budgets(reference.num_candidates(scores, mask)))
+    k = reference.count(scores, mask, **budget)
+    lowest = gp.lowest_unstructured(scores, mask, **budget)
+    assert_masks(lowest, reference.global_masks(scores, scores, k, mask), scores)
+    l1 = gp.l1_unstructured(scores, mask, **budget)
+    assert_masks(l1, reference.global_masks(scores, None, k, mask), scores)
+    assert_masks(gp.identity(scores, mask), reference.priors(scores, mask), scores)
+
+
+@given(cases())
+def test_l1_ranks_given_scores_by_absolute_value(case: Case) -> None:
+    assume(case.scores is not None)
+    masks = case.masks_for(
+        lambda *args, **kwargs: gp.global_unstructured(
+            *args, pruning_method=gp.l1_unstructured, **kwargs
+        )
+    )
+    magnitudes = reference.magnitude(map_tensors(lambda _, score: score, case.params, case.scores))
+    expected = reference.prune(magnitudes, reference.priors(case.params, case.masks), case.k)
+    assert_masks(masks, expected, case.params)
+
+
+@given(param_trees(), st.data(), st.integers(0, 2**63 - 1))
+def test_random_pruning_is_a_function_of_its_seed(
+    params: Any, data: st.DataObject, seed: int
+) -> None:
+    masks = data.draw(st.none() | prior_masks(params))
+    budget = data.draw(budgets(reference.num_candidates(params, masks)))
+    scores = gp.scores.random(params, seed=seed)
+    assert_same_structure(scores, params)
+    expected = gp.global_unstructured(params, scores, masks=masks, **budget)
+    for s in (seed, torch.tensor(seed)):
+        got = gp.global_unstructured(
+            params, masks=masks, pruning_method=gp.random_unstructured, seed=s, **budget
+        )
+        assert_equal_masks(got, expected, params)
+
+
+def test_random_scores_differ_between_seeds_and_leaves() -> None:
+    params = {"a": torch.zeros(1000), "b": torch.zeros(1000)}
+    one, other = gp.scores.random(params, seed=1), gp.scores.random(params, seed=2)
+    draws = [one["a"], one["b"], other["a"], other["b"]]
+    for i, left in enumerate(draws):
+        for right in draws[:i]:
+            assert (left == right).double().mean() < 0.01
+    masks = gp.global_unstructured(
+        params, pruning_method=gp.random_unstructured, seed=1, amount=0.5
+    )
+    assert 420 < int(gp.num_pruned({"a": masks["a"]})) < 580  # five standard deviations of 15.8
+
+
+@given(param_trees(dtypes=[torch.float32]), st.data())
+def test_a_users_method_sees_the_whole_tree_once(params: Any, data: st.DataObject) -> None:
+    scores = data.draw(st.none() | scores_for(params, dtypes=[torch.float32]))
+    masks = data.draw(st.none() | prior_masks(params))
+    answer = data.draw(prior_masks(torch.zeros(reference.num_entries(params))))
+    seen = []
+
+    @gp.pruning_method("unstructured")
+    def method(scores: torch.Tensor, mask: torch.Tensor, *, word: str) -> torch.Tensor:
+        seen.append((scores.tolist(), mask.tolist(), word))
+        return answer
+
+    got = gp.global_unstructured(params, scores, masks=masks, pruning_method=method, word="yes")
+    prior = reference.priors(params, masks)
+    flat_prior = [keep for leaf in prior for keep in leaf or []]
+    own = reference.lists(params if scores is None else scores)
+    assert repr(seen) == repr([([s for leaf in own for s in leaf or []], flat_prior, "yes")])
+    flat = [keep and new for keep, new in zip(flat_prior, answer.tolist(), strict=True)]
+    assert_masks(got, reference.unflatten(flat, prior), params)
