@@ -184,7 +184,7 @@ def _intersect_two(left: Tree, right: Tree) -> Tree:
     theirs = match(right, treedef, "masks", owner="the first masks")
     _check(ours, ours, treedef)
     _check(ours, theirs, treedef, holes_match=True)
-    both = [a & b for a, b in zip(ours, theirs, strict=True) if a is not None]
+    both = [(a & b).contiguous() for a, b in zip(ours, theirs, strict=True) if a is not None]
     return fill(treedef, ours, both)
 
 

@@ -7,6 +7,7 @@ which prune up to it and never beyond.
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -26,6 +27,7 @@ def constant(sparsity: float) -> Schedule:
         The schedule.
 
     Raises:
+        TypeError: if the sparsity is not a number.
         ValueError: if the sparsity is out of range.
 
     Example:
@@ -47,6 +49,7 @@ def one_shot(sparsity: float, *, step: int) -> Schedule:
         The schedule.
 
     Raises:
+        TypeError: if the sparsity is not a number.
         ValueError: if the sparsity is out of range.
 
     Example:
@@ -56,7 +59,7 @@ def one_shot(sparsity: float, *, step: int) -> Schedule:
     """
     _check_sparsity(sparsity, "sparsity")
     due = step
-    return lambda step: torch.where(_float64(step) >= due, sparsity, 0.0).to(torch.float64)
+    return lambda step: (_float64(step) >= due).to(torch.float64) * sparsity
 
 
 def linear(sparsity: float, *, begin: int, end: int, initial: float = 0.0) -> Schedule:
@@ -72,6 +75,7 @@ def linear(sparsity: float, *, begin: int, end: int, initial: float = 0.0) -> Sc
         The schedule.
 
     Raises:
+        TypeError: if a sparsity is not a number.
         ValueError: if a sparsity is out of range, or `begin` is not before `end`.
 
     Example:
@@ -100,6 +104,7 @@ def polynomial(
         The schedule.
 
     Raises:
+        TypeError: if a sparsity is not a number.
         ValueError: if a sparsity is out of range, `begin` is not before `end`, or the power is not
             above 0.
 
@@ -127,5 +132,7 @@ def _float64(step: int | Tensor) -> Tensor:
 
 
 def _check_sparsity(sparsity: float, name: str) -> None:
+    if isinstance(sparsity, bool) or not isinstance(sparsity, numbers.Real):
+        raise TypeError(f"{name} must be a number from 0 to 1, got {sparsity!r}")
     if not 0 <= sparsity <= 1:
         raise ValueError(f"{name} must be from 0 to 1, got {sparsity}")

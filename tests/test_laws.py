@@ -299,9 +299,11 @@ def test_int64_beyond_float64_is_refused(score: int) -> None:
                 call(k)
 
 
-def test_the_magnitude_that_no_int64_holds_is_refused() -> None:
+def test_the_magnitude_that_no_int64_holds_is_refused_when_ranked() -> None:
+    """`|-2^63|` wraps in `magnitude`, which looks at no values; no mask comes of it."""
+    params = [torch.tensor([1, -(2**63)])]
     with pytest.raises(ValueError, match="int64"):
-        gp.scores.magnitude([torch.tensor([1, -(2**63)])])
+        gp.global_unstructured(params, gp.scores.magnitude(params), amount=1)
 
 
 # --- nesting --------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ def magnitude(params: Tree) -> Tree:
 
     Returns:
         Detached scores of that structure, in the parameters' dtype and unit; integers as int64, in
-        which no absolute value wraps.
+        which no absolute value wraps but that of -2^63, which is refused when ranked.
 
     Raises:
         TypeError: if a leaf is neither a tensor nor `None`, or is of a bool dtype.
