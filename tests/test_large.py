@@ -12,7 +12,7 @@ import gprune as gp
 from tests import reference
 from tests.assertions import fail_if
 
-ENTRIES = 2**18 + 12_345
+ENTRIES = 2**19 + 12_345
 
 
 def normal(generator: torch.Generator, size: int) -> torch.Tensor:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import optree
@@ -13,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import gprune as gp
-from gprune.selection import ranking, search
+from gprune.selection import digits, ranking, sample, search
 from gprune.testing import SCORE_DTYPES, amounts, param_trees, tensors
 from tests import reference
 from tests.assertions import (
@@ -38,12 +38,34 @@ METHODS: list[dict[str, Any]] = [
 ]
 
 
+class Sizes(NamedTuple):
+    """The constants of the search, so small that little trees take every path of large ones."""
+
+    block: int
+    few: int
+    limit: int
+    guesses: int
+    power: float
+
+
+sizes = st.builds(
+    Sizes,
+    st.integers(1, 80),
+    st.integers(0, 9),
+    st.integers(0, 9),
+    st.integers(0, 3),
+    st.sampled_from([0.3, 0.7, 1.0]),
+)
+
+
 @contextmanager
-def streaming(block: int) -> Iterator[None]:
-    """Search in blocks of so many entries, digit by digit (of 8 bits, for short histograms)."""
+def streaming(small: Sizes) -> Iterator[None]:
+    """Search in small blocks from a small sample, collect little, and give up guessing early."""
     with (
-        mock.patch.object(ranking, "BLOCK", block),
-        mock.patch.multiple(search, FEW=0, DIGIT=8, BINS=2**8),
+        mock.patch.object(ranking, "BLOCK", small.block),
+        mock.patch.multiple(search, LIMIT=small.limit, FEW=small.few, GUESSES=small.guesses),
+        mock.patch.object(sample, "POWER", small.power),
+        mock.patch.multiple(digits, DIGIT=8, BINS=2**8),
     ):
         yield
 
@@ -99,11 +121,11 @@ def test_exactness(case: Case) -> None:
 
 
 @exactness
-@given(cases(), st.integers(1, 5))
-def test_exactness_of_the_streaming_search(case: Case, block: int) -> None:
-    """What leaves of many blocks go through: trees that fit in a few would only be sorted."""
+@given(cases(), sizes)
+def test_exactness_of_the_streaming_search(case: Case, small: Sizes) -> None:
+    """What large leaves go through: trees that fit in a block would only be collected."""
     expected = reference.global_masks(case.params, case.scores, case.k, case.masks)
-    with streaming(block):
+    with streaming(small):
         assert_masks(case.masks_for(gp.global_unstructured), expected, case.params)
         cut = case.masks_for(gp.find_cut)
     assert_cut(cut, reference.cut(case.params, case.scores, case.k, case.masks))
@@ -188,8 +210,8 @@ def test_determinism(case: Case) -> None:
         torch.set_num_threads(threads)
 
 
-@given(cases(), st.integers(1, 5))
-def test_masks_do_not_depend_on_the_block_size(case: Case, size: int) -> None:
+@given(cases(), sizes)
+def test_masks_do_not_depend_on_the_sizes_of_the_search(case: Case, small: Sizes) -> None:
     def masks() -> list[Any]:
         return [
             gp.global_unstructured(
@@ -199,7 +221,7 @@ def test_masks_do_not_depend_on_the_block_size(case: Case, size: int) -> None:
         ]
 
     in_one_block = masks()
-    with streaming(size):
+    with streaming(small):
         for got, expected in zip(masks(), in_one_block, strict=True):
             assert_equal_masks(got, expected, case.params)
 

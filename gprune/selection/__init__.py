@@ -7,8 +7,12 @@ that order after its k-th element, so two numbers describe the mask of a whole m
     amounts.py    the law of counts: amount or sparsity -> k
     keys.py       scores -> integers in the same order, NaN on top; the one place that knows floats
     draws.py      a seed -> random scores, the same for an entry wherever it is computed
-    ranking.py    leaves -> blocks of keys, in flat order, never more than a block at a time
-    search.py     blocks and k -> cut
-    marking.py    blocks and a cut -> masks
+    ranking.py    leaves -> chunks in flat order, never more than a block at a time
+    sample.py     a few of the candidates -> a guess at where the k-th lies
+    passes.py     one stream over all the leaves, divided by a bracket of scores
+    flags.py      counting and finding flags, eight at a time
+    digits.py     the search without a guess: what bounds the worst case
+    search.py     guess, pass, and at last the cut and the masks
+    marking.py    a cut -> masks
     operators.py  all of it as torch.library operators, which is how it passes through transforms
 """

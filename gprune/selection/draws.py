@@ -16,26 +16,28 @@ FIRST, SECOND = 0xBF58_476D_1CE4_E5B9, 0x94D0_49BB_1331_11EB
 WORD = 2**64
 
 
-def draw(seed: int, leaf: int, start: int, stop: int, device: torch.device) -> Tensor:
-    """Draw the scores of the entries `start` to `stop` of a leaf.
+def draw(seed: int, leaf: int, places: Tensor) -> Tensor:
+    """Draw the scores of some entries of a leaf.
 
     Args:
         seed: any 64-bit integer.
         leaf: the number of the leaf among the prunable leaves.
-        start: flat index in the leaf of the first entry.
-        stop: flat index behind the last entry.
-        device: where to draw.
+        places: flat indices in the leaf, int64; overwritten.
 
     Returns:
-        1-D float64 tensor, uniform on the multiples of 2^-53 in [0, 1).
+        float64 tensor of the shape of `places`, uniform on the multiples of 2^-53 in [0, 1).
     """
     stream = _mix(_mix((seed + GAMMA) % WORD) + leaf * GAMMA)
-    counter = torch.arange(start + 1, stop + 1, dtype=torch.int64, device=device)
-    z = counter.mul_(_signed(GAMMA)).add_(_signed(stream))
-    z = (z ^ _shift_right(z, 30)).mul_(_signed(FIRST))
-    z = (z ^ _shift_right(z, 27)).mul_(_signed(SECOND))
-    z = z ^ _shift_right(z, 31)
+    z = places.add_(1).mul_(_signed(GAMMA)).add_(_signed(stream))
+    z = z.bitwise_xor_(_shift_right(z, 30)).mul_(_signed(FIRST))
+    z = z.bitwise_xor_(_shift_right(z, 27)).mul_(_signed(SECOND))
+    z = z.bitwise_xor_(_shift_right(z, 31))
     return _shift_right(z, 11).to(torch.float64).mul_(2.0**-53)
+
+
+def draw_range(seed: int, leaf: int, start: int, stop: int, device: torch.device) -> Tensor:
+    """Draw the scores of the entries `start` to `stop` of a leaf; see `draw`."""
+    return draw(seed, leaf, torch.arange(start, stop, dtype=torch.int64, device=device))
 
 
 def _mix(z: int) -> int:

@@ -1,8 +1,8 @@
-"""Marking: from a cut to the masks, one leaf at a time, each on its leaf's device.
+"""Marking: from a cut to the masks, block by block, each mask on its leaf's device.
 
-The cut's value is rounded down into the key space of each leaf. What remains of the comparison is
-one threshold per leaf: a tie at the threshold goes in the leaves before the cut's index and stays
-in the leaves after it; only the block that holds the index is split there.
+The cut's value is rounded down into the key space of each block. What remains of the comparison is
+one threshold: a tie at the threshold goes up to the cut's index and stays behind it; only the block
+that holds the index is split there.
 """
 
 from __future__ import annotations
@@ -10,8 +10,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gprune.selection.keys import key_below
+from gprune.selection.keys import SPACES, KeySpace, raw_bounds, raw_keys
+from gprune.selection.passes import write
 from gprune.selection.ranking import Ranking
+
+
+def empty_masks(scores: list[Tensor]) -> list[Tensor]:
+    """Make room for the masks: contiguous, each on its leaf's device."""
+    return [torch.empty(x.shape, dtype=torch.bool, device=x.device) for x in scores]
 
 
 def mark(ranking: Ranking, value: float, index: int) -> list[Tensor]:
@@ -25,27 +31,20 @@ def mark(ranking: Ranking, value: float, index: int) -> list[Tensor]:
     Returns:
         One fresh contiguous bool mask per leaf, of its shape and on its device.
     """
-    masks = []
-    for leaf, scores in enumerate(ranking.scores):
-        masks.append(_mark_leaf(ranking, leaf, value, index))
-        index -= scores.numel()
+    masks = empty_masks(ranking.scores)
+    bounds: dict[KeySpace, tuple[int, int]] = {}
+    for chunk in ranking.chunks():
+        space = SPACES[chunk.scores.dtype]
+        if space not in bounds:
+            bounds[space] = raw_bounds(value, value, space, absolute=ranking.absolute)
+        least, greatest = bounds[space]
+        raw = torch.empty(chunk.scores.shape, dtype=space.integer, device=chunk.scores.device)
+        raw_keys(chunk.scores, space, absolute=ranking.absolute, out=raw)
+        kept = raw > greatest
+        if index < chunk.stop - 1:  # some of the chunk lies behind the index, where ties stay
+            behind = max(0, index + 1 - chunk.start)
+            kept[behind:] = raw[behind:] >= least
+        if chunk.prior is not None:
+            kept &= chunk.prior
+        write(chunk, kept, masks)
     return masks
-
-
-def _mark_leaf(ranking: Ranking, leaf: int, value: float, index: int) -> Tensor:
-    scores = ranking.scores[leaf]
-    space = ranking.only(leaf).space()
-    key, exact = key_below(value, space)
-    if not exact:  # the key stands for scores below the cut's value: they all go
-        index = scores.numel()
-    mask = torch.empty(scores.shape, dtype=torch.bool, device=scores.device)
-    flat = mask.view(-1)
-    for start, keys, prior in ranking.blocks(leaf, space):
-        stop = start + keys.numel()
-        kept = torch.gt(keys, key, out=flat[start:stop])
-        if index < stop - 1:  # some of the block lies behind the index, where ties stay
-            behind = max(0, index + 1 - start)
-            kept[behind:] |= keys[behind:] == key
-        if prior is not None:
-            kept &= prior
-    return mask

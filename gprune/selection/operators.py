@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from gprune.selection.amounts import resolve_amount, resolve_sparsity
-from gprune.selection.draws import draw
+from gprune.selection.draws import draw_range
 from gprune.selection.keys import check_exact
-from gprune.selection.marking import mark
+from gprune.selection.marking import empty_masks, mark
 from gprune.selection.ranking import Ranking
-from gprune.selection.search import find
+from gprune.selection.search import find, prune
 
 TAGS = (torch.Tag.cudagraph_unsafe,)
 
@@ -89,7 +89,7 @@ def random_scores(leaves: list[Tensor], seed: Tensor) -> list[Tensor]:
     """Draw the scores that `select` ranks by when it is given a seed."""
     number = int(seed.item())
     return [
-        draw(number, leaf, 0, like.numel(), like.device).view(like.shape)
+        draw_range(number, leaf, 0, like.numel(), like.device).view(like.shape)
         for leaf, like in enumerate(leaves)
     ]
 
@@ -104,7 +104,7 @@ def _ranking(
 
 
 def _num_to_prune(ranking: Ranking, amount: Tensor, sparsity: bool) -> int:
-    candidates = ranking.num_candidates()
+    candidates = ranking.candidates
     if sparsity:
         return resolve_sparsity(amount, ranking.entries, candidates)
     return resolve_amount(amount, candidates)
@@ -114,11 +114,7 @@ def _select_together(ranking: Ranking, amount: Tensor, sparsity: bool) -> list[T
     k = _num_to_prune(ranking, amount, sparsity)
     if k == 0 and ranking.masks:  # what a step that is not due costs: one copy of the masks
         return [mask.clone(memory_format=torch.contiguous_format) for mask in ranking.masks]
-    return mark(ranking, *find(ranking, k))
-
-
-def _empty_masks(scores: list[Tensor]) -> list[Tensor]:
-    return [torch.empty(x.shape, dtype=torch.bool, device=x.device) for x in scores]
+    return prune(ranking, k)
 
 
 @select.register_fake
@@ -130,7 +126,7 @@ def _(
     absolute: bool,
     sparsity: bool,
 ) -> list[Tensor]:
-    return _empty_masks(scores)
+    return empty_masks(scores)
 
 
 @find_cut.register_fake
@@ -144,7 +140,7 @@ def _(
 def _(
     value: Tensor, index: Tensor, scores: list[Tensor], masks: list[Tensor], absolute: bool
 ) -> list[Tensor]:
-    return _empty_masks(scores)
+    return empty_masks(scores)
 
 
 @num_to_prune.register_fake

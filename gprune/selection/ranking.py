@@ -1,22 +1,51 @@
-"""The candidates as a stream: blocks of keys in flat order, never more than a block at a time.
+"""The candidates as a stream of chunks in flat order, never more than a block at a time.
 
-A ranking says what is ranked and how. It holds the leaves as they are, of any layout, and computes
-keys block by block, so magnitudes, random scores and upcasts are never stored for a whole leaf.
+A ranking says what is ranked and how. It holds the leaves as they are, of any layout. A large leaf
+is streamed in blocks; small leaves that follow each other are joined into one, so a model of ten
+thousand tiny leaves costs little more than one of a few large ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from gprune.selection.draws import draw
-from gprune.selection.keys import DOUBLE, KeySpace, keys, space_of
+from gprune.selection.draws import draw_range
+from gprune.selection.keys import DOUBLE, KeySpace, common_space
 
-BLOCK = 2**18
-"""Entries in a block: large enough to hide the cost of an operator, small enough for the cache."""
+BLOCK = 2**19
+"""Entries in a block: so many that the cost of an operator is hidden, yet they fit the cache."""
+
+
+class Chunk(NamedTuple):
+    """Consecutive entries: a block of one leaf, or several whole small leaves.
+
+    Attributes:
+        start: flat index of the first entry in the whole ranking.
+        scores: 1-D.
+        prior: their part of the prior masks, if there are any; 1-D bool.
+        leaf: the number of the first leaf.
+        at: flat index of the first entry in that leaf.
+        sizes: how many entries of each leaf are here; one number for a block.
+    """
+
+    start: int
+    scores: Tensor
+    prior: Tensor | None
+    leaf: int
+    at: int
+    sizes: list[int]
+
+    @property
+    def stop(self) -> int:
+        """Flat index behind the last entry."""
+        return self.start + self.scores.numel()
 
 
 @dataclass(frozen=True)
@@ -37,75 +66,104 @@ class Ranking:
     seed: int | None = None
     first: int = 0
 
+    @cached_property
+    def offsets(self) -> list[int]:
+        """The flat index of each leaf's first entry, and behind them the number of entries."""
+        return [0, *accumulate(leaf.numel() for leaf in self.scores)]
+
     @property
     def entries(self) -> int:
         """How many prunable entries there are."""
-        return sum(leaf.numel() for leaf in self.scores)
+        return self.offsets[-1]
 
-    def num_candidates(self) -> int:
-        """Count the entries that the prior masks keep."""
+    @cached_property
+    def candidates(self) -> int:
+        """How many entries the prior masks keep."""
         if not self.masks:
             return self.entries
         return sum(int(mask.count_nonzero()) for mask in self.masks)
 
+    @cached_property
     def space(self) -> KeySpace:
-        """Give the space in which all the leaves can be compared."""
-        return DOUBLE if self.seed is not None else space_of({x.dtype for x in self.scores})
+        """The space in which all the leaves can be compared."""
+        return DOUBLE if self.seed is not None else common_space({x.dtype for x in self.scores})
 
     def only(self, leaf: int) -> Ranking:
         """Give the ranking of one leaf alone."""
         masks = self.masks[leaf : leaf + 1]
         return Ranking([self.scores[leaf]], masks, self.absolute, self.seed, self.first + leaf)
 
-    def blocks(self, leaf: int, space: KeySpace) -> Iterator[tuple[int, Tensor, Tensor | None]]:
-        """Stream one leaf.
+    def chunks(self, start: int = 0) -> Iterator[Chunk]:
+        """Stream the entries in flat order.
 
         Args:
-            leaf: its position in `scores`.
-            space: the key space, in which the leaf must be exact.
+            start: leaves that end before this flat index are left out.
 
         Yields:
-            The flat index in the leaf of the block's first entry, its keys, and its part of the
-            prior mask, if there is one; both 1-D.
+            Chunks of at most `BLOCK` entries; empty leaves are in none.
         """
-        start = 0
+        group: list[int] = []
+        for leaf, scores in enumerate(self.scores):
+            if self.offsets[leaf + 1] <= start or scores.numel() == 0:
+                continue
+            small = scores.numel() <= BLOCK // 8 and self.seed is None
+            if group and not (small and self._joins(group, leaf)):
+                yield self._joined(group)
+                group = []
+            if small:
+                group.append(leaf)
+            else:
+                yield from self._blocks(leaf)
+        if group:
+            yield self._joined(group)
+
+    def _joins(self, group: list[int], leaf: int) -> bool:
+        """Say whether a leaf may be joined to a group: near, of one kind, not too much together."""
+        last, scores = self.scores[group[-1]], self.scores[leaf]
+        alike = scores.dtype == last.dtype and scores.device == last.device
+        follows = self.offsets[leaf] == self.offsets[group[-1] + 1]
+        return alike and follows and self.offsets[leaf + 1] - self.offsets[group[0]] <= BLOCK
+
+    def _joined(self, group: list[int]) -> Chunk:
+        scores = torch.cat([self.scores[leaf].reshape(-1) for leaf in group])
+        prior = torch.cat([self.masks[i].reshape(-1) for i in group]) if self.masks else None
+        # leaves without entries may lie between those of the group; they have a size too
+        leaves = range(group[0], group[-1] + 1)
+        sizes = [self.scores[leaf].numel() for leaf in leaves]
+        return Chunk(self.offsets[group[0]], scores, prior, group[0], 0, sizes)
+
+    def _blocks(self, leaf: int) -> Iterator[Chunk]:
+        at = 0
         for block in flat_blocks(self.scores[leaf], *self.masks[leaf : leaf + 1]):
             scores, prior = block[0], block[1] if self.masks else None
-            stop = start + scores.numel()
+            size = scores.numel()
             if self.seed is not None:
-                scores = draw(self.seed, self.first + leaf, start, stop, scores.device)
-            yield start, keys(scores, space, absolute=self.absolute), prior
-            start = stop
-
-    def candidate_keys(self, leaf: int, space: KeySpace) -> Iterator[Tensor]:
-        """Stream the keys of a leaf's candidates."""
-        for _, block, prior in self.blocks(leaf, space):
-            yield block if prior is None else block[prior]
+                scores = draw_range(self.seed, self.first + leaf, at, at + size, scores.device)
+            yield Chunk(self.offsets[leaf] + at, scores, prior, leaf, at, [size])
+            at += size
 
 
-def flat_blocks(*tensors: Tensor, size: int | None = None) -> Iterator[tuple[Tensor, ...]]:
+def flat_blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Cut tensors of one shape into 1-D blocks in flat (row-major) order.
 
     A contiguous tensor is only viewed; of any other layout one block at a time is copied.
 
     Args:
         *tensors: tensors of one shape; nothing is yielded where they are empty.
-        size: the most entries in a block, `BLOCK` if not given.
 
     Yields:
-        One 1-D block of each tensor, all of the same entries.
+        One 1-D block of each tensor, all of the same entries, at most `BLOCK`.
     """
-    size = BLOCK if size is None else size
     shape = tensors[0].shape
     if shape.numel() == 0:
         return
     if all(tensor.is_contiguous() for tensor in tensors):
-        yield from zip(*(torch.split(tensor.view(-1), size) for tensor in tensors), strict=True)
-    elif shape.numel() <= size:
+        yield from zip(*(torch.split(tensor.view(-1), BLOCK) for tensor in tensors), strict=True)
+    elif shape.numel() <= BLOCK:
         yield tuple(tensor.reshape(-1) for tensor in tensors)
-    elif (rows := size // shape[1:].numel()) > 0:
+    elif (rows := BLOCK // shape[1:].numel()) > 0:
         for group in zip(*(torch.split(tensor, rows) for tensor in tensors), strict=True):
-            yield from flat_blocks(*group, size=size)
+            yield from flat_blocks(*group)
     else:
         for group in zip(*(tensor.unbind(0) for tensor in tensors), strict=True):
-            yield from flat_blocks(*group, size=size)
+            yield from flat_blocks(*group)

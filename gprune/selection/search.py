@@ -1,30 +1,42 @@
-"""The search: from a ranking and a count to the cut, exactly, without sorting the model.
+"""The search: from a ranking and a count to the cut and the masks at it, exactly.
 
-A few thousand entries are sorted, since nothing is faster. Beyond that the k-th smallest key is
-found digit by digit, most significant first (a radix selection). Each pass streams over the leaves,
-counts how many candidates have each value of the next 16-bit digit under the digits found so far,
-and follows the digit in which the k-th falls. What is left after the last digit is one key and how
-many of the candidates tied at it must go; one more pass finds the flat index of the last of them.
+A sample of the candidates says between which two scores the k-th of them lies, but for bad luck.
+One pass over the weights then counts what is below that bracket, writes "above it" into the masks
+and collects the few candidates in it; the k-th of all is among those. Where so many candidates tie
+that they cannot be collected, the bracket is a single score, and counting is enough.
 
-So such a search makes `bits / 16 + 1` passes over the data, three for float32 and five for float64,
-whatever the values are, and holds one block and one histogram. Only integers are compared and
-counted, so the cut is the same for every block size, thread count and order of evaluation.
+The guess only guides. A bracket that misses costs its pass, and says on which side to look. After
+`GUESSES` passes the search stops guessing and finds the k-th key digit by digit, most significant
+first, in one pass for every 16 bits (see `digits.py`). So a search makes at most
+`GUESSES + bits / 16 + 2` passes, seven for float32 and nine for float64, whatever the values are;
+two, with the sample, is what it nearly always takes. It holds one block, the sample and at most
+`LIMIT` collected candidates. Only integers are compared and counted, so the cut is the same for
+every block size, thread count and order of evaluation.
 """
 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from gprune.selection.keys import KeySpace, value_of
+from gprune.selection import digits
+from gprune.selection.keys import value_of
+from gprune.selection.marking import empty_masks, mark
+from gprune.selection.passes import Divided, divide
 from gprune.selection.ranking import Ranking
+from gprune.selection.sample import sample, spread
 
-DIGIT = 16
-BINS = 2**DIGIT
-FEW = 2**13
-"""Up to so many entries are sorted; a histogram costs as much as that."""
+LIMIT = 2**20
+"""Candidates that may be collected, with some 16 bytes for each."""
+
+FEW = 2**14
+"""So few candidates are collected outright."""
+
+GUESSES = 3
 
 
 def find(ranking: Ranking, k: int) -> tuple[float, int]:
@@ -37,64 +49,110 @@ def find(ranking: Ranking, k: int) -> tuple[float, int]:
     Returns:
         The value and the flat index of the cut, as `gprune.Cut` describes them.
     """
+    value, index, _ = _search(ranking, k, None)
+    return value, index
+
+
+def prune(ranking: Ranking, k: int) -> list[Tensor]:
+    """Make the masks that prune exactly k candidates.
+
+    Args:
+        ranking: what is ranked.
+        k: how many to prune, from 0 to the number of candidates.
+
+    Returns:
+        One fresh contiguous bool mask per leaf, of its shape and on its device.
+    """
+    masks = empty_masks(ranking.scores)
+    value, index, marked = _search(ranking, k, masks)
+    return masks if marked else mark(ranking, value, index)
+
+
+def _search(ranking: Ranking, k: int, masks: list[Tensor] | None) -> tuple[float, int, bool]:
+    """Find the cut, and say whether the masks were written on the way."""
     if k == 0:
-        return -math.inf, -1
-    space = ranking.space()
-    if ranking.entries <= FEW:
-        return _by_sorting(ranking, space, k)
-    key, tied = _kth_key(ranking, space, k)
-    return value_of(key, space), _flat_index(ranking, space, key, tied)
+        return -math.inf, -1, False
+    if any(leaf.device.type != "cpu" for leaf in ranking.scores):
+        return *digits.find(ranking, k), False  # collecting would wait for the device at each block
+    space = ranking.space
+    known = _Known(-space.infinity, space.nan, 0, ranking.candidates)
+    sampled = sample(ranking) if ranking.candidates > FEW else None
+    for _ in range(GUESSES):
+        low, high = _bracket(known, k, sampled)
+        values = value_of(low, space), value_of(high, space)
+        seen = divide(ranking, *values, limit=LIMIT, masks=masks)
+        nth = k - seen.below
+        if 0 < nth <= seen.inside and seen.keys is not None:
+            return _among(ranking, seen, nth, masks)
+        if 0 < nth <= seen.inside and low == high:
+            return values[0], digits.index_of_tie(ranking, low, seen.counts, nth), False
+        known = _learn(known, low, high, seen, k)
+    return *digits.find(ranking, k), False
 
 
-def _by_sorting(ranking: Ranking, space: KeySpace, k: int) -> tuple[float, int]:
-    """Sort the keys, stably, with what is no candidate behind everything; look at the k-th."""
-    last = torch.iinfo(space.integer).max
-    blocks = []
-    for leaf in range(len(ranking.scores)):
-        for _, keys, prior in ranking.blocks(leaf, space):
-            blocks.append((keys if prior is None else keys.where(prior, last)).cpu())
-    key, index = torch.sort(torch.cat(blocks), stable=True)
-    return value_of(int(key[k - 1]), space), int(index[k - 1])
+class _Known(NamedTuple):
+    """Where the k-th candidate is: one of `among` with keys from `least` to `most`.
+
+    `before` candidates have a lower key than `least`.
+    """
+
+    least: int
+    most: int
+    before: int
+    among: int
 
 
-def _kth_key(ranking: Ranking, space: KeySpace, k: int) -> tuple[int, int]:
-    """Find the k-th smallest key, and how many candidates with that key are among the first k."""
-    prefix = None
-    for shift in range(space.bits - DIGIT, -1, -DIGIT):
-        counts = _digit_counts(ranking, space, prefix, shift)
-        below = counts.cumsum(0)
-        digit = int(torch.searchsorted(below, k))
-        k -= int(below[digit - 1]) if digit else 0
-        # the top digit is signed; the others are the unsigned rest of a two's complement number
-        prefix = digit - BINS // 2 if prefix is None else prefix * BINS + digit
-    assert prefix is not None
-    return prefix, k
+def _bracket(known: _Known, k: int, sampled: Tensor | None) -> tuple[int, int]:
+    """Give the keys of a bracket that should hold the k-th candidate, and few enough to collect."""
+    if sampled is None or known.among <= FEW:
+        return known.least, known.most
+    sampled = sampled[(sampled >= known.least) & (sampled <= known.most)]
+    size = sampled.numel()
+    if size == 0:
+        return known.least, known.most
+    rank = k - known.before
+    below, above = spread(size, rank, known.among)
+    low = int(sampled[below]) if below >= 0 else known.least
+    high = int(sampled[above]) if above < size else known.most
+    inside = sampled[(sampled >= low) & (sampled <= high)]
+    if inside.numel() * known.among < LIMIT * size:
+        return low, high
+    # Too many to collect. If one score alone is to blame, get it out of the way: count it, and
+    # know on which side of it to look. Else the counts of this bracket lead to a narrower one.
+    scores, times = torch.unique_consecutive(inside, return_counts=True)
+    heaviest = int(scores[times.argmax()])
+    heavy = int(times.max()) * known.among >= LIMIT // 4 * size
+    return (heaviest, heaviest) if heavy else (low, high)
 
 
-def _digit_counts(ranking: Ranking, space: KeySpace, prefix: int | None, shift: int) -> Tensor:
-    """Count the candidates under a prefix by their next digit, on the host."""
-    counts = torch.zeros(BINS, dtype=torch.int64)
-    for leaf in range(len(ranking.scores)):
-        for keys in ranking.candidate_keys(leaf, space):
-            if prefix is None:
-                digits = (keys >> shift) + BINS // 2
-            else:
-                digits = (keys[(keys >> (shift + DIGIT)) == prefix] >> shift) & (BINS - 1)
-            counts += torch.bincount(digits, minlength=BINS).cpu()
-    return counts
+def _learn(known: _Known, low: int, high: int, seen: Divided, k: int) -> _Known:
+    """Narrow what is known by a pass over a bracket that did not settle it."""
+    behind = seen.below + seen.inside
+    if k <= seen.below:
+        return _Known(known.least, low - 1, known.before, seen.below - known.before)
+    if k > behind:
+        return _Known(high + 1, known.most, behind, known.before + known.among - behind)
+    return _Known(low, high, seen.below, seen.inside)
 
 
-def _flat_index(ranking: Ranking, space: KeySpace, key: int, tied: int) -> int:
-    """Find the flat index of the `tied`-th candidate, in flat order, that has the key."""
-    offset = 0
-    for leaf, scores in enumerate(ranking.scores):
-        for start, keys, prior in ranking.blocks(leaf, space):
-            equal = keys == key
-            if prior is not None:
-                equal &= prior
-            count = int(equal.count_nonzero())
-            if tied <= count:
-                return offset + start + int(equal.nonzero()[tied - 1])
-            tied -= count
-        offset += scores.numel()
-    raise AssertionError("fewer candidates have the key than the counting passes saw")
+def _among(
+    ranking: Ranking, seen: Divided, nth: int, masks: list[Tensor] | None
+) -> tuple[float, int, bool]:
+    """Find the cut among the collected candidates, and put the masks right for them."""
+    assert seen.keys is not None
+    assert seen.positions is not None
+    key = torch.kthvalue(seen.keys, nth).values
+    tied = nth - int((seen.keys < key).sum())
+    index = int(seen.positions[seen.keys == key][tied - 1])
+    if masks is not None:
+        kept = (seen.keys > key) | ((seen.keys == key) & (seen.positions > index))
+        _keep(masks, seen.positions[kept], ranking.offsets)
+    return value_of(int(key), ranking.space), index, masks is not None
+
+
+def _keep(masks: list[Tensor], positions: Tensor, offsets: list[int]) -> None:
+    """Set the masks true at ascending flat indices."""
+    ends = torch.searchsorted(positions, torch.tensor(offsets)).tolist()
+    for leaf, (start, end) in enumerate(pairwise(ends)):
+        if start < end:
+            masks[leaf].view(-1)[positions[start:end] - offsets[leaf]] = True

@@ -1,0 +1,81 @@
+"""The sample: a guess at where the k-th candidate lies, which only guides the search.
+
+One entry is drawn from each of many equal strata of the flat index, at a hashed place in it, so no
+stride of the data can hide from it. The order statistics of the sample around the rank of the k-th
+bracket it with a probability of all but about one in ten thousand.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from gprune.selection.draws import draw, draw_range
+from gprune.selection.keys import keys
+from gprune.selection.ranking import Ranking
+
+POWER = 2 / 3
+"""With N entries, N^(2/3) are sampled: what the sample costs grows with its size, what is left to
+collect falls with the square root of it, and this is where the sum is least."""
+
+LARGEST = 2**20
+SIGMAS = 4.0
+SEED = 0x5EED
+
+
+def sample(ranking: Ranking) -> Tensor:
+    """Draw candidates.
+
+    Args:
+        ranking: what is ranked; at least one entry.
+
+    Returns:
+        Their keys in the ranking's common space, ascending, on the host.
+    """
+    size = min(math.ceil(ranking.entries**POWER), LARGEST)
+    jitter = draw_range(SEED, 0, 0, size, torch.device("cpu"))
+    strata = torch.arange(size, dtype=torch.float64).add_(jitter).mul_(ranking.entries / size)
+    places = strata.to(torch.int64).clamp_(max=ranking.entries - 1)
+    ends = torch.searchsorted(places, torch.tensor(ranking.offsets)).tolist()
+    found = [
+        _taken(ranking, leaf, places[start:end] - ranking.offsets[leaf])
+        for leaf, (start, end) in enumerate(pairwise(ends))
+        if start < end
+    ]
+    return torch.cat(found).sort().values
+
+
+def spread(size: int, rank: int, candidates: int) -> tuple[int, int]:
+    """Bracket a rank by positions in a sample.
+
+    Args:
+        size: how many candidates are sampled.
+        rank: the rank among all candidates, from 1.
+        candidates: how many candidates there are.
+
+    Returns:
+        Two positions, the lower from -1 (nothing sampled is low enough), the upper to `size`.
+    """
+    q = (rank - 0.5) / candidates
+    width = SIGMAS * math.sqrt(size * q * (1 - q)) + 2
+    return max(-1, math.floor(q * size - width)), min(size, math.ceil(q * size + width))
+
+
+def _taken(ranking: Ranking, leaf: int, places: Tensor) -> Tensor:
+    scores = ranking.scores[leaf]
+    places = places.to(scores.device)
+    kept = _at(ranking.masks[leaf], places) if ranking.masks else slice(None)
+    if ranking.seed is not None:
+        taken = draw(ranking.seed, ranking.first + leaf, places[kept])
+    else:
+        taken = _at(scores, places)[kept]
+    return keys(taken, ranking.space, absolute=ranking.absolute).cpu()
+
+
+def _at(tensor: Tensor, places: Tensor) -> Tensor:
+    if tensor.is_contiguous():
+        return tensor.view(-1)[places]
+    return tensor[torch.unravel_index(places, tensor.shape)]
