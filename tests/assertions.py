@@ -81,6 +81,23 @@ def same_number(got: float, want: float) -> bool:
     return got == want and math.copysign(1, got) == math.copysign(1, want)
 
 
+def assert_same(got: Any, expected: Any) -> None:
+    """The same structure, dtypes and bits (NaN is NaN), whatever the leaves are."""
+    assert_same_structure(got, expected)
+    problems = []
+    for path, a, b in zip(
+        reference.paths(expected), reference.leaves(got), reference.leaves(expected), strict=True
+    ):
+        if isinstance(b, torch.Tensor):
+            same = (a.dtype, a.shape) == (b.dtype, b.shape)
+            same = same and repr(reference.entries(a)) == repr(reference.entries(b))
+        else:
+            same = a == b
+        if not same:
+            problems.append(f"{path}: is {a}, expected {b}")
+    fail_if(problems)
+
+
 def assert_subset(smaller: Any, larger: Any) -> None:
     """Whatever the first keeps, the second keeps."""
     fail_if(

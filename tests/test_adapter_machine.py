@@ -54,6 +54,7 @@ PLAIN = Net()  # only its forward is used, with tensors from the model
 SHAPES = {path: p.shape for path, p in PLAIN.named_parameters()}
 SIZES = {path: shape.numel() for path, shape in SHAPES.items()}
 PATHS = list(SHAPES)
+TIED = ["tail.0.weight", "tail.1.1.weight"]
 
 
 class Model:
@@ -62,7 +63,7 @@ class Model:
     def __init__(self, tied, dense):
         self.first = {path: path for path in PATHS}
         if tied:
-            self.first["tail.1.1.weight"] = "tail.0.weight"
+            self.first[TIED[1]] = TIED[0]
         self.dense = {key: list(dense[key]) for key in self.first.values()}
         self.pruned: dict[str, set[int] | None] = dict.fromkeys(PATHS)  # None is no mask at all
         self.last: dict[str, list[float]] = {}
@@ -226,11 +227,11 @@ def by_path(strategy):
     return st.fixed_dictionaries({}, optional={p: strategy(p) for p in PATHS}).filter(len)
 
 
-pairs = st.lists(st.sampled_from(PATHS), min_size=1, max_size=8)
+one_path = st.sampled_from(PATHS) | st.sampled_from(TIED)  # half of the time what may be one
+pairs = st.lists(one_path, min_size=1, max_size=8) | st.permutations(PATHS)
 amounts = st.integers(0, 6) | st.floats(0, 1)
 masks = by_path(lambda path: st.none() | positions(path))
 scores = by_path(some_scores)
-one_mask = st.sampled_from(PATHS).flatmap(lambda p: st.tuples(st.just(p), positions(p)))
 
 
 def is_adapted(walk):
@@ -306,6 +307,12 @@ class Walk(RuleBasedStateMachine):
     def prune_the_largest(self, paths, amount, scores):
         self.prune(paths, amount, scores, Largest)
 
+    @step(paths=pairs, amounts=st.lists(amounts, min_size=2, max_size=3))
+    def prune_and_train_in_turn(self, paths, amounts):
+        for amount in amounts:  # from the second on, what a forward before the last update showed
+            self.prune(paths, amount, {}, torch_prune.L1Unstructured)
+            self.train(steps=1)
+
     def prune(self, paths, amount, scores, method):
         paths = self.accepted(paths)
         by_key = {self.model.first[p]: scores[p] for p in reversed(paths) if p in scores}
@@ -328,15 +335,18 @@ class Walk(RuleBasedStateMachine):
         self.call(self.library.global_unstructured, **arguments)
         self.model.prune(paths, ranking[:k])
 
-    @step(mask=one_mask)
-    def custom_from_mask(self, mask):
-        path, gone = mask
+    @step(masks=by_path(positions))
+    def custom_from_mask(self, masks):
+        for path, gone in masks.items():  # each name apart, also if they are of one parameter
+            self.multiply(path, gone)
+
+    def multiply(self, path, gone):
         keep = tensor(path, [float(i not in gone) for i in range(SIZES[path])])
         self.call(self.library.custom_from_mask, *self.now.site(path), keep)
         self.model.mask(path, gone)
 
     @precondition(is_adapted)
-    @step(path=st.sampled_from(PATHS))
+    @step(path=one_path)
     def remove(self, path):
         if self.model.pruned[path] is None:
             with self.refused(ValueError):
@@ -392,7 +402,7 @@ class Walk(RuleBasedStateMachine):
         if self.model.adapted() != then.adapted():
             self.release()
             for path in then.adapted():
-                self.custom_from_mask((path, set()))
+                self.multiply(path, set())
         self.net.load_state_dict(loaded(content))
         self.model.load(then)
         self.may_return = True
@@ -407,29 +417,30 @@ class Walk(RuleBasedStateMachine):
             self.now, self.others = twin, [self.now]
 
     @invariant()
-    def masks_hooks_and_names_are_those_of_the_model(self):
+    def agrees(self):
         for subject in [self.now, *self.others]:
-            for path in PATHS:
-                check_site(subject, path)
-            model, adapted = subject.model, subject.model.adapted()
-            keys = {p for p in PATHS if p not in adapted}
-            keys |= {f"{path}{suffix}" for path in adapted for suffix in ("_orig", "_mask")}
-            assert subject.net.state_dict().keys() == keys
-            parameters = list(map(id, subject.net.parameters()))
-            assert sorted(parameters) == sorted(map(id, subject.parameters.values()))
-            modules = dict(subject.net.named_modules())
-            assert sum(len(m._forward_pre_hooks) for m in modules.values()) == len(adapted)
-            read = self.call(
-                lambda among: list(map(self.library.is_pruned, among)), modules.values()
-            )
-            inside = [f"{prefix}." if prefix else "" for prefix in modules]
-            assert read == [any(path.startswith(i) for path in adapted) for i in inside]
-            assert {k: flat(p) for k, p in subject.parameters.items()} == model.dense
-            shown = {path: flat(getattr(*subject.site(path))) for path in PATHS}
-            assert shown == {path: model.shown(path) for path in PATHS}
+            self.check(subject)
+        self.check_that_nothing_pruned_comes_back()
 
-    @invariant()
-    def nothing_pruned_comes_back(self):
+    def check(self, subject):
+        for path in PATHS:
+            check_site(subject, path)
+        net, model, adapted = subject.net, subject.model, subject.model.adapted()
+        keys = {p for p in PATHS if p not in adapted}
+        keys |= {f"{path}{suffix}" for path in adapted for suffix in ("_orig", "_mask")}
+        assert net.state_dict().keys() == keys
+        parameters = sorted(map(id, subject.parameters.values()))
+        assert sorted(map(id, net.parameters())) == parameters
+        modules = dict(net.named_modules())
+        assert sum(len(m._forward_pre_hooks) for m in modules.values()) == len(adapted)
+        read = self.call(lambda: [self.library.is_pruned(m) for m in modules.values()])
+        inside = [f"{prefix}." if prefix else "" for prefix in modules]
+        assert read == [any(path.startswith(i) for path in adapted) for i in inside]
+        assert {k: flat(p) for k, p in subject.parameters.items()} == model.dense
+        shown = {path: flat(getattr(*subject.site(path))) for path in PATHS}
+        assert shown == {path: model.shown(path) for path in PATHS}
+
+    def check_that_nothing_pruned_comes_back(self):
         before, self.now.lost = self.now.lost, {path: self.now.zeros(path) for path in PATHS}
         back = {path: before[path] - self.now.lost[path] for path in PATHS}
         assert self.may_return or not any(back.values()), back
@@ -440,18 +451,18 @@ def check_site(subject, path):
     owner, name = subject.site(path)
     dense, gone = subject.parameters[subject.model.first[path]], subject.model.pruned[path]
     hooks = [hook_chain(h) for h in owner._forward_pre_hooks.values() if h._tensor_name == name]
-    assert subject.dense(path) is dense
+    assert subject.dense(path) is dense, f"{path} is another Parameter"
     assert dense.requires_grad
     assert dense.is_leaf
     if gone is None:
-        assert not hooks
+        assert not hooks, path
         assert not {f"{name}_orig", f"{name}_mask"} & {*owner._parameters, *owner._buffers}
         assert name not in vars(owner)
         return
     assert name not in owner._parameters
     mask, rounds = owner._buffers[f"{name}_mask"], subject.model.rounds[path]
     assert (mask.dtype, mask.shape, mask.requires_grad) == (dense.dtype, dense.shape, False)
-    assert flat(mask) == [float(i not in gone) for i in range(SIZES[path])]
+    assert flat(mask) == [float(i not in gone) for i in range(SIZES[path])], path
     one = (torch_prune.CustomFromMask, name, [])
     assert hooks == [one if rounds == 1 else (torch_prune.PruningContainer, name, [one] * rounds)]
 
@@ -473,17 +484,14 @@ class AdapterWalk(Walk):
             self.model.detach(path)
 
     @precondition(is_adapted)
-    @step()
-    def detach(self):
-        self.release()
-        self.may_return = True
-
-    @precondition(is_adapted)
-    @step()
-    def make_permanent(self):
-        assert self.call(prune.make_permanent_, self.net) is self.net
-        for path in self.model.adapted():
-            self.model.make_permanent(path)
+    @step(permanently=st.booleans())
+    def leave(self, permanently):
+        if permanently:
+            assert self.call(prune.make_permanent_, self.net) is self.net
+            for path in self.model.adapted():
+                self.model.make_permanent(path)
+        else:
+            self.release()
         self.may_return = True
 
     @step(masks=masks)
@@ -508,13 +516,16 @@ class AdapterWalk(Walk):
         self.call(prune.attach_masks_, self.net, masks)
         attach_to_model(self.model, gone)
 
-    @step(
-        paths=pairs,
-        kind=st.sampled_from(["prune", "attach"]),
-    )
-    def be_interrupted_on_the_way_in(self, paths, kind):
+    @step(paths=pairs, way=st.sampled_from(["prune", "attach", "detach", "make permanent"]))
+    def be_interrupted(self, paths, way):
+        if way in ("prune", "attach"):
+            self.interrupt_the_way_in(paths, way)
+        elif self.model.adapted():
+            self.interrupt_the_way_out(way)
+
+    def interrupt_the_way_in(self, paths, way):
         with interruption(*self.now.site(paths[-1])), self.refused(InterruptionError):
-            if kind == "prune":
+            if way == "prune":
                 sites = [self.now.site(path) for path in paths]
                 method = torch_prune.L1Unstructured
                 self.call(prune.global_unstructured, sites, method, amount=1.0)
@@ -522,31 +533,28 @@ class AdapterWalk(Walk):
                 nothing = {path: torch.zeros(SHAPES[path]).bool() for path in paths}
                 self.call(prune.attach_masks_, self.net, nothing)
 
-    @precondition(is_adapted)
-    @step(mutate=st.sampled_from([prune.detach_masks_, prune.make_permanent_]))
-    def be_interrupted_on_the_way_out(self, mutate):
+    def interrupt_the_way_out(self, way):
         owner, name = self.now.site(self.model.adapted()[-1])
         mask = owner._buffers.pop(f"{name}_mask")
         with self.refused(AttributeError):
-            self.call(mutate, self.net)
+            self.call(prune.detach_masks_ if way == "detach" else prune.make_permanent_, self.net)
         owner.register_buffer(f"{name}_mask", mask)
 
-    @invariant()
-    def whole_modules_read_as_plain_ones(self):
-        for subject in [self.now, *self.others]:
-            model = subject.model
-            params = self.call(prune.params_of, subject.net)
-            assert params.keys() == model.dense.keys()
-            assert all(params[key] is p for key, p in subject.parameters.items())
-            read = self.call(prune.masks_of, subject.net)
-            assert read.keys() == model.dense.keys()
-            for key, mask in read.items():
-                names = [path for path in model.names(key) if path in model.adapted()]
+    def check(self, subject):
+        super().check(subject)
+        model = subject.model
+        params = self.call(prune.params_of, subject.net)
+        assert params.keys() == model.dense.keys()
+        assert all(params[key] is p for key, p in subject.parameters.items())
+        read = self.call(prune.masks_of, subject.net)
+        assert read.keys() == model.dense.keys()
+        for key, mask in read.items():
+            names = [path for path in model.names(key) if path in model.adapted()]
+            assert (mask is None) == (not names), key
+            if mask is not None:
                 gone = model.gone(names)
-                keep = [i not in gone for i in range(SIZES[key])]
-                assert (mask is None) == (not names)
-                assert mask is None or (mask.dtype, mask.shape) == (torch.bool, SHAPES[key])
-                assert mask is None or flat(mask) == keep, key
+                assert (mask.dtype, mask.shape) == (torch.bool, SHAPES[key])
+                assert flat(mask) == [i not in gone for i in range(SIZES[key])], key
 
 
 def attach_to_model(model, masks):

@@ -9,6 +9,9 @@ counts at the end of a pass.
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from itertools import accumulate
+
 import torch
 from torch import Tensor
 
@@ -54,13 +57,11 @@ def index_of_tie(ranking: Ranking, key: int, counts: list[tuple[int, int]], nth:
     Returns:
         Its flat index.
     """
-    before = 0
-    for start, count in counts:
-        if before < nth <= before + count:
-            chunk = next(chunk for chunk in ranking.chunks(start) if chunk.start == start)
-            return start + int(_ties(ranking, chunk, key).nonzero()[nth - before - 1])
-        before += count
-    raise AssertionError("fewer candidates have the key than were counted")
+    ends = list(accumulate(count for _, count in counts))
+    number = bisect_left(ends, nth)
+    start, count = counts[number]
+    chunk = next(chunk for chunk in ranking.chunks(start) if chunk.start == start)
+    return start + int(_ties(ranking, chunk, key).nonzero()[nth - (ends[number] - count) - 1])
 
 
 def _counts(ranking: Ranking, prefix: int | None, shift: int) -> Tensor:
