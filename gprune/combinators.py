@@ -62,11 +62,14 @@ def global_unstructured(
             f"global_unstructured takes methods of PRUNING_TYPE 'unstructured', {method.__name__} "
             f"is {method.PRUNING_TYPE!r}; use layerwise"
         )
+    arguments = {**bound, **kwargs}
     leaves, flat, treedef = align(params, scores, masks)
     if hasattr(method, "over_leaves"):
-        kept = method.over_leaves(leaves, **{**bound, **kwargs})
+        if arguments.get("dim") is not None:
+            raise ValueError("dim compares within each leaf, not globally; use layerwise")
+        kept = method.over_leaves(leaves, **arguments)
     else:
-        kept = _joined(method, leaves, {**bound, **kwargs})
+        kept = _joined(method, leaves, arguments)
     return fill(treedef, flat, kept)
 
 

@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from gprune.comparison import rank
 from gprune.leaves import Leaves, check_one
-from gprune.selection import operators
-from gprune.selection.amounts import as_scalar, as_seed, one_of
+from gprune.selection.amounts import as_seed
 
 Method = TypeVar("Method", bound=Callable[..., Tensor])
 
@@ -84,28 +84,6 @@ def unwrap(method: Any) -> tuple[Any, dict[str, Any]]:
     return method, bound
 
 
-def _rank(
-    leaves: Leaves,
-    caller: str,
-    amount: Any,
-    sparsity: Any,
-    *,
-    absolute: bool = False,
-    seed: Tensor | None = None,
-) -> list[Tensor]:
-    """Call the operator: on one amount for all leaves together, or on one for each leaf alone."""
-    number, is_sparsity = one_of(amount, sparsity, caller)
-    name = "sparsity" if is_sparsity else "amount"
-    numbers = number if leaves.separately and isinstance(number, list) else [number]
-    if leaves.separately and len(numbers) == 1:
-        numbers = numbers * len(leaves.scores)
-    amounts = [as_scalar(one, name) for one in numbers]
-    kept: list[Tensor] = operators.select(
-        leaves.scores, leaves.masks, amounts, seed, absolute, is_sparsity
-    )
-    return kept
-
-
 def _over_leaves(
     function: Callable[..., list[Tensor]],
 ) -> Callable[[Method], Method]:
@@ -119,17 +97,24 @@ def _over_leaves(
     return decorate
 
 
-def _lowest(leaves: Leaves, *, amount: Any = None, sparsity: Any = None) -> list[Tensor]:
+def _lowest(
+    leaves: Leaves, *, amount: Any = None, sparsity: Any = None, dim: Any = None
+) -> list[Tensor]:
     # signed weights are never meant to be ranked as they are: without scores, rank by magnitude
-    return _rank(leaves, "lowest_unstructured", amount, sparsity, absolute=leaves.unscored)
+    absolute = leaves.unscored
+    return rank(leaves, "lowest_unstructured", amount, sparsity, dim, absolute=absolute)
 
 
-def _l1(leaves: Leaves, *, amount: Any = None, sparsity: Any = None) -> list[Tensor]:
-    return _rank(leaves, "l1_unstructured", amount, sparsity, absolute=True)
+def _l1(
+    leaves: Leaves, *, amount: Any = None, sparsity: Any = None, dim: Any = None
+) -> list[Tensor]:
+    return rank(leaves, "l1_unstructured", amount, sparsity, dim, absolute=True)
 
 
-def _random(leaves: Leaves, *, seed: Any, amount: Any = None, sparsity: Any = None) -> list[Tensor]:
-    return _rank(leaves, "random_unstructured", amount, sparsity, seed=as_seed(seed))
+def _random(
+    leaves: Leaves, *, seed: Any, amount: Any = None, sparsity: Any = None, dim: Any = None
+) -> list[Tensor]:
+    return rank(leaves, "random_unstructured", amount, sparsity, dim, seed=as_seed(seed))
 
 
 def _identity(leaves: Leaves) -> list[Tensor]:
@@ -145,6 +130,7 @@ def lowest_unstructured(
     *,
     amount: float | Tensor | None = None,
     sparsity: float | Tensor | None = None,
+    dim: int | tuple[int, ...] | None = None,
 ) -> Tensor:
     """Prune the entries with the lowest scores, sign included.
 
@@ -156,6 +142,8 @@ def lowest_unstructured(
         mask: prior bool mask of the same shape; what it has pruned stays pruned.
         amount: how many more to prune (int), or the fraction of the candidates (float, 0 to 1).
         sparsity: the fraction of all entries that is pruned after the call, 0 to 1.
+        dim: compare only along these dims: every group of entries that differ in nothing else is
+            pruned by the amount, `dim=-1` each row. `None` compares everything.
 
     Returns:
         Bool mask of the shape of `scores`, `True` = keep.
@@ -168,7 +156,7 @@ def lowest_unstructured(
         >>> lowest_unstructured(torch.tensor([3.0, -5.0, 1.0, 1.0]), amount=2)
         tensor([ True, False, False,  True])
     """
-    [result] = _lowest(check_one(scores, mask), amount=amount, sparsity=sparsity)
+    [result] = _lowest(check_one(scores, mask), amount=amount, sparsity=sparsity, dim=dim)
     return result
 
 
@@ -179,6 +167,7 @@ def l1_unstructured(
     *,
     amount: float | Tensor | None = None,
     sparsity: float | Tensor | None = None,
+    dim: int | tuple[int, ...] | None = None,
 ) -> Tensor:
     """Prune the entries with the lowest absolute value, as `torch.nn.utils.prune.L1Unstructured`.
 
@@ -187,6 +176,8 @@ def l1_unstructured(
         mask: prior bool mask of the same shape; what it has pruned stays pruned.
         amount: how many more to prune (int), or the fraction of the candidates (float, 0 to 1).
         sparsity: the fraction of all entries that is pruned after the call, 0 to 1.
+        dim: compare only along these dims: every group of entries that differ in nothing else is
+            pruned by the amount, `dim=-1` each row. `None` compares everything.
 
     Returns:
         Bool mask of the shape of `scores`, `True` = keep.
@@ -199,7 +190,7 @@ def l1_unstructured(
         >>> l1_unstructured(torch.tensor([3.0, -5.0, 1.0, -1.0]), amount=0.5)
         tensor([ True,  True, False, False])
     """
-    [result] = _l1(check_one(scores, mask), amount=amount, sparsity=sparsity)
+    [result] = _l1(check_one(scores, mask), amount=amount, sparsity=sparsity, dim=dim)
     return result
 
 
@@ -211,6 +202,7 @@ def random_unstructured(
     seed: int | Tensor,
     amount: float | Tensor | None = None,
     sparsity: float | Tensor | None = None,
+    dim: int | tuple[int, ...] | None = None,
 ) -> Tensor:
     """Prune entries at random: the lowest of `gprune.scores.random`, which is never stored.
 
@@ -220,6 +212,8 @@ def random_unstructured(
         seed: a 64-bit int or a 0-dim integer tensor; the same seed gives the same mask.
         amount: how many more to prune (int), or the fraction of the candidates (float, 0 to 1).
         sparsity: the fraction of all entries that is pruned after the call, 0 to 1.
+        dim: compare only along these dims: every group of entries that differ in nothing else is
+            pruned by the amount, `dim=-1` each row. `None` compares everything.
 
     Returns:
         Bool mask of the shape of `scores`, `True` = keep.
@@ -233,7 +227,7 @@ def random_unstructured(
         70
     """
     leaves = check_one(scores, mask)
-    [result] = _random(leaves, seed=seed, amount=amount, sparsity=sparsity)
+    [result] = _random(leaves, seed=seed, amount=amount, sparsity=sparsity, dim=dim)
     return result
 
 

@@ -85,6 +85,23 @@ def as_seed(seed: Any) -> Tensor:
     return number
 
 
+def resolve(number: Tensor, entries: int, candidates: int, is_sparsity: bool) -> int:
+    """Apply the law of counts to an amount or a sparsity.
+
+    Args:
+        number: 0-dim tensor.
+        entries: how many prunable entries there are.
+        candidates: how many of them are not pruned yet.
+        is_sparsity: which of the two the number is.
+
+    Returns:
+        How many candidates to prune.
+    """
+    if is_sparsity:
+        return resolve_sparsity(number, entries, candidates)
+    return resolve_amount(number, candidates)
+
+
 def resolve_amount(amount: Tensor, candidates: int) -> int:
     """Apply the law to an amount: itself if it is an integer, else `round(amount * candidates)`.
 

@@ -13,12 +13,13 @@ and in compiled code alike.
 
 # No `from __future__ import annotations`: the schemas are inferred from the annotations themselves.
 
-from typing import Any, Optional
+from typing import Optional
 
 import torch
 from torch import Tensor
 
-from gprune.selection.amounts import resolve_amount, resolve_sparsity
+from gprune.selection import batching, rows
+from gprune.selection.amounts import resolve, resolve_amount
 from gprune.selection.draws import draw_range
 from gprune.selection.keys import check_exact
 from gprune.selection.marking import empty_masks, mark
@@ -60,13 +61,40 @@ def select(
     ]
 
 
+@torch.library.custom_op("gprune::select_rows", mutates_args=(), tags=TAGS)
+def select_rows(
+    scores: Tensor,
+    masks: list[Tensor],
+    amount: Tensor,
+    seed: Optional[Tensor],  # noqa: UP045
+    leaf: int,
+    absolute: bool,
+    sparsity: bool,
+) -> Tensor:
+    """Find a cut for every row and make the masks.
+
+    Args:
+        scores: (rows, entries).
+        masks: the prior mask, or empty.
+        amount: what each row is to be pruned by.
+        seed: ranks by random draws if given.
+        leaf: the number of the leaf that the matrix is, which a random draw depends on.
+        absolute: ranks by absolute value.
+        sparsity: whether the amount is a sparsity.
+
+    Returns:
+        The mask, (rows, entries).
+    """
+    return rows.select(_ranking([scores], masks, absolute, seed, leaf), amount, sparsity)
+
+
 @torch.library.custom_op("gprune::find_cut", mutates_args=(), tags=TAGS)
 def find_cut(
     scores: list[Tensor], masks: list[Tensor], amount: Tensor, absolute: bool, sparsity: bool
 ) -> tuple[Tensor, Tensor]:
     """Find the cut; the arguments are those of `select`."""
     ranking = _ranking(scores, masks, absolute)
-    value, index = find(ranking, _num_to_prune(ranking, amount, sparsity))
+    value, index = find(ranking, resolve(amount, ranking.entries, ranking.candidates, sparsity))
     return torch.tensor(value, dtype=torch.float64), torch.tensor(index, dtype=torch.int64)
 
 
@@ -95,23 +123,20 @@ def random_scores(leaves: list[Tensor], seed: Tensor) -> list[Tensor]:
 
 
 def _ranking(
-    scores: list[Tensor], masks: list[Tensor], absolute: bool, seed: Tensor | None = None
+    scores: list[Tensor],
+    masks: list[Tensor],
+    absolute: bool,
+    seed: Tensor | None = None,
+    first: int = 0,
 ) -> Ranking:
     if seed is not None:
-        return Ranking(scores, masks, seed=int(seed.item()))
+        return Ranking(scores, masks, seed=int(seed.item()), first=first)
     check_exact(scores)
     return Ranking(scores, masks, absolute)
 
 
-def _num_to_prune(ranking: Ranking, amount: Tensor, sparsity: bool) -> int:
-    candidates = ranking.candidates
-    if sparsity:
-        return resolve_sparsity(amount, ranking.entries, candidates)
-    return resolve_amount(amount, candidates)
-
-
 def _select_together(ranking: Ranking, amount: Tensor, sparsity: bool) -> list[Tensor]:
-    k = _num_to_prune(ranking, amount, sparsity)
+    k = resolve(amount, ranking.entries, ranking.candidates, sparsity)
     if k == 0 and ranking.masks:  # what a step that is not due costs: one copy of the masks
         return [mask.clone(memory_format=torch.contiguous_format) for mask in ranking.masks]
     return prune(ranking, k)
@@ -127,6 +152,19 @@ def _(
     sparsity: bool,
 ) -> list[Tensor]:
     return empty_masks(scores)
+
+
+@select_rows.register_fake
+def _(
+    scores: Tensor,
+    masks: list[Tensor],
+    amount: Tensor,
+    seed: Tensor | None,
+    leaf: int,
+    absolute: bool,
+    sparsity: bool,
+) -> Tensor:
+    return empty_masks([scores])[0]
 
 
 @find_cut.register_fake
@@ -153,26 +191,5 @@ def _(leaves: list[Tensor], seed: Tensor) -> list[Tensor]:
     return [torch.empty(x.shape, dtype=torch.float64, device=x.device) for x in leaves]
 
 
-def _batch_by_loop(operator: Any) -> None:
-    """Give an operator the batching rule "one call per element of the batch, then stack"."""
-
-    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-        calls = [operator(*_slice(args, in_dims, i)) for i in range(info.batch_size)]
-        if isinstance(calls[0], Tensor):
-            return torch.stack(calls), 0
-        stacked = [torch.stack(outputs) for outputs in zip(*calls, strict=True)]
-        return type(calls[0])(stacked), type(calls[0])([0] * len(stacked))
-
-    operator.register_vmap(rule)
-
-
-def _slice(arg: Any, in_dim: Any, i: int) -> Any:
-    """Take element i of every batched tensor in a nest of lists."""
-    if isinstance(arg, list | tuple):
-        dims = in_dim if isinstance(in_dim, list | tuple) else [in_dim] * len(arg)
-        return [_slice(one, dim, i) for one, dim in zip(arg, dims, strict=True)]
-    return arg if in_dim is None else arg.select(in_dim, i)
-
-
-for _operator in (select, find_cut, masks_at, num_to_prune, random_scores):
-    _batch_by_loop(_operator)
+for _operator in (select, select_rows, find_cut, masks_at, num_to_prune, random_scores):
+    _operator.register_vmap(batching.by_loop(_operator))

@@ -1,0 +1,102 @@
+"""Comparison groups: with `dim=`, the laws hold within each group of a leaf."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import gprune as gp
+from gprune.testing import amounts, prior_masks, tensors
+from tests import reference
+
+METHODS = {"lowest": gp.lowest_unstructured, "l1": gp.l1_unstructured}
+
+
+def groups(tensor: torch.Tensor, dims: list[int]) -> torch.Tensor:
+    """One row per group, of the entries that differ in nothing but `dims`."""
+    if tensor.numel() == 0:
+        return tensor.new_empty(0, 0)
+    rest = [d for d in range(tensor.dim()) if d not in dims]
+    rows = tensor.permute(rest + dims).reshape(*(tensor.shape[d] for d in rest), -1)
+    return rows.reshape(-1, rows.shape[-1])
+
+
+@given(tensors().filter(lambda t: t.dim() > 0), st.data())
+def test_every_group_is_pruned_as_if_alone(scores: torch.Tensor, data: st.DataObject) -> None:
+    dims = sorted(data.draw(st.sets(st.integers(0, scores.dim() - 1), min_size=1)))
+    signed = tuple(d - scores.dim() if data.draw(st.booleans()) else d for d in dims)
+    dim = signed[0] if len(signed) == 1 else signed
+    mask = data.draw(st.none() | prior_masks(scores))
+    budget = data.draw(
+        st.one_of(
+            st.fixed_dictionaries({"amount": st.floats(0, 1)}),
+            st.fixed_dictionaries({"sparsity": st.floats(0, 1)}),
+            st.just({"amount": 0}),
+        )
+    )
+    name = data.draw(st.sampled_from(sorted(METHODS)))
+    got = METHODS[name](scores, mask, dim=dim, **budget)
+    assert (got.dtype, got.shape, got.is_contiguous()) == (torch.bool, scores.shape, True)
+    masks = [None] * scores.numel() if mask is None else list(groups(mask, dims))
+    for row, kept, prior in zip(groups(scores, dims), groups(got, dims), masks, strict=False):
+        k = reference.count(row, prior, **budget)
+        ranked = None if name == "l1" else row
+        expected = reference.global_masks(row, ranked, k, prior)
+        assert [kept.tolist()] == expected
+
+
+@given(st.integers(0, 12), st.integers(0, 2**40))
+def test_random_groups_have_exact_counts_and_differ_between_leaves(k: int, seed: int) -> None:
+    params = {"a": torch.zeros(20, 12), "b": torch.zeros(20, 12)}
+    masks = gp.layerwise(params, pruning_method=gp.random_unstructured, seed=seed, amount=k, dim=-1)
+    assert ((~masks["a"]).sum(1) == k).all()
+    assert ((~masks["b"]).sum(1) == k).all()
+    assert k in (0, 12) or not torch.equal(masks["a"], masks["b"])
+
+
+def test_amounts_per_leaf_and_integer_amounts_per_group() -> None:
+    params = {"a": torch.arange(12.0).reshape(3, 4), "b": torch.arange(6.0).reshape(3, 2)}
+    masks = gp.layerwise(params, amount={"a": 3, "b": 1}, dim=1)
+    assert masks["a"].sum(1).tolist() == [1, 1, 1]
+    assert masks["b"].sum(1).tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("rows", [1, 3, 1000])
+def test_more_rows_than_a_block_holds(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = torch.randint(0, 5, (rows, 17), generator=torch.Generator().manual_seed(rows))
+    whole = gp.lowest_unstructured(scores, amount=0.3, dim=-1)
+    monkeypatch.setattr("gprune.selection.rows.BLOCK", 40)
+    assert torch.equal(gp.lowest_unstructured(scores, amount=0.3, dim=-1), whole)
+    drawn = gp.random_unstructured(scores, amount=5, dim=-1, seed=1)
+    monkeypatch.undo()
+    assert torch.equal(gp.random_unstructured(scores, amount=5, dim=-1, seed=1), drawn)
+
+
+@pytest.mark.parametrize(
+    ("dim", "error", "words"),
+    [
+        (2, ValueError, r"got 2 for a leaf of shape \(2, 3\)"),
+        (-3, ValueError, "got -3"),
+        ((0, -2), ValueError, "each dim once"),
+        ("x", TypeError, "an int or a tuple of ints, got 'x'"),
+        (True, TypeError, "an int"),
+        ((), TypeError, "an int"),
+        (1.0, TypeError, "an int"),
+    ],
+)
+def test_bad_dims(dim: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        gp.lowest_unstructured(torch.ones(2, 3), amount=1, dim=dim)
+
+
+def test_a_global_ranking_has_no_groups() -> None:
+    with pytest.raises(ValueError, match="use layerwise"):
+        gp.global_unstructured([torch.ones(2, 3)], amount=1, dim=-1)
+
+
+def test_an_amount_above_the_candidates_of_one_group_is_refused() -> None:
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    with pytest.raises(ValueError, match="candidates, 1"):
+        gp.lowest_unstructured(torch.ones(2, 3), mask, amount=2, dim=-1)
