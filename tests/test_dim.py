@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gprune as gp
-from gprune.testing import amounts, prior_masks, tensors
+from gprune.testing import prior_masks, tensors
 from tests import reference
 
 METHODS = {"lowest": gp.lowest_unstructured, "l1": gp.l1_unstructured}

@@ -1,12 +1,19 @@
-"""Batching rules: what `vmap` does with an operator."""
+"""Batching rules: what `vmap` does with an operator.
+
+In general it is called once for each element of the batch. A batch of small models, though, is laid
+side by side as the rows of one matrix, and all are cut by one operator.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from gprune.selection.ranking import BLOCK
 
 
 def by_loop(operator: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
@@ -27,6 +34,50 @@ def by_loop(operator: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
         return type(calls[0])(stacked), type(calls[0])([0] * len(stacked))
 
     return rule
+
+
+def side_by_side(
+    select: Callable[..., list[Tensor]], select_rows: Callable[..., Tensor]
+) -> Callable[..., tuple[Any, Any]]:
+    """Make the rule of `select`: many small models at once, or each in its turn.
+
+    Args:
+        select: the operator that the rule is for.
+        select_rows: its like for the rows of a matrix.
+
+    Returns:
+        The rule that `register_vmap` takes.
+    """
+    loop = by_loop(select)
+
+    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        scores, masks, amounts, seed, absolute, sparsity = args
+        alike = len({leaf.dtype for leaf in scores}) == len({leaf.device for leaf in scores}) == 1
+        one_amount = len(amounts) == 1 and in_dims[2][0] is None
+        if seed is not None or not alike or not one_amount:
+            return loop(info, in_dims, *args)
+        leaves = [_batched(*pair, info) for pair in zip(scores, in_dims[0], strict=True)]
+        sizes = [leaf[0].numel() for leaf in leaves]
+        if sum(sizes) > BLOCK // 8:
+            return loop(info, in_dims, *args)
+        priors = [_batched(*pair, info) for pair in zip(masks, in_dims[1], strict=True)]
+        prior = [_joined(priors)] if priors else []
+        kept = select_rows(_joined(leaves), prior, amounts[0], None, 0, absolute, sparsity)
+        parts = torch.split(kept, sizes, dim=1)
+        result = [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
+        return result, [0] * len(result)
+
+    return rule
+
+
+def _batched(leaf: Tensor, dim: int | None, info: Any) -> Tensor:
+    """Put the batch first, also where a leaf has none."""
+    return leaf.expand(info.batch_size, *leaf.shape) if dim is None else leaf.movedim(dim, 0)
+
+
+def _joined(leaves: list[Tensor]) -> Tensor:
+    """Join the entries of each model to a row."""
+    return torch.cat([leaf.reshape(len(leaf), math.prod(leaf.shape[1:])) for leaf in leaves], dim=1)
 
 
 def _slice(arg: Any, in_dim: Any, i: int) -> Any:

@@ -191,5 +191,6 @@ def _(leaves: list[Tensor], seed: Tensor) -> list[Tensor]:
     return [torch.empty(x.shape, dtype=torch.float64, device=x.device) for x in leaves]
 
 
-for _operator in (select, select_rows, find_cut, masks_at, num_to_prune, random_scores):
+select.register_vmap(batching.side_by_side(select, select_rows))
+for _operator in (select_rows, find_cut, masks_at, num_to_prune, random_scores):
     _operator.register_vmap(batching.by_loop(_operator))

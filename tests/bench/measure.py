@@ -1,0 +1,66 @@
+"""Measuring: both sides in one process, in turn; memory in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+Side = Callable[[], Any]
+
+
+def medians(*sides: Side, rounds: int = 5) -> list[float]:
+    """Run the sides in turn, once to warm up and then `rounds` times; give each one's median."""
+    seconds: list[list[float]] = [[] for _ in sides]
+    for side in sides:
+        side()
+    for _ in range(rounds):
+        for side, times in zip(sides, seconds, strict=True):
+            start = time.perf_counter()
+            side()
+            times.append(time.perf_counter() - start)
+    return [median(times) for times in seconds]
+
+
+def ratio(over: Side, under: Side, rounds: int = 5) -> float:
+    """Give the median time of the first side over that of the second."""
+    first, second = medians(over, under, rounds=rounds)
+    return first / second
+
+
+PEAK = """
+def resident(field):
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
+
+{setup}
+open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
+before = resident("VmRSS")
+kept = {call}
+print(resident("VmHWM") - before)
+"""
+
+
+def peak(setup: str, call: str) -> float:
+    """Give the peak growth of the resident set during a call, in MiB, in a fresh process.
+
+    The setup should make one small call first, so that code loaded on first use does not count.
+    """
+    return float(python(PEAK.format(setup=setup, call=call)))
+
+
+def python(code: str, **environment: str) -> str:
+    """Run a script in a fresh process; give what it prints."""
+    import os
+
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
+    return done.stdout.strip()
