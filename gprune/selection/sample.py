@@ -30,20 +30,24 @@ def sample(ranking: Ranking) -> Tensor:
     """Draw candidates.
 
     Args:
-        ranking: what is ranked; at least one entry.
+        ranking: what is ranked, on the CPU; at least one entry.
 
     Returns:
-        Their keys in the ranking's common space, ascending, on the host.
+        Their keys in the ranking's common space, ascending.
     """
     size = min(math.ceil(ranking.entries**POWER), LARGEST)
     jitter = draw_range(SEED, 0, 0, size, torch.device("cpu"))
     strata = torch.arange(size, dtype=torch.float64).add_(jitter).mul_(ranking.entries / size)
     places = strata.to(torch.int64).clamp_(max=ranking.entries - 1)
     ends = torch.searchsorted(places, torch.tensor(ranking.offsets)).tolist()
+    taken: dict[torch.dtype, list[Tensor]] = {}
+    for leaf, (start, end) in enumerate(pairwise(ends)):
+        if start < end:
+            scores = _taken(ranking, leaf, places[start:end] - ranking.offsets[leaf])
+            taken.setdefault(scores.dtype, []).append(scores)
     found = [
-        _taken(ranking, leaf, places[start:end] - ranking.offsets[leaf])
-        for leaf, (start, end) in enumerate(pairwise(ends))
-        if start < end
+        keys(torch.cat(scores), ranking.space, absolute=ranking.absolute)
+        for scores in taken.values()
     ]
     return torch.cat(found).sort().values
 
@@ -65,14 +69,12 @@ def spread(size: int, rank: int, candidates: int) -> tuple[int, int]:
 
 
 def _taken(ranking: Ranking, leaf: int, places: Tensor) -> Tensor:
-    scores = ranking.scores[leaf]
-    places = places.to(scores.device)
-    kept = _at(ranking.masks[leaf], places) if ranking.masks else slice(None)
+    """Take the scores of the candidates among some places of a leaf."""
+    if ranking.masks:
+        places = places[_at(ranking.masks[leaf], places)]
     if ranking.seed is not None:
-        taken = draw(ranking.seed, ranking.first + leaf, places[kept])
-    else:
-        taken = _at(scores, places)[kept]
-    return keys(taken, ranking.space, absolute=ranking.absolute).cpu()
+        return draw(ranking.seed, ranking.first + leaf, places)
+    return _at(ranking.scores[leaf], places)
 
 
 def _at(tensor: Tensor, places: Tensor) -> Tensor:
