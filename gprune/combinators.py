@@ -6,6 +6,8 @@ are the two halves of the first, for whoever wants to keep, send or compare the 
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,8 +17,10 @@ from gprune.leaves import Leaves, align
 from gprune.selection import operators
 from gprune.selection.amounts import as_scalar, one_of
 from gprune.selection.cut import Cut
+from gprune.selection.errors import LeafError
+from gprune.selection.keys import common_space
 from gprune.trees import Tree, TreeDef, fill, is_leaf, leaf_names, match
-from gprune.unstructured import Method, lowest_unstructured, unwrap
+from gprune.unstructured import Method, lowest_unstructured, over_leaves, unwrap
 
 
 def global_unstructured(
@@ -59,18 +63,15 @@ def global_unstructured(
     method, bound = unwrap(pruning_method)
     if method.PRUNING_TYPE != "unstructured":
         raise TypeError(
-            f"global_unstructured takes methods of PRUNING_TYPE 'unstructured', {method.__name__} "
+            f"global_unstructured takes methods of PRUNING_TYPE 'unstructured', {_name(method)} "
             f"is {method.PRUNING_TYPE!r}; use layerwise"
         )
     arguments = {**bound, **kwargs}
+    if arguments.get("dim") is not None and over_leaves(method):
+        raise ValueError("dim compares within each leaf, not globally; use layerwise")
     leaves, flat, treedef = align(params, scores, masks)
-    if hasattr(method, "over_leaves"):
-        if arguments.get("dim") is not None:
-            raise ValueError("dim compares within each leaf, not globally; use layerwise")
-        kept = method.over_leaves(leaves, **arguments)
-    else:
-        kept = _joined(method, leaves, arguments)
-    return fill(treedef, flat, kept)
+    run = over_leaves(method) or functools.partial(_joined, method)
+    return fill(treedef, flat, _named(flat, treedef, run, leaves, **arguments))
 
 
 def layerwise(
@@ -110,11 +111,8 @@ def layerwise(
         name: _per_leaf(value, name, flat, treedef) if name in ("amount", "sparsity") else value
         for name, value in {**bound, **kwargs}.items()
     }
-    if hasattr(method, "over_leaves"):
-        kept = method.over_leaves(leaves, **arguments)
-    else:
-        kept = _each(method, leaves, arguments)
-    return fill(treedef, flat, kept)
+    run = over_leaves(method) or functools.partial(_each, method)
+    return fill(treedef, flat, _named(flat, treedef, run, leaves, **arguments))
 
 
 def find_cut(
@@ -146,10 +144,10 @@ def find_cut(
         Cut(value=tensor(2., dtype=torch.float64), index=tensor(2))
     """
     number, is_sparsity = one_of(amount, sparsity, "find_cut")
-    leaves, _, _ = align(params, scores, masks)
+    leaves, flat, treedef = align(params, scores, masks)
     scalar = as_scalar(number, "sparsity" if is_sparsity else "amount")
-    found = operators.find_cut(leaves.scores, leaves.masks, scalar, leaves.unscored, is_sparsity)
-    return Cut(*found)
+    arguments = leaves.scores, leaves.masks, scalar, leaves.unscored, is_sparsity
+    return Cut(*_named(flat, treedef, operators.find_cut, *arguments))
 
 
 def masks_at(cut: Cut, params: Tree, scores: Tree = None, *, masks: Tree = None) -> Tree:
@@ -178,8 +176,8 @@ def masks_at(cut: Cut, params: Tree, scores: Tree = None, *, masks: Tree = None)
     if index.is_floating_point():
         raise TypeError(f"cut.index must be an integer, got {cut[1]!r}")
     leaves, flat, treedef = align(params, scores, masks)
-    kept = operators.masks_at(value, index, leaves.scores, leaves.masks, leaves.unscored)
-    return fill(treedef, flat, kept)
+    arguments = value, index, leaves.scores, leaves.masks, leaves.unscored
+    return fill(treedef, flat, _named(flat, treedef, operators.masks_at, *arguments))
 
 
 def num_to_prune(amount: float | Tensor, candidates: int) -> Tensor:
@@ -197,7 +195,8 @@ def num_to_prune(amount: float | Tensor, candidates: int) -> Tensor:
 
     Raises:
         TypeError: if `amount` is not a number or a 0-dim tensor of numbers.
-        ValueError: if `amount` is negative, NaN, a float above 1 or an int above `candidates`.
+        ValueError: if `amount` is negative, NaN, a float above 1 or an int above `candidates`, or
+            `candidates` is negative or beyond 64 bits.
 
     Example:
         >>> num_to_prune(0.5, 5), num_to_prune(3, 5)
@@ -205,28 +204,51 @@ def num_to_prune(amount: float | Tensor, candidates: int) -> Tensor:
     """
     if isinstance(candidates, bool) or not isinstance(candidates, int):
         raise TypeError(f"candidates must be an int, got {candidates!r}")
-    if candidates < 0:
-        raise ValueError(f"candidates must not be negative, got {candidates}")
+    if not 0 <= candidates < 2**63:
+        raise ValueError(f"candidates must be from 0 to 2**63 - 1, got {candidates}")
     k: Tensor = operators.num_to_prune(as_scalar(amount, "amount"), candidates)
     return k
 
 
-def _joined(method: Any, leaves: Leaves, kwargs: dict[str, Any]) -> list[Tensor]:
+def _named(
+    flat: list[Any], treedef: TreeDef, run: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
+    """Run what may find one leaf at fault, and name the leaf by its path then."""
+    try:
+        return run(*args, **kwargs)
+    except LeafError as error:
+        names = leaf_names(treedef, error.what)
+        path = [name for name, leaf in zip(names, flat, strict=True) if leaf is not None][
+            error.leaf
+        ]
+        raise ValueError(f"{path}: {error.message}") from None
+
+
+def _joined(method: Any, leaves: Leaves, **kwargs: Any) -> list[Tensor]:
     """Call a user's method once, on the concatenation of all leaves."""
-    priors = _priors(leaves)
-    scores = torch.cat([x.reshape(-1) for x in leaves.scores])
-    prior = torch.cat([mask.reshape(-1) for mask in priors])
+    if len({x.device for x in leaves.scores}) > 1:
+        raise ValueError(
+            f"{_name(method)} needs all leaves on one device; the built-in methods do not"
+        )
+    dtypes = {x.dtype for x in leaves.scores}
+    exact = dtypes.pop() if len(dtypes) == 1 else common_space(dtypes).floating
+    scores = torch.cat([x.reshape(-1).to(exact) for x in leaves.scores])
+    prior = torch.cat([mask.reshape(-1) for mask in _priors(leaves)])
     kept = _call(method, scores, prior, kwargs)
     parts = torch.split(kept, [x.numel() for x in leaves.scores])
     return [part.reshape(x.shape).clone() for part, x in zip(parts, leaves.scores, strict=True)]
 
 
-def _each(method: Any, leaves: Leaves, kwargs: dict[str, Any]) -> list[Tensor]:
+def _each(method: Any, leaves: Leaves, **kwargs: Any) -> list[Tensor]:
     """Call a user's method once per leaf; a list among the arguments has one value per leaf."""
     return [
         _call(method, scores, prior, _at(kwargs, i))
         for i, (scores, prior) in enumerate(zip(leaves.scores, _priors(leaves), strict=True))
     ]
+
+
+def _name(method: Any) -> str:
+    return str(getattr(method, "__name__", repr(method)))
 
 
 def _call(method: Any, scores: Tensor, prior: Tensor, kwargs: dict[str, Any]) -> Tensor:
@@ -235,7 +257,7 @@ def _call(method: Any, scores: Tensor, prior: Tensor, kwargs: dict[str, Any]) ->
     if not isinstance(kept, Tensor) or kept.dtype != torch.bool or kept.shape != scores.shape:
         got = f"{kept.dtype} of shape {tuple(kept.shape)}" if isinstance(kept, Tensor) else kept
         raise ValueError(
-            f"{method.__name__} must return a bool mask of shape {tuple(scores.shape)}, got {got}"
+            f"{_name(method)} must return a bool mask of shape {tuple(scores.shape)}, got {got}"
         )
     return torch.logical_and(prior, kept)
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from gprune.selection.keys import SPACES
 from gprune.trees import Tree, TreeDef, flatten, leaf_names, match, require_tensors
@@ -63,6 +64,7 @@ def align(
     if problems:
         raise TypeError("; ".join(problems))
     problems = [*_value_problems(leaves, ranked, priors, treedef)]
+    problems += _meta_problems([ranked[i] for i in places], places, treedef)
     if problems:
         raise ValueError("; ".join(problems))
     chosen = [ranked[i].detach() for i in places]
@@ -100,10 +102,23 @@ def _value_problems(
                 yield f"{leaf_names(treedef, 'masks')[i]} {problem}"
 
 
+def _meta_problems(scores: list[Any], places: list[int], treedef: TreeDef) -> list[str]:
+    """Name the leaves that have no values beside others that have."""
+    empty = [i for i, leaf in zip(places, scores, strict=True) if leaf is not None and leaf.is_meta]
+    if not empty or len(empty) == len(places):
+        return []
+    names = leaf_names(treedef, "params")
+    return [f"{names[i]} is on the meta device, others have values" for i in empty]
+
+
 def score_problem(scores: Any) -> str | None:
     """Say what is wrong with the type of one leaf of scores, or nothing."""
     if not isinstance(scores, Tensor):
         return f"must be a tensor, got {type(scores).__name__}"
+    if is_lazy(scores):
+        return "is not initialised yet; run the module once first"
+    if scores.layout != torch.strided or scores.is_nested:
+        return "is not a dense tensor; convert it with to_dense()"
     if scores.dtype not in SPACES:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in SPACES)
         return f"has dtype {scores.dtype}, which cannot be ranked; cast it to one of {names}"

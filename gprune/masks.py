@@ -59,7 +59,7 @@ def apply_masks(params: Tree, masks: Tree) -> Tree:
         masks: bool masks of that structure; a parameter whose mask is `None` is returned as it is.
 
     Returns:
-        The masked tree.
+        The masked tree, in the dtypes of `params`; memory formats are not kept.
 
     Raises:
         TypeError: if a mask is not a bool tensor.
@@ -69,7 +69,7 @@ def apply_masks(params: Tree, masks: Tree) -> Tree:
         >>> apply_masks([torch.tensor([1.0, float("nan")])], [torch.tensor([True, False])])
         [tensor([1., 0.])]
     """
-    return _masked(lambda leaf, mask: torch.where(mask, leaf, 0), params, masks)
+    return _masked(lambda leaf, mask: torch.where(mask, leaf, leaf.new_zeros(())), params, masks)
 
 
 def straight_through(params: Tree, masks: Tree) -> Tree:
@@ -80,7 +80,7 @@ def straight_through(params: Tree, masks: Tree) -> Tree:
     or infinite, whose gradient is zero.
 
     Args:
-        params: pytree of floating point tensors.
+        params: pytree of tensors.
         masks: bool masks of that structure; a parameter whose mask is `None` is returned as it is.
 
     Returns:
@@ -95,11 +95,13 @@ def straight_through(params: Tree, masks: Tree) -> Tree:
         >>> torch.func.grad(lambda p: straight_through(p, mask).sum())(torch.ones(2))
         tensor([1., 1.])
     """
-    return _masked(
-        lambda leaf, mask: torch.where(mask, leaf, torch.nan_to_num(leaf - leaf.detach())),
-        params,
-        masks,
-    )
+    return _masked(_straight_through, params, masks)
+
+
+def _straight_through(leaf: Tensor, mask: Tensor) -> Tensor:
+    if not (leaf.is_floating_point() or leaf.is_complex()):
+        return torch.where(mask, leaf, leaf.new_zeros(()))  # no gradient to let through
+    return torch.where(mask, leaf, torch.nan_to_num(leaf - leaf.detach()))
 
 
 def num_pruned(masks: Tree) -> Tensor:
@@ -165,7 +167,8 @@ def intersect(*masks: Tree) -> Tree:
     """
     if not masks:
         raise TypeError("intersect() takes at least one tree of masks")
-    return reduce(_intersect_two, masks, masks[0])
+    _mask_leaves(masks[0])
+    return reduce(_intersect_two, masks)
 
 
 def _masked(function: Callable[[Tensor, Tensor], Tensor], params: Tree, masks: Tree) -> Tree:

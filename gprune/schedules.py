@@ -7,12 +7,15 @@ which prune up to it and never beyond.
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Callable
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
+
+__all__ = ["constant", "linear", "one_shot", "polynomial"]
 
 Schedule: TypeAlias = Callable[[int | Tensor], Tensor]
 
@@ -58,6 +61,7 @@ def one_shot(sparsity: float, *, step: int) -> Schedule:
         (0.0, 0.5)
     """
     _check_sparsity(sparsity, "sparsity")
+    _check_number(step, "step")
     due = step
     return lambda step: (_float64(step) >= due).to(torch.float64) * sparsity
 
@@ -114,6 +118,9 @@ def polynomial(
     """
     _check_sparsity(sparsity, "sparsity")
     _check_sparsity(initial, "initial")
+    _check_number(begin, "begin")
+    _check_number(end, "end")
+    _check_number(power, "power")
     if not begin < end:
         raise ValueError(f"begin must be before end, got begin={begin}, end={end}")
     if not power > 0:
@@ -128,11 +135,17 @@ def polynomial(
 
 def _float64(step: int | Tensor) -> Tensor:
     # A multiplication, since Dynamo compiles it at most twice for Python numbers; see amounts.py.
-    return torch.ones((), dtype=torch.float64) * step
+    return torch.ones((), dtype=torch.float64, device="cpu") * step
+
+
+def _check_number(number: float, name: str) -> None:
+    if isinstance(number, bool) or not isinstance(number, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {number!r}")
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite, got {number}")
 
 
 def _check_sparsity(sparsity: float, name: str) -> None:
-    if isinstance(sparsity, bool) or not isinstance(sparsity, numbers.Real):
-        raise TypeError(f"{name} must be a number from 0 to 1, got {sparsity!r}")
+    _check_number(sparsity, name)
     if not 0 <= sparsity <= 1:
         raise ValueError(f"{name} must be from 0 to 1, got {sparsity}")

@@ -210,6 +210,10 @@ def require_tensors(leaves: list[Any], treedef: TreeDef, root: str) -> None:
     """
     if all(leaf is None or isinstance(leaf, Tensor) for leaf in leaves):
         return
+    if any(isinstance(leaf, torch.nn.Module) for leaf in leaves):
+        raise TypeError(
+            f"{root} must be a tree of tensors, got a module; pass dict(module.named_parameters())"
+        )
     raise TypeError(
         "; ".join(
             f"{name} must be a tensor or None, got {type(leaf).__name__}"

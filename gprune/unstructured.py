@@ -58,6 +58,21 @@ def pruning_method(kind: str) -> Callable[[Method], Method]:
     return decorate
 
 
+def over_leaves(method: Any) -> Callable[..., list[Tensor]] | None:
+    """Give what runs a built-in method over many leaves; `None` for any other method.
+
+    A function that wraps a built-in one may have copied its attributes, but it is another method.
+
+    Args:
+        method: a marked function.
+
+    Returns:
+        The function of `Leaves` and the method's arguments.
+    """
+    function = getattr(method, "over_leaves", None)
+    return function if getattr(function, "method", None) is method else None
+
+
 def unwrap(method: Any) -> tuple[Any, dict[str, Any]]:
     """Look through `functools.partial` at the method inside and the arguments that it holds.
 
@@ -76,6 +91,11 @@ def unwrap(method: Any) -> tuple[Any, dict[str, Any]]:
             raise TypeError("a partial of a pruning method must bind keyword arguments only")
         bound = {**method.keywords, **bound}
         method = method.func
+    if isinstance(method, type):
+        raise TypeError(
+            f"{method.__name__} is a class, a pruning method is a function; use "
+            "gprune.l1_unstructured and its like, or gprune.adapter for the classes of torch"
+        )
     if not hasattr(method, "PRUNING_TYPE"):
         name = getattr(method, "__name__", repr(method))
         raise TypeError(
@@ -91,6 +111,7 @@ def _over_leaves(
 
     def decorate(method: Method) -> Method:
         function.__qualname__ = method.__qualname__  # what Python's own TypeErrors name
+        function.method = method  # type: ignore[attr-defined]
         method.over_leaves = function  # type: ignore[attr-defined]
         return pruning_method("unstructured")(method)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 import gprune
 import gprune.adapter
@@ -49,6 +50,9 @@ ADAPTER += ["masks_of", "params_of"]
 def test_top_level_names() -> None:
     assert gprune.__all__ == TOP_LEVEL
     assert gprune.scores.__all__ == SCORES
+    assert sorted(gprune.schedules.__all__) == sorted(SCHEDULES)
+    ours = set(gprune.adapter.__all__) - set(dir(torch.nn.utils.prune))
+    assert ours | {"global_unstructured"} == set(ADAPTER)
 
 
 @pytest.mark.parametrize(
@@ -64,8 +68,11 @@ def test_every_public_name_is_documented(module: ModuleType, name: str) -> None:
     doc = inspect.getdoc(thing) or ""
     assert len(doc.splitlines()[0]) > 10
     if inspect.isfunction(thing):
-        sections = ["Args:", "Example:"] + (["Returns:"] if "-> None" not in doc else [])
-        assert [section for section in sections if section not in doc] in ([], ["Returns:"])
+        sections = ["Args:", "Example:"]
+        sections += ["Returns:"] if inspect.signature(thing).return_annotation != "None" else []
+        if inspect.signature(thing).return_annotation is None:
+            sections.remove("Returns:")
+        assert not [section for section in sections if section not in doc]
         assert not [p for p in inspect.signature(thing).parameters if f"{p}:" not in doc]
 
 

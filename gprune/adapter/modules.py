@@ -165,12 +165,22 @@ def params_of(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _sites(module: nn.Module) -> Iterator[_Site]:
-    for prefix, owner in module.named_modules(remove_duplicate=False):
+    for prefix, owner in _owners(module, "", ()):
         original = {f"{name}_orig": name for name in pruning_hooks(owner)}
         for key, dense in owner.named_parameters(recurse=False, remove_duplicate=False):
             name = original.get(key, key)
             mask = getattr(owner, f"{name}_mask") if key in original else None
             yield _Site(f"{prefix}.{name}".lstrip("."), owner, name, dense, mask)
+
+
+def _owners(
+    module: nn.Module, prefix: str, above: tuple[nn.Module, ...]
+) -> Iterator[tuple[str, nn.Module]]:
+    # `named_modules` gives each module but once, or never ends where one contains itself
+    yield prefix, module
+    for name, child in module._modules.items():
+        if child is not None and all(child is not other for other in (*above, module)):
+            yield from _owners(child, f"{prefix}.{name}".lstrip("."), (*above, module))
 
 
 def _intersect(masks: dict[int, Tensor], dense: Tensor, mask: Tensor) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gprune.trees import Tree, fill, flatten, require_tensors
+from gprune.selection.keys import SPACES
+from gprune.trees import Tree, fill, flatten, leaf_names, require_tensors
 
 
 def magnitude(params: Tree) -> Tree:
@@ -21,7 +22,7 @@ def magnitude(params: Tree) -> Tree:
         which no absolute value wraps but that of -2^63, which is refused when ranked.
 
     Raises:
-        TypeError: if a leaf is neither a tensor nor `None`, or is of a bool dtype.
+        TypeError: if a leaf is neither a tensor nor `None`, or of a dtype that cannot be ranked.
 
     Example:
         >>> magnitude({"bias": None, "weight": torch.tensor([-2.0, 1.0])})
@@ -32,11 +33,16 @@ def magnitude(params: Tree) -> Tree:
     """
     leaves, treedef = flatten(params)
     require_tensors(leaves, treedef, "params")
+    unfit = [
+        f"{name} has dtype {leaf.dtype}, whose magnitude cannot be ranked; cast it"
+        for name, leaf in zip(leaf_names(treedef, "params"), leaves, strict=True)
+        if leaf is not None and leaf.dtype not in SPACES and not leaf.is_complex()
+    ]
+    if unfit:
+        raise TypeError("; ".join(unfit))
     return fill(treedef, leaves, [_absolute(leaf) for leaf in leaves if leaf is not None])
 
 
 def _absolute(leaf: Tensor) -> Tensor:
-    if leaf.dtype == torch.bool:
-        raise TypeError("the magnitude of a bool tensor is not defined; cast it to an integer")
     integer = not (leaf.is_floating_point() or leaf.is_complex())
     return (leaf.detach().to(torch.int64) if integer else leaf.detach()).abs()

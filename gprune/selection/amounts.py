@@ -44,15 +44,19 @@ def as_scalar(number: Any, name: str) -> Tensor:
         name: what to call it in an error.
 
     Returns:
-        A detached 0-dim tensor: integer numbers as int64, others as float64, tensors as they are.
+        A detached 0-dim tensor: integer numbers as int64, others as float64, both on the CPU
+        whatever the default device is; tensors as they are.
 
     Raises:
         TypeError: if it is not a number (a bool is not).
-        ValueError: if it is a tensor with dimensions, or an integer beyond 64 bits.
+        ValueError: if it is a tensor with dimensions or without a value, or an integer beyond 64
+            bits.
     """
     if isinstance(number, Tensor):
         if number.dim() != 0:
             raise ValueError(f"{name} must be 0-dim, got a tensor of shape {tuple(number.shape)}")
+        if number.is_meta:
+            raise ValueError(f"{name} must have a value, got a tensor on the meta device")
         if number.dtype == torch.bool or number.is_complex():
             raise TypeError(f"{name} must be an int or a float, got a tensor of {number.dtype}")
         return number.detach()
@@ -62,15 +66,15 @@ def as_scalar(number: Any, name: str) -> Tensor:
         number = int(number)
         if not torch.compiler.is_compiling() and abs(number) >= 2**63:
             raise ValueError(f"{name} must fit in 64 bits, got {number}")
-        return torch.ones((), dtype=torch.int64).mul(number)
-    return torch.ones((), dtype=torch.float64).mul(float(number))
+        return torch.ones((), dtype=torch.int64, device="cpu").mul(number)
+    return torch.ones((), dtype=torch.float64, device="cpu").mul(float(number))
 
 
 def as_seed(seed: Any) -> Tensor:
     """Turn a seed into a 0-dim integer tensor.
 
     Args:
-        seed: a 64-bit Python int or a 0-dim integer tensor.
+        seed: a Python int, signed and of 64 bits, or a 0-dim integer tensor.
 
     Returns:
         A 0-dim integer tensor.
@@ -79,10 +83,10 @@ def as_seed(seed: Any) -> Tensor:
         TypeError: if it is not an integer.
         ValueError: if it is a tensor with dimensions, or beyond 64 bits.
     """
-    number = as_scalar(seed, "seed")
-    if number.is_floating_point():
+    integer = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
+    if not integer and (not isinstance(seed, Tensor) or seed.is_floating_point()):
         raise TypeError(f"seed must be an int or a 0-dim integer tensor, got {seed!r}")
-    return number
+    return as_scalar(seed, "seed")
 
 
 def resolve(number: Tensor, entries: int, candidates: int, is_sparsity: bool) -> int:
@@ -117,8 +121,7 @@ def resolve_amount(amount: Tensor, candidates: int) -> int:
     """
     number = amount.item()
     if isinstance(number, float):
-        hint = f"; did you mean {number / 100:g}?" if 1 < number <= 100 else ""
-        _check_fraction(number, "amount", " when it is a float", hint)
+        _check_fraction(number, "amount", " when it is a float")
         return round(number * candidates)
     if number < 0:
         raise ValueError(f"amount must not be negative, got {number}")
@@ -145,15 +148,15 @@ def resolve_sparsity(sparsity: Tensor, entries: int, candidates: int) -> int:
         ValueError: if the value is out of range.
     """
     number = float(sparsity.item())
-    hint = f"; did you mean {number / 100:g}?" if 1 < number <= 100 else ""
-    _check_fraction(number, "sparsity", "", hint)
+    _check_fraction(number, "sparsity", "")
     return max(0, round(number * entries) - (entries - candidates))
 
 
-def _check_fraction(number: float, name: str, when: str, hint: str) -> None:
+def _check_fraction(number: float, name: str, when: str) -> None:
     if math.isnan(number):
         raise ValueError(f"{name} must be a number, got nan")
     if number < 0:
         raise ValueError(f"{name} must not be negative, got {number}")
     if number > 1:
+        hint = f"; did you mean {number / 100:g}?" if 2 <= number <= 100 else ""
         raise ValueError(f"{name} must be at most 1{when}, got {number}{hint}")

@@ -27,6 +27,8 @@ def by_loop(operator: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
     """
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        if info.batch_size == 0:
+            raise ValueError("nothing can be selected from an empty batch")
         calls = [operator(*_slice(args, in_dims, i)) for i in range(info.batch_size)]
         if isinstance(calls[0], Tensor):
             return torch.stack(calls), 0
@@ -52,7 +54,7 @@ def side_by_side(
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         scores, masks, amounts, seed, absolute, sparsity = args
-        alike = len({leaf.dtype for leaf in scores}) == len({leaf.device for leaf in scores}) == 1
+        alike = len({(leaf.dtype, leaf.device) for leaf in scores}) == 1 and info.batch_size > 0
         one_amount = len(amounts) == 1 and in_dims[2][0] is None
         if seed is not None or not alike or not one_amount:
             return loop(info, in_dims, *args)

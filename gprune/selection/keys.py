@@ -20,6 +20,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gprune.selection.errors import LeafError
+
 
 class KeySpace(NamedTuple):
     """A floating dtype, the integer dtype of its bits, and the key of its infinity.
@@ -177,13 +179,15 @@ def check_exact(scores: list[Tensor]) -> None:
         scores: tensors of any dtype and shape.
 
     Raises:
-        ValueError: if an int64 score is beyond 2^53 in magnitude.
+        LeafError: if an int64 score is beyond 2^53 in magnitude.
     """
-    for leaf in scores:
+    for number, leaf in enumerate(scores):
         if leaf.dtype == torch.int64 and leaf.numel():
             low, high = (int(bound) for bound in torch.aminmax(leaf))
             if low < -LARGEST_INT64 or high > LARGEST_INT64:
-                raise ValueError(
+                raise LeafError(
+                    number,
+                    "scores",
                     "int64 scores must be at most 2**53 in magnitude to compare exactly, "
-                    f"got {low if low < -LARGEST_INT64 else high}; cast them to float64"
+                    f"got {low if low < -LARGEST_INT64 else high}; cast them to float64",
                 )

@@ -21,6 +21,8 @@ from torch import Tensor
 from gprune.selection import batching, rows
 from gprune.selection.amounts import resolve, resolve_amount
 from gprune.selection.draws import draw_range
+from gprune.selection.errors import LeafError
+from gprune.selection.host import undisturbed
 from gprune.selection.keys import check_exact
 from gprune.selection.marking import empty_masks, mark
 from gprune.selection.ranking import Ranking
@@ -30,6 +32,7 @@ TAGS = (torch.Tag.cudagraph_unsafe,)
 
 
 @torch.library.custom_op("gprune::select", mutates_args=(), tags=TAGS)
+@undisturbed
 def select(
     scores: list[Tensor],
     masks: list[Tensor],
@@ -54,14 +57,11 @@ def select(
     ranking = _ranking(scores, masks, absolute, seed)
     if len(amounts) == 1:
         return _select_together(ranking, amounts[0], sparsity)
-    alone = [ranking.only(leaf) for leaf in range(len(scores))]
-    return [
-        _select_together(one, amount, sparsity)[0]
-        for one, amount in zip(alone, amounts, strict=True)
-    ]
+    return [_select_alone(ranking, leaf, amount, sparsity) for leaf, amount in enumerate(amounts)]
 
 
 @torch.library.custom_op("gprune::select_rows", mutates_args=(), tags=TAGS)
+@undisturbed
 def select_rows(
     scores: Tensor,
     masks: list[Tensor],
@@ -89,6 +89,7 @@ def select_rows(
 
 
 @torch.library.custom_op("gprune::find_cut", mutates_args=(), tags=TAGS)
+@undisturbed
 def find_cut(
     scores: list[Tensor], masks: list[Tensor], amount: Tensor, absolute: bool, sparsity: bool
 ) -> tuple[Tensor, Tensor]:
@@ -99,6 +100,7 @@ def find_cut(
 
 
 @torch.library.custom_op("gprune::masks_at", mutates_args=(), tags=TAGS)
+@undisturbed
 def masks_at(
     value: Tensor, index: Tensor, scores: list[Tensor], masks: list[Tensor], absolute: bool
 ) -> list[Tensor]:
@@ -107,12 +109,14 @@ def masks_at(
 
 
 @torch.library.custom_op("gprune::num_to_prune", mutates_args=(), tags=TAGS)
+@undisturbed
 def num_to_prune(amount: Tensor, candidates: int) -> Tensor:
     """Count what an amount prunes."""
     return torch.tensor(resolve_amount(amount, candidates), dtype=torch.int64)
 
 
 @torch.library.custom_op("gprune::random_scores", mutates_args=(), tags=TAGS)
+@undisturbed
 def random_scores(leaves: list[Tensor], seed: Tensor) -> list[Tensor]:
     """Draw the scores that `select` ranks by when it is given a seed."""
     number = int(seed.item())
@@ -133,6 +137,14 @@ def _ranking(
         return Ranking(scores, masks, seed=int(seed.item()), first=first)
     check_exact(scores)
     return Ranking(scores, masks, absolute)
+
+
+def _select_alone(ranking: Ranking, leaf: int, amount: Tensor, sparsity: bool) -> Tensor:
+    try:
+        [mask] = _select_together(ranking.only(leaf), amount, sparsity)
+    except ValueError as error:
+        raise LeafError(leaf, "sparsity" if sparsity else "amount", str(error)) from None
+    return mask
 
 
 def _select_together(ranking: Ranking, amount: Tensor, sparsity: bool) -> list[Tensor]:
@@ -171,7 +183,9 @@ def _(
 def _(
     scores: list[Tensor], masks: list[Tensor], amount: Tensor, absolute: bool, sparsity: bool
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty((), dtype=torch.float64), torch.empty((), dtype=torch.int64)
+    device = "meta" if any(leaf.is_meta for leaf in scores) else "cpu"
+    value = torch.empty((), dtype=torch.float64, device=device)
+    return value, torch.empty((), dtype=torch.int64, device=device)
 
 
 @masks_at.register_fake
@@ -183,7 +197,7 @@ def _(
 
 @num_to_prune.register_fake
 def _(amount: Tensor, candidates: int) -> Tensor:
-    return torch.empty((), dtype=torch.int64)
+    return torch.empty((), dtype=torch.int64, device="cpu")
 
 
 @random_scores.register_fake

@@ -1,0 +1,306 @@
+"""What the rooms of selection promise each other: keys, draws, leaves, and an undisturbed host."""
+
+import functools
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+import gprune as gp
+from gprune.selection import keys, operators
+from gprune.selection.draws import draw_range
+from gprune.selection.keys import BRAIN, DOUBLE, HALF, SINGLE, KeySpace
+
+CPU = torch.device("cpu")
+NARROW = {torch.float16: HALF, torch.bfloat16: BRAIN}
+
+
+# --- keys: every value of the 16-bit floats ---------------------------------------------------
+
+
+def every(dtype: torch.dtype) -> torch.Tensor:
+    return torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize("absolute", [False, True])
+def test_keys_are_in_the_order_of_the_scores(dtype: torch.dtype, absolute: bool) -> None:
+    scores = every(dtype)
+    exact = scores.double().abs() if absolute else scores.double()
+    order = exact.sort(stable=True).indices
+    for space in (NARROW[dtype], SINGLE, DOUBLE):
+        key = keys.keys(scores, space, absolute=absolute)
+        assert key.sort(stable=True).indices.equal(order)
+        same = (exact[order][1:] == exact[order][:-1]) | exact[order][:-1].isnan()
+        assert (key[order][1:] == key[order][:-1]).equal(same)
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize("absolute", [False, True])
+def test_raw_keys_are_divided_as_the_scores_are(dtype: torch.dtype, absolute: bool) -> None:
+    scores, space = every(dtype), NARROW[dtype]
+    exact = scores.double().abs() if absolute else scores.double()
+    raw = torch.empty_like(scores, dtype=space.integer)
+    keys.raw_keys(scores, space, absolute=absolute, out=raw)
+    ends = [-math.inf, -1.001, -1.0, -1e-45, -0.0, 0.0, 1e-45, 1.0, 1.001, 65504, 1e300, math.inf]
+    for low in [*ends, math.nan]:
+        for high in [end for end in [*ends, math.nan] if not end < low]:
+            least, greatest = keys.raw_bounds(low, high, space, absolute=absolute)
+            below = exact < low if not math.isnan(low) else ~exact.isnan()
+            above = ~(exact <= high) & (not math.isnan(high))
+            assert (raw < least).equal(below), (low, high)
+            assert (raw > greatest).equal(above), (low, high)
+
+
+@pytest.mark.parametrize("space", [HALF, BRAIN, SINGLE, DOUBLE])
+def test_values_and_keys_are_each_others_inverse(space: KeySpace) -> None:
+    for key in (0, 1, -1, 1000, -1000, space.infinity, -space.infinity, space.nan):
+        value = keys.value_of(key, space)
+        assert keys.key_below(value, space) == (key, True)
+
+
+# --- draws: SplitMix64 ------------------------------------------------------------------------
+
+
+def splitmix64(seed: int, count: int) -> list[int]:
+    """Steele, Lea and Flood, 2014, figure 17, in Python's integers."""
+    outputs = []
+    for i in range(1, count + 1):
+        z = (seed + i * 0x9E3779B97F4A7C15) % 2**64
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+        outputs.append(z ^ (z >> 31))
+    return outputs
+
+
+def test_the_oracle_itself() -> None:
+    """The first outputs for the seed 1234567, as in the reference implementations."""
+    assert splitmix64(1234567, 3) == [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+    ]
+
+
+@pytest.mark.parametrize("seed", [0, 1, -1, 2**63 - 1, -(2**63)])
+@pytest.mark.parametrize("leaf", [0, 1, 7])
+def test_draws_are_splitmix64_in_a_stream_of_the_seed_and_the_leaf(seed: int, leaf: int) -> None:
+    mixed = splitmix64(seed % 2**64, 1)[0]
+    stream = splitmix64((mixed + (leaf - 1) * 0x9E3779B97F4A7C15) % 2**64, 1)[0]
+    expected = [(z >> 11) * 2.0**-53 for z in splitmix64(stream, 9)]
+    assert draw_range(seed, leaf, 0, 9, CPU).tolist() == expected
+    assert draw_range(seed, leaf, 4, 9, CPU).tolist() == expected[4:]
+
+
+def test_draws_are_uniform_and_differ_between_leaves_and_seeds() -> None:
+    scores = gp.scores.random([torch.empty(4000), torch.empty(4000)], seed=3)
+    assert all(float(x.min()) >= 0 and float(x.max()) < 1 for x in scores)
+    assert all(abs(float(x.mean()) - 0.5) < 0.03 for x in scores)
+    assert not scores[0].equal(scores[1])
+    assert not scores[0].equal(gp.scores.random([torch.empty(4000)], seed=4)[0])
+
+
+def test_random_leaves_are_drawn_apart_also_layer_by_layer() -> None:
+    params = [torch.zeros(100), torch.zeros(100)]
+    masks = gp.layerwise(params, pruning_method=gp.random_unstructured, seed=0, amount=50)
+    assert not masks[0].equal(masks[1])
+    scores = gp.scores.random(params, seed=0)
+    apart = gp.layerwise(params, scores, amount=50)
+    assert all(a.equal(b) for a, b in zip(masks, apart, strict=True))
+
+
+# --- what the process has set -----------------------------------------------------------------
+
+
+@contextmanager
+def flushed() -> Iterator[None]:
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
+DENORMALS = torch.tensor([3, 1, 2, 5, 4], dtype=torch.int32).view(torch.float32)
+
+
+@pytest.mark.parametrize(
+    "leaves",
+    [
+        [DENORMALS],
+        [DENORMALS, torch.zeros(1, dtype=torch.float64) + 1],
+        [torch.tensor([3, 1, 2, 5, 4], dtype=torch.int16).view(torch.bfloat16)],
+        [torch.tensor([3, 1, 2, 5, 4], dtype=torch.int64).view(torch.float64)],
+    ],
+    ids=["float32", "mixed", "bfloat16", "float64"],
+)
+def test_denormals_count_also_where_arithmetic_flushes_them(leaves: list[torch.Tensor]) -> None:
+    with flushed():
+        masks = gp.global_unstructured(leaves, amount=3)
+        cut = gp.find_cut(leaves, amount=3)
+        again = gp.masks_at(cut, leaves)
+        assert operators.num_to_prune(torch.tensor(1), 2) == 1
+        still = DENORMALS.sum().item() == 0
+    assert masks[0].tolist() == [False, False, False, True, True]
+    assert again[0].tolist() == masks[0].tolist()
+    assert still, "the setting was not put back"
+
+
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+def test_a_default_device_changes_nothing(device: str) -> None:
+    params = [torch.arange(1.0, 13).reshape(3, 4), torch.arange(5.0)]
+    with torch.device(device):
+        masks = gp.global_unstructured(params, amount=3)
+        cut = gp.find_cut(params, amount=0.5)
+        sparsity = gp.schedules.polynomial(0.5, begin=0, end=10)(10)
+        masked = gp.global_unstructured(params, sparsity=sparsity)
+        drawn = gp.scores.random(params, seed=0)
+        rows = gp.layerwise(params[:1], amount=1, dim=-1)
+        large = gp.global_unstructured([torch.arange(20_000.0, device="cpu")], amount=10_000)
+    assert int(gp.num_pruned(masks)) == 3
+    assert (float(cut.value), int(cut.index)) == (4.0, 3)
+    assert int(gp.num_pruned(masked)) == 8
+    assert drawn[0].device.type == "cpu"
+    assert rows[0].sum().item() == 9
+    assert large[0].sum() == 10_000
+
+
+def test_leaves_without_values_beside_others_are_refused() -> None:
+    meta = torch.empty(2, 2, device="meta")
+    with pytest.raises(ValueError, match=r"params\['a'\] is on the meta device"):
+        gp.global_unstructured({"a": meta, "b": torch.ones(2)}, amount=1)
+    with pytest.raises(ValueError, match="amount must have a value"):
+        gp.global_unstructured([torch.ones(3)], amount=torch.tensor(1, device="meta"))
+    assert gp.find_cut([meta], amount=1).value.is_meta
+    with pytest.raises(ValueError, match=r"masks\[0\] is on meta, its parameter is on cpu"):
+        gp.global_unstructured(
+            [torch.ones(2)], masks=[torch.empty(2, dtype=torch.bool, device="meta")], amount=1
+        )
+
+
+def test_operators_meet_on_the_host() -> None:
+    for operator in (operators.select, operators.select_rows, operators.find_cut):
+        assert torch.Tag.cudagraph_unsafe in operator._opoverload.tags
+
+
+# --- methods that are not built in ------------------------------------------------------------
+
+
+def test_a_method_that_wraps_a_built_in_one_is_called() -> None:
+    @functools.wraps(gp.lowest_unstructured)
+    def highest(scores: torch.Tensor, mask: Any = None, **kwargs: Any) -> torch.Tensor:
+        return gp.lowest_unstructured(-scores, mask, **kwargs)
+
+    params = [torch.tensor([1.0, 2.0, 3.0, 4.0])]
+    masks = gp.global_unstructured(params, pruning_method=highest, amount=1)
+    assert masks[0].tolist() == [True, True, True, False]
+
+
+def test_a_users_method_sees_exact_scores_of_mixed_dtypes() -> None:
+    seen = []
+
+    @gp.pruning_method("unstructured")
+    def method(scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        seen.append(scores)
+        return mask
+
+    gp.global_unstructured([torch.tensor([2**24 + 1]), torch.ones(1)], pruning_method=method)
+    assert seen[0].tolist() == [2**24 + 1, 1]
+
+
+class Nameless:
+    """A method that is an object, without a name."""
+
+    PRUNING_TYPE = "unstructured"
+
+    def __call__(self, scores: torch.Tensor, mask: torch.Tensor) -> Any:
+        return 3
+
+
+@pytest.mark.parametrize("prune", [gp.global_unstructured, gp.layerwise])
+def test_what_is_wrong_with_a_method(prune: Any) -> None:
+    params = [torch.ones(3)]
+    with pytest.raises(ValueError, match="must return a bool mask of shape"):
+        prune(params, pruning_method=Nameless())
+    with pytest.raises(TypeError, match=r"is a class.*gprune\.l1_unstructured"):
+        prune(params, pruning_method=torch.nn.utils.prune.L1Unstructured, amount=1)
+    with pytest.raises(TypeError, match="keyword arguments only"):
+        prune(params, pruning_method=functools.partial(gp.l1_unstructured, params[0]), amount=1)
+    with pytest.raises(TypeError, match="is not a pruning method"):
+        prune(params, pruning_method=lambda s, m: m)
+
+
+def test_nested_partials_bind_from_the_inside_and_calls_from_the_outside() -> None:
+    inner = functools.partial(gp.l1_unstructured, amount=1)
+    outer = functools.partial(inner, amount=2)
+    params = [torch.ones(4)]
+    assert gp.num_pruned(gp.global_unstructured(params, pruning_method=outer)) == 2
+    assert gp.num_pruned(gp.global_unstructured(params, pruning_method=outer, amount=3)) == 3
+
+
+@pytest.mark.parametrize("kind", ["structured", "semi_structured"])
+def test_other_types_are_for_layerwise(kind: str) -> None:
+    @gp.pruning_method(kind)
+    def none(scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(mask)
+
+    assert not gp.layerwise([torch.ones(2)], pruning_method=none)[0].any()
+    with pytest.raises(TypeError, match="use layerwise"):
+        gp.global_unstructured([torch.ones(2)], pruning_method=none)
+
+
+def test_only_three_types() -> None:
+    with pytest.raises(ValueError, match="unstructured, structured, semi_structured"):
+        gp.pruning_method("global")
+
+
+# --- errors name the leaf ---------------------------------------------------------------------
+
+
+def test_errors_of_values_name_the_leaf() -> None:
+    params = {"a": torch.ones(2), "b": {"c": torch.ones(3), "hole": None}}
+    with pytest.raises(ValueError, match=r"amount\['b'\]\['c'\]: amount must be at most 1"):
+        gp.layerwise(params, amount={"a": 0.5, "b": {"c": 80.0, "hole": None}})
+    with pytest.raises(ValueError, match=r"amount\['a'\]: .*candidates, 2"):
+        gp.layerwise(params, amount=3)
+    integers = {"a": torch.ones(2, dtype=torch.int64), "b": torch.tensor([2**60])}
+    for prune in (gp.global_unstructured, gp.layerwise, gp.find_cut):
+        with pytest.raises(
+            ValueError, match=r"scores\['b'\]: int64 scores must be at most 2\*\*53"
+        ):
+            prune(integers, amount=1)
+
+
+def test_cuts_that_are_none() -> None:
+    for cut in (3, (1, 2, 3), None):
+        with pytest.raises(TypeError, match="must be a Cut"):
+            gp.masks_at(cut, [torch.ones(2)])
+    with pytest.raises(TypeError, match="index must be an integer"):
+        gp.masks_at((1.0, 2.0), [torch.ones(2)])
+
+
+def test_an_empty_batch_is_refused() -> None:
+    with pytest.raises(ValueError, match="empty batch"):
+        torch.vmap(lambda w: gp.global_unstructured([w], amount=0)[0])(torch.zeros(0, 3))
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2, -1])
+def test_any_batch_dimension(dim: int) -> None:
+    models = torch.randn(3, 3, 3, generator=torch.Generator().manual_seed(0))
+    at_random = functools.partial(gp.random_unstructured, seed=0)
+    for method in (gp.lowest_unstructured, at_random):  # side by side, and in turn
+
+        def prune(weight: torch.Tensor, method: Any = method) -> torch.Tensor:
+            return gp.global_unstructured([weight], pruning_method=method, amount=4)[0]
+
+        masks = torch.vmap(prune, in_dims=dim, out_dims=dim)(models)
+        for i in range(3):
+            assert masks.select(dim, i).equal(prune(models.select(dim, i)))
+
+
+def test_an_amount_that_requires_grad() -> None:
+    amount = torch.tensor(0.5, requires_grad=True)
+    assert gp.num_pruned(gp.global_unstructured([torch.ones(4)], amount=amount)) == 2
