@@ -172,10 +172,12 @@ def masks_at(cut: Cut, params: Tree, scores: Tree = None, *, masks: Tree = None)
     """
     if not isinstance(cut, tuple) or len(cut) != 2:
         raise TypeError(f"cut must be a Cut(value, index), got {cut!r}")
-    value, index = as_scalar(cut[0], "cut.value"), as_scalar(cut[1], "cut.index")
+    leaves, flat, treedef = align(params, scores, masks)
+    meta = all(leaf.is_meta for leaf in leaves.scores)
+    value = as_scalar(cut[0], "cut.value", meta=meta)
+    index = as_scalar(cut[1], "cut.index", meta=meta)
     if index.is_floating_point():
         raise TypeError(f"cut.index must be an integer, got {cut[1]!r}")
-    leaves, flat, treedef = align(params, scores, masks)
     arguments = value, index, leaves.scores, leaves.masks, leaves.unscored
     return fill(treedef, flat, _named(flat, treedef, operators.masks_at, *arguments))
 

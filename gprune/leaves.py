@@ -10,10 +10,17 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import is_lazy
 
 from gprune.selection.keys import SPACES
-from gprune.trees import Tree, TreeDef, flatten, leaf_names, match, require_tensors
+from gprune.trees import (
+    Tree,
+    TreeDef,
+    flatten,
+    leaf_names,
+    match,
+    require_tensors,
+    tensor_problem,
+)
 
 
 class Leaves(NamedTuple):
@@ -113,12 +120,8 @@ def _meta_problems(scores: list[Any], places: list[int], treedef: TreeDef) -> li
 
 def score_problem(scores: Any) -> str | None:
     """Say what is wrong with the type of one leaf of scores, or nothing."""
-    if not isinstance(scores, Tensor):
-        return f"must be a tensor, got {type(scores).__name__}"
-    if is_lazy(scores):
-        return "is not initialised yet; run the module once first"
-    if scores.layout != torch.strided or scores.is_nested:
-        return "is not a dense tensor; convert it with to_dense()"
+    if problem := tensor_problem(scores):
+        return problem.replace("a tensor or None", "a tensor")
     if scores.dtype not in SPACES:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in SPACES)
         return f"has dtype {scores.dtype}, which cannot be ranked; cast it to one of {names}"
@@ -127,8 +130,8 @@ def score_problem(scores: Any) -> str | None:
 
 def mask_problem(mask: Any) -> str | None:
     """Say what is wrong with the type of one mask, or nothing."""
-    if not isinstance(mask, Tensor):
-        return f"must be a tensor or None, got {type(mask).__name__}"
+    if problem := tensor_problem(mask):
+        return problem
     if mask.dtype != torch.bool:
         return (
             f"has dtype {mask.dtype}, a mask is torch.bool (True = keep); did you mean mask != 0?"

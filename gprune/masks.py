@@ -95,6 +95,14 @@ def straight_through(params: Tree, masks: Tree) -> Tree:
         >>> torch.func.grad(lambda p: straight_through(p, mask).sum())(torch.ones(2))
         tensor([1., 1.])
     """
+    leaves, treedef = flatten(params)
+    narrow = [
+        f"{name} has dtype {leaf.dtype}, which has no arithmetic; cast it to bfloat16"
+        for name, leaf in zip(leaf_names(treedef, "params"), leaves, strict=True)
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dtype.itemsize == 1
+    ]
+    if narrow:
+        raise TypeError("; ".join(narrow))
     return _masked(_straight_through, params, masks)
 
 

@@ -21,6 +21,7 @@ from typing import Any, TypeAlias
 import optree
 import torch
 from torch import Tensor
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 Tree: TypeAlias = Any
 """A pytree: nested dicts, lists, tuples, named tuples, registered nodes of tensors and `None`."""
@@ -197,8 +198,22 @@ def dotted_paths(treedef: TreeDef) -> list[str]:
     ]
 
 
+def tensor_problem(leaf: Any) -> str | None:
+    """Say why a leaf is no dense tensor, or nothing."""
+    if not isinstance(leaf, Tensor):
+        return f"must be a tensor or None, got {type(leaf).__name__}"
+    # not is_lazy(), which Dynamo does not trace
+    if isinstance(leaf, UninitializedParameter | UninitializedBuffer):
+        return "is not initialised yet; run the module once first"
+    if leaf.layout != torch.strided or leaf.is_nested:
+        return "is not a dense tensor; convert it with to_dense()"
+    if leaf.is_quantized:
+        return "is quantized; convert it with dequantize()"
+    return None
+
+
 def require_tensors(leaves: list[Any], treedef: TreeDef, root: str) -> None:
-    """Refuse leaves that are neither tensors nor holes.
+    """Refuse leaves that are neither dense tensors nor holes.
 
     Args:
         leaves: the leaves of a tree.
@@ -208,19 +223,15 @@ def require_tensors(leaves: list[Any], treedef: TreeDef, root: str) -> None:
     Raises:
         TypeError: if there are any, naming them all.
     """
-    if all(leaf is None or isinstance(leaf, Tensor) for leaf in leaves):
+    wrong = [i for i, leaf in enumerate(leaves) if leaf is not None and tensor_problem(leaf)]
+    if not wrong:
         return
     if any(isinstance(leaf, torch.nn.Module) for leaf in leaves):
         raise TypeError(
             f"{root} must be a tree of tensors, got a module; pass dict(module.named_parameters())"
         )
-    raise TypeError(
-        "; ".join(
-            f"{name} must be a tensor or None, got {type(leaf).__name__}"
-            for name, leaf in zip(leaf_names(treedef, root), leaves, strict=True)
-            if leaf is not None and not isinstance(leaf, Tensor)
-        )
-    )
+    names = leaf_names(treedef, root)
+    raise TypeError("; ".join(f"{names[i]} {tensor_problem(leaves[i])}" for i in wrong))
 
 
 def _predicate(where: Where) -> Callable[[str, Any], bool]:

@@ -338,3 +338,11 @@ def test_an_adapted_module_can_be_copied_under_torchs_own_condition():
     prune.detach_masks_(twin)
     assert twin.embed.weight is twin.head.weight
     assert num_zero(net) == before
+
+
+def test_a_module_that_contains_itself_is_read_once() -> None:
+    net = nn.Sequential(nn.Linear(2, 2))
+    net[0].parent = net
+    prune.attach_masks_(net, {"0.weight": torch.tensor([[True, False], [True, True]])})
+    assert set(prune.params_of(net)) == {"0.weight", "0.bias"}
+    assert prune.masks_of(net)["0.weight"].tolist() == [[True, False], [True, True]]

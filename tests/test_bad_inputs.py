@@ -1,202 +1,53 @@
-"""Bad input never yields a mask: a TypeError or ValueError with the fact, and the leaf's path."""
+"""Bad input never yields a mask: the rows of tests/bad_inputs.py, and arbitrary objects."""
 
+import contextlib
+import decimal
+import fractions
 import functools
-import math
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import gprune as gp
-
-PARAMS = {"fc": {"weight": torch.arange(6.0).reshape(2, 3), "bias": None}, "out": torch.ones(4)}
-ENTRIES = 10
-
-LIFTED = {"global_unstructured": gp.global_unstructured, "find_cut": gp.find_cut}
-lifted = pytest.mark.parametrize("prune", LIFTED.values(), ids=LIFTED)
-WITH_TREES = {**LIFTED, "layerwise": gp.layerwise}
-with_trees = pytest.mark.parametrize("prune", WITH_TREES.values(), ids=WITH_TREES)
+from gprune.testing import amounts, param_trees, prior_masks, scores_for, tensors
+from gprune.testing.purity import Snapshot
+from tests.bad_inputs import BAD, LIFTED, Bad
+from tests.public import public_callables
 
 
-def calls(*, layerwise: bool = True, **budget: Any) -> list[Any]:
-    """Every function that takes an amount or a sparsity, called with ten candidates."""
-    scores = torch.arange(10.0)
-    alone = [lambda: gp.layerwise([scores], **budget)] if layerwise else []
-    return [
-        *alone,
-        lambda: gp.global_unstructured(PARAMS, **budget),
-        lambda: gp.find_cut(PARAMS, **budget),
-        lambda: gp.lowest_unstructured(scores, **budget),
-        lambda: gp.l1_unstructured(scores, **budget),
-        lambda: gp.random_unstructured(scores, seed=0, **budget),
-    ]
+@pytest.mark.parametrize("row", BAD, ids=[row.name for row in BAD])
+def test_bad_input(row: Bad) -> None:
+    """The right class, all the words, and nothing modified."""
+    args, kwargs = row.inputs()
+    before = Snapshot.of(args=args, kwargs=kwargs)
+    with pytest.raises(row.error) as caught:
+        row.function(*args, **kwargs)
+    assert type(caught.value) is row.error
+    assert [word for word in row.words if word not in str(caught.value)] == [], str(caught.value)
+    assert before.changes() == []
 
 
-AMOUNTS = [
-    ("3", TypeError),
-    (True, TypeError),
-    (torch.tensor(True), TypeError),
-    (3 + 0j, TypeError),
-    (torch.tensor(3 + 0j), TypeError),
-    ({1, 2}, TypeError),
-    (math.nan, ValueError),
-    (torch.tensor(math.nan), ValueError),
-    (math.inf, ValueError),
-    (-math.inf, ValueError),
-    (-1, ValueError),
-    (-0.25, ValueError),
-    (torch.tensor(-1), ValueError),
-    (torch.tensor(-0.25), ValueError),
-    (math.nextafter(1.0, 2.0), ValueError),
-    (80.0, ValueError),
-    (torch.tensor(1.5, dtype=torch.bfloat16), ValueError),
-    (ENTRIES + 1, ValueError),
-    (torch.tensor(ENTRIES + 1), ValueError),
-    (2**70, ValueError),
-    (torch.tensor([0.5]), (TypeError, ValueError)),
-    (torch.tensor([]), (TypeError, ValueError)),
-]
+def test_the_table_itself() -> None:
+    assert [name for name, times in Counter(row.name for row in BAD).items() if times > 1] == []
+    assert all(row.words for row in BAD)
+    # these two take anything: a tree of anything has dims, a cut is a pair
+    cannot_fail = {"vmap_dims", "Cut"}
+    covered = {row.function for row in BAD}
+    missing = {name for name, function in public_callables() if function not in covered}
+    assert missing == cannot_fail
 
 
-@pytest.mark.parametrize(("amount", "error"), AMOUNTS, ids=lambda value: repr(value)[:40])
-def test_amounts(amount: Any, error: Any) -> None:
-    for call in calls(amount=amount):
-        with pytest.raises(error, match="amount"):
-            call()
-    with pytest.raises(error, match="amount"):
-        gp.num_to_prune(amount, ENTRIES)
+# --- what is not bad --------------------------------------------------------------------------
 
 
-SPARSITIES = [*AMOUNTS, (2, ValueError), (torch.tensor(2), ValueError)]
-
-
-@pytest.mark.parametrize(
-    ("sparsity", "error"),
-    SPARSITIES,
-    ids=lambda value: repr(value)[:40],
-)
-def test_sparsities(sparsity: Any, error: Any) -> None:
-    for call in calls(sparsity=sparsity):
-        with pytest.raises(error, match="sparsity"):
-            call()
-
-
-@pytest.mark.parametrize("amount", [[3], [1, 2], [], (3,), {"fc": 3}], ids=repr)
-def test_only_layerwise_takes_a_tree_of_amounts(amount: Any) -> None:
-    for name in ("amount", "sparsity"):
-        for call in calls(**{name: amount}, layerwise=False):
-            with pytest.raises(TypeError, match=name):
-                call()
-
-
-@pytest.mark.parametrize(
-    "budget", [{}, {"amount": None}, {"amount": 1, "sparsity": 0.5}, {"amount": 0, "sparsity": 0}]
-)
-def test_exactly_one_of_amount_and_sparsity(budget: dict[str, Any]) -> None:
-    for call in calls(**budget):
-        with pytest.raises((TypeError, ValueError), match=r"amount.*sparsity"):
-            call()
-
-
-def test_an_int_is_compared_with_the_candidates_that_are_left() -> None:
-    scores = torch.arange(4.0)
-    mask = torch.tensor([False, False, True, True])
-    assert gp.lowest_unstructured(scores, mask, amount=2).tolist() == [False] * 4
-    with pytest.raises(ValueError, match=r"2.*3"):
-        gp.lowest_unstructured(scores, mask, amount=3)
-    with pytest.raises(ValueError, match=r"2.*3"):
-        gp.global_unstructured([scores], masks=[mask], amount=3)
-
-
-def test_layerwise_compares_with_the_candidates_of_each_leaf() -> None:
-    with pytest.raises(ValueError, match="5"):
-        gp.layerwise(PARAMS, amount=5)
-    with pytest.raises(ValueError, match=r"amount.*weight"):
-        gp.layerwise(PARAMS, amount={"fc": {"bias": None}, "out": 1})
-    with pytest.raises(ValueError, match=r"amount.*weight"):
-        gp.layerwise(PARAMS, amount={"fc": {"weight": None, "bias": None}, "out": 1})
-
-
-def tree(weight: Any, bias: Any, out: Any) -> Any:
-    return {"fc": {"weight": weight, "bias": bias}, "out": out}
-
-
-WEIGHT, OUT = torch.ones(2, 3), torch.ones(4)
-
-
-@with_trees
-@pytest.mark.parametrize(
-    ("scores", "error", "words"),
-    [
-        ({"fc": {"weight": WEIGHT}, "out": OUT}, ValueError, "bias"),
-        (tree(WEIGHT, None, [OUT]), ValueError, "out"),
-        ({**tree(WEIGHT, None, OUT), "more": OUT}, ValueError, "more"),
-        ([WEIGHT, None, OUT], ValueError, "structure"),
-        (tree(WEIGHT.t(), None, OUT), ValueError, r"fc.*weight.*\(3, 2\).*\(2, 3\)"),
-        (tree(WEIGHT, None, torch.ones(1)), ValueError, r"out.*\(1,\).*\(4,\)"),
-        (tree(WEIGHT, None, torch.tensor(1.0)), ValueError, r"out.*\(\).*\(4,\)"),
-        (tree(torch.ones(6), None, torch.ones(3)), ValueError, r"(?s)fc.*weight.*out"),
-        (tree(None, None, OUT), ValueError, r"fc.*weight"),
-        (tree(WEIGHT.bool(), None, OUT), TypeError, r"fc.*weight.*bool"),
-        (tree(WEIGHT.bool(), None, OUT.cfloat()), TypeError, r"(?s)fc.*weight.*out"),
-        (tree([1.0] * 6, None, OUT), ValueError, r"fc.*weight"),
-        (tree(WEIGHT, None, 1.0), TypeError, "out"),
-        (tree(WEIGHT, None, "1"), TypeError, "out"),
-    ],
-)
-def test_scores(prune: Any, scores: Any, error: type[Exception], words: str) -> None:
-    with pytest.raises(error, match=words):
-        prune(PARAMS, scores, amount=1)
-
-
-KEEP, KEEP_OUT = WEIGHT.bool(), OUT.bool()
-
-
-@with_trees
-@pytest.mark.parametrize(
-    ("masks", "error", "words"),
-    [
-        ({"fc": {"weight": KEEP}, "out": KEEP_OUT}, ValueError, "bias"),
-        (tree(KEEP, torch.ones(2).bool(), KEEP_OUT), ValueError, r"fc.*bias"),
-        (tree(None, None, KEEP_OUT), ValueError, r"fc.*weight"),
-        (tree(KEEP.t(), None, KEEP_OUT), ValueError, r"fc.*weight.*\(3, 2\).*\(2, 3\)"),
-        (tree(KEEP, None, KEEP_OUT[:1]), ValueError, r"out.*\(1,\).*\(4,\)"),
-        (tree(KEEP.float(), None, KEEP_OUT), TypeError, r"fc.*weight.*float32.*bool"),
-        (tree(KEEP.byte(), None, KEEP_OUT.int()), TypeError, r"(?s)fc.*weight.*out"),
-        (tree(KEEP, None, True), TypeError, "out"),
-    ],
-)
-def test_masks(prune: Any, masks: Any, error: type[Exception], words: str) -> None:
-    with pytest.raises(error, match=words):
-        prune(PARAMS, masks=masks, amount=1)
-    with pytest.raises(error, match=words):
-        gp.masks_at(gp.Cut(torch.tensor(0.0), torch.tensor(0)), PARAMS, masks=masks)
-
-
-@with_trees
-@pytest.mark.parametrize("params", [None, {}, [], {"a": None}, [None, (None, {})]])
-def test_a_tree_without_a_prunable_leaf(prune: Any, params: Any) -> None:
-    with pytest.raises(ValueError, match="prunable"):
-        prune(params, amount=0.5)
-
-
-@with_trees
-@pytest.mark.parametrize(
-    ("params", "words"),
-    [
-        ({"a": {"b": 1.0}}, r"a.*b"),
-        ([torch.ones(2), "x"], "1"),
-        ({"a": torch.ones(2).bool()}, r"a.*bool"),
-        ({"a": torch.ones(2).cfloat()}, r"a.*complex"),
-    ],
-)
-def test_params(prune: Any, params: Any, words: str) -> None:
-    with pytest.raises(TypeError, match=words):
-        prune(params, amount=1)
-
-
-@with_trees
-def test_only_empty_or_fully_pruned_leaves_are_fine(prune: Any) -> None:
+@pytest.mark.parametrize("prune", [function for function, _ in LIFTED])
+def test_only_empty_or_fully_pruned_leaves_are_fine(prune: Callable[..., Any]) -> None:
     empty = {"a": torch.ones(0), "b": torch.ones(2, 0)}
     gone = [torch.ones(3), torch.tensor(1.0)]
     masks = [torch.zeros(3).bool(), torch.tensor(False)]
@@ -210,91 +61,198 @@ def test_only_empty_or_fully_pruned_leaves_are_fine(prune: Any) -> None:
         prune(empty, amount=1)
 
 
-def unmarked(scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    return mask
+def test_an_int_is_compared_with_the_candidates_that_are_left() -> None:
+    mask = torch.tensor([False, False, True, True])
+    assert gp.lowest_unstructured(torch.arange(4.0), mask, amount=2).tolist() == [False] * 4
 
 
-def returns(answer: Any) -> Any:
-    @gp.pruning_method("unstructured")
-    def method(scores: torch.Tensor, mask: torch.Tensor) -> Any:
-        return answer
-
-    return method
+# --- arbitrary objects ------------------------------------------------------------------------
 
 
-@gp.pruning_method("structured")
-def structured(scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    return mask
+class Evil:
+    """Neither to be compared nor to be asked for its truth."""
+
+    def __eq__(self, other: object) -> bool:
+        raise TypeError("compared")
+
+    def __bool__(self) -> bool:
+        raise TypeError("asked for its truth")
+
+    __hash__ = object.__hash__
 
 
-@pytest.mark.parametrize(
-    ("method", "kwargs", "error", "words"),
-    [
-        (unmarked, {}, TypeError, "unmarked.*pruning_method"),
-        ("lowest", {}, TypeError, "pruning_method"),
-        (None, {}, TypeError, "pruning_method"),
-        (structured, {}, TypeError, "structured"),
-        (functools.partial(structured), {}, TypeError, "structured"),
-        (gp.lowest_unstructured, {"amount": 1, "colour": 3}, TypeError, "lowest.*colour"),
-        (gp.lowest_unstructured, {"amount": 1, "seed": 3}, TypeError, "lowest.*seed"),
-        (gp.random_unstructured, {"amount": 1}, TypeError, "random.*seed"),
-        (gp.random_unstructured, {"amount": 1, "seed": 0.5}, TypeError, "seed"),
-        (gp.random_unstructured, {"amount": 1, "seed": True}, TypeError, "seed"),
-        (gp.random_unstructured, {"amount": 1, "seed": "x"}, TypeError, "seed"),
-        (gp.identity, {"amount": 1}, TypeError, "identity.*amount"),
-        (returns(torch.ones(10).bool()), {"amount": 1}, TypeError, "method.*amount"),
-        (returns(torch.ones(9).bool()), {}, ValueError, r"\(10,\).*\(9,\)"),
-        (returns(torch.ones(2, 5).bool()), {}, ValueError, r"\(10,\).*\(2, 5\)"),
-        (returns(torch.ones(10)), {}, ValueError, "bool.*float32"),
-        (returns([True] * 10), {}, ValueError, "bool"),
-        (returns(None), {}, ValueError, "None"),
-    ],
-)
-def test_methods(method: Any, kwargs: Any, error: type[Exception], words: str) -> None:
-    with pytest.raises(error, match=words):
-        gp.global_unstructured(PARAMS, pruning_method=method, **kwargs)
+def odd_tensors() -> st.SearchStrategy[torch.Tensor]:
+    """Tensors of dtypes, devices and layouts that nobody prunes."""
+    makers: list[Callable[[], torch.Tensor]] = [
+        lambda: torch.tensor([True, False]),
+        lambda: torch.tensor([1j]),
+        lambda: torch.ones(2, dtype=torch.uint16),
+        lambda: torch.ones(2).to(torch.float8_e4m3fn),
+        lambda: torch.ones(2, device="meta"),
+        lambda: torch.eye(2).to_sparse(),
+        lambda: torch.ones(2, 2).to_mkldnn(),
+        lambda: torch.nested.nested_tensor([torch.ones(2)], layout=torch.jagged),
+        lambda: torch.nn.UninitializedParameter(),
+        lambda: torch.nn.Parameter(torch.ones(2)),
+        lambda: torch.ones(2, requires_grad=True) * 2,
+        lambda: torch.full((2,), 2**60),
+    ]
+    return st.sampled_from(makers).map(lambda make: make())
 
 
-def test_a_partial_keeps_its_type() -> None:
-    method = functools.partial(gp.lowest_unstructured, amount=3)
-    assert int(gp.num_pruned(gp.global_unstructured(PARAMS, pruning_method=method))) == 3
+def things() -> st.SearchStrategy[Any]:
+    """Objects that are no tensors."""
+    makers: list[Callable[[], Any]] = [
+        Evil,
+        object,
+        lambda: iter([1, 2]),
+        lambda: torch.nn.Linear(1, 1),
+        lambda: np.ones(2),
+        lambda: np.float32(0.5),
+        lambda: np.int64(1),
+        lambda: np.bool_(True),
+        lambda: fractions.Fraction(1, 2),
+        lambda: fractions.Fraction(10**400),
+        lambda: decimal.Decimal("0.5"),
+        lambda: torch.float32,
+        lambda: torch.Size([2]),
+        lambda: len,
+        lambda: int,
+        lambda: ...,
+        lambda: NotImplemented,
+        lambda: range(3),
+        lambda: defaultdict(list),
+        lambda: gp.scores,
+    ]
+    return st.sampled_from(makers).map(lambda make: make())
 
 
-@pytest.mark.parametrize(
-    ("scores", "mask", "error", "words"),
-    [
-        (torch.ones(3), torch.ones(4).bool(), ValueError, r"\(4,\).*\(3,\)"),
-        (torch.ones(3), torch.ones(3), TypeError, "bool"),
-        (torch.ones(3), [True] * 3, TypeError, "mask"),
-        ([1.0, 2.0], None, TypeError, "scores"),
-        (torch.ones(3).bool(), None, TypeError, "bool"),
-    ],
-)
-@pytest.mark.parametrize("method", [gp.lowest_unstructured, gp.l1_unstructured])
-def test_methods_of_one_tensor(
-    method: Any, scores: Any, mask: Any, error: type[Exception], words: str
+def numbers() -> st.SearchStrategy[Any]:
+    return st.one_of(
+        st.integers(),
+        st.floats(),
+        st.complex_numbers(),
+        st.booleans(),
+        st.sampled_from([0, 1, 0.5, 2, -1, 2**63, -(2**63) - 1, 10**400]),
+    )
+
+
+def keys() -> st.SearchStrategy[Any]:
+    return st.one_of(st.text(max_size=2), st.integers(0, 3), st.none(), st.tuples(st.booleans()))
+
+
+def anything() -> st.SearchStrategy[Any]:
+    """Any Python object, alone or in containers."""
+    single = st.one_of(
+        st.none(),
+        numbers(),
+        st.text(max_size=3),
+        st.binary(max_size=3),
+        tensors(),
+        odd_tensors(),
+        things(),
+    )
+    return st.recursive(
+        single,
+        lambda inside: st.one_of(
+            st.lists(inside, max_size=3),
+            st.lists(inside, max_size=3).map(tuple),
+            st.dictionaries(keys(), inside, max_size=3),
+            st.dictionaries(keys(), inside, max_size=2).map(OrderedDict),
+            st.sets(numbers() | st.text(max_size=1), max_size=2),
+        ),
+        max_leaves=6,
+    )
+
+
+class Good:
+    """What a valid call is drawn with; a fuzzed one replaces some of it by anything."""
+
+    def __init__(self, draw: Any) -> None:
+        self.draw = draw
+
+    @functools.cached_property
+    def params(self) -> Any:
+        return self.draw(param_trees())
+
+    def of(self, name: str) -> Any:
+        strategies: dict[str, Callable[[], st.SearchStrategy[Any]]] = {
+            "params": lambda: st.just(self.params),
+            "tree": lambda: st.just(self.params),
+            "scores": lambda: st.none() | scores_for(self.params),
+            "masks": lambda: st.none() | prior_masks(self.params),
+            "amount": lambda: amounts(4),
+            "sparsity": lambda: st.floats(0, 1),
+            "seed": lambda: st.integers(0, 9),
+            "where": lambda: st.sampled_from([None, "*", ["*a*"], lambda path, leaf: True]),
+            "pruning_method": lambda: st.sampled_from(
+                [gp.lowest_unstructured, gp.random_unstructured, gp.identity]
+            ),
+            "cut": lambda: st.builds(gp.Cut, st.floats(), st.integers(-1, 9)),
+            "tensor": lambda: st.just(torch.arange(4.0)),
+            "mask": lambda: st.none() | st.just(torch.ones(4).bool()),
+            "count": lambda: st.integers(0, 20),
+            "kind": lambda: st.just("unstructured"),
+            "step": lambda: st.integers(0, 9),
+            "power": lambda: st.floats(0.5, 3),
+            "dim": lambda: st.integers(-1, 2),
+        }
+        return self.draw(strategies[name]())
+
+
+# the kinds of the positional arguments, and those of the keyword arguments
+BUDGET = {"amount": "amount", "sparsity": "sparsity"}
+LIFTED_KEYWORDS = {"masks": "masks", "pruning_method": "pruning_method", "seed": "seed", **BUDGET}
+LIFTED_KEYWORDS["dim"] = "dim"
+RAMP = {"begin": "step", "end": "step", "initial": "sparsity"}
+CALLS: dict[Callable[..., Any], tuple[list[str], dict[str, str]]] = {
+    gp.prunable: (["params", "where"], {}),
+    gp.vmap_dims: (["params", "dim"], {}),
+    gp.lowest_unstructured: (["tensor", "mask"], {**BUDGET, "dim": "dim"}),
+    gp.l1_unstructured: (["tensor", "mask"], {**BUDGET, "dim": "dim"}),
+    gp.random_unstructured: (["tensor", "mask"], {"seed": "seed", **BUDGET, "dim": "dim"}),
+    gp.identity: (["tensor", "mask"], {}),
+    gp.pruning_method: (["kind"], {}),
+    gp.global_unstructured: (["params", "scores"], LIFTED_KEYWORDS),
+    gp.layerwise: (["params", "scores"], LIFTED_KEYWORDS),
+    gp.Cut: (["amount", "count"], {}),
+    gp.find_cut: (["params", "scores"], {"masks": "masks", **BUDGET}),
+    gp.masks_at: (["cut", "params", "scores"], {"masks": "masks"}),
+    gp.num_to_prune: (["amount", "count"], {}),
+    gp.keep_all: (["params"], {}),
+    gp.apply_masks: (["params", "masks"], {}),
+    gp.straight_through: (["params", "masks"], {}),
+    gp.num_pruned: (["masks"], {}),
+    gp.sparsity: (["masks"], {}),
+    gp.summary: (["params", "masks"], {}),
+    gp.intersect: (["masks", "masks"], {}),
+    gp.scores.magnitude: (["params"], {}),
+    gp.scores.random: (["params"], {"seed": "seed"}),
+    gp.schedules.constant: (["sparsity"], {}),
+    gp.schedules.one_shot: (["sparsity"], {"step": "step"}),
+    gp.schedules.linear: (["sparsity"], RAMP),
+    gp.schedules.polynomial: (["sparsity"], {"power": "power", **RAMP}),
+}
+
+
+@pytest.mark.parametrize(("name", "function"), list(public_callables()))
+def test_anything_gives_a_result_or_a_type_or_value_error(
+    name: str, function: Callable[..., Any]
 ) -> None:
-    with pytest.raises(error, match=words):
-        method(scores, mask, amount=1)
+    positional, keyword = CALLS[function]
 
+    @settings(max_examples=settings().max_examples // 2)
+    @given(st.data())
+    def check(data: st.DataObject) -> None:
+        good = Good(data.draw)
 
-@pytest.mark.parametrize(
-    ("masks", "error", "words"),
-    [
-        ({"fc": {"weight": KEEP}, "out": KEEP_OUT}, ValueError, "bias"),
-        (tree(KEEP.t(), None, KEEP_OUT), ValueError, r"fc.*weight.*\(3, 2\).*\(2, 3\)"),
-        (tree(KEEP, None, KEEP_OUT[:1]), ValueError, r"out.*\(1,\).*\(4,\)"),
-        (tree(KEEP, KEEP, KEEP_OUT), ValueError, r"fc.*bias"),
-        (tree(KEEP.float(), None, KEEP_OUT), TypeError, r"fc.*weight.*float32.*bool"),
-    ],
-)
-@pytest.mark.parametrize("function", [gp.apply_masks, gp.straight_through, gp.summary])
-def test_application(function: Any, masks: Any, error: type[Exception], words: str) -> None:
-    with pytest.raises(error, match=words):
-        function(PARAMS, masks)
+        def argument(kind: str) -> Any:
+            return good.of(kind) if data.draw(st.booleans()) else data.draw(anything())
 
+        args = [argument(kind) for kind in positional]
+        chosen = [name for name in keyword if data.draw(st.booleans())]
+        kwargs = {name: argument(keyword[name]) for name in chosen}
+        with contextlib.suppress(TypeError, ValueError):
+            function(*args, **kwargs)
 
-@pytest.mark.parametrize("where", [3, ["a", 3], torch.ones(2)])
-def test_where(where: Any) -> None:
-    with pytest.raises(TypeError, match="where"):
-        gp.prunable(PARAMS, where)
+    check()

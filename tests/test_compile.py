@@ -1,8 +1,7 @@
-"""Compiled is eager: no graph break, no recompile over amounts, the same masks bit for bit."""
+"""What compilation does beyond the contract that tests/test_contracts.py runs on every row."""
 
-import functools
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
@@ -10,6 +9,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import gprune as gp
+from gprune.testing import assert_compiles
 from gprune.testing.strategies import Box
 from tests.assertions import assert_equal_masks
 
@@ -39,67 +39,22 @@ def _fresh_dynamo() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def tensors_of(tree: Any) -> list[Any]:
-    return gp.trees.flatten(tree)[0]
+def prune(amount: Any) -> Any:
+    return gp.global_unstructured(WEIGHTS, amount=amount)
 
 
-def compiles(function: Callable[[Any], Any], inputs: Iterable[Any], backend: str = "eager") -> int:
-    """Compare compiled with eager on every input; return how often it was compiled."""
-    counter = CompileCounterWithBackend(backend)
-    compiled = torch.compile(function, backend=counter, fullgraph=True)
-    for value in inputs:
-        expected, got = function(value), compiled(value)
-        assert_same(got, expected)
-    return counter.frame_count
+def test_fifty_numbers_compile_at_most_twice() -> None:
+    """As many as would reach the limit at which Dynamo gives up compiling for each value."""
+    assert_compiles(prune, FRACTIONS, "eager", max_graphs=2)
+    assert_compiles(prune, COUNTS, "eager", max_graphs=2)
+    assert_compiles(
+        lambda seed: gp.scores.random(PARAMS, seed=seed), range(50), "eager", max_graphs=2
+    )
 
 
-def assert_same(got: Any, expected: Any) -> None:
-    left, right = gp.trees.flatten(got), gp.trees.flatten(expected)
-    assert left[1] == right[1]
-    for a, b in zip(left[0], right[0], strict=True):
-        if isinstance(b, torch.Tensor):
-            torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
-        else:
-            assert a == b
-
-
-AMOUNT_TAKERS = {
-    "global_unstructured": lambda a: gp.global_unstructured(WEIGHTS, amount=a),
-    "with masks": lambda a: gp.global_unstructured(WEIGHTS, masks=PRIOR, amount=a / 2),
-    "l1": lambda a: gp.global_unstructured(WEIGHTS, pruning_method=gp.l1_unstructured, amount=a),
-    "random": lambda a: gp.global_unstructured(
-        WEIGHTS, pruning_method=gp.random_unstructured, seed=1, amount=a
-    ),
-    "layerwise": lambda a: gp.layerwise(WEIGHTS, amount=a),
-    "find_cut": lambda a: gp.find_cut(WEIGHTS, amount=a),
-    "masks_at": lambda a: gp.masks_at(gp.find_cut(WEIGHTS, amount=a), WEIGHTS),
-    "num_to_prune": lambda a: gp.num_to_prune(a, 20),
-    "one tensor": lambda a: gp.lowest_unstructured(PARAMS["fc"].weight, amount=a),
-    "sparsity": lambda a: gp.global_unstructured(WEIGHTS, sparsity=a),
-}
-
-
-@pytest.mark.parametrize("name", AMOUNT_TAKERS)
-def test_fifty_python_floats_compile_at_most_twice(name: str) -> None:
-    assert compiles(AMOUNT_TAKERS[name], FRACTIONS) <= 2
-
-
-@pytest.mark.parametrize("name", AMOUNT_TAKERS)
-def test_fifty_tensors_compile_once(name: str) -> None:
-    assert compiles(AMOUNT_TAKERS[name], map(torch.tensor, FRACTIONS)) == 1
-
-
-def test_fifty_python_ints_compile_at_most_twice() -> None:
-    assert compiles(lambda a: gp.global_unstructured(WEIGHTS, amount=a), COUNTS) <= 2
-
-
-def test_fifty_int_tensors_compile_once() -> None:
-    prune = AMOUNT_TAKERS["global_unstructured"]
-    assert compiles(prune, map(torch.tensor, COUNTS)) == 1
-
-
-def test_fifty_python_seeds_compile_at_most_twice() -> None:
-    assert compiles(lambda seed: gp.scores.random(PARAMS, seed=seed), range(50)) <= 2
+@pytest.mark.parametrize("numbers", [FRACTIONS, COUNTS], ids=["fractions", "counts"])
+def test_fifty_tensors_compile_once(numbers: list[Any]) -> None:
+    assert_compiles(prune, [torch.tensor(number) for number in numbers], "eager")
 
 
 @pytest.mark.parametrize(
@@ -108,50 +63,11 @@ def test_fifty_python_seeds_compile_at_most_twice() -> None:
         gp.schedules.constant(0.5),
         gp.schedules.one_shot(0.5, step=20),
         gp.schedules.linear(0.9, begin=5, end=40),
-        gp.schedules.polynomial(0.9, begin=5, end=40, initial=0.1),
     ],
-    ids=["constant", "one_shot", "linear", "polynomial"],
+    ids=["constant", "one_shot", "linear"],
 )
-def test_schedules(schedule: gp.schedules.Schedule) -> None:
-    assert compiles(schedule, map(torch.tensor, range(50))) == 1
-    torch._dynamo.reset()
-    assert compiles(schedule, range(50)) <= 2
-
-
-@gp.pruning_method("unstructured")
-def below(scores: torch.Tensor, mask: torch.Tensor, *, threshold: float) -> torch.Tensor:
-    return scores.abs() >= threshold
-
-
-OTHERS = {
-    "prunable": lambda _: gp.prunable(PARAMS),
-    "prunable by glob": lambda _: gp.prunable(PARAMS, ["fc.*", "head*"]),
-    "prunable by predicate": lambda _: gp.prunable(PARAMS, lambda path, leaf: "norm" in path),
-    "vmap_dims": lambda _: gp.vmap_dims(WEIGHTS),
-    "magnitude": lambda _: gp.scores.magnitude(PARAMS),
-    "random": lambda _: gp.scores.random(PARAMS, seed=3),
-    "keep_all": lambda _: gp.keep_all(WEIGHTS),
-    "apply_masks": lambda _: gp.apply_masks(PARAMS, PRIOR),
-    "straight_through": lambda _: gp.straight_through(PARAMS, PRIOR),
-    "num_pruned": lambda _: gp.num_pruned(PRIOR),
-    "sparsity": lambda _: gp.sparsity(PRIOR),
-    "intersect": lambda _: gp.intersect(PRIOR, gp.keep_all(WEIGHTS)),
-    "identity": lambda _: gp.global_unstructured(WEIGHTS, pruning_method=gp.identity),
-    "partial": lambda _: gp.global_unstructured(
-        WEIGHTS, pruning_method=functools.partial(gp.l1_unstructured, amount=0.5)
-    ),
-    "user's method": lambda _: gp.global_unstructured(WEIGHTS, pruning_method=below, threshold=0.5),
-    "layerwise user's method": lambda _: gp.layerwise(WEIGHTS, pruning_method=below, threshold=0.5),
-    "layerwise tree": lambda a: gp.layerwise(
-        WEIGHTS,
-        amount={"fc": Layer(a, None), "norm": dict.fromkeys(["weight", "bias"]), "head": [1, None]},
-    ),
-}
-
-
-@pytest.mark.parametrize("name", OTHERS)
-def test_everything_else_traces_whole(name: str) -> None:
-    assert compiles(OTHERS[name], [0.5]) <= 1  # 0: nothing but Python, no graph at all
+def test_fifty_steps_compile_at_most_twice(schedule: gp.schedules.Schedule) -> None:
+    assert_compiles(schedule, range(50), "eager", max_graphs=2)
 
 
 def test_every_container_traces() -> None:
@@ -166,11 +82,11 @@ def test_every_container_traces() -> None:
     }
     tree = {str(key): value for key, value in tree.items()}
 
-    def prune(amount: torch.Tensor) -> Any:
-        return gp.global_unstructured(gp.prunable(tree), tree_of_scores, amount=amount)
-
     tree_of_scores = gp.scores.magnitude(tree)
-    assert compiles(prune, [torch.tensor(5)]) == 1
+    assert_compiles(
+        lambda amount: gp.global_unstructured(gp.prunable(tree), tree_of_scores, amount=amount),
+        [torch.tensor(5)],
+    )
 
 
 def test_a_training_step_with_inductor() -> None:
@@ -209,8 +125,7 @@ def test_a_training_step_with_inductor() -> None:
     [(80.0, "did you mean 0.8"), (-1, "negative"), (27, "candidates, 26"), (float("nan"), "nan")],
 )
 def test_wrong_values_raise_the_same_error_compiled(amount: float, words: str) -> None:
-    compiled = torch.compile(AMOUNT_TAKERS["global_unstructured"], backend="eager", fullgraph=True)
-    for run in (AMOUNT_TAKERS["global_unstructured"], compiled):
+    for run in (prune, torch.compile(prune, backend="eager", fullgraph=True)):
         with pytest.raises(ValueError, match=words):
             run(amount)
         with pytest.raises(ValueError, match=words):

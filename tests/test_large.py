@@ -32,6 +32,15 @@ def one_tail(generator: torch.Generator, size: int) -> torch.Tensor:
     return scores
 
 
+def every(dtype: torch.dtype) -> Callable[[torch.Generator, int], torch.Tensor]:
+    """All the bits that a dtype of 16 has: every NaN, of either sign, and every denormal."""
+
+    def scores(generator: torch.Generator, size: int) -> torch.Tensor:
+        return torch.randperm(size, generator=generator).to(torch.int16).view(dtype)
+
+    return scores
+
+
 DISTRIBUTIONS: dict[str, Callable[[torch.Generator, int], torch.Tensor]] = {
     "normal": normal,
     "float64": lambda g, n: torch.randn(n, generator=g, dtype=torch.float64),
@@ -45,7 +54,12 @@ DISTRIBUTIONS: dict[str, Callable[[torch.Generator, int], torch.Tensor]] = {
     "every magnitude": lambda g, n: torch.exp2(torch.rand(n, generator=g) * 270 - 149),
     "bfloat16": lambda g, n: torch.randn(n, generator=g).bfloat16(),
     "float16": lambda g, n: torch.randn(n, generator=g).half(),
+    "every bfloat16": every(torch.bfloat16),
+    "every float16": every(torch.float16),
     "int8": lambda g, n: torch.randint(-128, 128, (n,), generator=g, dtype=torch.int8),
+    "close in int32": lambda g, n: torch.randint(
+        2**30, 2**30 + 10**4, (n,), generator=g, dtype=torch.int32
+    ),
     "int64": lambda g, n: torch.randint(-(2**53), 2**53, (n,), generator=g),
     "mostly zero": lambda g, n: normal(g, n) * (torch.rand(n, generator=g) < 0.01),
 }
@@ -77,7 +91,7 @@ def test_a_large_leaf_beside_small_ones(
     generator = torch.Generator().manual_seed(0)
     large = distribution(generator, ENTRIES)
     tree = {"a": distribution(generator, 5), "b": large, "c": torch.tensor(0.5), "hole": None}
-    check(tree, None, [1, ENTRIES // 3, ENTRIES // 2, ENTRIES + 5])
+    check(tree, None, [1, ENTRIES // 3, ENTRIES // 2, ENTRIES - 1_000, ENTRIES + 5])
 
 
 def test_large_leaves_of_different_dtypes_with_priors() -> None:
@@ -91,6 +105,13 @@ def test_large_leaves_of_different_dtypes_with_priors() -> None:
     ]
     masks = [torch.rand(size, generator=generator) < 0.8 for _ in tree]
     check(tree, masks, [7, size, 3 * size])
+
+
+def test_a_large_leaf_in_another_layout() -> None:
+    """Its blocks hold whole rows, so they start anywhere, and the last one fills whole words."""
+    rows = 2**19 // 3 + 8_000
+    scores = torch.randn(3, rows, generator=torch.Generator().manual_seed(3)).t()
+    check([scores], None, [1, rows, 2 * rows])
 
 
 def test_masks_do_not_depend_on_the_number_of_threads() -> None:

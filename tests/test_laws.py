@@ -13,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import gprune as gp
-from gprune.selection import digits, ranking, sample, search
+from gprune.selection import digits, keys, ranking, sample, search
 from gprune.testing import SCORE_DTYPES, amounts, param_trees, tensors
 from tests import reference
 from tests.assertions import (
@@ -95,7 +95,7 @@ def test_candidates(case: Case) -> None:
     )
 
 
-@given(st.data(), st.integers(0, 10**6))
+@given(st.data(), st.integers(0, 10**6) | st.integers(2**24, 2**40))
 def test_num_to_prune(data: st.DataObject, candidates: int) -> None:
     amount = data.draw(amounts(candidates))
     assert int(gp.num_to_prune(amount, candidates)) == reference.num_to_prune(amount, candidates)
@@ -129,6 +129,43 @@ def test_exactness_of_the_streaming_search(case: Case, small: Sizes) -> None:
         assert_masks(case.masks_for(gp.global_unstructured), expected, case.params)
         cut = case.masks_for(gp.find_cut)
     assert_cut(cut, reference.cut(case.params, case.scores, case.k, case.masks))
+
+
+@st.composite
+def dense_cases(draw: st.DrawFn) -> Case:
+    """The smallest float16 numbers, between which there are no others."""
+    bits = draw(st.lists(st.integers(0, 5), min_size=1, max_size=12))
+    scores = torch.tensor(bits, dtype=torch.int16).view(torch.float16)
+    return Case([scores], [scores], None, {"amount": draw(st.integers(0, len(bits)))})
+
+
+def nan_last(score: float) -> tuple[bool, float]:
+    return (True, 0) if math.isnan(score) else (False, score)
+
+
+@settings(max_examples=4 * settings().max_examples)
+@given(cases() | dense_cases(), sizes)
+def test_what_the_search_learns_is_true(case: Case, small: Sizes) -> None:
+    """Else it would look in the wrong place: the masks would still be right, but late."""
+    order = reference.ranking(
+        reference.scores_of(case.params, case.scores), reference.priors(case.params, case.masks)
+    )
+    ranked = [nan_last(score) for _, score in order]
+    scores = case.params if case.scores is None else case.scores
+    space = keys.common_space({leaf.dtype for leaf in optree.tree_leaves(scores)})
+    learn, learnt = search._learn, []
+
+    def listen(*args: Any) -> Any:
+        learnt.append(learn(*args))
+        return learnt[-1]
+
+    with streaming(small), mock.patch.object(search, "_learn", listen):
+        case.masks_for(gp.find_cut)
+    for known in learnt:
+        least, most = (nan_last(keys.value_of(key, space)) for key in known[:2])
+        assert known.before == sum(score < least for score in ranked)
+        assert known.among == sum(least <= score <= most for score in ranked)
+        assert known.before < case.k <= known.before + known.among
 
 
 @given(param_trees(), st.data())
@@ -276,6 +313,53 @@ def test_every_dtype_alone(dtype: torch.dtype) -> None:
         assert_masks(gp.global_unstructured([scores], [scores], amount=k), expected, [scores])
 
     check()
+
+
+# some dtype rounds the second of each pair to the first
+NEIGHBOURS = [
+    1.0,
+    1 + 2**-7,
+    1 + 2**-10,
+    1 + 2**-23,
+    1 + 2**-52,
+    256,
+    257,
+    2048,
+    2049,
+    65504,
+    65505,
+]
+NEIGHBOURS += [2**24, 2**24 + 1, 2**31 - 1, 2**31, 2**53 - 1, 2**53, 2.0**-24, 2.0**-25, 127, 128]
+
+
+@pytest.mark.parametrize("one", SCORE_DTYPES, ids=str)
+def test_every_pair_of_dtypes(one: torch.dtype) -> None:
+    """Neighbours in falling order: where they are compared in too narrow a dtype, they tie."""
+
+    def held(dtype: torch.dtype) -> torch.Tensor:
+        both = sorted({*NEIGHBOURS, *(-x for x in NEIGHBOURS)}, reverse=True)
+        if not dtype.is_floating_point:
+            info = torch.iinfo(dtype)
+            both = [int(x) for x in both if x == int(x) and info.min <= x <= info.max]
+        exact = torch.tensor(both, dtype=torch.float64)
+        return exact[exact.to(dtype).double() == exact].to(dtype)
+
+    for other in SCORE_DTYPES:
+        scores = [held(one), held(other)]
+        entries = reference.num_entries(scores)
+        for k in range(0, entries + 1, 3):
+            expected = reference.global_masks(scores, scores, k)
+            assert_masks(gp.global_unstructured(scores, scores, amount=k), expected, scores)
+        cut = gp.find_cut(scores, scores, amount=entries // 2)
+        assert_cut(cut, reference.cut(scores, scores, entries // 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32], ids=str)
+def test_the_magnitude_of_the_lowest_integer_does_not_wrap(dtype: torch.dtype) -> None:
+    low, high = torch.iinfo(dtype).min, torch.iinfo(dtype).max
+    params = [torch.tensor([low, high, -high], dtype=dtype)]
+    assert gp.scores.magnitude(params)[0].tolist() == [-low, high, high]
+    assert gp.global_unstructured(params, amount=2)[0].tolist() == [True, False, False]
 
 
 @given(param_trees())

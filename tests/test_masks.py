@@ -3,6 +3,7 @@
 from typing import Any
 
 import optree
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -59,6 +60,66 @@ def test_a_parameter_without_a_mask_is_returned_as_it_is(params: Any, data: st.D
             *map(reference.leaves, (params, masks, applied)), strict=True
         ):
             assert mask is not None or after is before
+
+
+def test_a_mask_at_a_hole_is_refused() -> None:
+    params, masks = [torch.ones(2), None], [torch.ones(2).bool(), torch.ones(2).bool()]
+    for call in (
+        lambda: gp.global_unstructured(params, masks=masks, amount=1),
+        lambda: gp.find_cut(params, masks=masks, amount=1),
+        lambda: gp.apply_masks(params, masks),
+        lambda: gp.intersect(gp.keep_all(params), masks),
+    ):
+        with pytest.raises(ValueError, match=r"masks\[1\] is a tensor, its parameter is None"):
+            call()
+
+
+def test_counts_are_exact_beyond_float32() -> None:
+    rows = 2**24 + 1
+    masks = torch.tensor([[True], [False]]).expand(2, rows)  # takes two bytes
+    pruned = gp.num_pruned([masks, None])
+    assert (pruned.dtype, pruned.shape, pruned.item()) == (torch.int64, (), rows)
+    assert gp.sparsity([masks, None]).item() == 0.5
+
+
+@pytest.mark.parametrize("backend", [None, "eager"])
+def test_dicts_keep_the_order_of_insertion(backend: str | None) -> None:
+    params = {"b": torch.ones(2), "c": {"z": None, "y": torch.ones(1)}, "a": torch.ones(3)}
+    make = gp.keep_all
+    if backend:
+        torch._dynamo.reset()
+        make = torch.compile(make, backend=backend, fullgraph=True)
+    masks = make(params)
+    assert list(masks) == ["b", "c", "a"]
+    assert list(masks["c"]) == ["z", "y"]
+    assert_are_masks(masks, params)
+
+
+@pytest.mark.parametrize(
+    ("where", "chosen"),
+    [
+        (None, ["fc.weight", "head.fc.weight"]),
+        ("fc.*", ["fc.bias", "fc.weight"]),
+        ("*fc.weight", ["fc.weight", "head.fc.weight"]),
+        (["fc.b*", "norm.?eight"], ["fc.bias", "norm.weight"]),
+        ("FC.*", []),
+        ([], []),
+        (lambda path, leaf: leaf.numel() == 2, ["fc.bias", "norm.weight"]),
+    ],
+)
+def test_prunable(where: Any, chosen: list[str]) -> None:
+    params = {
+        "norm": {"weight": torch.ones(2)},
+        "fc": {"weight": torch.ones(2, 3), "bias": torch.ones(2)},
+        "head": {"fc": {"weight": torch.ones(1, 3)}, "ids": torch.ones(1, 3).int()},
+    }
+    tree = gp.prunable(params, where)
+    assert_same_structure(tree, params)
+    paths = ["fc.bias", "fc.weight", "head.fc.weight", "head.ids", "norm.weight"]
+    kept = reference.leaves(tree)
+    assert [path for path, leaf in zip(paths, kept, strict=True) if leaf is not None] == chosen
+    for leaf, param in zip(kept, reference.leaves(params), strict=True):
+        assert leaf is None or leaf is param
 
 
 @given(param_trees(), st.integers(-1, 2))

@@ -1,7 +1,9 @@
 """The methods: of one tensor, by absolute value, at random, and a user's own."""
 
+import functools
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -42,6 +44,26 @@ def test_l1_ranks_given_scores_by_absolute_value(case: Case) -> None:
     assert_masks(masks, expected, case.params)
 
 
+@given(param_trees(), st.data(), st.sampled_from([0, 0.5]))
+def test_masks_are_fresh(params: Any, data: st.DataObject, amount: float) -> None:
+    """What is written into one mask reaches neither the prior nor another mask."""
+    masks = data.draw(prior_masks(params))
+    prior = reference.lists(masks)
+    calls = [
+        lambda: gp.global_unstructured(params, masks=masks, amount=amount),
+        lambda: gp.layerwise(params, masks=masks, amount=amount),
+        lambda: gp.global_unstructured(params, masks=masks, pruning_method=gp.identity),
+    ]
+    for call in calls:
+        before = call()
+        for mask in reference.leaves(before):
+            if mask is not None:
+                mask.logical_not_()
+        assert reference.lists(masks) == prior
+        flipped = [None if m is None else [not k for k in m] for m in reference.lists(before)]
+        assert_masks(call(), flipped, params)
+
+
 @given(param_trees(), st.data(), st.integers(0, 2**63 - 1))
 def test_random_pruning_is_a_function_of_its_seed(
     params: Any, data: st.DataObject, seed: int
@@ -69,6 +91,44 @@ def test_random_scores_differ_between_seeds_and_leaves() -> None:
         params, pruning_method=gp.random_unstructured, seed=1, amount=0.5
     )
     assert 420 < int(gp.num_pruned({"a": masks["a"]})) < 580  # five standard deviations of 15.8
+
+
+@given(param_trees(), st.floats(0, 1), st.integers(0, 2**63 - 1))
+def test_each_leaf_alone_is_pruned_at_random_by_its_own_draws(
+    params: Any, amount: float, seed: int
+) -> None:
+    expected = gp.layerwise(params, gp.scores.random(params, seed=seed), amount=amount)
+    method = {"pruning_method": gp.random_unstructured, "seed": seed}
+    assert_equal_masks(gp.layerwise(params, amount=amount, **method), expected, params)
+
+
+def test_random_scores_are_uniform_multiples_of_2_to_the_minus_53() -> None:
+    draws = gp.scores.random([torch.zeros(100, 100)], seed=1)[0]
+    assert draws.dtype == torch.float64
+    assert ((draws >= 0) & (draws < 1)).all()
+    assert torch.equal(draws * 2**53, (draws * 2**53).round())
+    assert abs(draws.mean() - 0.5) < 5 * 12**-0.5 / 100  # five standard deviations
+    assert draws.unique().numel() == 10_000
+
+
+@pytest.mark.parametrize("dim", [0, 1, -1])
+@pytest.mark.parametrize(
+    "method",
+    [
+        gp.lowest_unstructured,
+        gp.l1_unstructured,
+        functools.partial(gp.random_unstructured, seed=1),
+    ],
+)
+def test_vmap_over_any_dimension(method: Any, dim: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(4, 4, 4, generator=generator)
+    masks = torch.rand(4, 4, 4, generator=generator) < 0.8
+    for kwargs in ({"amount": 5}, {"sparsity": 0.6}, {"amount": 1, "dim": 0}):
+        got = torch.vmap(functools.partial(method, **kwargs), in_dims=dim)(scores, masks)
+        for i in range(4):
+            alone = method(scores.select(dim, i), masks.select(dim, i), **kwargs)
+            assert torch.equal(got[i], alone)
 
 
 @given(param_trees(dtypes=[torch.float32]), st.data())

@@ -1,4 +1,4 @@
-"""Every transform that users put around a selection: vmap, grad, functional_call, fake tensors."""
+"""Transforms beyond the contracts of tests/test_contracts.py: derivatives, nesting, export."""
 
 import copy
 import io
@@ -18,14 +18,6 @@ PARAMS = {"a": torch.linspace(-1, 1, 12).reshape(3, 4), "b": [torch.arange(5.0),
 
 def at(tree: Any, i: int) -> Any:
     return gp.trees.map_leaves(lambda leaf: None if leaf is None else leaf[i], tree)
-
-
-def stacked(n: int) -> Any:
-    generator = torch.Generator().manual_seed(0)
-    return {
-        "a": torch.randn(n, 3, 4, generator=generator),
-        "b": [torch.randn(n, 5, generator=generator), None],
-    }
 
 
 # --- operators --------------------------------------------------------------------------------
@@ -56,29 +48,6 @@ def test_opcheck(operator: Any, args: tuple[Any, ...]) -> None:
 # --- vmap -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("prune", [gp.global_unstructured, gp.layerwise])
-def test_vmap_over_models(prune: Any) -> None:
-    models = stacked(4)
-    dims = gp.vmap_dims(models)
-    masks = torch.vmap(lambda p: prune(p, amount=0.3), in_dims=(dims,), out_dims=dims)(models)
-    for i in range(4):
-        assert_equal_masks(at(masks, i), prune(at(models, i), amount=0.3), at(models, i))
-
-
-def test_vmap_over_models_with_scores_and_priors() -> None:
-    models, scores = stacked(3), stacked(3)
-    priors = gp.trees.map_leaves(lambda x: None if x is None else x > -0.5, stacked(3))
-    dims = gp.vmap_dims(models)
-
-    def prune(p: Any, s: Any, m: Any) -> Any:
-        return gp.global_unstructured(p, s, masks=m, sparsity=0.8)
-
-    masks = torch.vmap(prune, in_dims=(dims, dims, dims), out_dims=dims)(models, scores, priors)
-    for i in range(3):
-        alone = prune(at(models, i), at(scores, i), at(priors, i))
-        assert_equal_masks(at(masks, i), alone, at(models, i))
-
-
 @pytest.mark.parametrize(
     "amounts", [torch.tensor([0.0, 0.3, 1.0]), torch.tensor([0, 5, 17])], ids=["float", "int"]
 )
@@ -90,19 +59,6 @@ def test_vmap_over_amounts(amounts: torch.Tensor) -> None:
         alone = gp.global_unstructured(PARAMS, amount=amount)
         assert_equal_masks(at(masks, i), alone, PARAMS)
         assert (cuts.value[i], cuts.index[i]) == gp.find_cut(PARAMS, amount=amount)
-
-
-def test_vmap_over_cuts_seeds_and_counts() -> None:
-    dims = gp.vmap_dims(PARAMS)
-    cuts = gp.Cut(torch.tensor([0.5, 2.0], dtype=torch.float64), torch.tensor([-1, 15]))
-    masks = torch.vmap(lambda c: gp.masks_at(c, PARAMS), out_dims=dims)(cuts)
-    draws = torch.vmap(lambda s: gp.scores.random(PARAMS, seed=s), out_dims=dims)(torch.arange(2))
-    for i in range(2):
-        cut = gp.Cut(cuts.value[i], cuts.index[i])
-        assert_equal_masks(at(masks, i), gp.masks_at(cut, PARAMS), PARAMS)
-        assert torch.equal(draws["a"][i], gp.scores.random(PARAMS, seed=i)["a"])
-    counts = torch.vmap(lambda a: gp.num_to_prune(a, 10))(torch.tensor([0.1, 0.9]))
-    assert counts.tolist() == [1, 9]
 
 
 def test_nested_vmap_over_amounts_and_models() -> None:
@@ -202,12 +158,8 @@ def shapes(tree: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("amount", [0.5, 3, torch.tensor(0.5)], ids=["float", "int", "tensor"])
-def test_meta_and_fake_tensors(amount: Any) -> None:
+def test_fake_tensors(amount: Any) -> None:
     real = gp.global_unstructured(PARAMS, amount=amount)
-    meta = gp.trees.map_leaves(lambda leaf: None if leaf is None else leaf.to("meta"), PARAMS)
-    masks = gp.global_unstructured(meta, amount=amount)
-    assert shapes(masks) == shapes(real)
-    assert masks["a"].device.type == "meta"
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     fake = gp.trees.map_leaves(
         lambda leaf: None if leaf is None else mode.from_tensor(leaf), PARAMS

@@ -1,15 +1,17 @@
 """Trees: which leaves are prunable, what they are called, and structures that do not match."""
 
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from typing import Any, NamedTuple
 
 import optree
 import pytest
 import torch
+from hypothesis import given
 
 import gprune as gp
+from gprune.testing import param_trees
 from gprune.testing.strategies import Box
-from gprune.trees import dotted_paths, flatten, leaf_names
+from gprune.trees import _trace, dotted_paths, flatten, leaf_names, unflatten
 
 MATRIX, VECTOR = torch.ones(2, 3), torch.ones(3)
 
@@ -123,3 +125,35 @@ def test_custom_nodes_outside_the_global_namespace_are_leaves() -> None:
     optree.register_pytree_node(Other, lambda _: ((), None), lambda *_: Other(), namespace="other")
     with pytest.raises(TypeError, match="must be a tensor or None, got Other"):
         gp.keep_all([Other()])
+
+
+def names_and_paths(treedef: Any) -> tuple[list[str], list[str]]:
+    return leaf_names(treedef, "params"), dotted_paths(treedef)
+
+
+@given(param_trees())
+def test_the_walk_under_a_trace_is_that_of_optree(params: Any) -> None:
+    """Dynamo runs `_trace` symbolically; here it runs for real, against what eager code gets."""
+    found: list[Any] = []
+    traced = _trace(params, found)
+    leaves, treedef = flatten(params)
+    assert all(a is b for a, b in zip(found, leaves, strict=True))
+    rebuilt, again = flatten(unflatten(traced, found))
+    assert again == treedef
+    assert all(a is b for a, b in zip(rebuilt, leaves, strict=True))
+    assert traced == _trace(gp.keep_all(params), [])
+    ours, theirs = names_and_paths(traced), names_and_paths(treedef)
+    assert ours[1] == theirs[1]
+    if "Box" not in repr(treedef):  # a custom node's places are named by optree alone
+        assert ours[0] == theirs[0]
+
+
+def test_the_walk_under_a_trace_keeps_dicts_as_they_are() -> None:
+    tree = {"b": defaultdict(list, {"z": MATRIX, "a": None}), "a": OrderedDict(z=None, a=MATRIX)}
+    found: list[Any] = []
+    rebuilt = unflatten(_trace(tree, found), found)
+    assert list(rebuilt) == ["b", "a"]
+    assert isinstance(rebuilt["b"], defaultdict)
+    assert rebuilt["b"].default_factory is list
+    assert list(rebuilt["b"]) == list(rebuilt["a"]) == ["z", "a"]
+    assert flatten(rebuilt)[1] == flatten(tree)[1]

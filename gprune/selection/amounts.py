@@ -36,12 +36,13 @@ def one_of(amount: Any, sparsity: Any, caller: str) -> tuple[Any, bool]:
     return (amount, False) if sparsity is None else (sparsity, True)
 
 
-def as_scalar(number: Any, name: str) -> Tensor:
+def as_scalar(number: Any, name: str, *, meta: bool = False) -> Tensor:
     """Turn an amount, a sparsity or a seed into a 0-dim tensor; its value is checked later.
 
     Args:
         number: a Python number, or a 0-dim tensor of an integer or floating dtype.
         name: what to call it in an error.
+        meta: whether a tensor may be on the meta device, without a value.
 
     Returns:
         A detached 0-dim tensor: integer numbers as int64, others as float64, both on the CPU
@@ -53,9 +54,11 @@ def as_scalar(number: Any, name: str) -> Tensor:
             bits.
     """
     if isinstance(number, Tensor):
+        if number.layout != torch.strided or number.is_nested:
+            raise TypeError(f"{name} must be a dense 0-dim tensor, got one of {number.layout}")
         if number.dim() != 0:
             raise ValueError(f"{name} must be 0-dim, got a tensor of shape {tuple(number.shape)}")
-        if number.is_meta:
+        if number.is_meta and not meta:
             raise ValueError(f"{name} must have a value, got a tensor on the meta device")
         if number.dtype == torch.bool or number.is_complex():
             raise TypeError(f"{name} must be an int or a float, got a tensor of {number.dtype}")
@@ -67,7 +70,14 @@ def as_scalar(number: Any, name: str) -> Tensor:
         if not torch.compiler.is_compiling() and abs(number) >= 2**63:
             raise ValueError(f"{name} must fit in 64 bits, got {number}")
         return torch.ones((), dtype=torch.int64, device="cpu").mul(number)
-    return torch.ones((), dtype=torch.float64, device="cpu").mul(float(number))
+    return torch.ones((), dtype=torch.float64, device="cpu").mul(_as_float(number, name))
+
+
+def _as_float(number: Any, name: str) -> float:
+    try:
+        return float(number)
+    except OverflowError:  # a fraction of large integers
+        raise ValueError(f"{name} must be within the range of a float, got {number}") from None
 
 
 def as_seed(seed: Any) -> Tensor:

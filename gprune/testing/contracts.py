@@ -1,0 +1,274 @@
+"""The contracts of selection: what the masks of any score and any method must satisfy.
+
+What is tested is a function `prune(params, scores, masks=masks, **kwargs) -> masks`, the form of
+`gprune.global_unstructured`. A method of one tensor is lifted to it by `functools.partial(
+gprune.global_unstructured, pruning_method=method)`; a score function is called in a lambda, or
+before. The expected masks come from a stable argsort and share no code with the search.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gprune.testing.reports import fail_if, keywords
+from gprune.testing.verdicts import (
+    all_together,
+    differences,
+    entry_name,
+    keys,
+    one_by_one,
+    unfit,
+    wrong_masks,
+)
+from gprune.trees import Tree, flatten, leaf_names, map_leaves
+
+Prune = Callable[..., Tree]
+
+
+def assert_mask_contract(
+    prune: Prune,
+    params: Tree,
+    scores: Tree = None,
+    masks: Tree = None,
+    *,
+    k: int | None = None,
+    ranked_by: Tree = None,
+    separately: bool = False,
+    **kwargs: Any,
+) -> None:
+    """Assert that masks are masks, and prune exactly what the laws of selection say.
+
+    The result of `prune(params, scores, masks=masks, **kwargs)` must have the structure of
+    `params`, with bool tensors of the parameters' shapes and devices; what the prior `masks` have
+    pruned must stay pruned; and what goes must be the first k candidates in ascending order of
+    score, among equal scores the lowest flat index first, NaN last.
+
+    Args:
+        prune: what is tested.
+        params: pytree of tensors; `None` where a leaf is not prunable.
+        scores: pytree of that structure, or `None`.
+        masks: prior bool masks of that structure, or `None`.
+        k: how many candidates must go. By default what `amount` or `sparsity` among `kwargs`
+            means; without any of the three the count is not checked, only what goes.
+        ranked_by: the scores that decide, if they are neither `scores` nor, for want of those, the
+            magnitudes of `params`.
+        separately: whether each leaf is ranked alone, with its own k, as in `gprune.layerwise`.
+        **kwargs: for `prune`.
+
+    Raises:
+        AssertionError: naming every leaf whose mask is wrong.
+
+    Example:
+        >>> import gprune as gp
+        >>> params = {"weight": torch.tensor([1.0, 1.0, 3.0])}
+        >>> assert_mask_contract(gp.global_unstructured, params, amount=1)
+        >>> def not_above_the_lowest(params, scores, masks, amount):
+        ...     return {"weight": params["weight"] > params["weight"].min()}
+        >>> assert_mask_contract(not_above_the_lowest, params, amount=1)
+        Traceback (most recent call last):
+        AssertionError: not_above_the_lowest breaks assert_mask_contract:
+          2 of 3 candidates are pruned, must be 1
+          masks['weight'] is [False, False, True], must be [False, True, True]
+        to reproduce:
+          import torch
+          from gprune.testing import assert_mask_contract
+        <BLANKLINE>
+          params = {'weight': torch.tensor([1.0, 1.0, 3.0], dtype=torch.float32)}
+          amount = 1
+          assert_mask_contract(not_above_the_lowest, params, amount=amount)
+    """
+    got = prune(params, scores, masks=masks, **kwargs)
+    problems = unfit(got, params)
+    if not problems:
+        ranking = scores if ranked_by is None else ranked_by
+        rankings = one_by_one if separately else all_together
+        for one in rankings(got, params, ranking, masks, kwargs):
+            problems += wrong_masks(one, k)
+    inputs = _given(params, scores, masks, k=k, ranked_by=ranked_by, separately=separately or None)
+    call = _call(inputs, kwargs)
+    fail_if(problems, "assert_mask_contract", prune, call, **inputs, **kwargs)
+
+
+def assert_nested(
+    prune: Prune,
+    params: Tree,
+    scores: Tree = None,
+    masks: Tree = None,
+    *,
+    amounts: Sequence[float | Tensor],
+    **kwargs: Any,
+) -> None:
+    """Assert that what a larger amount keeps, a smaller one keeps too.
+
+    Args:
+        prune: what is tested; called with each `amount`.
+        params: pytree of tensors; `None` where a leaf is not prunable.
+        scores: pytree of that structure, or `None`.
+        masks: prior bool masks of that structure, or `None`.
+        amounts: two or more, ascending.
+        **kwargs: for `prune`.
+
+    Raises:
+        AssertionError: naming every leaf and entry that comes back.
+
+    Example:
+        >>> import gprune as gp
+        >>> params = [torch.tensor([3.0, 1.0, 2.0])]
+        >>> assert_nested(gp.global_unstructured, params, amounts=[0, 1, 3])
+        >>> def alternating(params, scores, masks, amount):
+        ...     return [torch.arange(3) % 2 == amount % 2]
+        >>> assert_nested(alternating, params, amounts=[1, 2])
+        Traceback (most recent call last):
+        AssertionError: alternating breaks assert_nested:
+          masks[0][0] is pruned at amount 1 and kept at 2
+          masks[0][2] is pruned at amount 1 and kept at 2
+        ...
+    """
+    results = [prune(params, scores, masks=masks, amount=amount, **kwargs) for amount in amounts]
+    names = leaf_names(flatten(params)[1], "masks")
+    problems = []
+    for i in range(len(amounts) - 1):
+        trees = (flatten(results[i])[0], flatten(results[i + 1])[0])
+        for name, fewer, more in zip(names, *trees, strict=True):
+            if fewer is not None and more is not None:
+                problems += [
+                    f"{entry_name(name, place)} is pruned at amount {amounts[i]} "
+                    f"and kept at {amounts[i + 1]}"
+                    for place in (more & ~fewer).nonzero().tolist()
+                ]
+    inputs = _given(params, scores, masks, amounts=list(amounts))
+    fail_if(problems, "assert_nested", prune, _call(inputs, kwargs), **inputs, **kwargs)
+
+
+def assert_equivariant(
+    prune: Prune,
+    params: Tree,
+    scores: Tree = None,
+    masks: Tree = None,
+    *,
+    ranked_by: Tree = None,
+    **kwargs: Any,
+) -> None:
+    """Assert that permuting the entries of every leaf permutes the masks in the same way.
+
+    The permutations are a reversal and a rotation by one. Among equal scores the place decides, so
+    the scores must be distinct: draw them so, or `hypothesis.assume` it.
+
+    Args:
+        prune: what is tested.
+        params: pytree of tensors; `None` where a leaf is not prunable.
+        scores: pytree of that structure, or `None`.
+        masks: prior bool masks of that structure, or `None`.
+        ranked_by: the scores that must be distinct, if they are neither `scores` nor, for want of
+            those, the magnitudes of `params`.
+        **kwargs: for `prune`.
+
+    Raises:
+        AssertionError: naming every leaf whose mask is another one.
+        ValueError: if two scores are equal.
+
+    Example:
+        >>> import gprune as gp
+        >>> params = [torch.tensor([3.0, 1.0, 2.0])]
+        >>> assert_equivariant(gp.global_unstructured, params, amount=1)
+        >>> def first(params, scores, masks):
+        ...     return [torch.tensor([False, True, True])]
+        >>> assert_equivariant(first, params)
+        Traceback (most recent call last):
+        AssertionError: first breaks assert_equivariant:
+          masks[0] of the leaves reversed is [False, True, True], must be [True, True, False]
+          masks[0] of the leaves rotated is [False, True, True], must be [True, False, True]
+        ...
+    """
+    flat = torch.cat(keys(params, scores if ranked_by is None else ranked_by)).sort().values
+    if bool(((flat[1:] == flat[:-1]) | flat[:-1].isnan()).any()):
+        raise ValueError("assert_equivariant needs distinct scores, two of these are equal")
+    expected = prune(params, scores, masks=masks, **kwargs)
+    problems = []
+    for word, permute in {"reversed": _reversed, "rotated": _rotated}.items():
+        moved = [map_leaves(permute, tree) for tree in (params, scores, masks)]
+        got = prune(moved[0], moved[1], masks=moved[2], **kwargs)
+        problems += differences(got, map_leaves(permute, expected), f"of the leaves {word} ")
+    inputs = _given(params, scores, masks, ranked_by=ranked_by)
+    fail_if(problems, "assert_equivariant", prune, _call(inputs, kwargs), **inputs, **kwargs)
+
+
+def assert_scale_invariant(
+    prune: Prune,
+    params: Tree,
+    scores: Tree = None,
+    masks: Tree = None,
+    *,
+    factor: float = 2.0,
+    **kwargs: Any,
+) -> None:
+    """Assert that a common factor of all scores does not change the masks.
+
+    Args:
+        prune: what is tested.
+        params: pytree of tensors; `None` where a leaf is not prunable.
+        scores: pytree of that structure; if `None`, the parameters are scaled.
+        masks: prior bool masks of that structure, or `None`.
+        factor: above 0; a power of two is exact, short of the ends of a dtype's range. Integer
+            leaves are scaled in float64.
+        **kwargs: for `prune`.
+
+    Raises:
+        AssertionError: naming every leaf whose mask is another one.
+        ValueError: if the factor is not above 0, or a score times the factor is not exact.
+
+    Example:
+        >>> import gprune as gp
+        >>> params = [torch.tensor([0.3, 0.1])]
+        >>> assert_scale_invariant(gp.global_unstructured, params, amount=1)
+        >>> def below(params, scores, masks):
+        ...     return [params[0].abs() >= 0.2]
+        >>> assert_scale_invariant(below, params)
+        Traceback (most recent call last):
+        AssertionError: below breaks assert_scale_invariant:
+          masks[0] of the scores times 2.0 is [True, True], must be [True, False]
+        ...
+    """
+    if not factor > 0:
+        raise ValueError(f"factor must be above 0, got {factor}")
+
+    def scale(leaf: Tensor | None) -> Tensor | None:
+        if leaf is None:
+            return None
+        floating = leaf if leaf.is_floating_point() else leaf.double()
+        scaled = floating * factor
+        if not bool(((scaled / factor == floating) | floating.isnan()).all()):
+            raise ValueError(f"the scores times {factor} are not exact in {floating.dtype}")
+        return scaled
+
+    expected = prune(params, scores, masks=masks, **kwargs)
+    if scores is None:
+        got = prune(map_leaves(scale, params), None, masks=masks, **kwargs)
+    else:
+        got = prune(params, map_leaves(scale, scores), masks=masks, **kwargs)
+    problems = differences(got, expected, f"of the scores times {factor} ")
+    inputs = _given(params, scores, masks, factor=factor)
+    fail_if(problems, "assert_scale_invariant", prune, _call(inputs, kwargs), **inputs, **kwargs)
+
+
+def _reversed(leaf: Tensor | None) -> Tensor | None:
+    return None if leaf is None else leaf.reshape(-1).flip(0).reshape(leaf.shape)
+
+
+def _rotated(leaf: Tensor | None) -> Tensor | None:
+    return None if leaf is None else leaf.reshape(-1).roll(1).reshape(leaf.shape)
+
+
+def _given(params: Tree, scores: Tree, masks: Tree, **options: Any) -> dict[str, Any]:
+    """Leave out of a repro what was not given."""
+    inputs = {"params": params, "scores": scores, "masks": masks, **options}
+    return {name: value for name, value in inputs.items() if name == "params" or value is not None}
+
+
+def _call(inputs: dict[str, Any], kwargs: dict[str, Any]) -> str:
+    named = {name: value for name, value in inputs.items() if name != "params"}
+    return ", ".join(["params", *([keywords(**named, **kwargs)] if named or kwargs else [])])

@@ -1,0 +1,21 @@
+"""What is public: the callables that the tables of contracts and of bad inputs must cover."""
+
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import gprune as gp
+
+
+def public_callables() -> Iterator[tuple[str, Callable[..., Any]]]:
+    """What `gprune.__all__` names, and what its submodules export, or define, for the public."""
+    for name in gp.__all__:
+        thing = getattr(gp, name)
+        if not isinstance(thing, ModuleType):
+            yield name, thing
+            continue
+        for inner in getattr(thing, "__all__", None) or vars(thing):
+            member = getattr(thing, inner)
+            is_own = getattr(member, "__module__", "").startswith(thing.__name__)
+            if not inner.startswith("_") and is_own and callable(member):
+                yield f"{name}.{inner}", member
