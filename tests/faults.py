@@ -21,11 +21,16 @@ PAIRS = "tests/test_laws.py::test_every_pair_of_dtypes"
 STREAM = "tests/test_laws.py::test_exactness_of_the_streaming_search"
 LEARNT = "tests/test_laws.py::test_what_the_search_learns_is_true"
 ANY_CUT = "tests/test_laws.py::test_masks_at_any_cut"
+BETWEEN = "tests/test_laws.py::test_a_cut_between_neighbours_is_rounded_down"
 COUNT = "tests/test_laws.py::test_num_to_prune"
+SPARSITY = "tests/test_laws.py::test_sparsity_counts_all_entries"
+DIGITS = "tests/test_laws.py::test_digits_are_counted_among_the_candidates"
+HALVES = "tests/test_laws.py::test_halves_go_to_the_even_neighbour"
 SIZES = "tests/test_laws.py::test_masks_do_not_depend_on_the_sizes_of_the_search"
 LAYERWISE = "tests/test_laws.py::test_layerwise"
 LARGE = "tests/test_large.py::test_a_large_leaf_beside_small_ones"
 OTHER_LAYOUT = "tests/test_large.py::test_a_large_leaf_in_another_layout"
+GROUPS = "tests/test_methods.py::test_every_group_is_a_tensor_of_its_own"
 DIM = "tests/test_dim.py"
 METHODS = "tests/test_methods.py"
 MASKS = "tests/test_masks.py"
@@ -52,7 +57,7 @@ FAULTS = [
         "selection/amounts.py",
         "return round(number * candidates)",
         "return math.floor(number * candidates + 0.5)",
-        COUNT,
+        HALVES,
     ),
     fault(
         "an amount multiplied in float32",
@@ -73,21 +78,21 @@ FAULTS = [
         "selection/amounts.py",
         "round(number * entries)",
         "int(number * entries)",
-        EXACT,
+        HALVES,
     ),
     fault(
         "a sparsity of the candidates",
         "selection/amounts.py",
         "round(number * entries)",
         "round(number * candidates)",
-        EXACT,
+        SPARSITY,
     ),
     fault(
         "what is pruned comes back to a lower sparsity",
         "selection/amounts.py",
         "return max(0, round(number * entries) - (entries - candidates))",
         "return round(number * entries) - (entries - candidates)",
-        EXACT,
+        SPARSITY,
     ),
     fault(
         "an amount above 1 is let pass",
@@ -109,7 +114,7 @@ FAULTS = [
         "selection/keys.py",
         "negative = (bits < 0) & (magnitude < space.nan)",
         "negative = (bits < 0) | (magnitude == space.nan)",
-        EXACT,
+        f"{LARGE}[sixty percent NaN]",
     ),
     fault(
         "NaNs of different bits have different keys",
@@ -137,6 +142,8 @@ FAULTS = [
         "selection/keys.py",
         "least if least > 0 else least - 1",
         "least if least >= 0 else least - 1",
+        f"{LARGE}[zeros of either sign]",
+        LEARNT,
         STREAM,
     ),
     fault(
@@ -144,6 +151,8 @@ FAULTS = [
         "selection/keys.py",
         "greatest if greatest >= 0 else greatest - 1",
         "greatest if greatest > 0 else greatest - 1",
+        f"{LARGE}[zeros of either sign]",
+        LEARNT,
         STREAM,
     ),
     fault(
@@ -151,7 +160,9 @@ FAULTS = [
         "selection/keys.py",
         "least += 0 if exact else 1",
         "least += 0",
+        BETWEEN,
         ANY_CUT,
+        LEARNT,
         STREAM,
     ),
     fault(
@@ -159,6 +170,7 @@ FAULTS = [
         "selection/keys.py",
         "    if rounded.item() > value:\n        key -= 1\n",
         "    if rounded.item() < value:\n        key += 1\n",
+        BETWEEN,
         ANY_CUT,
         STREAM,
     ),
@@ -261,7 +273,8 @@ FAULTS = [
         "selection/passes.py",
         "between = torch.ge(raw, bounds[0]",
         "between = torch.gt(raw, bounds[0]",
-        EXACT,
+        LEARNT,
+        STREAM,
     ),
     fault(
         ">= for > at the upper end of a bracket",
@@ -382,6 +395,7 @@ FAULTS = [
         "selection/digits.py",
         "torch.searchsorted(below, k)",
         "torch.searchsorted(below, k, right=True)",
+        DIGITS,
         STREAM,
     ),
     fault(
@@ -389,6 +403,7 @@ FAULTS = [
         "selection/digits.py",
         "counted = counted if chunk.prior is None else counted & chunk.prior",
         "counted = counted if chunk.prior is None else counted",
+        DIGITS,
         STREAM,
     ),
     fault(
@@ -396,6 +411,7 @@ FAULTS = [
         "selection/digits.py",
         "return equal if chunk.prior is None else equal & chunk.prior",
         "return equal",
+        DIGITS,
         STREAM,
     ),
     fault(
@@ -403,6 +419,7 @@ FAULTS = [
         "selection/digits.py",
         "number = bisect_left(ends, nth)",
         "number = bisect_left(ends, nth + 1)",
+        DIGITS,
         STREAM,
     ),
     # --- marking ---
@@ -551,6 +568,7 @@ FAULTS = [
         "selection/rows.py",
         "resolve(amount, size, number, sparsity)",
         "resolve(amount, size, min(size, number + 1), sparsity)",
+        GROUPS,
         DIM,
     ),
     fault(
@@ -558,6 +576,7 @@ FAULTS = [
         "selection/rows.py",
         "ties.cumsum(1) > tied[some]",
         "ties.cumsum(1) >= tied[some]",
+        GROUPS,
         DIM,
     ),
     fault(
@@ -565,6 +584,7 @@ FAULTS = [
         "selection/rows.py",
         "keys = keys.where(prior, torch.iinfo(keys.dtype).max)",
         "keys = keys.where(prior, 0)",
+        GROUPS,
         DIM,
     ),
     fault(
@@ -572,6 +592,7 @@ FAULTS = [
         "selection/rows.py",
         "rows.start * size, rows.stop * size, scores.device",
         "0, (rows.stop - rows.start) * size, scores.device",
+        GROUPS,
         DIM,
     ),
     fault(
@@ -579,6 +600,7 @@ FAULTS = [
         "comparison.py",
         "back = sorted(range(len(order)), key=order.__getitem__)",
         "back = order",
+        GROUPS,
         DIM,
     ),
     fault(
@@ -586,6 +608,7 @@ FAULTS = [
         "comparison.py",
         "matrix, prior, amount, seed, leaf, absolute, is_sparsity",
         "matrix, prior, amount, seed, 0, absolute, is_sparsity",
+        GROUPS,
         DIM,
     ),
     # --- leaves ---

@@ -61,6 +61,9 @@ DISTRIBUTIONS: dict[str, Callable[[torch.Generator, int], torch.Tensor]] = {
         2**30, 2**30 + 10**4, (n,), generator=g, dtype=torch.int32
     ),
     "int64": lambda g, n: torch.randint(-(2**53), 2**53, (n,), generator=g),
+    "zeros of either sign": lambda g, n: torch.tensor([-1.0, -0.0, 0.0, 0.0, 0.0, 0.0, 1.0])[
+        torch.randint(7, (n,), generator=g)
+    ],
     "mostly zero": lambda g, n: normal(g, n) * (torch.rand(n, generator=g) < 0.01),
 }
 

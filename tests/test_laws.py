@@ -1,5 +1,6 @@
 """The laws of selection, each a property against tests/reference.py."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -101,6 +102,23 @@ def test_num_to_prune(data: st.DataObject, candidates: int) -> None:
     assert int(gp.num_to_prune(amount, candidates)) == reference.num_to_prune(amount, candidates)
 
 
+@pytest.mark.parametrize("candidates", range(1, 40, 2))
+def test_halves_go_to_the_even_neighbour(candidates: int) -> None:
+    k = candidates // 2 + candidates // 2 % 2
+    params = torch.ones(candidates)
+    assert int(gp.num_to_prune(0.5, candidates)) == k
+    for budget in ({"amount": 0.5}, {"sparsity": 0.5}):
+        assert int(gp.num_pruned(gp.global_unstructured(params, **budget))) == k
+
+
+@pytest.mark.parametrize("pruned", range(11))
+@pytest.mark.parametrize("sparsity", [0, 0.25, 0.5, 0.75, 0.85, 1])
+def test_sparsity_counts_all_entries(pruned: int, sparsity: float) -> None:
+    mask = torch.arange(10) >= pruned
+    kept = gp.lowest_unstructured(torch.ones(10), mask, sparsity=sparsity)
+    assert int(gp.num_pruned(kept)) == max(pruned, round(sparsity * 10))
+
+
 @given(cases())
 def test_count(case: Case) -> None:
     masks = case.masks_for(gp.global_unstructured)
@@ -131,10 +149,29 @@ def test_exactness_of_the_streaming_search(case: Case, small: Sizes) -> None:
     assert_cut(cut, reference.cut(case.params, case.scores, case.k, case.masks))
 
 
+@settings(max_examples=4 * settings().max_examples)
+@given(cases(), st.integers(1, 80))
+def test_exactness_of_the_search_by_digits(case: Case, block: int) -> None:
+    expected = reference.global_masks(case.params, case.scores, case.k, case.masks)
+    with streaming(Sizes(block, few=0, limit=0, guesses=0, power=0.3)):
+        assert_masks(case.masks_for(gp.global_unstructured), expected, case.params)
+
+
+def test_digits_are_counted_among_the_candidates() -> None:
+    """Scores that share their first digits, each of them twice, and every third pruned before."""
+    scores = [1 + (torch.arange(40) * 7 % 20) / 2**20]
+    masks = [torch.arange(40) % 3 > 0]
+    for k in range(reference.num_candidates(scores, masks) + 1):
+        expected = reference.global_masks(scores, scores, k, masks)
+        with streaming(Sizes(block=7, few=0, limit=0, guesses=0, power=0.3)):
+            got = gp.global_unstructured(scores, scores, masks=masks, amount=k)
+        assert_masks(got, expected, scores)
+
+
 @st.composite
 def dense_cases(draw: st.DrawFn) -> Case:
     """The smallest float16 numbers, between which there are no others."""
-    bits = draw(st.lists(st.integers(0, 5), min_size=1, max_size=12))
+    bits = draw(st.lists(st.integers(0, 5), min_size=10, max_size=40))
     scores = torch.tensor(bits, dtype=torch.int16).view(torch.float16)
     return Case([scores], [scores], None, {"amount": draw(st.integers(0, len(bits)))})
 
@@ -218,6 +255,22 @@ def test_masks_at_any_cut(data: st.DataObject, case: Case) -> None:
     masks = gp.masks_at(cut, case.params, case.scores, masks=case.masks)
     expected = reference.masks_at(at, case.params, case.scores, case.masks)
     assert_masks(masks, expected, case.params)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_a_cut_between_neighbours_is_rounded_down(dtype: torch.dtype) -> None:
+    integer = torch.int16 if dtype.itemsize == 2 else torch.int32
+    one = torch.ones((), dtype=dtype).view(integer)
+    bits = torch.cat([torch.arange(3, dtype=integer), one + torch.arange(-2, 3, dtype=integer)])
+    values = bits.view(dtype)
+    scores = [torch.cat([values, -values])]
+    rising = sorted(set(reference.entries(scores[0])))
+    for low, high in itertools.pairwise(rising):
+        for part in (0.25, 0.5, 0.75):
+            at = reference.Cut(low + part * (high - low), 5)
+            cut = gp.Cut(torch.tensor(at.value, dtype=torch.float64), torch.tensor(at.index))
+            expected = reference.masks_at(at, scores, scores, None)
+            assert_masks(gp.masks_at(cut, scores, scores), expected, scores)
 
 
 @given(cases())

@@ -1,6 +1,7 @@
 """The methods: of one tensor, by absolute value, at random, and a user's own."""
 
 import functools
+import itertools
 from typing import Any
 
 import pytest
@@ -109,6 +110,18 @@ def test_random_scores_are_uniform_multiples_of_2_to_the_minus_53() -> None:
     assert torch.equal(draws * 2**53, (draws * 2**53).round())
     assert abs(draws.mean() - 0.5) < 5 * 12**-0.5 / 100  # five standard deviations
     assert draws.unique().numel() == 10_000
+
+
+@pytest.mark.parametrize("dims", [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)])
+def test_every_group_is_a_tensor_of_its_own(dims: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randint(1, 4, (4, 5, 6), generator=generator)
+    masks = torch.rand(4, 5, 6, generator=generator) < 0.7
+    got = gp.lowest_unstructured(scores, masks, amount=0.4, dim=dims)
+    places = [[slice(None)] if d in dims else range(n) for d, n in enumerate(scores.shape)]
+    for place in itertools.product(*places):
+        alone = gp.lowest_unstructured(scores[place], masks[place], amount=0.4)
+        assert torch.equal(got[place], alone)
 
 
 @pytest.mark.parametrize("dim", [0, 1, -1])

@@ -1,5 +1,6 @@
 """README: every block runs, and its commands are the ones that CI runs."""
 
+import json
 import re
 from pathlib import Path
 
@@ -29,3 +30,17 @@ def test_the_two_commands_are_those_of_the_extras_and_of_ci() -> None:
     assert demo == 'pip install -e ".[demo]" && gprune demo'
     assert tests == 'pip install -e ".[dev]" && pytest'
     assert tests in (ROOT / ".ci" / "run").read_text()
+
+
+def test_every_measured_figure_is_in_the_results_of_the_benchmarks() -> None:
+    """Editing a figure by hand fails: they come from tests/bench/results.json."""
+    text = (ROOT / "README.md").read_text()
+    section = text[text.index("## Measured") :].split("\n## ")[0]
+    results = json.loads((ROOT / "tests" / "bench" / "results.json").read_text())
+    rows = re.findall(r"^\| ([^|]+) \| ([\d.]+) \| ([≤≥]) ([\d.]+) \|$", section, re.M)
+    quoted = {
+        name: {"value": float(value), "at_most" if sign == "≤" else "at_least": float(bound)}
+        for name, value, sign, bound in rows
+    }
+    assert quoted == results["figures"]
+    assert all(str(value) in section for value in results["machine"].values())
