@@ -46,9 +46,11 @@ def rank(
         numbers = numbers * len(leaves.scores)
     amounts = [as_scalar(one, name) for one in numbers]
     if dim is not None:
+        if seed is not None:  # drawn by the flat index in the leaf, however it is grouped
+            leaves = leaves._replace(scores=operators.random_scores(leaves.scores, seed))
         return [
-            _within(leaves, leaf, amounts[leaf], dim, absolute, seed, is_sparsity)
-            for leaf in range(len(leaves.scores))
+            _within(leaves, leaf, amount, dim, absolute, is_sparsity)
+            for leaf, amount in enumerate(amounts)
         ]
     kept: list[Tensor] = operators.select(
         leaves.scores, leaves.masks, amounts, seed, absolute, is_sparsity
@@ -62,7 +64,6 @@ def _within(
     amount: Tensor,
     dim: Any,
     absolute: bool,
-    seed: Tensor | None,
     is_sparsity: bool,
 ) -> Tensor:
     """Compare within one leaf: the compared dims last, the others as the rows of a matrix."""
@@ -73,7 +74,7 @@ def _within(
     size = math.prod(scores.shape[d] for d in compared)
     num_rows = math.prod(moved[0].shape[: scores.dim() - len(compared)])
     matrix, *prior = (x.reshape(num_rows, size) for x in moved)
-    kept: Tensor = operators.select_rows(matrix, prior, amount, seed, leaf, absolute, is_sparsity)
+    kept: Tensor = operators.select_rows(matrix, prior, amount, absolute, is_sparsity)
     back = sorted(range(len(order)), key=order.__getitem__)
     return kept.view(moved[0].shape).permute(back).contiguous()
 

@@ -235,8 +235,8 @@ FAULTS = [
     fault(
         "leaves of different dtypes are joined",
         "selection/ranking.py",
-        "return alike and follows and",
-        "return follows and",
+        "return alike and",
+        "return",
         PAIRS,
     ),
     fault(
@@ -588,10 +588,10 @@ FAULTS = [
         DIM,
     ),
     fault(
-        "a block of rows has the draws of the first",
+        "a block of rows has the keys of the first",
         "selection/rows.py",
-        "rows.start * size, rows.stop * size, scores.device",
-        "0, (rows.stop - rows.start) * size, scores.device",
+        "scores = ranking.scores[0][rows]",
+        "scores = ranking.scores[0][: rows.stop - rows.start]",
         GROUPS,
         DIM,
     ),
@@ -604,10 +604,10 @@ FAULTS = [
         DIM,
     ),
     fault(
-        "groups of every leaf have the draws of the first",
+        "random groups are pruned in flat order",
         "comparison.py",
-        "matrix, prior, amount, seed, leaf, absolute, is_sparsity",
-        "matrix, prior, amount, seed, 0, absolute, is_sparsity",
+        "leaves._replace(scores=operators.random_scores(leaves.scores, seed))",
+        "leaves._replace(scores=[leaf * 0 for leaf in leaves.scores])",
         GROUPS,
         DIM,
     ),

@@ -56,6 +56,22 @@ def test_random_groups_have_exact_counts_and_differ_between_leaves(k: int, seed:
     assert k in (0, 12) or not torch.equal(masks["a"], masks["b"])
 
 
+@pytest.mark.parametrize("dim", [0, 1, (0, 1), -1])
+def test_random_groups_are_the_lowest_of_random_scores(dim: Any) -> None:
+    params = [torch.zeros(4, 6), torch.zeros(3, 5)]
+    at_random = gp.layerwise(
+        params, pruning_method=gp.random_unstructured, seed=5, amount=2, dim=dim
+    )
+    by_score = gp.layerwise(params, gp.scores.random(params, seed=5), amount=2, dim=dim)
+    assert all(a.equal(b) for a, b in zip(at_random, by_score, strict=True))
+
+
+@pytest.mark.parametrize("amount", [2.5, 7, -1])
+def test_amounts_are_checked_where_there_is_no_group(amount: float) -> None:
+    with pytest.raises(ValueError, match="amount must"):
+        gp.lowest_unstructured(torch.zeros(0, 3), amount=amount, dim=-1)
+
+
 def test_amounts_per_leaf_and_integer_amounts_per_group() -> None:
     params = {"a": torch.arange(12.0).reshape(3, 4), "b": torch.arange(6.0).reshape(3, 2)}
     masks = gp.layerwise(params, amount={"a": 3, "b": 1}, dim=1)
@@ -69,9 +85,6 @@ def test_more_rows_than_a_block_holds(rows: int, monkeypatch: pytest.MonkeyPatch
     whole = gp.lowest_unstructured(scores, amount=0.3, dim=-1)
     monkeypatch.setattr("gprune.selection.rows.BLOCK", 40)
     assert torch.equal(gp.lowest_unstructured(scores, amount=0.3, dim=-1), whole)
-    drawn = gp.random_unstructured(scores, amount=5, dim=-1, seed=1)
-    monkeypatch.undo()
-    assert torch.equal(gp.random_unstructured(scores, amount=5, dim=-1, seed=1), drawn)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.utils.prune import L1Unstructured
 
 import gprune as gp
 from gprune.selection import keys, operators
@@ -226,7 +227,7 @@ def test_what_is_wrong_with_a_method(prune: Any) -> None:
     with pytest.raises(ValueError, match="must return a bool mask of shape"):
         prune(params, pruning_method=Nameless())
     with pytest.raises(TypeError, match=r"is a class.*gprune\.l1_unstructured"):
-        prune(params, pruning_method=torch.nn.utils.prune.L1Unstructured, amount=1)
+        prune(params, pruning_method=L1Unstructured, amount=1)
     with pytest.raises(TypeError, match="keyword arguments only"):
         prune(params, pruning_method=functools.partial(gp.l1_unstructured, params[0]), amount=1)
     with pytest.raises(TypeError, match="is not a pruning method"):

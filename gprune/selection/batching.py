@@ -64,7 +64,7 @@ def side_by_side(
             return loop(info, in_dims, *args)
         priors = [_batched(*pair, info) for pair in zip(masks, in_dims[1], strict=True)]
         prior = [_joined(priors)] if priors else []
-        kept = select_rows(_joined(leaves), prior, amounts[0], None, 0, absolute, sparsity)
+        kept = select_rows(_joined(leaves), prior, amounts[0], absolute, sparsity)
         parts = torch.split(kept, sizes, dim=1)
         result = [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
         return result, [0] * len(result)

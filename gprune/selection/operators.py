@@ -66,8 +66,6 @@ def select_rows(
     scores: Tensor,
     masks: list[Tensor],
     amount: Tensor,
-    seed: Optional[Tensor],  # noqa: UP045
-    leaf: int,
     absolute: bool,
     sparsity: bool,
 ) -> Tensor:
@@ -77,15 +75,13 @@ def select_rows(
         scores: (rows, entries).
         masks: the prior mask, or empty.
         amount: what each row is to be pruned by.
-        seed: ranks by random draws if given.
-        leaf: the number of the leaf that the matrix is, which a random draw depends on.
         absolute: ranks by absolute value.
         sparsity: whether the amount is a sparsity.
 
     Returns:
         The mask, (rows, entries).
     """
-    return rows.select(_ranking([scores], masks, absolute, seed, leaf), amount, sparsity)
+    return rows.select(_ranking([scores], masks, absolute), amount, sparsity)
 
 
 @torch.library.custom_op("gprune::find_cut", mutates_args=(), tags=TAGS)
@@ -127,14 +123,10 @@ def random_scores(leaves: list[Tensor], seed: Tensor) -> list[Tensor]:
 
 
 def _ranking(
-    scores: list[Tensor],
-    masks: list[Tensor],
-    absolute: bool,
-    seed: Tensor | None = None,
-    first: int = 0,
+    scores: list[Tensor], masks: list[Tensor], absolute: bool, seed: Tensor | None = None
 ) -> Ranking:
     if seed is not None:
-        return Ranking(scores, masks, seed=int(seed.item()), first=first)
+        return Ranking(scores, masks, seed=int(seed.item()))
     check_exact(scores)
     return Ranking(scores, masks, absolute)
 
@@ -168,13 +160,7 @@ def _(
 
 @select_rows.register_fake
 def _(
-    scores: Tensor,
-    masks: list[Tensor],
-    amount: Tensor,
-    seed: Tensor | None,
-    leaf: int,
-    absolute: bool,
-    sparsity: bool,
+    scores: Tensor, masks: list[Tensor], amount: Tensor, absolute: bool, sparsity: bool
 ) -> Tensor:
     return empty_masks([scores])[0]
 

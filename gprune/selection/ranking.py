@@ -118,11 +118,10 @@ class Ranking:
             yield self._joined(group)
 
     def _joins(self, group: list[int], leaf: int) -> bool:
-        """Say whether a leaf may be joined to a group: near, of one kind, not too much together."""
+        """Say whether a leaf may be joined to a group: of one kind, and not too much together."""
         last, scores = self.scores[group[-1]], self.scores[leaf]
         alike = scores.dtype == last.dtype and scores.device == last.device
-        follows = self.offsets[leaf] == self.offsets[group[-1] + 1]
-        return alike and follows and self.offsets[leaf + 1] - self.offsets[group[0]] <= BLOCK
+        return alike and self.offsets[leaf + 1] - self.offsets[group[0]] <= BLOCK
 
     def _joined(self, group: list[int]) -> Chunk:
         scores = torch.cat([self.scores[leaf].reshape(-1) for leaf in group])

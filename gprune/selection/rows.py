@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from gprune.selection.amounts import resolve
-from gprune.selection.draws import draw_range
 from gprune.selection.keys import keys
 from gprune.selection.marking import empty_masks
 from gprune.selection.ranking import BLOCK, Ranking
@@ -32,7 +31,9 @@ def select(ranking: Ranking, amount: Tensor, sparsity: bool) -> Tensor:
     prior = ranking.masks[0] if ranking.masks else None
     num_rows, size = scores.shape
     candidates = [size] * num_rows if prior is None else prior.sum(1).tolist()
-    count = {number: resolve(amount, size, number, sparsity) for number in set(candidates)}
+    count = {
+        number: resolve(amount, size, number, sparsity) for number in set(candidates) or {size}
+    }
     ks = torch.tensor([count[number] for number in candidates], device=scores.device)
     [mask] = empty_masks([scores])
     step = max(1, BLOCK // max(1, size))
@@ -47,13 +48,8 @@ def select(ranking: Ranking, amount: Tensor, sparsity: bool) -> Tensor:
 def _keys(ranking: Ranking, rows: slice) -> Tensor:
     """Compute the keys of some rows."""
     scores = ranking.scores[0][rows]
-    if ranking.seed is not None:
-        size = scores.shape[1]
-        scores = draw_range(
-            ranking.seed, ranking.first, rows.start * size, rows.stop * size, scores.device
-        ).view(scores.shape)
-    flat = scores.reshape(-1)
-    return keys(flat, ranking.space, absolute=ranking.absolute).view(scores.shape)
+    flat = keys(scores.reshape(-1), ranking.space, absolute=ranking.absolute)
+    return flat.view(scores.shape)
 
 
 def _prune_block(keys: Tensor, prior: Tensor | None, ks: Tensor) -> Tensor:
