@@ -19,8 +19,8 @@ from torch import Tensor
 from gprune.selection.draws import draw_range
 from gprune.selection.keys import DOUBLE, KeySpace, common_space
 
-BLOCK = 2**19
-"""Entries in a block: so many that the cost of an operator is hidden, yet they fit the cache."""
+BLOCK = 2**20
+"""Entries in a block: so many that the cost of calling an operator is hidden."""
 
 
 class Chunk(NamedTuple):

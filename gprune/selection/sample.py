@@ -2,7 +2,7 @@
 
 One entry is drawn from each of many equal strata of the flat index, at a hashed place in it, so no
 stride of the data can hide from it. The order statistics of the sample around the rank of the k-th
-bracket it with a probability of all but about one in ten thousand.
+bracket it in all but one of a thousand searches.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ POWER = 2 / 3
 collect falls with the square root of it, and this is where the sum is least."""
 
 LARGEST = 2**20
-SIGMAS = 4.0
+SIGMAS = 3.3
 SEED = 0x5EED
 
 
