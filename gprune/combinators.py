@@ -20,7 +20,7 @@ from gprune.selection.cut import Cut
 from gprune.selection.errors import LeafError
 from gprune.selection.keys import common_space
 from gprune.trees import Tree, TreeDef, fill, is_leaf, leaf_names, match
-from gprune.unstructured import Method, lowest_unstructured, over_leaves, unwrap
+from gprune.unstructured import lowest_unstructured, over_leaves, unwrap
 
 
 def global_unstructured(
@@ -28,7 +28,7 @@ def global_unstructured(
     scores: Tree = None,
     *,
     masks: Tree = None,
-    pruning_method: Method = lowest_unstructured,  # type: ignore[assignment]
+    pruning_method: Callable[..., Tensor] = lowest_unstructured,
     **kwargs: Any,
 ) -> Tree:
     """Rank the entries of all leaves together and prune the least important.
@@ -79,7 +79,7 @@ def layerwise(
     scores: Tree = None,
     *,
     masks: Tree = None,
-    pruning_method: Method = lowest_unstructured,  # type: ignore[assignment]
+    pruning_method: Callable[..., Tensor] = lowest_unstructured,
     **kwargs: Any,
 ) -> Tree:
     """Apply a pruning method to each leaf alone.

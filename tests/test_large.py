@@ -9,10 +9,17 @@ import pytest
 import torch
 
 import gprune as gp
+from gprune.selection import ranking
 from tests import reference
 from tests.assertions import fail_if
 
 ENTRIES = 2**19 + 12_345
+
+
+@pytest.fixture(autouse=True)
+def _blocks_smaller_than_a_leaf(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An oracle in Python is slow, so the blocks shrink and not the leaves grow."""
+    monkeypatch.setattr(ranking, "BLOCK", 2**18)
 
 
 def normal(generator: torch.Generator, size: int) -> torch.Tensor:
@@ -115,6 +122,19 @@ def test_a_large_leaf_in_another_layout() -> None:
     rows = 2**19 // 3 + 8_000
     scores = torch.randn(3, rows, generator=torch.Generator().manual_seed(3)).t()
     check([scores], None, [1, rows, 2 * rows])
+
+
+@pytest.mark.parametrize("exponent", [10, 13, 16, 19, 22])
+def test_masks_do_not_depend_on_the_block_size(
+    exponent: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(4)
+    tree = [torch.randn(size, generator=generator).half() for size in (300_001, 7, 50_000)]
+    before = gp.global_unstructured(tree, tree, sparsity=0.37), gp.find_cut(tree, amount=0.37)
+    monkeypatch.setattr(ranking, "BLOCK", 2**exponent)
+    after = gp.global_unstructured(tree, tree, sparsity=0.37), gp.find_cut(tree, amount=0.37)
+    assert all(a.equal(b) for a, b in zip(before[0], after[0], strict=True))
+    assert before[1] == after[1]
 
 
 def test_masks_do_not_depend_on_the_number_of_threads() -> None:
