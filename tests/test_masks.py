@@ -1,5 +1,6 @@
 """What is done with masks: the laws of application and structure, and intersections."""
 
+import math
 from typing import Any
 
 import optree
@@ -24,6 +25,18 @@ from tests.cases import map_tensors
 def test_application(params: Any, data: st.DataObject) -> None:
     masks = data.draw(prior_masks(params))
     assert_entries(gp.apply_masks(params, masks), reference.apply_masks(params, masks), params)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("apply", [gp.apply_masks, gp.straight_through])
+def test_what_is_masked_is_zero_whatever_it_was(apply: Any, dtype: torch.dtype) -> None:
+    weights = torch.tensor([math.nan, math.inf, -math.inf, -2.0, 3.0], dtype=dtype)
+    masked = apply([weights], [torch.zeros(5, dtype=torch.bool)])[0]
+    assert masked.dtype == dtype
+    assert masked.tolist() == [0.0] * 5
+    kept = apply([weights], [torch.ones(5, dtype=torch.bool)])[0]
+    assert kept[1:].equal(weights[1:])
+    assert kept[0].isnan()
 
 
 @given(param_trees(dtypes=[torch.float32, torch.float64]), st.data())
