@@ -51,3 +51,19 @@ def test_schedules(schedule: Scheduled, step: int) -> None:
         assert 0 <= sparsity.item() <= 1
     for at, value in schedule.exact.items():
         assert schedule.ours(at).item() == pytest.approx(value, rel=0, abs=1e-15)
+
+
+GOLDEN = [  # worked out by hand from the formulas
+    (gp.schedules.constant(0.25), {-1: 0.25, 7: 0.25}),
+    (gp.schedules.one_shot(0.5, step=3), {2: 0.0, 3: 0.5, 4: 0.5}),
+    (gp.schedules.linear(0.75, begin=4, end=8, initial=0.25), {4: 0.25, 5: 0.375, 7: 0.625}),
+    (gp.schedules.polynomial(0.8, begin=0, end=4), {1: 0.4625, 2: 0.7, 3: 0.7875, 4: 0.8}),
+    (gp.schedules.polynomial(0.8, begin=0, end=4, power=2), {1: 0.35, 2: 0.6, 3: 0.75}),
+    (gp.schedules.polynomial(0.5, begin=2, end=4, initial=0.1, power=1), {1: 0.1, 3: 0.3, 9: 0.5}),
+]
+
+
+@pytest.mark.parametrize(("schedule", "values"), GOLDEN)
+def test_golden_values(schedule: gp.schedules.Schedule, values: dict[int, float]) -> None:
+    got = {step: schedule(step).item() for step in values}
+    assert got == pytest.approx(values, rel=0, abs=1e-15)

@@ -14,6 +14,8 @@ import gprune as gp
 from gprune.selection import keys, operators
 from gprune.selection.draws import draw_range
 from gprune.selection.keys import BRAIN, DOUBLE, HALF, SINGLE, KeySpace
+from gprune.selection.passes import divide
+from gprune.selection.ranking import Ranking
 
 CPU = torch.device("cpu")
 NARROW = {torch.float16: HALF, torch.bfloat16: BRAIN}
@@ -305,3 +307,26 @@ def test_any_batch_dimension(dim: int) -> None:
 def test_an_amount_that_requires_grad() -> None:
     amount = torch.tensor(0.5, requires_grad=True)
     assert gp.num_pruned(gp.global_unstructured([torch.ones(4)], amount=amount)) == 2
+
+
+# --- a pass -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("padding", [0, 3])  # whole words of flags, and not
+@pytest.mark.parametrize("absolute", [False, True])
+def test_a_pass_divides_at_both_ends_of_its_bracket(padding: int, absolute: bool) -> None:
+    scores = torch.tensor([1.0, 2, 3, 4, 5, 2, 4, math.nan] + [9.0] * padding)
+    prior = torch.ones_like(scores, dtype=torch.bool)
+    prior[5] = False
+    masks = [torch.empty_like(prior)]
+    ranking = Ranking([scores], [prior], absolute=absolute)
+    seen = divide(ranking, 2.0, 4.0, limit=9, masks=masks)
+    assert (seen.below, seen.inside, seen.counts) == (1, 4, [(0, 4)])
+    assert seen.positions is not None
+    assert seen.positions.tolist() == [1, 2, 3, 6]
+    assert seen.keys is not None
+    assert [keys.value_of(key, SINGLE) for key in seen.keys.tolist()] == [2, 3, 4, 4]
+    above = [False, False, False, False, True, False, False, True] + [True] * padding
+    assert masks[0].tolist() == above
+    few = divide(ranking, 2.0, 4.0, limit=3, masks=None)
+    assert (few.below, few.inside, few.keys, few.positions) == (1, 4, None, None)
