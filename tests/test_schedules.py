@@ -59,6 +59,7 @@ GOLDEN = [  # worked out by hand from the formulas
     (gp.schedules.linear(0.75, begin=4, end=8, initial=0.25), {4: 0.25, 5: 0.375, 7: 0.625}),
     (gp.schedules.polynomial(0.8, begin=0, end=4), {1: 0.4625, 2: 0.7, 3: 0.7875, 4: 0.8}),
     (gp.schedules.polynomial(0.8, begin=0, end=4, power=2), {1: 0.35, 2: 0.6, 3: 0.75}),
+    (gp.schedules.linear(0.9, begin=0, end=3), {1: 0.3, 2: 0.6}),  # thirds, which float32 rounds
     (gp.schedules.polynomial(0.5, begin=2, end=4, initial=0.1, power=1), {1: 0.1, 3: 0.3, 9: 0.5}),
 ]
 

@@ -312,21 +312,28 @@ def test_an_amount_that_requires_grad() -> None:
 # --- a pass -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("padding", [0, 3])  # whole words of flags, and not
+@pytest.mark.parametrize("size", [8, 11])  # whole words of flags, and not
+@pytest.mark.parametrize("pruned", [None, [5, 7], [0, 1, 4]])  # in, above and below the bracket
 @pytest.mark.parametrize("absolute", [False, True])
-def test_a_pass_divides_at_both_ends_of_its_bracket(padding: int, absolute: bool) -> None:
-    scores = torch.tensor([1.0, 2, 3, 4, 5, 2, 4, math.nan] + [9.0] * padding)
-    prior = torch.ones_like(scores, dtype=torch.bool)
-    prior[5] = False
+def test_a_pass_divides_at_both_ends_of_its_bracket(
+    size: int, pruned: list[int] | None, absolute: bool
+) -> None:
+    scores = torch.tensor([1.0, 2, 3, 4, 5, 2, 4, math.nan, 9, 1, 4][:size])
+    prior = torch.ones(size, dtype=torch.bool)
+    prior[pruned or []] = False
     masks = [torch.empty_like(prior)]
-    ranking = Ranking([scores], [prior], absolute=absolute)
-    seen = divide(ranking, 2.0, 4.0, limit=9, masks=masks)
-    assert (seen.below, seen.inside, seen.counts) == (1, 4, [(0, 4)])
+    ranking = Ranking([scores], [] if pruned is None else [prior], absolute=absolute)
+    seen = divide(ranking, 2.0, 4.0, limit=size, masks=masks)
+    candidates = [i for i in range(size) if prior[i]]
+    inside = [i for i in candidates if 2 <= scores[i] <= 4]
+    assert seen.below == sum(bool(scores[i] < 2) for i in candidates)
+    assert (seen.inside, seen.counts) == (len(inside), [(0, len(inside))])
     assert seen.positions is not None
-    assert seen.positions.tolist() == [1, 2, 3, 6]
+    assert seen.positions.tolist() == inside
     assert seen.keys is not None
-    assert [keys.value_of(key, SINGLE) for key in seen.keys.tolist()] == [2, 3, 4, 4]
-    above = [False, False, False, False, True, False, False, True] + [True] * padding
-    assert masks[0].tolist() == above
-    few = divide(ranking, 2.0, 4.0, limit=3, masks=None)
-    assert (few.below, few.inside, few.keys, few.positions) == (1, 4, None, None)
+    assert [keys.value_of(key, SINGLE) for key in seen.keys.tolist()] == scores[inside].tolist()
+    above = [i for i in candidates if scores[i] > 4 or scores[i].isnan()]
+    assert masks[0].nonzero().view(-1).tolist() == above
+    few = divide(ranking, 2.0, 4.0, limit=len(inside) - 1, masks=None)
+    assert (few.below, few.inside) == (seen.below, seen.inside)
+    assert few.keys is few.positions is None
