@@ -11,10 +11,10 @@ import torch
 from torch.nn.utils.prune import L1Unstructured
 
 import gprune as gp
-from gprune.selection import keys, operators
+from gprune.selection import keys, operators, search
 from gprune.selection.draws import draw_range
 from gprune.selection.keys import BRAIN, DOUBLE, HALF, SINGLE, KeySpace
-from gprune.selection.passes import divide
+from gprune.selection.passes import Divided, divide
 from gprune.selection.ranking import Ranking
 
 CPU = torch.device("cpu")
@@ -337,3 +337,24 @@ def test_a_pass_divides_at_both_ends_of_its_bracket(
     few = divide(ranking, 2.0, 4.0, limit=len(inside) - 1, masks=None)
     assert (few.below, few.inside) == (seen.below, seen.inside)
     assert few.keys is few.positions is None
+
+
+def test_what_pads_a_block_is_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second block is padded to a whole word, over what the first has left in the scratch."""
+    monkeypatch.setattr("gprune.selection.ranking.BLOCK", 16)
+    for left in (3.0, 9.0):  # in the bracket, and above it
+        scores = torch.cat([torch.full((16,), left), torch.ones(3)])
+        masks = [torch.empty(19, dtype=torch.bool)]
+        seen = divide(Ranking([scores], []), 2.0, 4.0, limit=19, masks=masks)
+        assert (seen.below, seen.inside) == (3, 16 if left == 3 else 0)
+        assert masks[0].tolist() == [left == 9] * 16 + [False] * 3
+
+
+def test_what_is_learnt_from_a_bracket_that_missed() -> None:
+    """Of 100 candidates, 10 lie below the key 0 and 60 at keys from 0 to 50, of which one is k."""
+    known = search._Known(0, 50, 10, 60)
+    seen = Divided(30, 15, None, None, [])  # below the bracket from 20 to 29, and in it
+    assert search._learn(known, 20, 29, seen, 30) == (0, 19, 10, 20)
+    assert search._learn(known, 20, 29, seen, 31) == (20, 29, 30, 15)
+    assert search._learn(known, 20, 29, seen, 45) == (20, 29, 30, 15)
+    assert search._learn(known, 20, 29, seen, 46) == (30, 50, 45, 25)
