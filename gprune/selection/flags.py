@@ -37,5 +37,5 @@ def positions(flags: Tensor) -> Tensor:
     """Find the true ones among padded flags; their positions ascend."""
     whole = words(flags)
     some = whole.nonzero().view(-1)
-    single = whole[some].view(torch.bool).nonzero().view(-1)
-    return some[single // WORD].mul_(WORD).add_(single % WORD)
+    single = whole.index_select(0, some).view(torch.bool).nonzero().view(-1)
+    return some.index_select(0, single >> 3).mul_(WORD).add_(single & (WORD - 1))

@@ -18,6 +18,7 @@ from torch import Tensor
 from gprune.selection import flags
 from gprune.selection.keys import SPACES, KeySpace, keys, raw_bounds, raw_keys
 from gprune.selection.ranking import Chunk, Ranking
+from gprune.selection.scratch import Scratch
 
 
 class Divided(NamedTuple):
@@ -38,18 +39,6 @@ class Divided(NamedTuple):
     counts: list[tuple[int, int]]
 
 
-class _Scratch:
-    """Room for one block of raw keys and flags, padded to whole words; made once per pass."""
-
-    def __init__(self) -> None:
-        self.rooms: dict[tuple[str, torch.dtype], Tensor] = {}
-
-    def room(self, use: str, size: int, dtype: torch.dtype = torch.bool) -> Tensor:
-        if (use, dtype) not in self.rooms or self.rooms[use, dtype].numel() < size:
-            self.rooms[use, dtype] = torch.empty(size, dtype=dtype)
-        return self.rooms[use, dtype][:size]
-
-
 def divide(
     ranking: Ranking, low: float, high: float, *, limit: int, masks: list[Tensor] | None
 ) -> Divided:
@@ -60,12 +49,13 @@ def divide(
         low: lower end of the bracket; may be NaN.
         high: upper end of the bracket, not below `low`; may be NaN.
         limit: the most candidates to collect.
-        masks: one contiguous bool mask per leaf, to be written, or `None`.
+        masks: one contiguous bool mask per leaf, to be written where a leaf is streamed alone, or
+            `None`.
 
     Returns:
         What was seen.
     """
-    scratch = _Scratch()
+    scratch = Scratch()
     bounds: dict[KeySpace, tuple[int, int]] = {}
     at_least, inside, collected = 0, 0, []
     counts: list[tuple[int, int]] = []
@@ -98,7 +88,7 @@ def _flag(
     chunk: Chunk,
     space: KeySpace,
     bounds: tuple[int, int],
-    scratch: _Scratch,
+    scratch: Scratch,
     masks: list[Tensor] | None,
 ) -> tuple[Tensor, Tensor]:
     """Flag the candidates of a chunk above the bracket, and those not below it."""
@@ -106,10 +96,14 @@ def _flag(
     whole = flags.padded(size)
     raw = scratch.room("keys", whole, space.integer)
     raw_keys(chunk.scores, space, absolute=ranking.absolute, out=raw[:size])
-    target = None if masks is None else _target(chunk, masks)
+    target = None if masks is None or len(chunk.sizes) > 1 else _target(chunk, masks)
     direct = target is not None and size == whole and chunk.at % flags.WORD == 0  # whole words
-    above = torch.gt(raw, bounds[1], out=target if direct else scratch.room("above", whole))
-    between = torch.ge(raw, bounds[0], out=scratch.room("between", whole))
+    # a comparison is several times faster where it need not narrow its result; copying does that
+    verdict = scratch.room("verdict", whole, space.integer)
+    above = target if target is not None and direct else scratch.room("above", whole)
+    above.copy_(torch.gt(raw, bounds[1], out=verdict))
+    between = scratch.room("between", whole)
+    between.copy_(torch.ge(raw, bounds[0], out=verdict))
     if chunk.prior is not None:
         prior = scratch.room("prior", whole)
         prior[:size].copy_(chunk.prior)
@@ -119,30 +113,17 @@ def _flag(
     elif size < whole:  # the padding is nowhere
         above[size:] = False
         between[size:] = False
-    if masks is not None and not direct:
-        write(chunk, above[:size], masks)
+    if target is not None and not direct:
+        target.copy_(above[:size])
     return above, between
 
 
 def _collect(ranking: Ranking, chunk: Chunk, found: Tensor) -> tuple[Tensor, Tensor]:
     """Take the keys and the flat indices of some entries of a chunk."""
-    key = keys(chunk.scores[found], ranking.space, absolute=ranking.absolute)
+    key = keys(chunk.scores.index_select(0, found), ranking.space, absolute=ranking.absolute)
     return key, found + chunk.start
 
 
-def _target(chunk: Chunk, masks: list[Tensor]) -> Tensor | None:
-    """Give the part of the masks that a chunk is about, if it lies in one piece."""
-    if len(chunk.sizes) > 1:
-        return None
+def _target(chunk: Chunk, masks: list[Tensor]) -> Tensor:
+    """Give the part of a mask that a block of its leaf is about."""
     return masks[chunk.leaf].view(-1)[chunk.at : chunk.at + chunk.sizes[0]]
-
-
-def write(chunk: Chunk, kept: Tensor, masks: list[Tensor]) -> None:
-    """Write the flags of a chunk into the masks of its leaves."""
-    target = _target(chunk, masks)
-    if target is not None:
-        target.copy_(kept)
-        return
-    parts = torch.split(kept, chunk.sizes)
-    for leaf, part in enumerate(parts, chunk.leaf):
-        masks[leaf].view(-1).copy_(part)

@@ -93,43 +93,52 @@ class Ranking:
         masks = self.masks[leaf : leaf + 1]
         return Ranking([self.scores[leaf]], masks, self.absolute, self.seed, self.first + leaf)
 
+    @cached_property
+    def pieces(self) -> list[range]:
+        """The leaves as they are streamed: a large one alone, small neighbours joined.
+
+        Leaves without entries may lie between those of a piece, and are in no other.
+        """
+        pieces: list[range] = []
+        for leaf, scores in enumerate(self.scores):
+            if scores.numel() == 0:
+                continue
+            if pieces and self._joins(pieces[-1], leaf):
+                pieces[-1] = range(pieces[-1].start, leaf + 1)
+            else:
+                pieces.append(range(leaf, leaf + 1))
+        return pieces
+
     def chunks(self, start: int = 0) -> Iterator[Chunk]:
         """Stream the entries in flat order.
 
         Args:
-            start: leaves that end before this flat index are left out.
+            start: pieces that end up to this flat index are left out.
 
         Yields:
             Chunks of at most `BLOCK` entries; empty leaves are in none.
         """
-        group: list[int] = []
-        for leaf, scores in enumerate(self.scores):
-            if self.offsets[leaf + 1] <= start or scores.numel() == 0:
+        for piece in self.pieces:
+            if self.offsets[piece.stop] <= start:
                 continue
-            small = scores.numel() <= BLOCK // 8 and self.seed is None
-            if group and not (small and self._joins(group, leaf)):
-                yield self._joined(group)
-                group = []
-            if small:
-                group.append(leaf)
+            if len(piece) > 1:
+                yield self.joined(piece)
             else:
-                yield from self._blocks(leaf)
-        if group:
-            yield self._joined(group)
+                yield from self._blocks(piece.start)
 
-    def _joins(self, group: list[int], leaf: int) -> bool:
-        """Say whether a leaf may be joined to a group: of one kind, and not too much together."""
-        last, scores = self.scores[group[-1]], self.scores[leaf]
+    def joined(self, piece: range) -> Chunk:
+        """Copy the leaves of a piece into one chunk."""
+        scores = torch.cat([self.scores[leaf].reshape(-1) for leaf in piece])
+        prior = torch.cat([self.masks[leaf].reshape(-1) for leaf in piece]) if self.masks else None
+        sizes = [self.scores[leaf].numel() for leaf in piece]
+        return Chunk(self.offsets[piece.start], scores, prior, piece.start, 0, sizes)
+
+    def _joins(self, piece: range, leaf: int) -> bool:
+        """Say whether a leaf may join a piece: both small, of one kind, not too much together."""
+        last, scores = self.scores[piece[-1]], self.scores[leaf]
+        small = max(last.numel(), scores.numel()) <= BLOCK // 8 and self.seed is None
         alike = scores.dtype == last.dtype and scores.device == last.device
-        return alike and self.offsets[leaf + 1] - self.offsets[group[0]] <= BLOCK
-
-    def _joined(self, group: list[int]) -> Chunk:
-        scores = torch.cat([self.scores[leaf].reshape(-1) for leaf in group])
-        prior = torch.cat([self.masks[i].reshape(-1) for i in group]) if self.masks else None
-        # leaves without entries may lie between those of the group; they have a size too
-        leaves = range(group[0], group[-1] + 1)
-        sizes = [self.scores[leaf].numel() for leaf in leaves]
-        return Chunk(self.offsets[group[0]], scores, prior, group[0], 0, sizes)
+        return small and alike and self.offsets[leaf + 1] - self.offsets[piece.start] <= BLOCK
 
     def _blocks(self, leaf: int) -> Iterator[Chunk]:
         at = 0

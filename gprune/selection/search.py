@@ -17,7 +17,6 @@ every block size, thread count and order of evaluation.
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -25,7 +24,7 @@ from torch import Tensor
 
 from gprune.selection import digits
 from gprune.selection.keys import value_of
-from gprune.selection.marking import empty_masks, mark
+from gprune.selection.marking import empty_masks, mark, mark_chunks
 from gprune.selection.passes import Divided, divide
 from gprune.selection.ranking import Ranking
 from gprune.selection.sample import sample, spread
@@ -65,7 +64,11 @@ def prune(ranking: Ranking, k: int) -> list[Tensor]:
     """
     masks = empty_masks(ranking.scores)
     value, index, marked = _search(ranking, k, masks)
-    return masks if marked else mark(ranking, value, index)
+    if not marked:
+        return mark(ranking, value, index)
+    joined = (ranking.joined(piece) for piece in ranking.pieces if len(piece) > 1)
+    mark_chunks(ranking, joined, value, index, masks)  # a pass writes those of large leaves only
+    return masks
 
 
 def _search(ranking: Ranking, k: int, masks: list[Tensor] | None) -> tuple[float, int, bool]:
@@ -106,7 +109,7 @@ def _bracket(known: _Known, k: int, sampled: Tensor | None) -> tuple[int, int]:
     """Give the keys of a bracket that should hold the k-th candidate, and few enough to collect."""
     if sampled is None or known.among <= FEW:
         return known.least, known.most
-    sampled = sampled[(sampled >= known.least) & (sampled <= known.most)]
+    sampled = _between(sampled, known.least, known.most)
     size = sampled.numel()
     if size == 0:
         return known.least, known.most
@@ -114,7 +117,7 @@ def _bracket(known: _Known, k: int, sampled: Tensor | None) -> tuple[int, int]:
     below, above = spread(size, rank, known.among)
     low = int(sampled[below]) if below >= 0 else known.least
     high = int(sampled[above]) if above < size else known.most
-    inside = sampled[(sampled >= low) & (sampled <= high)]
+    inside = _between(sampled, low, high)
     if inside.numel() * known.among < LIMIT * size:
         return low, high
     # Too many to collect. If one score alone is to blame, get it out of the way: count it, and
@@ -123,6 +126,13 @@ def _bracket(known: _Known, k: int, sampled: Tensor | None) -> tuple[int, int]:
     heaviest = int(scores[times.argmax()])
     heavy = int(times.max()) * known.among >= LIMIT // 4 * size
     return (heaviest, heaviest) if heavy else (low, high)
+
+
+def _between(ascending: Tensor, low: int, high: int) -> Tensor:
+    """Take the part of ascending keys from `low` to `high`."""
+    ends = torch.tensor([low, high], dtype=ascending.dtype)
+    start = int(torch.searchsorted(ascending, ends[0]))
+    return ascending[start : int(torch.searchsorted(ascending, ends[1], right=True))]
 
 
 def _learn(known: _Known, low: int, high: int, seen: Divided, k: int) -> _Known:
@@ -146,13 +156,16 @@ def _among(
     index = int(seen.positions[seen.keys == key][tied - 1])
     if masks is not None:
         kept = (seen.keys > key) | ((seen.keys == key) & (seen.positions > index))
-        _keep(masks, seen.positions[kept], ranking.offsets)
+        _keep(ranking, masks, seen.positions[kept])
     return value_of(int(key), ranking.space), index, masks is not None
 
 
-def _keep(masks: list[Tensor], positions: Tensor, offsets: list[int]) -> None:
-    """Set the masks true at ascending flat indices."""
-    ends = torch.searchsorted(positions, torch.tensor(offsets)).tolist()
-    for leaf, (start, end) in enumerate(pairwise(ends)):
+def _keep(ranking: Ranking, masks: list[Tensor], positions: Tensor) -> None:
+    """Set the masks of the leaves that are streamed alone true at ascending flat indices."""
+    alone = [piece.start for piece in ranking.pieces if len(piece) == 1]
+    bounds = [(ranking.offsets[leaf], ranking.offsets[leaf + 1]) for leaf in alone]
+    ends = torch.searchsorted(positions, torch.tensor(bounds)).tolist()
+    for leaf, (start, end) in zip(alone, ends, strict=True):
         if start < end:
-            masks[leaf].view(-1)[positions[start:end] - offsets[leaf]] = True
+            places = positions[start:end] - ranking.offsets[leaf]
+            masks[leaf].view(-1).index_fill_(0, places, True)
