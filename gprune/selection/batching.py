@@ -38,14 +38,40 @@ def by_loop(operator: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
     return rule
 
 
-def side_by_side(
-    select: Callable[..., list[Tensor]], select_rows: Callable[..., Tensor]
+def of_find_cut(find_cut: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
+    """Make the rule of `find_cut`: many amounts in one search, or each model in its turn.
+
+    Args:
+        find_cut: the operator, which takes an amount of any shape.
+
+    Returns:
+        The rule that `register_vmap` takes.
+    """
+    loop = by_loop(find_cut)
+
+    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        scores, masks, amount, absolute, sparsity = args
+        if info.batch_size == 0 or _any_batched(in_dims[0], in_dims[1]):
+            return loop(info, in_dims, *args)
+        amounts = amount.movedim(in_dims[2], 0).contiguous()
+        return find_cut(scores, masks, amounts, absolute, sparsity), (0, 0)
+
+    return rule
+
+
+def of_select(
+    select: Callable[..., list[Tensor]],
+    select_rows: Callable[..., Tensor],
+    find_cut: Callable[..., tuple[Tensor, Tensor]],
+    masks_at: Callable[..., list[Tensor]],
 ) -> Callable[..., tuple[Any, Any]]:
-    """Make the rule of `select`: many small models at once, or each in its turn.
+    """Make the rule of `select`: many amounts at once, many small models at once, or a loop.
 
     Args:
         select: the operator that the rule is for.
         select_rows: its like for the rows of a matrix.
+        find_cut: finds the cuts of many amounts in one search.
+        masks_at: makes the masks at each.
 
     Returns:
         The rule that `register_vmap` takes.
@@ -54,13 +80,17 @@ def side_by_side(
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         scores, masks, amounts, seed, absolute, sparsity = args
-        alike = len({(leaf.dtype, leaf.device) for leaf in scores}) == 1 and info.batch_size > 0
-        one_amount = len(amounts) == 1 and in_dims[2][0] is None
-        if seed is not None or not alike or not one_amount:
+        if info.batch_size == 0 or seed is not None or len(amounts) > 1:
             return loop(info, in_dims, *args)
+        if not _any_batched(in_dims[0], in_dims[1]):
+            many = amounts[0].movedim(in_dims[2][0], 0).contiguous()
+            cuts = zip(*find_cut(scores, masks, many, absolute, sparsity), strict=True)
+            calls = [masks_at(*cut, scores, masks, absolute) for cut in cuts]
+            return [torch.stack(outputs) for outputs in zip(*calls, strict=True)], [0] * len(scores)
+        alike = len({(leaf.dtype, leaf.device) for leaf in scores}) == 1
         leaves = [_batched(*pair, info) for pair in zip(scores, in_dims[0], strict=True)]
         sizes = [leaf[0].numel() for leaf in leaves]
-        if sum(sizes) > BLOCK // 8:
+        if in_dims[2][0] is not None or not alike or sum(sizes) > BLOCK // 8:
             return loop(info, in_dims, *args)
         priors = [_batched(*pair, info) for pair in zip(masks, in_dims[1], strict=True)]
         prior = [_joined(priors)] if priors else []
@@ -70,6 +100,11 @@ def side_by_side(
         return result, [0] * len(result)
 
     return rule
+
+
+def _any_batched(*in_dims: Any) -> bool:
+    """Say whether a tensor of some lists is batched."""
+    return any(dim is not None for dims in in_dims if dims is not None for dim in dims)
 
 
 def _batched(leaf: Tensor, dim: int | None, info: Any) -> Tensor:

@@ -18,7 +18,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from gprune.selection import batching, rows
+from gprune.selection import batching, rows, several
 from gprune.selection.amounts import resolve, resolve_amount
 from gprune.selection.draws import draw_range
 from gprune.selection.errors import LeafError
@@ -26,7 +26,7 @@ from gprune.selection.host import undisturbed
 from gprune.selection.keys import check_exact
 from gprune.selection.marking import empty_masks, mark
 from gprune.selection.ranking import Ranking
-from gprune.selection.search import find, prune
+from gprune.selection.search import prune
 
 TAGS = (torch.Tag.cudagraph_unsafe,)
 
@@ -89,10 +89,14 @@ def select_rows(
 def find_cut(
     scores: list[Tensor], masks: list[Tensor], amount: Tensor, absolute: bool, sparsity: bool
 ) -> tuple[Tensor, Tensor]:
-    """Find the cut; the arguments are those of `select`."""
+    """Find a cut for every amount of a tensor; the other arguments are those of `select`."""
     ranking = _ranking(scores, masks, absolute)
-    value, index = find(ranking, resolve(amount, ranking.entries, ranking.candidates, sparsity))
-    return torch.tensor(value, dtype=torch.float64), torch.tensor(index, dtype=torch.int64)
+    ks = [resolve(one, ranking.entries, ranking.candidates, sparsity) for one in amount.view(-1)]
+    values, indices = zip(*several.find(ranking, ks), strict=True) if ks else ([], [])
+    return (
+        torch.tensor(values, dtype=torch.float64).view(amount.shape),
+        torch.tensor(indices, dtype=torch.int64).view(amount.shape),
+    )
 
 
 @torch.library.custom_op("gprune::masks_at", mutates_args=(), tags=TAGS)
@@ -170,8 +174,8 @@ def _(
     scores: list[Tensor], masks: list[Tensor], amount: Tensor, absolute: bool, sparsity: bool
 ) -> tuple[Tensor, Tensor]:
     device = "meta" if any(leaf.is_meta for leaf in scores) else "cpu"
-    value = torch.empty((), dtype=torch.float64, device=device)
-    return value, torch.empty((), dtype=torch.int64, device=device)
+    value = torch.empty(amount.shape, dtype=torch.float64, device=device)
+    return value, torch.empty(amount.shape, dtype=torch.int64, device=device)
 
 
 @masks_at.register_fake
@@ -191,6 +195,7 @@ def _(leaves: list[Tensor], seed: Tensor) -> list[Tensor]:
     return [torch.empty(x.shape, dtype=torch.float64, device=x.device) for x in leaves]
 
 
-select.register_vmap(batching.side_by_side(select, select_rows))
-for _operator in (select_rows, find_cut, masks_at, num_to_prune, random_scores):
+select.register_vmap(batching.of_select(select, select_rows, find_cut, masks_at))
+find_cut.register_vmap(batching.of_find_cut(find_cut))
+for _operator in (select_rows, masks_at, num_to_prune, random_scores):
     _operator.register_vmap(batching.by_loop(_operator))

@@ -151,13 +151,27 @@ def _among(
     """Find the cut among the collected candidates, and put the masks right for them."""
     assert seen.keys is not None
     assert seen.positions is not None
-    key = torch.kthvalue(seen.keys, nth).values
-    tied = nth - int((seen.keys < key).sum())
-    index = int(seen.positions[seen.keys == key][tied - 1])
+    key, index = pick(seen.keys, seen.positions, nth)
     if masks is not None:
         kept = (seen.keys > key) | ((seen.keys == key) & (seen.positions > index))
         _keep(ranking, masks, seen.positions[kept])
-    return value_of(int(key), ranking.space), index, masks is not None
+    return value_of(key, ranking.space), index, masks is not None
+
+
+def pick(keys: Tensor, positions: Tensor, nth: int) -> tuple[int, int]:
+    """Find the n-th of collected candidates.
+
+    Args:
+        keys: their keys.
+        positions: their flat indices, ascending.
+        nth: which of them in the order of (key, flat index), from 1.
+
+    Returns:
+        Its key and its flat index.
+    """
+    key = torch.kthvalue(keys, nth).values
+    tied = nth - int((keys < key).sum())
+    return int(key), int(positions[keys == key][tied - 1])
 
 
 def _keep(ranking: Ranking, masks: list[Tensor], positions: Tensor) -> None:
