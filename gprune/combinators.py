@@ -128,12 +128,13 @@ def find_cut(
     Args:
         params: pytree of tensors; `None` where a leaf is not prunable.
         scores: pytree of that structure and those shapes, or `None` for magnitude.
-        amount: how many candidates to prune (int), or the fraction of them (float, 0 to 1).
-        sparsity: the fraction of all prunable entries that is to be pruned, 0 to 1.
+        amount: how many candidates to prune (int), or the fraction of them (float, 0 to 1); a 1-D
+            tensor of several costs two passes over the scores, however many they are.
+        sparsity: the fraction of all prunable entries that is to be pruned, 0 to 1, or several.
         masks: prior bool masks of that structure.
 
     Returns:
-        The cut: two 0-dim tensors on the CPU.
+        The cut: two tensors on the CPU, of the shape of the amount.
 
     Raises:
         TypeError: if both or neither of `amount` and `sparsity` are given, or a leaf is unfit.
@@ -145,8 +146,8 @@ def find_cut(
     """
     number, is_sparsity = one_of(amount, sparsity, "find_cut")
     leaves, flat, treedef = align(params, scores, masks)
-    scalar = as_scalar(number, "sparsity" if is_sparsity else "amount")
-    arguments = leaves.scores, leaves.masks, scalar, leaves.unscored, is_sparsity
+    numbers = as_scalar(number, "sparsity" if is_sparsity else "amount", several=True)
+    arguments = leaves.scores, leaves.masks, numbers, leaves.unscored, is_sparsity
     return Cut(*_named(flat, treedef, operators.find_cut, *arguments))
 
 

@@ -85,7 +85,8 @@ def _type_problems(
     """Name the leaves whose type or dtype does not fit."""
     for i, leaf in enumerate(leaves):
         if leaf is not None and scores[i] is not None:
-            problem = score_problem(scores[i])
+            # the parameters themselves are known to be tensors
+            problem = dtype_problem(scores[i]) if own else score_problem(scores[i])
             if problem:
                 yield f"{leaf_names(treedef, 'params' if own else 'scores')[i]} {problem}"
         if masks and masks[i] is not None:
@@ -122,6 +123,11 @@ def score_problem(scores: Any) -> str | None:
     """Say what is wrong with the type of one leaf of scores, or nothing."""
     if problem := tensor_problem(scores):
         return problem.replace("a tensor or None", "a tensor")
+    return dtype_problem(scores)
+
+
+def dtype_problem(scores: Tensor) -> str | None:
+    """Say what is wrong with the dtype of one leaf of scores, or nothing."""
     if scores.dtype not in SPACES:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in SPACES)
         return f"has dtype {scores.dtype}, which cannot be ranked; cast it to one of {names}"

@@ -115,9 +115,11 @@ NUMBERS: list[tuple[str, Any, type[Exception], str]] = [
     ("a tensor above the candidates", number(ENTRIES + 1), V, "11"),
     ("beyond 64 bits", 2**70, V, "64 bits"),
     ("a huge fraction", fractions.Fraction(10**400), V, "float"),
-    ("one number in a tensor", number([0.5]), V, "0-dim (1,)"),
     ("a sparse tensor", Make(lambda: torch.tensor(0.5).to_sparse()), T, "0-dim sparse_coo"),
     ("a nested tensor", Make(lambda: nested()), T, "0-dim"),
+]
+VECTORS = [
+    ("one number in a tensor", number([0.5]), V, "0-dim (1,)"),
     ("an empty tensor", number([]), V, "0-dim (0,)"),
 ]
 ABOVE_ONE = [("two", 2, V, "2 at most"), ("a tensor of two", number(2), V, "2 at most")]
@@ -134,16 +136,24 @@ TAKERS: list[tuple[Callable[..., Any], Any, dict[str, Any]]] = [
 AMOUNTS = [
     bad(function, f"amount is {what}", error, f"amount {words}", first, amount=value, **more)
     for function, first, more in TAKERS
-    for what, value, error, words in NUMBERS
+    for what, value, error, words in NUMBERS + VECTORS * (function is not gp.find_cut)
 ]
 SPARSITIES = [
     bad(function, f"sparsity is {what}", error, f"sparsity {words}", first, sparsity=value, **more)
     for function, first, more in TAKERS
-    for what, value, error, words in [*NUMBERS, *ABOVE_ONE]
+    for what, value, error, words in NUMBERS + ABOVE_ONE + VECTORS * (function is not gp.find_cut)
+]
+SEVERAL = [
+    bad(gp.find_cut, what, V, words, PARAMS, amount=number(value))
+    for what, value, words in [
+        ("a matrix of amounts", [[0.5]], "amount 0-dim or 1-D (1, 1)"),
+        ("a bad one among amounts", [0.5, 1.5], "amount at most 1 1.5"),
+        ("too large a one among counts", [0, ENTRIES + 1], "amount 11"),
+    ]
 ]
 COUNTS = [
     bad(gp.num_to_prune, f"amount is {what}", error, f"amount {words}", value, ENTRIES)
-    for what, value, error, words in NUMBERS
+    for what, value, error, words in NUMBERS + VECTORS
 ] + [
     bad(gp.num_to_prune, "candidates are a float", T, "candidates 10.0", 1, 10.0),
     bad(gp.num_to_prune, "candidates are a bool", T, "candidates True", 1, True),
@@ -568,6 +578,7 @@ SCHEDULES = [
 BAD = [
     *AMOUNTS,
     *SPARSITIES,
+    *SEVERAL,
     *COUNTS,
     *TREES_OF_AMOUNTS,
     *BOTH_OR_NEITHER,

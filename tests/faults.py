@@ -28,6 +28,7 @@ COUNT = "tests/test_laws.py::test_num_to_prune"
 SPARSITY = "tests/test_laws.py::test_sparsity_counts_all_entries"
 DIGITS = "tests/test_laws.py::test_digits_are_counted_among_the_candidates"
 HALVES = "tests/test_laws.py::test_halves_go_to_the_even_neighbour"
+SEVERAL = "tests/test_laws.py::test_exactness_of_several_cuts"
 SIZES = "tests/test_laws.py::test_masks_do_not_depend_on_the_sizes_of_the_search"
 LAYERWISE = "tests/test_laws.py::test_layerwise"
 LARGE = "tests/test_large.py::test_a_large_leaf_beside_small_ones"
@@ -228,24 +229,24 @@ FAULTS = [
         EXACT,
     ),
     fault(
-        "a group of small leaves comes after the large one behind it",
+        "leaves that are not small are joined too",
         "selection/ranking.py",
-        "if group and not (small and self._joins(group, leaf)):",
-        "if group and small and not self._joins(group, leaf):",
+        "if pieces and self._joins(pieces[-1], leaf):",
+        "if pieces and leaf % 7:",
         LARGE,
     ),
     fault(
         "leaves of different dtypes are joined",
         "selection/ranking.py",
-        "return alike and",
-        "return",
+        "return small and alike and",
+        "return small and",
         PAIRS,
     ),
     fault(
         "an empty leaf shifts the masks behind it",
         "selection/ranking.py",
-        "leaves = range(group[0], group[-1] + 1)",
-        "leaves = group",
+        "sizes = [self.scores[leaf].numel() for leaf in piece]",
+        "sizes = [self.scores[leaf].numel() for leaf in piece if self.scores[leaf].numel()]",
         EXACT,
     ),
     fault(
@@ -273,16 +274,16 @@ FAULTS = [
     fault(
         "> for >= at the lower end of a bracket",
         "selection/passes.py",
-        "between = torch.ge(raw, bounds[0]",
-        "between = torch.gt(raw, bounds[0]",
+        "torch.ge(raw, bounds[0]",
+        "torch.gt(raw, bounds[0]",
         KNOWN,
         PASS,
     ),
     fault(
         ">= for > at the upper end of a bracket",
         "selection/passes.py",
-        "above = torch.gt(raw, bounds[1]",
-        "above = torch.ge(raw, bounds[1]",
+        "torch.gt(raw, bounds[1]",
+        "torch.ge(raw, bounds[1]",
         PASS,
     ),
     fault(
@@ -345,15 +346,15 @@ FAULTS = [
     fault(
         "ties go from the highest index",
         "selection/search.py",
-        "index = int(seen.positions[seen.keys == key][tied - 1])",
-        "index = int(seen.positions[seen.keys == key][-tied])",
+        "int(positions[keys == key][tied - 1])",
+        "int(positions[keys == key][-tied])",
         EXACT,
     ),
     fault(
         "one tie too many",
         "selection/search.py",
-        "tied = nth - int((seen.keys < key).sum())",
-        "tied = min(nth - int((seen.keys < key).sum()) + 1, int((seen.keys == key).sum()))",
+        "tied = nth - int((keys < key).sum())",
+        "tied = min(nth - int((keys < key).sum()) + 1, int((keys == key).sum()))",
         EXACT,
     ),
     fault(
@@ -424,36 +425,86 @@ FAULTS = [
         DIGITS,
         STREAM,
     ),
+    # --- several cuts ---
+    fault(
+        "several cuts: the bins forget the prior",
+        "selection/several.py",
+        "        if chunk.prior is not None:",
+        "        if False:",
+        SEVERAL,
+    ),
+    fault(
+        "several cuts: the rank within a bin is the rank among all",
+        "selection/several.py",
+        "nth = k - int(behind[number] - counts[number])",
+        "nth = min(k, int(counts[number]))",
+        SEVERAL,
+    ),
+    fault(
+        "several cuts: what is collected for one serves all",
+        "selection/several.py",
+        "own = collected.bins == number",
+        "own = collected.bins >= 0",
+        SEVERAL,
+    ),
+    fault(
+        "several cuts: a shift too few",
+        "selection/several.py",
+        ".bit_length() - BITS)",
+        ".bit_length() - BITS - 1)",
+        SEVERAL,
+    ),
+    fault(
+        "several cuts: what is above the range wraps",
+        "selection/several.py",
+        "raw.clamp_(least, greatest)",
+        "raw.clamp_(least, None)",
+        SEVERAL,
+    ),
+    fault(
+        "several cuts: collected at the index in the block",
+        "selection/several.py",
+        "places + chunk.start, bins.index",
+        "places, bins.index",
+        SEVERAL,
+    ),
+    fault(
+        "several cuts: the first for all",
+        "selection/batching.py",
+        "calls = [masks_at(*cut, scores",
+        "cuts = list(cuts)\n            calls = [masks_at(*cuts[0], scores",
+        SEVERAL,
+    ),
     # --- marking ---
     fault(
         "> for >= behind the index of a cut",
         "selection/marking.py",
-        "raw[behind:] >= least",
-        "raw[behind:] > least",
+        "torch.ge(raw[behind:], least",
+        "torch.gt(raw[behind:], least",
         ANY_CUT,
         STREAM,
     ),
     fault(
         "the index of a cut is kept",
         "selection/marking.py",
-        "behind = max(0, index + 1 - chunk.start)",
-        "behind = max(0, index - chunk.start)",
+        "max(0, index + 1 - chunk.start)",
+        "max(0, index - chunk.start)",
         ANY_CUT,
         STREAM,
     ),
     fault(
-        "the last tie of a block goes too",
+        "ties up to the index of a cut stay",
         "selection/marking.py",
-        "if index < chunk.stop - 1:",
-        "if index < chunk.stop - 2:",
+        "torch.gt(raw[:behind], greatest",
+        "torch.ge(raw[:behind], greatest",
         ANY_CUT,
         STREAM,
     ),
     fault(
         "masks at a cut drop the prior",
         "selection/marking.py",
-        "            kept &= chunk.prior\n",
-        "            kept &= True\n",
+        "            verdict.mul_(chunk.prior)\n",
+        "            verdict.mul_(1)\n",
         ANY_CUT,
     ),
     # --- random draws ---

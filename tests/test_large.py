@@ -147,3 +147,17 @@ def test_masks_do_not_depend_on_the_number_of_threads() -> None:
     torch.set_num_threads(threads)
     assert masks[0].equal(masks[1])
     assert masks[0].equal(masks[2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int32])
+@pytest.mark.parametrize("pruned", [False, True])
+def test_several_cuts_are_each_what_it_is_alone(dtype: torch.dtype, pruned: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights = (torch.randn(3 * 2**20 + 5, generator=generator) * 1000).to(dtype)
+    params = [weights[: 2**21].view(2**10, -1), weights[2**21 :]]
+    masks = gp.global_unstructured(params, amount=0.3) if pruned else None
+    amounts = torch.linspace(0, 1, 11, dtype=torch.float64)
+    together = gp.find_cut(params, masks=masks, amount=amounts)
+    alone = [gp.find_cut(params, masks=masks, amount=amount) for amount in amounts]
+    assert together.value.equal(torch.stack([cut.value for cut in alone]))
+    assert together.index.equal(torch.stack([cut.index for cut in alone]))

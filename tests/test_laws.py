@@ -14,7 +14,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import gprune as gp
-from gprune.selection import digits, keys, ranking, sample, search
+from gprune.selection import digits, keys, ranking, sample, search, several
 from gprune.testing import SCORE_DTYPES, amounts, param_trees, tensors
 from tests import reference
 from tests.assertions import (
@@ -147,6 +147,35 @@ def test_exactness_of_the_streaming_search(case: Case, small: Sizes) -> None:
         assert_masks(case.masks_for(gp.global_unstructured), expected, case.params)
         cut = case.masks_for(gp.find_cut)
     assert_cut(cut, reference.cut(case.params, case.scores, case.k, case.masks))
+
+
+@settings(max_examples=4 * settings().max_examples)
+@given(cases(), sizes, st.integers(1, 8), st.lists(st.floats(0, 1), min_size=2, max_size=6))
+def test_exactness_of_several_cuts(
+    case: Case, small: Sizes, bits: int, amounts: list[float]
+) -> None:
+    """Several amounts in one search, with a limit on what is collected, and as few bins."""
+    bins = {"BITS": bits, "BINS": 2**bits + 1, "NOWHERE": 2**bits + 1}
+    vector = torch.tensor(amounts, dtype=torch.float64)
+
+    def prune(amount: torch.Tensor) -> Any:
+        return gp.global_unstructured(flat, scores, masks=masks, amount=amount)
+
+    flat, scores, masks = (
+        tree if tree is None else gp.trees.flatten(tree)[0]  # torch's vmap knows few kinds of nodes
+        for tree in (case.params, case.scores, case.masks)
+    )
+    with streaming(small), mock.patch.multiple(several, **bins):
+        cuts = gp.find_cut(case.params, case.scores, masks=case.masks, amount=vector)
+        batch = torch.vmap(prune, out_dims=gp.vmap_dims(flat))(vector)
+    candidates = reference.num_candidates(case.params, case.masks)
+    for i, amount in enumerate(amounts):
+        k = reference.num_to_prune(amount, candidates)
+        cut = gp.Cut(cuts.value[i], cuts.index[i])
+        assert_cut(cut, reference.cut(case.params, case.scores, k, case.masks))
+        expected = reference.global_masks(case.params, case.scores, k, case.masks)
+        one = [None if leaf is None else leaf[i] for leaf in batch]
+        assert_masks(one, expected, flat)
 
 
 @settings(max_examples=4 * settings().max_examples)

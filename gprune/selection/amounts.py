@@ -36,17 +36,18 @@ def one_of(amount: Any, sparsity: Any, caller: str) -> tuple[Any, bool]:
     return (amount, False) if sparsity is None else (sparsity, True)
 
 
-def as_scalar(number: Any, name: str, *, meta: bool = False) -> Tensor:
+def as_scalar(number: Any, name: str, *, meta: bool = False, several: bool = False) -> Tensor:
     """Turn an amount, a sparsity or a seed into a 0-dim tensor; its value is checked later.
 
     Args:
         number: a Python number, or a 0-dim tensor of an integer or floating dtype.
         name: what to call it in an error.
         meta: whether a tensor may be on the meta device, without a value.
+        several: whether a tensor may be 1-D.
 
     Returns:
-        A detached 0-dim tensor: integer numbers as int64, others as float64, both on the CPU
-        whatever the default device is; tensors as they are.
+        A detached tensor, 0-dim unless several are given: integer numbers as int64, others as
+        float64, both on the CPU whatever the default device is; tensors as they are.
 
     Raises:
         TypeError: if it is not a number (a bool is not).
@@ -56,8 +57,9 @@ def as_scalar(number: Any, name: str, *, meta: bool = False) -> Tensor:
     if isinstance(number, Tensor):
         if number.layout != torch.strided or number.is_nested:
             raise TypeError(f"{name} must be a dense 0-dim tensor, got one of {number.layout}")
-        if number.dim() != 0:
-            raise ValueError(f"{name} must be 0-dim, got a tensor of shape {tuple(number.shape)}")
+        if number.dim() > int(several):
+            dims = "0-dim or 1-D" if several else "0-dim"
+            raise ValueError(f"{name} must be {dims}, got a tensor of shape {tuple(number.shape)}")
         if number.is_meta and not meta:
             raise ValueError(f"{name} must have a value, got a tensor on the meta device")
         if number.dtype == torch.bool or number.is_complex():

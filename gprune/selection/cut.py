@@ -15,8 +15,8 @@ class Cut(NamedTuple):
     prunes nothing is `(-inf, -1)`; one that falls among NaN scores has the value NaN.
 
     Attributes:
-        value: 0-dim float64 tensor on the CPU.
-        index: 0-dim int64 tensor on the CPU.
+        value: float64 tensor on the CPU, 0-dim, or 1-D for several cuts.
+        index: int64 tensor on the CPU of the same shape.
     """
 
     value: Tensor

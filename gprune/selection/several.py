@@ -121,7 +121,7 @@ def _collect(ranking: Ranking, binning: _Binning, chosen: list[int]) -> _Collect
     """Take the candidates of the chosen bins."""
     wanted = torch.zeros(BINS + 1, dtype=torch.bool)
     wanted[chosen] = True
-    found, scratch = _Collected([], [], []), Scratch()
+    scratch, parts = Scratch(), []
     for chunk, bins in _binned(ranking, binning):
         indices = scratch.room("indices", bins.numel(), torch.int64).copy_(bins)
         inside = scratch.room("inside", bins.numel())
@@ -129,7 +129,6 @@ def _collect(ranking: Ranking, binning: _Binning, chosen: list[int]) -> _Collect
         torch.gather(wanted.expand(flags.WORD, -1), 1, rows, out=inside.view(flags.WORD, -1))
         places = flags.positions(inside)
         scores = chunk.scores.index_select(0, places)
-        found.keys.append(keys(scores, ranking.space, absolute=ranking.absolute))
-        found.positions.append(places + chunk.start)
-        found.bins.append(bins.index_select(0, places))
-    return _Collected(*(torch.cat(parts) for parts in found))
+        key = keys(scores, ranking.space, absolute=ranking.absolute)
+        parts.append((key, places + chunk.start, bins.index_select(0, places)))
+    return _Collected(*(torch.cat(part) for part in zip(*parts, strict=True)))
