@@ -57,9 +57,12 @@ def _prune_block(keys: Tensor, prior: Tensor | None, ks: Tensor) -> Tensor:
     if prior is not None:
         keys = keys.where(prior, torch.iinfo(keys.dtype).max)  # behind every candidate
     cut = _kth_of_rows(keys, ks).unsqueeze(1)
-    kept = keys > cut
-    tied = ks - (keys < cut).sum(1)  # of the entries at the cut, so many go
-    some = (tied < (keys == cut).sum(1)).nonzero().view(-1)
+    verdict = torch.empty_like(keys)  # comparing into the keys' own dtype is several times faster
+    below = torch.lt(keys, cut, out=verdict).sum(1, dtype=torch.int32)
+    above = torch.gt(keys, cut, out=verdict).sum(1, dtype=torch.int32)
+    kept = verdict.to(torch.bool)
+    tied = ks - below  # of the entries at the cut, so many go
+    some = (tied < keys.shape[1] - below - above).nonzero().view(-1)
     if some.numel():
         ties = keys[some] == cut[some]
         kept[some] |= ties & (ties.cumsum(1) > tied[some].unsqueeze(1))
