@@ -25,6 +25,7 @@ PASS = "tests/test_selection.py::test_a_pass_divides_at_both_ends_of_its_bracket
 PADDING = "tests/test_selection.py::test_what_pads_a_block_is_nowhere"
 KNOWN = "tests/test_selection.py::test_what_is_learnt_from_a_bracket_that_missed"
 COUNT = "tests/test_laws.py::test_num_to_prune"
+FLOAT64 = "tests/test_laws.py::test_a_python_float_counts_in_float64"
 SPARSITY = "tests/test_laws.py::test_sparsity_counts_all_entries"
 DIGITS = "tests/test_laws.py::test_digits_are_counted_among_the_candidates"
 HALVES = "tests/test_laws.py::test_halves_go_to_the_even_neighbour"
@@ -74,7 +75,7 @@ FAULTS = [
         "selection/amounts.py",
         'dtype=torch.float64, device="cpu").mul(_as_float(number, name))',
         'dtype=torch.float32, device="cpu").mul(_as_float(number, name))',
-        COUNT,
+        FLOAT64,
     ),
     fault(
         "int for round in a sparsity",

@@ -102,6 +102,12 @@ def test_num_to_prune(data: st.DataObject, candidates: int) -> None:
     assert int(gp.num_to_prune(amount, candidates)) == reference.num_to_prune(amount, candidates)
 
 
+@pytest.mark.parametrize("amount", [0.1, 0.3, 0.7])
+def test_a_python_float_counts_in_float64(amount: float) -> None:
+    """In float32, 0.3 of a billion would be twelve more."""
+    assert int(gp.num_to_prune(amount, 10**9)) == round(amount * 10**9)
+
+
 @pytest.mark.parametrize("candidates", range(1, 40, 2))
 def test_halves_go_to_the_even_neighbour(candidates: int) -> None:
     k = candidates // 2 + candidates // 2 % 2

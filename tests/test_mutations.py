@@ -15,6 +15,11 @@ def test_faults_have_names_of_their_own() -> None:
     assert len({fault.name for fault in FAULTS}) == len(FAULTS) >= 30
 
 
+def test_readme_says_how_many_they_are() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"the tests kill {len(FAULTS)} of {len(FAULTS)}" in readme
+
+
 @pytest.mark.parametrize("fault", FAULTS, ids=[fault.name for fault in FAULTS])
 def test_every_fault_applies_and_parses(fault: Fault) -> None:
     assert times_found(fault) == 1
