@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.utils.prune import L1Unstructured
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import gprune as gp
-from gprune.selection import keys, operators, search
+from gprune.selection import digits, keys, operators, search
 from gprune.selection.draws import draw_range
 from gprune.selection.keys import BRAIN, DOUBLE, HALF, SINGLE, KeySpace
+from gprune.selection.marking import mark
 from gprune.selection.passes import Divided, divide
 from gprune.selection.ranking import Ranking
 
@@ -187,6 +189,38 @@ def test_leaves_without_values_beside_others_are_refused() -> None:
 def test_operators_meet_on_the_host() -> None:
     for operator in (operators.select, operators.select_rows, operators.find_cut):
         assert torch.Tag.cudagraph_unsafe in operator._opoverload.tags
+
+
+class Waits(TorchDispatchMode):
+    """Counts how often a value is asked for: on an accelerator, how often the host would wait."""
+
+    number = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any, kwargs: Any = None) -> Any:
+        waits = function in (
+            torch.ops.aten._local_scalar_dense.default,
+            torch.ops.aten.nonzero.default,
+        )
+        self.number += waits
+        return function(*args, **(kwargs or {}))
+
+
+def test_an_accelerator_is_waited_for_as_often_however_large_the_model_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The search that accelerators take, and the marking, on leaves of many blocks and of one."""
+    monkeypatch.setattr("gprune.selection.ranking.BLOCK", 64)
+    numbers = []
+    for leaves in (1, 2, 20):
+        scores = [torch.arange(200.0) % 17 for _ in range(leaves)]
+        priors = [torch.arange(200) % 3 > 0 for _ in range(leaves)]
+        with Waits() as waits:
+            ranking = Ranking(scores, priors)
+            value, index = digits.find(ranking, ranking.candidates // 2)
+            mark(ranking, value, index)
+        numbers.append(waits.number)
+    assert len(set(numbers)) == 1
+    assert numbers[0] < 20
 
 
 # --- methods that are not built in ------------------------------------------------------------

@@ -15,6 +15,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from gprune.selection.host import to_host
 from gprune.selection.keys import keys, value_of
 from gprune.selection.ranking import Chunk, Ranking
 
@@ -41,7 +42,8 @@ def find(ranking: Ranking, k: int) -> tuple[float, int]:
         prefix = digit - BINS // 2 if prefix is None else prefix * BINS + digit
     assert prefix is not None
     ties = [(chunk.start, _ties(ranking, chunk, prefix).sum()) for chunk in ranking.chunks()]
-    counts = [(start, int(count)) for start, count in ties]
+    numbers = to_host([count for _, count in ties])
+    counts = [(start, number) for (start, _), number in zip(ties, numbers, strict=True)]
     return value_of(prefix, ranking.space), index_of_tie(ranking, prefix, counts, k)
 
 

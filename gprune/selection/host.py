@@ -1,4 +1,4 @@
-"""The host: what of the process must not reach into the arithmetic of an operator."""
+"""The host: where counts meet, and what of the process must not reach into the arithmetic."""
 
 from __future__ import annotations
 
@@ -8,8 +8,28 @@ from contextlib import ExitStack
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def to_host(numbers: list[Tensor]) -> list[int]:
+    """Bring integers to the host, waiting once for each device and not for each of them.
+
+    Args:
+        numbers: 0-dim integer tensors.
+
+    Returns:
+        Their values.
+    """
+    places: dict[torch.device, list[int]] = {}
+    for i, number in enumerate(numbers):
+        places.setdefault(number.device, []).append(i)
+    found = [0] * len(numbers)
+    for own in places.values():
+        for i, value in zip(own, torch.stack([numbers[i] for i in own]).tolist(), strict=True):
+            found[i] = value
+    return found
 
 
 def undisturbed(function: Function) -> Function:

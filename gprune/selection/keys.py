@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from gprune.selection.errors import LeafError
+from gprune.selection.host import to_host
 
 
 class KeySpace(NamedTuple):
@@ -181,13 +182,13 @@ def check_exact(scores: list[Tensor]) -> None:
     Raises:
         LeafError: if an int64 score is beyond 2^53 in magnitude.
     """
-    for number, leaf in enumerate(scores):
-        if leaf.dtype == torch.int64 and leaf.numel():
-            low, high = (int(bound) for bound in torch.aminmax(leaf))
-            if low < -LARGEST_INT64 or high > LARGEST_INT64:
-                raise LeafError(
-                    number,
-                    "scores",
-                    "int64 scores must be at most 2**53 in magnitude to compare exactly, "
-                    f"got {low if low < -LARGEST_INT64 else high}; cast them to float64",
-                )
+    wide = [i for i, leaf in enumerate(scores) if leaf.dtype == torch.int64 and leaf.numel()]
+    bounds = to_host([bound for i in wide for bound in torch.aminmax(scores[i])])
+    for number, low, high in zip(wide, bounds[::2], bounds[1::2], strict=True):
+        if low < -LARGEST_INT64 or high > LARGEST_INT64:
+            raise LeafError(
+                number,
+                "scores",
+                "int64 scores must be at most 2**53 in magnitude to compare exactly, "
+                f"got {low if low < -LARGEST_INT64 else high}; cast them to float64",
+            )

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from gprune.selection.draws import draw_range
+from gprune.selection.host import to_host
 from gprune.selection.keys import DOUBLE, KeySpace, common_space
 
 BLOCK = 2**20
@@ -81,7 +82,7 @@ class Ranking:
         """How many entries the prior masks keep."""
         if not self.masks:
             return self.entries
-        return sum(int(mask.count_nonzero()) for mask in self.masks)
+        return sum(to_host([mask.count_nonzero() for mask in self.masks]))
 
     @cached_property
     def space(self) -> KeySpace:
