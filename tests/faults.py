@@ -313,7 +313,7 @@ FAULTS = [
         "selection/passes.py",
         "        prior[size:] = False\n",
         "        prior[size:] = True\n",
-        PASS,
+        PADDING,
     ),
     fault(
         "flags are written to an address that is no word's",

@@ -373,13 +373,15 @@ def test_a_pass_divides_at_both_ends_of_its_bracket(
     assert few.keys is few.positions is None
 
 
-def test_what_pads_a_block_is_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("pruned", [False, True])
+def test_what_pads_a_block_is_nowhere(monkeypatch: pytest.MonkeyPatch, pruned: bool) -> None:
     """The second block is padded to a whole word, over what the first has left in the scratch."""
     monkeypatch.setattr("gprune.selection.ranking.BLOCK", 16)
     for left in (3.0, 9.0):  # in the bracket, and above it
         scores = torch.cat([torch.full((16,), left), torch.ones(3)])
         masks = [torch.empty(19, dtype=torch.bool)]
-        seen = divide(Ranking([scores], []), 2.0, 4.0, limit=19, masks=masks)
+        priors = [torch.ones(19, dtype=torch.bool)] * pruned
+        seen = divide(Ranking([scores], priors), 2.0, 4.0, limit=19, masks=masks)
         assert (seen.below, seen.inside) == (3, 16 if left == 3 else 0)
         assert masks[0].tolist() == [left == 9] * 16 + [False] * 3
 
