@@ -11,8 +11,14 @@ that order after its k-th element, so two numbers describe the mask of a whole m
     sample.py     a few of the candidates -> a guess at where the k-th lies
     passes.py     one stream over all the leaves, divided by a bracket of scores
     flags.py      counting and finding flags, eight at a time
-    digits.py     the search without a guess: what bounds the worst case
+    scratch.py    room for one block after another
+    digits.py     the search without a guess: what bounds the worst case, and what accelerators take
     search.py     guess, pass, and at last the cut and the masks
+    several.py    several cuts in one search
+    rows.py       thousands of small selections at once
     marking.py    a cut -> masks
     operators.py  all of it as torch.library operators, which is how it passes through transforms
+    batching.py   what vmap makes of them
+    errors.py     what is wrong with a leaf, by its number
+    host.py       where counts meet, and what of the process must not reach into the arithmetic
 """
