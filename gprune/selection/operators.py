@@ -122,6 +122,13 @@ def random_scores(leaves: list[Tensor], seed: Tensor) -> list[Tensor]:
     ]
 
 
+@torch.library.custom_op("gprune::all_finite", mutates_args=(), tags=TAGS)
+@undisturbed
+def all_finite(leaves: list[Tensor]) -> Tensor:
+    """Say of each leaf whether all its entries, of the whole batch under `vmap`, are finite."""
+    return torch.tensor([bool(leaf.isfinite().all()) for leaf in leaves], dtype=torch.bool)
+
+
 def _ranking(
     scores: list[Tensor], masks: list[Tensor], absolute: bool, seed: Tensor | None = None
 ) -> Ranking:
@@ -191,6 +198,12 @@ def _(leaves: list[Tensor], seed: Tensor) -> list[Tensor]:
     return [torch.empty(x.shape, dtype=torch.float64, device=x.device) for x in leaves]
 
 
+@all_finite.register_fake
+def _(leaves: list[Tensor]) -> Tensor:
+    return torch.ones(len(leaves), dtype=torch.bool, device="cpu")
+
+
 select.register_vmap(batching.side_by_side(select, select_rows))
 for _operator in (select_rows, find_cut, masks_at, num_to_prune, random_scores):
     _operator.register_vmap(batching.by_loop(_operator))
+all_finite.register_vmap(lambda info, in_dims, leaves: (all_finite(leaves), None))
