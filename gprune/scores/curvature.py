@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from gprune.scores.random import random
 from gprune.trees import Tree, TreeDef, flatten, leaf_names, require_tensors, unflatten
 
 
-def fisher(loss_fn: Callable[..., Tensor], params: Tree, *args: Any, chunk_size: int = 16) -> Tree:
+def fisher(loss_fn: Callable[..., Tensor], params: Tree, *args: Any, chunk_size: int = 32) -> Tree:
     """Estimate the diagonal of the Fisher information: 1/N Σ_n (∂ℓ_n/∂θ)².
 
     It is the empirical Fisher, of the labels in the data, and approaches the diagonal of the
@@ -26,8 +27,8 @@ def fisher(loss_fn: Callable[..., Tensor], params: Tree, *args: Any, chunk_size:
         params: pytree of floating point tensors of any shape; `None` stays `None`.
         *args: the examples, pytrees of tensors whose first dimension is N, and holes; what all
             examples share belongs into `loss_fn`.
-        chunk_size: how many examples are differentiated at once. Memory grows by about three times
-            the parameters for each.
+        chunk_size: how many examples are differentiated at once. Memory grows by about the size
+            of the parameters for each.
 
     Returns:
         Detached diagonal of that structure, in float32 at least, in the unit of the squared loss
@@ -58,7 +59,7 @@ def fisher(loss_fn: Callable[..., Tensor], params: Tree, *args: Any, chunk_size:
     for start in range(0, num_examples, chunk_size):
         chunk = [None if x is None else x[start : start + chunk_size] for x in examples]
         grads = torch.vmap(of_example, in_dims=(dims,))(chunk)
-        total = [t + wide(g).square().sum(0) for t, g in zip(total, grads, strict=True)]
+        total = [t + _sum_of_squares(wide(g)) for t, g in zip(total, grads, strict=True)]
     return score_leaves(lambda total: total / num_examples, squared_gradients=tree_of(total))
 
 
@@ -131,6 +132,12 @@ def obd(params: Tree, diagonal: Tree) -> Tree:
         LeCun et al., 1990, "Optimal Brain Damage", section 2.2.
     """
     return score_leaves(lambda weight, h: weight.square() * h / 2, params=params, diagonal=diagonal)
+
+
+def _sum_of_squares(grads: Tensor) -> Tensor:
+    """Sum over the examples, in one pass: the squares would need as much memory again."""
+    first, *others = grads.unbind()
+    return reduce(lambda total, grad: torch.addcmul(total, grad, grad), others, first.square())
 
 
 def _signs(like: list[Tensor], seed: Tensor) -> list[Tensor]:

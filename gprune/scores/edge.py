@@ -61,15 +61,11 @@ def floating_leaves(tree: Tree, name: str) -> tuple[list[Any], TreeDef]:
     """
     leaves, treedef = flatten(tree)
     require_tensors(leaves, treedef, name)
-    names = leaf_names(treedef, name)
-    wrong = [
-        f"{place} has dtype {leaf.dtype}, only floating point has a gradient; let loss_fn close "
-        "over it, or make it a hole"
-        for place, leaf in zip(names, leaves, strict=True)
-        if leaf is not None and not leaf.is_floating_point()
-    ]
+    wrong = [i for i, leaf in enumerate(leaves) if leaf is not None and not _has_arithmetic(leaf)]
     if wrong:
-        raise TypeError("; ".join(wrong))
+        names = leaf_names(treedef, name)
+        found = "; ".join(f"{names[i]} has dtype {leaves[i].dtype}" for i in wrong)
+        raise TypeError(f"{found}: only float16 to float64 is scored; cast it, or make it a hole")
     return leaves, treedef
 
 
@@ -91,10 +87,10 @@ def require_finite(leaves: list[Any], treedef: TreeDef, name: str) -> None:
     if torch.compiler.is_compiling() or not places:
         return
     finite = operators.all_finite([leaves[i].detach() for i in places]).tolist()
-    names = leaf_names(treedef, name)
-    wrong = [names[i] for i, fine in zip(places, finite, strict=True) if not fine]
-    if wrong:
-        raise ValueError(f"{', '.join(wrong)}: NaN or infinity cannot be scored")
+    if not all(finite):
+        names = leaf_names(treedef, name)
+        wrong = ", ".join(names[i] for i, fine in zip(places, finite, strict=True) if not fine)
+        raise ValueError(f"{wrong}: NaN or infinity cannot be scored")
 
 
 def require_positive(number: Any, name: str) -> None:
@@ -119,18 +115,17 @@ def wide(leaf: Tensor) -> Tensor:
     return leaf.detach().to(torch.promote_types(leaf.dtype, torch.float32))
 
 
+def _has_arithmetic(leaf: Tensor) -> bool:
+    return leaf.is_floating_point() and leaf.dtype.itemsize > 1  # float8 has none
+
+
 def _fitting(tree: Tree, name: str, owners: list[Any], treedef: TreeDef, owner: str) -> list[Any]:
     """Flatten a tree that must fit another leaf by leaf, except at its holes."""
     others = match(tree, treedef, name, owner=owner)
-    pairs = list(zip(others, owners, strict=True))
-    leaves = [None if mine is None else other for other, mine in pairs]
+    leaves = [o if mine is not None else None for o, mine in zip(others, owners, strict=True)]
     floating_leaves(unflatten(treedef, leaves), name)
-    names = leaf_names(treedef, name)
-    wrong = [
-        f"{place} {problem}"
-        for place, other, mine in zip(names, leaves, owners, strict=True)
-        if (problem := misfit(other, mine))
-    ]
-    if wrong:
-        raise ValueError("; ".join(wrong))
+    problems = [misfit(other, mine) for other, mine in zip(leaves, owners, strict=True)]
+    if any(problems):
+        pairs = zip(leaf_names(treedef, name), problems, strict=True)
+        raise ValueError("; ".join(f"{place} {problem}" for place, problem in pairs if problem))
     return leaves

@@ -46,15 +46,11 @@ def wanda(params: Tree, input_norms: Tree) -> Tree:
     """
     leaves, treedef = floating_leaves(params, "params")
     norms = match(input_norms, treedef, "input_norms")
-    unseen = [
-        name
-        for name, leaf, norm in zip(leaf_names(treedef, "params"), leaves, norms, strict=True)
-        if leaf is not None and norm is None
-    ]
+    unseen = [i for i, leaf in enumerate(leaves) if leaf is not None and norms[i] is None]
     if unseen:
-        raise ValueError(
-            f"no linear or convolution saw {', '.join(unseen)}; make it a hole with prunable()"
-        )
+        names = leaf_names(treedef, "params")
+        wrong = ", ".join(names[i] for i in unseen)
+        raise ValueError(f"no linear or convolution saw {wrong}; make it a hole with prunable()")
     return score_leaves(lambda w, norm: w.abs() * norm, params=params, input_norms=input_norms)
 
 
