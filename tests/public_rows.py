@@ -164,7 +164,10 @@ def flow(params: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def linear(params: Any, x: torch.Tensor) -> Any:
-    return [torch.nn.functional.linear(x[: leaf.shape[1]], leaf) for leaf in leaves(params)]
+    return [
+        torch.nn.functional.linear(x[: leaf.shape[1]].to(leaf.dtype), leaf)
+        for leaf in leaves(params)
+    ]
 
 
 def norms(params: Any, scores: Any) -> Any:
@@ -419,7 +422,7 @@ def scored(
         lambda params, scores, masks, amount: call(params, scores),
         contracts,
         dtypes=(torch.float32, torch.float64, torch.bfloat16, torch.float16),
-        inductor=True,
+        inductor=score in (gp.scores.snip, gp.scores.fisher, gp.scores.lamp),
         atol=1e-5,
         finite=True,
     )
@@ -460,7 +463,8 @@ SCORES = [
     scored(gp.scores.normalize_l2, lambda params, scores: gp.scores.normalize_l2(params)),
     scored(gp.scores.lamp, lambda params, scores: gp.scores.lamp(params)),
     scored(gp.scores.accumulate, mean),
-    scored(gp.scores.input_norms, norms),
+    # of meta, autocast knows nothing
+    scored(gp.scores.input_norms, norms, TRANSFORMS - {"meta"}),
     scored(
         gp.scores.iterative_synflow,
         lambda params, scores: gp.scores.iterative_synflow(

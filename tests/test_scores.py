@@ -10,7 +10,6 @@ from torch.nn import functional as F  # noqa: N812
 
 import gprune as gp
 from gprune.scores import curvature
-from gprune.testing import assert_pure
 from tests import reference
 from tests.models import MODELS, Model
 
@@ -71,7 +70,7 @@ def test_taylor(name: str, dtype: torch.dtype) -> None:
 @each_model
 @each_dtype
 def test_movement(name: str, dtype: torch.dtype) -> None:
-    model, params, batch = setting(name, dtype)
+    _, params, _ = setting(name, dtype)
     steps = [(draw(params, 2 * i, dtype), draw(params, 2 * i + 1, dtype)) for i in range(3)]
     scores = reference.over(torch.zeros_like, params)
     for weights, grads in steps:
@@ -82,7 +81,7 @@ def test_movement(name: str, dtype: torch.dtype) -> None:
 @each_model
 @each_dtype
 def test_obd(name: str, dtype: torch.dtype) -> None:
-    model, params, batch = setting(name, dtype)
+    _, params, _ = setting(name, dtype)
     diagonal = draw(params, 3, dtype)
     assert_close(gp.scores.obd(params, diagonal), reference.obd(params, diagonal), dtype)
 
@@ -182,14 +181,14 @@ def test_hessian_diagonal_is_exact_where_the_hessian_is_diagonal() -> None:
 @each_model
 @each_dtype
 def test_synflow(name: str, dtype: torch.dtype) -> None:
-    model, params, batch = setting(name, dtype)
+    model, params, _ = setting(name, dtype)
     shape = (1, *model.inputs[1:])
     got = gp.scores.synflow(model.forward, params, shape)
     assert_close(got, reference.synflow(model.forward, params, shape), dtype)
 
 
 def test_synflow_is_what_the_flow_loses_without_a_weight() -> None:
-    model, params, batch = setting("conv", torch.float64)
+    model, params, _ = setting("conv", torch.float64)
     params["bias"] = torch.zeros(2, dtype=torch.float64)
     shape = (1, *model.inputs[1:])
     want = reference.synflow_by_removal(model.forward, params, shape)
@@ -199,7 +198,7 @@ def test_synflow_is_what_the_flow_loses_without_a_weight() -> None:
 @each_model
 @pytest.mark.parametrize("rounds", [1, 7])
 def test_iterative_synflow(name: str, rounds: int) -> None:
-    model, params, batch = setting(name, torch.float64)
+    model, params, _ = setting(name, torch.float64)
     shape = (1, *model.inputs[1:])
     weights = gp.prunable(params)
     prior = gp.global_unstructured(weights, gp.scores.random(weights, seed=1), amount=4)
@@ -305,7 +304,7 @@ def test_squares_are_not_rounded_by_autocast() -> None:
 @each_model
 @each_dtype
 def test_normalize_l2(name: str, dtype: torch.dtype) -> None:
-    model, params, batch = setting(name, dtype)
+    _, params, _ = setting(name, dtype)
     assert_close(gp.scores.normalize_l2(params), reference.normalize_l2(params), dtype)
 
 
@@ -318,7 +317,7 @@ def test_normalize_l2_neither_vanishes_nor_overflows(scale: float) -> None:
 @each_model
 @each_dtype
 def test_lamp(name: str, dtype: torch.dtype) -> None:
-    model, params, batch = setting(name, dtype)
+    _, params, _ = setting(name, dtype)
     assert_close(gp.scores.lamp(params), reference.lamp(params), dtype)
 
 

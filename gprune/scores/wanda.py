@@ -131,7 +131,7 @@ def _squared_inputs(
     """Sum the squares of what each weight multiplies: Σ X_j² = ∂/∂W_ij Σ layer(x², W)."""
     # The layer is linear in W, so this holds wherever the derivative is taken, and for every
     # stride, padding and dilation. The rows of a group see the same inputs: one stands for all.
-    groups = x.shape[1 - len(shape)] // shape[1]
+    groups = x.shape[1 - len(shape)] // shape[1] if shape[1] else 1
     squares = wide(x).square()
     row = squares.new_zeros(groups, *shape[1:])
     with torch.autocast(x.device.type, enabled=False):  # it would round the squares
