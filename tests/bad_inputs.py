@@ -743,6 +743,14 @@ OF_A_FORWARD = [
     bad(Sc.input_norms, "an integer leaf", T, "params['out'] int64", forward, INTEGERS, BATCHES),
 ]
 OF_MANY = [
+    bad(
+        Sc.taylor,
+        "an overflow",
+        V,
+        "params[0] overflows float64",
+        Make(lambda: [torch.full((2,), 1e30)]),
+        Make(lambda: [torch.full((2,), 1e30)]),
+    ),
     bad(Sc.fisher, "no examples", V, "args", loss, PARAMS),
     bad(
         Sc.fisher,

@@ -50,16 +50,19 @@ def fisher(loss_fn: Callable[..., Tensor], params: Tree, *args: Any, chunk_size:
     num_examples = _count(examples, treedef)
     require_positive(chunk_size, "chunk_size")
 
-    def of_example(example: list[Any]) -> list[Tensor]:
+    def gradients(example: list[Any]) -> list[Tensor]:
         one = [None if x is None else x.unsqueeze(0) for x in example]
         return gradient(theta, *unflatten(treedef, one))
 
-    dims = [None if x is None else 0 for x in examples]
+    def squares(chunk: list[Any]) -> list[Tensor]:
+        dims = [None if x is None else 0 for x in chunk]
+        grads = torch.vmap(gradients, in_dims=(dims,))(chunk)
+        return [_sum_of_squares(wide(grad)) for grad in grads]
+
     total = [torch.zeros_like(wide(leaf)) for leaf in theta]
     for start in range(0, num_examples, chunk_size):
         chunk = [None if x is None else x[start : start + chunk_size] for x in examples]
-        grads = torch.vmap(of_example, in_dims=(dims,))(chunk)
-        total = [t + _sum_of_squares(wide(g)) for t, g in zip(total, grads, strict=True)]
+        total = [t + sums for t, sums in zip(total, squares(chunk), strict=True)]
     return score_leaves(lambda total: total / num_examples, squared_gradients=tree_of(total))
 
 

@@ -38,12 +38,10 @@ def score_leaves(equation: Callable[..., Tensor], **trees: Tree) -> Tree:
     columns = {owner: leaves}
     for name, tree in rest:
         columns[name] = _fitting(tree, name, leaves, treedef, owner)
-    for name, column in columns.items():
-        require_finite(column, treedef, name)
     rows = zip(*columns.values(), strict=True)
-    return unflatten(
-        treedef, [None if row[0] is None else equation(*map(wide, row)) for row in rows]
-    )
+    scores = [None if row[0] is None else equation(*map(wide, row)) for row in rows]
+    _require_finite(scores, columns, treedef)
+    return unflatten(treedef, scores)
 
 
 def floating_leaves(tree: Tree, name: str) -> tuple[list[Any], TreeDef]:
@@ -67,30 +65,6 @@ def floating_leaves(tree: Tree, name: str) -> tuple[list[Any], TreeDef]:
         found = "; ".join(f"{names[i]} has dtype {leaves[i].dtype}" for i in wrong)
         raise TypeError(f"{found}: only float16 to float64 is scored; cast it, or make it a hole")
     return leaves, treedef
-
-
-def require_finite(leaves: list[Any], treedef: TreeDef, name: str) -> None:
-    """Refuse NaN and infinity, naming all leaves that hold any.
-
-    A batch of `vmap` is looked at as a whole. In a trace there are no values to look at: there, NaN
-    goes through into the scores, where it ranks above everything.
-
-    Args:
-        leaves: tensors and holes.
-        treedef: the structure that they are of.
-        name: what to call the tree in an error.
-
-    Raises:
-        ValueError: if a value is not finite.
-    """
-    places = [i for i, leaf in enumerate(leaves) if leaf is not None]
-    if torch.compiler.is_compiling() or not places:
-        return
-    finite = operators.all_finite([leaves[i].detach() for i in places]).tolist()
-    if not all(finite):
-        names = leaf_names(treedef, name)
-        wrong = ", ".join(names[i] for i, fine in zip(places, finite, strict=True) if not fine)
-        raise ValueError(f"{wrong}: NaN or infinity cannot be scored")
 
 
 def require_positive(number: Any, name: str) -> None:
@@ -129,3 +103,25 @@ def _fitting(tree: Tree, name: str, owners: list[Any], treedef: TreeDef, owner: 
         pairs = zip(leaf_names(treedef, name), problems, strict=True)
         raise ValueError("; ".join(f"{place} {problem}" for place, problem in pairs if problem))
     return leaves
+
+
+def _require_finite(scores: list[Any], columns: dict[str, list[Any]], treedef: TreeDef) -> None:
+    """Refuse scores that are NaN or infinite, naming the leaves that made them so."""
+    # A batch of vmap is looked at as a whole. In a trace there are no values to look at: there, NaN
+    # stays in the scores, where it ranks above everything.
+    places = [i for i, score in enumerate(scores) if score is not None]
+    if torch.compiler.is_compiling() or not places:
+        return
+    finite = operators.all_finite([scores[i] for i in places]).tolist()
+    wrong = [i for i, fine in zip(places, finite, strict=True) if not fine]
+    if wrong:
+        raise ValueError("; ".join(_why_not_finite(i, columns, treedef) for i in wrong))
+
+
+def _why_not_finite(i: int, columns: dict[str, list[Any]], treedef: TreeDef) -> str:
+    names = {name: leaf_names(treedef, name)[i] for name in columns}
+    finite = operators.all_finite([wide(column[i]) for column in columns.values()]).tolist()
+    wrong = [name for name, fine in zip(names.values(), finite, strict=True) if not fine]
+    if wrong:
+        return f"{', '.join(wrong)}: NaN or infinity cannot be scored"
+    return f"the score of {next(iter(names.values()))} overflows; cast the parameters to float64"

@@ -32,8 +32,11 @@ def normalize_l2(scores: Tree) -> Tree:
     """
 
     def equation(leaf: Tensor) -> Tensor:
-        norm = torch.linalg.vector_norm(leaf, dtype=torch.float64)  # in float32 1e-23² is zero
-        return (leaf / torch.where(norm > 0, norm, 1)).to(leaf.dtype)
+        # the largest entry first: the square of a small one alone would be zero
+        largest = leaf.abs().max() if leaf.numel() else leaf.new_zeros(())
+        unit = leaf / torch.where(largest == 0, 1, largest)
+        norm = torch.linalg.vector_norm(unit, dtype=torch.float64)
+        return (unit / torch.where(norm == 0, 1, norm)).to(leaf.dtype)
 
     return score_leaves(equation, scores=scores)
 
@@ -66,7 +69,7 @@ def lamp(params: Tree) -> Tree:
     def equation(leaf: Tensor) -> Tensor:
         squares, order = leaf.double().square().flatten().sort(stable=True)
         rest = squares.flip(0).cumsum(0).flip(0)
-        shares = torch.where(rest > 0, squares / rest, 0)
+        shares = torch.where(rest == 0, 0, squares / rest)
         return torch.zeros_like(shares).scatter(0, order, shares).reshape(leaf.shape).to(leaf.dtype)
 
     return score_leaves(equation, params=params)
