@@ -10,6 +10,7 @@ from torch.nn import functional as F  # noqa: N812
 
 import gprune as gp
 from gprune.scores import curvature
+from gprune.testing import assert_compiles, assert_pure, assert_vmaps
 from tests import reference
 from tests.models import MODELS, Model
 
@@ -349,3 +350,94 @@ def test_accumulate(name: str, dtype: torch.dtype) -> None:
     want = reference.gradient(lambda p: sum(loss(p) for loss in losses) / 4, params)
     assert_close(got, want, dtype)
     assert done == [1, 2, 3, 4]
+
+
+# --- networks under transforms ----------------------------------------------------------------
+
+
+def all_of_a_loss(model: Model) -> Callable[[Any], Any]:
+    """Every score that takes a loss or a forward pass, of a tree of parameters and a batch."""
+
+    def scores(inputs: Any) -> Any:
+        params, args = inputs["params"], (model.loss, inputs["params"], inputs["x"], inputs["y"])
+        shape = (1, *model.inputs[1:])
+        return {
+            "snip": gp.scores.snip(*args),
+            "grasp": gp.scores.grasp(*args),
+            "fisher": gp.scores.fisher(*args, chunk_size=2),
+            "hessian_diagonal": gp.scores.hessian_diagonal(*args, seed=0, num_probes=2),
+            "synflow": gp.scores.synflow(model.forward, params, shape),
+            "wanda": gp.scores.wanda(
+                gp.prunable(params), gp.scores.input_norms(model.forward, params, [inputs["x"]])
+            ),
+        }
+
+    return scores
+
+
+def inputs_of(model: Model, seed: int) -> Any:
+    x, y = model.batch(seed)
+    return {"params": model.params(seed), "x": x, "y": y}
+
+
+@pytest.mark.parametrize("score", [gp.scores.snip, gp.scores.grasp, gp.scores.fisher])
+def test_scores_of_a_network_compile_whole(score: Any) -> None:
+    """One network, since a trace of forward over reverse takes seconds; see test_contracts.py."""
+    model = MODELS["attention"]
+    inputs = [inputs_of(model, seed) for seed in range(2)]
+    assert_compiles(
+        lambda x: score(model.loss, x["params"], x["x"], x["y"]), inputs, rtol=1e-4, atol=1e-5
+    )
+
+
+@each_model
+def test_scores_of_networks_vmap(name: str) -> None:
+    """An ensemble, each network with its own data."""
+    model = MODELS[name]
+    members = [inputs_of(model, seed) for seed in range(3)]
+    batch = gp.trees.map_leaves(lambda *xs: None if xs[0] is None else torch.stack(xs), *members)
+    assert_vmaps(all_of_a_loss(model), batch, rtol=1e-4, atol=1e-5)
+
+
+@each_model
+def test_scores_of_networks_are_pure(name: str) -> None:
+    model = MODELS[name]
+    inputs = inputs_of(model, 0)
+    for leaf in reference.tensors_of(inputs["params"]):
+        leaf.requires_grad_()
+    # the norms of a linear layer are one row: the scores are fresh, and so are the norms
+    assert_pure(all_of_a_loss(model), inputs)
+
+
+def test_an_unfinite_value_is_seen_in_a_batch_and_ranks_last_in_a_trace() -> None:
+    params = torch.tensor([[1.0, 2.0], [3.0, float("nan")]])
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        torch.vmap(lambda p: gp.scores.taylor(p, torch.ones(2)))(params)
+    compiled = torch.compile(gp.scores.taylor, fullgraph=True, backend="aot_eager")
+    scores = compiled(params, torch.ones(2, 2))
+    assert scores.isnan().tolist() == [[False, False], [False, True]]
+    assert gp.lowest_unstructured(scores, amount=3).tolist() == [[False, False], [False, True]]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_multiplied_in_float32(dtype: torch.dtype) -> None:
+    """Whose squares of small gradients are not zero."""
+    params, grads = torch.full((3,), 1e-3, dtype=dtype), torch.full((3,), 1e-4, dtype=dtype)
+    score = gp.scores.taylor(params, grads, squared=True)
+    assert score.dtype == torch.float32
+    assert (score > 0).all()
+    diagonal = gp.scores.fisher(
+        lambda p, x: (p * x).sum() * 1e-4, params, torch.ones(2, 3).to(dtype)
+    )
+    assert diagonal.dtype == torch.float32
+    assert (diagonal > 0).all()
+
+
+def test_all_is_scored_and_the_holes_choose_afterwards() -> None:
+    """A loss needs every parameter; which of them are pruned is said where they are pruned."""
+    model, params, batch = setting("mlp", torch.float32)
+    scores = gp.scores.snip(model.loss, params, *batch)
+    assert scores["in.bias"] is not None
+    masks = gp.global_unstructured(gp.prunable(params), scores, sparsity=0.5)
+    assert masks["in.bias"] is None
+    assert gp.num_pruned(masks) == gp.num_to_prune(0.5, 35)
