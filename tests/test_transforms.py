@@ -38,6 +38,7 @@ SEED = torch.tensor(7)
         (operators.masks_at, (HALF, SEED, TENSORS, MASKS, False)),
         (operators.num_to_prune, (HALF, 9)),
         (operators.random_scores, (TENSORS, SEED)),
+        (operators.all_finite, (TENSORS,)),
     ],
     ids=lambda value: getattr(value, "_name", ""),
 )

@@ -5,6 +5,7 @@ import os
 import platform
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import optree
 import pytest
@@ -24,14 +25,8 @@ def processor() -> str:
         return platform.processor()
 
 
-@pytest.fixture(scope="session")
-def figures() -> Iterator[dict[str, dict[str, float]]]:
-    found: dict[str, dict[str, float]] = {}
-    if RESULTS.exists():
-        found = json.loads(RESULTS.read_text())["figures"]
-    torch.set_num_threads(THREADS)
-    yield found
-    machine = {
+def machine() -> dict[str, Any]:
+    return {
         "processor": processor(),
         "cores": os.cpu_count(),
         "threads": THREADS,
@@ -39,9 +34,18 @@ def figures() -> Iterator[dict[str, dict[str, float]]]:
         "optree": optree.__version__,
         "python": platform.python_version(),
     }
-    text = json.dumps({"machine": machine, "figures": dict(sorted(found.items()))}, indent=1)
+
+
+@pytest.fixture(scope="session")
+def figures() -> Iterator[dict[str, dict[str, float]]]:
+    found: dict[str, dict[str, float]] = {}
+    if RESULTS.exists():
+        found = json.loads(RESULTS.read_text())["figures"]
+    torch.set_num_threads(THREADS)
+    yield found
+    text = json.dumps({"machine": machine(), "figures": dict(sorted(found.items()))}, indent=1)
     RESULTS.write_text(text + "\n")
-    print(f"\n{machine}\nwritten to {RESULTS.name}")
+    print(f"\n{machine()}\nwritten to {RESULTS.name}")
 
 
 @pytest.fixture
