@@ -128,7 +128,7 @@ def num_pruned(masks: Tree) -> Tensor:
         >>> num_pruned([torch.tensor([True, False, False]), None])
         tensor(2)
     """
-    tensors = _mask_leaves(masks)
+    tensors = mask_leaves(masks)
     device = tensors[0].device if tensors else None
     total = torch.zeros((), dtype=torch.int64, device=device)
     for mask in tensors:
@@ -152,7 +152,7 @@ def sparsity(masks: Tree) -> Tensor:
         >>> sparsity([torch.tensor([True, False, False, False])])
         tensor(0.7500, dtype=torch.float64)
     """
-    entries = sum(mask.numel() for mask in _mask_leaves(masks))
+    entries = sum(mask.numel() for mask in mask_leaves(masks))
     return num_pruned(masks).to(torch.float64) / max(1, entries)
 
 
@@ -175,7 +175,7 @@ def intersect(*masks: Tree) -> Tree:
     """
     if not masks:
         raise TypeError("intersect() takes at least one tree of masks")
-    _mask_leaves(masks[0])
+    mask_leaves(masks[0])
     return reduce(_intersect_two, masks)
 
 
@@ -208,7 +208,8 @@ def paired_with_masks(params: Tree, masks: Tree) -> tuple[list[Any], list[Any], 
     return leaves, kept, treedef
 
 
-def _mask_leaves(masks: Tree) -> list[Tensor]:
+def mask_leaves(masks: Tree) -> list[Tensor]:
+    """Take the masks of a tree, with every check."""
     leaves, treedef = flatten(masks)
     _check(leaves, leaves, treedef)
     return [mask for mask in leaves if mask is not None]

@@ -434,6 +434,7 @@ WITHIN = [
 ] + [bad(gp.global_unstructured, "a dim", V, "dim layerwise", PARAMS, amount=1, dim=0)]
 
 ONES = Make(lambda: torch.ones(3))
+KEEP_TWO = Make(lambda: [torch.ones(2).bool()])
 FOUR = Make(lambda: torch.ones(4).bool())
 ONE_TENSOR: list[tuple[str, Any, Any, type[Exception], str]] = [
     ("a longer mask", ONES, FOUR, V, "mask (4,) (3,)"),
@@ -459,6 +460,77 @@ METHODS_OF_ONE_TENSOR = [
     bad(gp.random_unstructured, "no seed", T, "random_unstructured seed", TEN, amount=1),
     bad(gp.pruning_method, "another kind", V, "unstructured 'global'", "global"),
     bad(gp.pruning_method, "no kind", V, "unstructured None", None),
+]
+
+# --- patterns -----------------------------------------------------------------------------------
+
+MATRIX = Make(lambda: torch.arange(10.0).reshape(10, 1))
+OF_GROUPS: list[tuple[Callable[..., Any], dict[str, Any]]] = [
+    (gp.ln_structured, {"n": 2, "dim": 0}),
+    (gp.random_structured, {"dim": 0, "seed": 0}),
+    (gp.blocks, {"shape": (1, 1)}),
+]
+PATTERN_BUDGETS = [
+    bad(function, f"{name} is {what}", error, f"{name} {words}", MATRIX, **{name: value}, **more)
+    for function, more in OF_GROUPS
+    for name in ("amount", "sparsity")
+    for what, value, error, words in (NUMBERS if name == "amount" else [*NUMBERS, *ABOVE_ONE])
+] + [
+    bad(
+        function,
+        f"given {got}",
+        T,
+        f"{function.__name__}() amount sparsity",
+        MATRIX,
+        **budget,
+        **more,
+    )
+    for function, more in OF_GROUPS
+    for got, budget in [("neither", {}), ("both", {"amount": 1, "sparsity": 0.5})]
+]
+CHANNEL_DIMS: list[tuple[str, Any, type[Exception], str]] = [
+    ("a float", 0.5, T, "dim int 0.5"),
+    ("a bool", True, T, "dim int True"),
+    ("a tuple", (0, 1), T, "dim int (0, 1)"),
+    ("None", None, T, "dim int None"),
+    ("beyond the last", 2, IndexError, "2 (10, 1)"),
+    ("before the first", -3, IndexError, "-3 (10, 1)"),
+]
+PATTERN_ROWS = [
+    bad(function, f"dim is {what}", error, words, MATRIX, amount=1, dim=dim, **more)
+    for function, more in [(gp.ln_structured, {"n": 2}), (gp.random_structured, {"seed": 0})]
+    for what, dim, error, words in CHANNEL_DIMS
+] + [
+    bad(gp.ln_structured, "a vector", V, "two dimensions (10,)", TEN, amount=1, n=2, dim=0),
+    bad(gp.random_structured, "a vector", V, "two (10,)", TEN, amount=1, dim=0, seed=0),
+    bad(gp.random_structured, "a float seed", T, "seed 0.5", MATRIX, amount=1, dim=0, seed=0.5),
+    bad(gp.ln_structured, "another norm", T, "n 'l2'", MATRIX, amount=1, n="l2", dim=0),
+    bad(gp.ln_structured, "a bool norm", T, "n True", MATRIX, amount=1, n=True, dim=0),
+    bad(gp.ln_structured, "a complex norm", T, "n 1j", MATRIX, amount=1, n=1j, dim=0),
+    bad(gp.ln_structured, "a NaN norm", V, "n nan", MATRIX, amount=1, n=math.nan, dim=0),
+    bad(gp.ln_structured, "a tensor", T, "n tensor", MATRIX, amount=1, n=number(2), dim=0),
+    bad(gp.ln_structured, "nuclear", V, "three (10, 1)", MATRIX, amount=1, n="nuc", dim=0),
+    bad(gp.ln_structured, "a float mask", T, "mask float32", MATRIX, MATRIX, amount=1, n=2, dim=0),
+    bad(gp.ln_structured, "a longer mask", V, "mask (4,)", MATRIX, FOUR, amount=1, n=2, dim=0),
+    bad(gp.random_structured, "a list", T, "scores list", [1.0], amount=1, dim=0, seed=0),
+    bad(gp.n_of_m, "more than m", V, "n=5 m=4", TEN, n=5, m=4),
+    bad(gp.n_of_m, "a negative n", V, "n=-1 m=4", TEN, n=-1, m=4),
+    bad(gp.n_of_m, "an m of 0", V, "n=0 m=0", TEN, n=0, m=0),
+    bad(gp.n_of_m, "a float n", T, "n 2.0", TEN, n=2.0, m=4),
+    bad(gp.n_of_m, "a bool m", T, "m True", TEN, n=1, m=True),
+    bad(gp.n_of_m, "a string dim", T, "dim '0'", TEN, n=1, m=2, dim="0"),
+    bad(gp.n_of_m, "no such dim", V, "dim 1 (10,)", TEN, n=1, m=2, dim=1),
+    bad(gp.n_of_m, "bool scores", T, "scores bool", FOUR, n=1, m=2),
+    bad(gp.blocks, "an int shape", T, "shape 2", TEN, amount=1, shape=2),
+    bad(gp.blocks, "no shape", T, "shape ()", TEN, amount=1, shape=()),
+    bad(gp.blocks, "a string shape", T, "shape '22'", TEN, amount=1, shape="22"),
+    bad(gp.blocks, "a float shape", T, "shape (2.0,)", TEN, amount=1, shape=(2.0,)),
+    bad(gp.blocks, "a block of nothing", V, "shape (0,)", TEN, amount=1, shape=(0,)),
+    bad(gp.blocks, "too many dims", V, "(10,) (2, 2)", TEN, amount=1, shape=(2, 2)),
+    bad(gp.check_n_of_m, "too many", V, "masks[0] 1 of 2 dim", KEEP_TWO, n=1, m=2),
+    bad(gp.check_n_of_m, "scores", T, "masks[0] float32", Make(lambda: [torch.ones(2)]), n=1, m=2),
+    bad(gp.check_n_of_m, "a float n", T, "n 0.5", KEEP_TWO, n=0.5, m=2),
+    bad(gp.check_n_of_m, "more than m", V, "n=3 m=2", KEEP_TWO, n=3, m=2),
 ]
 
 # --- masks, scores, schedules -----------------------------------------------------------------
@@ -490,7 +562,6 @@ ON_MASKS = [
         bad(gp.intersect, what, T, f"masks{words}", value),
     )
 ]
-KEEP_TWO = Make(lambda: [torch.ones(2).bool()])
 KEEP_THREE = Make(lambda: [torch.ones(3).bool()])
 REST = [
     bad(gp.num_pruned, "scores", T, "masks[0] float32 bool", Make(lambda: [torch.ones(2)])),
@@ -577,6 +648,8 @@ BAD = [
     *METHODS,
     *WITHIN,
     *METHODS_OF_ONE_TENSOR,
+    *PATTERN_BUDGETS,
+    *PATTERN_ROWS,
     *ON_MASKS,
     *REST,
     *SCHEDULES,

@@ -223,6 +223,90 @@ METHODS = [
     ),
 ]
 
+# --- patterns: structured and semi-structured methods, whose counts have oracles of their own -----
+
+
+def each_matrix(method: Callable[..., Any], **kwargs: Any) -> Call:
+    """A method of tensors with two dimensions or more, on those leaves; the others are kept."""
+
+    def masked(leaf: Any, score: Any, mask: Any, amount: Any) -> Any:
+        return mask if leaf.dim() < 2 else method(score, mask, amount=amount, **kwargs)
+
+    return lambda params, scores, masks, amount: map_tensors(
+        lambda leaf, score, mask: masked(leaf, score, mask.clone(), amount),
+        params,
+        own(params, scores),
+        kept(params, masks),
+    )
+
+
+def two_of_four(scores: torch.Tensor, mask: torch.Tensor, *, amount: Any) -> torch.Tensor:
+    return gp.n_of_m(scores, mask, n=2, m=4, dim=0)
+
+
+def channels_of_layers(params: Any, scores: Any, masks: Any, amount: Any) -> Any:
+    matrices = map_tensors(lambda leaf: leaf.reshape(-1, 1), params)
+    if scores is not None:
+        scores = map_tensors(lambda _, score: score.reshape(-1, 1), params, scores)
+    if masks is not None:
+        masks = map_tensors(lambda _, mask: mask.reshape(-1, 1), params, masks)
+    method = functools.partial(gp.ln_structured, n=1, dim=0)
+    return lift(gp.layerwise, method)(matrices, scores, masks, amount)
+
+
+def checked(params: Any, scores: Any, masks: Any, amount: Any) -> Any:
+    matrices = map_tensors(lambda leaf: leaf.reshape(-1), params)
+    patterned = gp.layerwise(matrices, pruning_method=gp.n_of_m, n=1, m=2)
+    gp.check_n_of_m(patterned, n=1, m=2)
+    return patterned
+
+
+WHOLE = frozenset({"nested"}) | TRANSFORMS  # what goes are channels, and blocks
+
+PATTERNS = [
+    Row(
+        "ln_structured",
+        gp.ln_structured,
+        each_matrix(gp.ln_structured, n=2, dim=-1),
+        WHOLE,
+        amounts=lambda candidates: st.floats(0, 1),
+        inductor=True,
+    ),
+    Row(
+        "ln_structured, nuclear",
+        gp.ln_structured,
+        lambda params, scores, masks, amount: gp.ln_structured(
+            torch.arange(24.0).reshape(2, 3, 4).sin(), n="nuc", dim=1, amount=amount
+        ),
+        TRANSFORMS - {"meta"},  # it is given a tensor with values
+        amounts=lambda candidates: st.floats(0, 1),
+    ),
+    Row(
+        "layerwise, channels",
+        gp.layerwise,
+        channels_of_layers,
+        WHOLE,
+        amounts=lambda candidates: st.floats(0, 1),
+    ),
+    Row(
+        "random_structured",
+        gp.random_structured,
+        each_matrix(gp.random_structured, dim=0, seed=SEED),
+        WHOLE,
+        amounts=lambda candidates: st.floats(0, 1),
+    ),
+    Row("n_of_m", gp.n_of_m, each_matrix(two_of_four), inductor=True),
+    Row(
+        "blocks",
+        gp.blocks,
+        each_matrix(gp.blocks, shape=(3, 2)),
+        WHOLE,
+        amounts=lambda candidates: st.floats(0, 1),
+        inductor=True,
+    ),
+    Row("check_n_of_m", gp.check_n_of_m, checked, NOTHING),  # it reads values to check them
+]
+
 COMBINATORS = [
     Row(
         "global_unstructured",
@@ -403,4 +487,4 @@ SCHEDULES = [
     ),
 ]
 
-ROWS = [*TREES, *METHODS, *COMBINATORS, *MASKS, *SCORES, *SCHEDULES]
+ROWS = [*TREES, *METHODS, *PATTERNS, *COMBINATORS, *MASKS, *SCORES, *SCHEDULES]

@@ -196,6 +196,9 @@ class Good:
             "step": lambda: st.integers(0, 9),
             "power": lambda: st.floats(0.5, 3),
             "dim": lambda: st.integers(-1, 2),
+            "matrix": lambda: st.just(torch.arange(12.0).reshape(4, 3)),
+            "norm": lambda: st.sampled_from([1, 2, 0.5, float("inf"), "fro"]),
+            "shape": lambda: st.sampled_from([(1,), (2,), (2, 2), [5]]),
         }
         return self.draw(strategies[name]())
 
@@ -212,6 +215,11 @@ CALLS: dict[Callable[..., Any], tuple[list[str], dict[str, str]]] = {
     gp.l1_unstructured: (["tensor", "mask"], {**BUDGET, "dim": "dim"}),
     gp.random_unstructured: (["tensor", "mask"], {"seed": "seed", **BUDGET, "dim": "dim"}),
     gp.identity: (["tensor", "mask"], {}),
+    gp.ln_structured: (["matrix"], {**BUDGET, "n": "norm", "dim": "dim"}),
+    gp.random_structured: (["matrix"], {**BUDGET, "seed": "seed", "dim": "dim"}),
+    gp.n_of_m: (["tensor", "mask"], {"n": "count", "m": "count", "dim": "dim"}),
+    gp.blocks: (["matrix"], {**BUDGET, "shape": "shape"}),
+    gp.check_n_of_m: (["masks"], {"n": "count", "m": "count", "dim": "dim"}),
     gp.pruning_method: (["kind"], {}),
     gp.global_unstructured: (["params", "scores"], LIFTED_KEYWORDS),
     gp.layerwise: (["params", "scores"], LIFTED_KEYWORDS),
@@ -252,7 +260,7 @@ def test_anything_gives_a_result_or_a_type_or_value_error(
         args = [argument(kind) for kind in positional]
         chosen = [name for name in keyword if data.draw(st.booleans())]
         kwargs = {name: argument(keyword[name]) for name in chosen}
-        with contextlib.suppress(TypeError, ValueError):
+        with contextlib.suppress(TypeError, ValueError, IndexError):  # the last as torch's methods
             function(*args, **kwargs)
 
     check()

@@ -24,6 +24,10 @@ TOP_LEVEL = [
     "l1_unstructured",
     "random_unstructured",
     "identity",
+    "ln_structured",
+    "random_structured",
+    "n_of_m",
+    "blocks",
     "pruning_method",
     "global_unstructured",
     "layerwise",
@@ -38,6 +42,7 @@ TOP_LEVEL = [
     "sparsity",
     "summary",
     "intersect",
+    "check_n_of_m",
     "scores",
     "schedules",
 ]

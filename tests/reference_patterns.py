@@ -1,0 +1,117 @@
+"""Slow, obvious oracles for patterns, budgets and pruners: naive Python, nothing from gprune."""
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from tests import reference
+
+Index = tuple[int, ...]
+
+
+def indices(shape: Sequence[int]) -> Iterator[Index]:
+    return itertools.product(*map(range, shape))
+
+
+def as_mask(shape: Sequence[int], keep: dict[Index, bool]) -> list[bool]:
+    return [keep[index] for index in indices(shape)]
+
+
+# --- whole channels -------------------------------------------------------------------------
+
+
+def norm(entries: list[float], n: float) -> float:
+    """The vector norm of order n; NaN if there is one."""
+    sizes = [abs(entry) for entry in entries]
+    if any(math.isnan(size) for size in sizes):
+        return math.nan
+    if n == math.inf:
+        return max(sizes, default=0.0)
+    if n == -math.inf:
+        return min(sizes, default=0.0)
+    if n == 0:
+        return float(sum(size != 0 for size in sizes))
+    return sum(size**n for size in sizes) ** (1 / n)
+
+
+def prune_groups(
+    groups: list[list[Index]],
+    scores: list[float],
+    prior: dict[Index, bool],
+    *,
+    amount: object = None,
+    sparsity: object = None,
+) -> dict[Index, bool]:
+    """Prune whole groups, the lowest first; one that is pruned already is no candidate."""
+    alive = [i for i, group in enumerate(groups) if any(prior[index] for index in group)]
+    if sparsity is None:
+        k = reference.num_to_prune(amount, len(alive))
+    else:
+        k = reference.num_to_reach(sparsity, len(groups), len(groups) - len(alive))
+    keep = dict(prior)
+    for i in sorted(alive, key=lambda i: reference.rank(scores[i]))[:k]:
+        keep.update(dict.fromkeys(groups[i], False))
+    return keep
+
+
+def prior_of(scores: torch.Tensor, mask: torch.Tensor | None) -> dict[Index, bool]:
+    if mask is None:
+        return dict.fromkeys(indices(scores.shape), True)
+    return {index: bool(mask[index]) for index in indices(scores.shape)}
+
+
+def channels(shape: Sequence[int], dim: int) -> list[list[Index]]:
+    dim %= len(shape)
+    return [[index for index in indices(shape) if index[dim] == c] for c in range(shape[dim])]
+
+
+def ln_structured(
+    scores: torch.Tensor, mask: torch.Tensor | None, n: float, dim: int, **budget: object
+) -> list[bool]:
+    groups = channels(scores.shape, dim)
+    norms = [norm([float(scores[index]) for index in group], n) for group in groups]
+    return as_mask(scores.shape, prune_groups(groups, norms, prior_of(scores, mask), **budget))
+
+
+# --- n of m, and blocks -----------------------------------------------------------------------
+
+
+def groups_of(shape: Sequence[int], m: int, dim: int) -> list[list[Index]]:
+    """Every m entries along a dim."""
+    dim %= len(shape)
+    found: dict[Index, list[Index]] = {}
+    for index in indices(shape):
+        group = (*index[:dim], index[dim] // m, *index[dim + 1 :])
+        found.setdefault(group, []).append(index)
+    return list(found.values())
+
+
+def n_of_m(scores: torch.Tensor, mask: torch.Tensor | None, n: int, m: int, dim: int) -> list[bool]:
+    """Of each group, the candidates that come last in the order of pruning."""
+    keep = dict.fromkeys(indices(scores.shape), False)
+    prior = prior_of(scores, mask)
+    for group in groups_of(scores.shape, m, dim):
+        candidates = [index for index in group if prior[index]]
+        candidates.sort(key=lambda index: reference.rank(scores[index].item()))
+        keep.update(dict.fromkeys(candidates[max(0, len(candidates) - n) :], True))
+    return as_mask(scores.shape, keep)
+
+
+def tiles_of(shape: Sequence[int], block: Sequence[int]) -> list[list[Index]]:
+    """The entries of each block, the blocks in row-major order."""
+    whole = [1] * (len(shape) - len(block)) + list(block)
+    found: dict[Index, list[Index]] = {}
+    for index in indices(shape):
+        place = tuple(i // b for i, b in zip(index, whole, strict=True))
+        found.setdefault(place, []).append(index)
+    return [found[place] for place in sorted(found)]
+
+
+def blocks(
+    scores: torch.Tensor, mask: torch.Tensor | None, block: Sequence[int], **budget: object
+) -> list[bool]:
+    groups = tiles_of(scores.shape, block)
+    means = [sum(float(scores[index]) for index in group) / len(group) for group in groups]
+    return as_mask(scores.shape, prune_groups(groups, means, prior_of(scores, mask), **budget))
