@@ -636,6 +636,41 @@ SCHEDULES = [
     bad(S.polynomial, "a bool power", T, "power True", 0.5, power=True, **RAMP),
 ]
 
+# --- allocation -----------------------------------------------------------------------------------
+
+A = gp.allocation
+ALLOCATIONS = (
+    [
+        bad(function, f"sparsity is {what}", error, f"sparsity {words}", PARAMS, sparsity=value)
+        for function in (A.uniform, A.erdos_renyi)
+        for what, value, error, words in [*NUMBERS, *ABOVE_ONE]
+    ]
+    + [
+        bad(function, what, error, words, PARAMS, sparsity=0.5, **more)
+        for function in (A.uniform, A.erdos_renyi)
+        for what, more, error, words in [
+            ("a list of overrides", {"overrides": [0.5]}, T, "overrides globs [0.5]"),
+            ("a key that is no glob", {"overrides": {3: 0.5}}, T, "overrides globs 3"),
+            ("a string override", {"overrides": {"fc*": "x"}}, T, "overrides['fc*'] 'x'"),
+            ("a bool override", {"overrides": {"fc*": True}}, T, "overrides['fc*'] True"),
+            ("an override above 1", {"overrides": {"fc*": 1.5}}, V, "overrides['fc*'] 1.5"),
+            ("a NaN override", {"overrides": {"fc*": math.nan}}, V, "overrides['fc*'] nan"),
+            ("a glob for a hole", {"overrides": {"fc.bias": 0}}, V, "overrides 'fc.bias'"),
+            ("too dense overrides", {"overrides": {"*": 0}}, V, "sparsity 5 of 10 10"),
+            ("a float floor", {"min_kept": 0.5}, T, "min_kept 0.5"),
+            ("a bool floor", {"min_kept": True}, T, "min_kept True"),
+            ("a negative floor", {"min_kept": -1}, V, "min_kept -1"),
+            ("a floor beyond the total", {"min_kept": 4}, V, "sparsity 5 min_kept 8"),
+        ]
+    ]
+    + [
+        bad(A.erdos_renyi, "a string kernel", T, "kernel 'x'", PARAMS, sparsity=0.5, kernel="x"),
+        bad(A.uniform, "a float", T, "params['a'] float", {"a": 1.0}, sparsity=0.5),
+        bad(A.erdos_renyi, "a float", T, "params['a'] float", {"a": 1.0}, sparsity=0.5),
+        bad(A.erdos_renyi, "no sparsity", T, "sparsity", PARAMS),
+    ]
+)
+
 BAD = [
     *AMOUNTS,
     *SPARSITIES,
@@ -653,4 +688,5 @@ BAD = [
     *ON_MASKS,
     *REST,
     *SCHEDULES,
+    *ALLOCATIONS,
 ]

@@ -487,4 +487,35 @@ SCHEDULES = [
     ),
 ]
 
-ROWS = [*TREES, *METHODS, *PATTERNS, *COMBINATORS, *MASKS, *SCORES, *SCHEDULES]
+
+def layerwise_by(allocate: Callable[..., Any]) -> Call:
+    return lambda params, scores, masks, amount: gp.layerwise(
+        params, scores, masks=masks, sparsity=allocate(params, sparsity=amount)
+    )
+
+
+ALLOCATION = [
+    Row(
+        "uniform",
+        gp.allocation.uniform,
+        lambda params, scores, masks, amount: gp.allocation.uniform(params, sparsity=amount),
+        amounts=lambda candidates: fractions(),
+    ),
+    Row(
+        "erdos_renyi",
+        gp.allocation.erdos_renyi,
+        lambda params, scores, masks, amount: gp.allocation.erdos_renyi(params, sparsity=amount),
+        amounts=lambda candidates: fractions(),
+        inductor=True,
+    ),
+    Row(
+        "layerwise, uniform",
+        gp.layerwise,
+        layerwise_by(gp.allocation.uniform),
+        WHOLE,
+        amounts=lambda candidates: fractions(),
+        inductor=True,
+    ),
+]
+
+ROWS = [*TREES, *METHODS, *PATTERNS, *COMBINATORS, *MASKS, *SCORES, *SCHEDULES, *ALLOCATION]

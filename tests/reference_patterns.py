@@ -115,3 +115,55 @@ def blocks(
     groups = tiles_of(scores.shape, block)
     means = [sum(float(scores[index]) for index in group) / len(group) for group in groups]
     return as_mask(scores.shape, prune_groups(groups, means, prior_of(scores, mask), **budget))
+
+
+# --- allocation -------------------------------------------------------------------------------
+
+
+def erdos_renyi(
+    shapes: Sequence[Sequence[int]], density: float, *, kernel: bool = True
+) -> list[float]:
+    """Evci et al., 2020, arXiv:1911.11134, section 3: densities, capped ones set to 1 in turn."""
+    sizes = [math.prod(shape) for shape in shapes]
+    counted = [list(shape) if kernel else list(shape)[:2] for shape in shapes]
+    raw = [sum(shape) / math.prod(shape) for shape in counted]
+    dense: set[int] = set()
+    while True:
+        rest = [i for i in range(len(shapes)) if i not in dense]
+        kept = density * sum(sizes) - sum(sizes[i] for i in dense)
+        epsilon = kept / sum(sizes[i] * raw[i] for i in rest) if rest else 0.0
+        above = [i for i in rest if epsilon * raw[i] > 1]
+        if not above:
+            return [1.0 if i in dense else epsilon * raw[i] for i in range(len(shapes))]
+        dense.add(max(above, key=lambda i: raw[i]))
+
+
+def seats(total: int, weights: list[float], low: list[int], high: list[int]) -> list[int]:
+    """The method of Webster, seat by seat: the whole queue, sorted."""
+    queue = [
+        ((seat - 0.5) / weights[i], i)
+        for i in range(len(weights))
+        for seat in range(low[i] + 1, high[i] + 1)
+    ]
+    counts = list(low)
+    for _, i in sorted(queue)[: total - sum(low)]:
+        counts[i] += 1
+    return counts
+
+
+def resnet50() -> list[tuple[tuple[int, ...], int]]:
+    """The kernels of ResNet-50 (He et al., 2016) and how many places each is applied at."""
+    kernels: list[tuple[tuple[int, ...], int]] = [((64, 3, 7, 7), 112**2)]
+    width, size = 64, 56
+    for stage, repeats in enumerate((3, 4, 6, 3)):
+        inner = 64 * 2**stage
+        for block in range(repeats):
+            stride = 2 if stage > 0 and block == 0 else 1
+            before, size = size, size // stride
+            kernels.append(((inner, width, 1, 1), before**2))
+            kernels.append(((inner, inner, 3, 3), size**2))
+            kernels.append(((4 * inner, inner, 1, 1), size**2))
+            if block == 0:
+                kernels.append(((4 * inner, width, 1, 1), size**2))
+            width = 4 * inner
+    return [*kernels, ((1000, 2048), 1)]

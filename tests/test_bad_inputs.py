@@ -196,6 +196,8 @@ class Good:
             "step": lambda: st.integers(0, 9),
             "power": lambda: st.floats(0.5, 3),
             "dim": lambda: st.integers(-1, 2),
+            "overrides": lambda: st.sampled_from([None, {"*": 0.5}, {"*a*": 0}]),
+            "kernel": lambda: st.booleans(),
             "matrix": lambda: st.just(torch.arange(12.0).reshape(4, 3)),
             "norm": lambda: st.sampled_from([1, 2, 0.5, float("inf"), "fro"]),
             "shape": lambda: st.sampled_from([(1,), (2,), (2, 2), [5]]),
@@ -208,6 +210,7 @@ BUDGET = {"amount": "amount", "sparsity": "sparsity"}
 LIFTED_KEYWORDS = {"masks": "masks", "pruning_method": "pruning_method", "seed": "seed", **BUDGET}
 LIFTED_KEYWORDS["dim"] = "dim"
 RAMP = {"begin": "step", "end": "step", "initial": "sparsity"}
+ALLOCATED = {"sparsity": "sparsity", "overrides": "overrides", "min_kept": "count"}
 CALLS: dict[Callable[..., Any], tuple[list[str], dict[str, str]]] = {
     gp.prunable: (["params", "where"], {}),
     gp.vmap_dims: (["params", "dim"], {}),
@@ -240,6 +243,8 @@ CALLS: dict[Callable[..., Any], tuple[list[str], dict[str, str]]] = {
     gp.schedules.one_shot: (["sparsity"], {"step": "step"}),
     gp.schedules.linear: (["sparsity"], RAMP),
     gp.schedules.polynomial: (["sparsity"], {"power": "power", **RAMP}),
+    gp.allocation.uniform: (["params"], ALLOCATED),
+    gp.allocation.erdos_renyi: (["params"], {**ALLOCATED, "kernel": "kernel"}),
 }
 
 

@@ -11,6 +11,7 @@ import torch
 
 import gprune
 import gprune.adapter
+import gprune.allocation
 import gprune.schedules
 import gprune.scores
 
@@ -45,8 +46,10 @@ TOP_LEVEL = [
     "check_n_of_m",
     "scores",
     "schedules",
+    "allocation",
 ]
 SCORES = ["magnitude", "random"]
+ALLOCATION = ["uniform", "erdos_renyi"]
 SCHEDULES = ["constant", "one_shot", "linear", "polynomial"]
 ADAPTER = ["attach_masks_", "detach_masks_", "global_unstructured", "make_permanent_"]
 ADAPTER += ["masks_of", "params_of"]
@@ -55,6 +58,7 @@ ADAPTER += ["masks_of", "params_of"]
 def test_top_level_names() -> None:
     assert gprune.__all__ == TOP_LEVEL
     assert gprune.scores.__all__ == SCORES
+    assert sorted(gprune.allocation.__all__) == sorted(ALLOCATION)
     assert sorted(gprune.schedules.__all__) == sorted(SCHEDULES)
     ours = set(gprune.adapter.__all__) - set(dir(torch.nn.utils.prune))
     assert ours | {"global_unstructured"} == set(ADAPTER)
@@ -65,6 +69,7 @@ def test_top_level_names() -> None:
     [(gprune, name) for name in TOP_LEVEL]
     + [(gprune.scores, name) for name in SCORES]
     + [(gprune.schedules, name) for name in SCHEDULES]
+    + [(gprune.allocation, name) for name in ALLOCATION]
     + [(gprune.adapter, name) for name in ADAPTER],
     ids=lambda value: value.__name__ if isinstance(value, ModuleType) else value,
 )
