@@ -605,6 +605,8 @@ SCHEDULED: list[tuple[Callable[..., Any], dict[str, Any]]] = [
     (S.one_shot, {"step": 3}),
     (S.linear, RAMP),
     (S.polynomial, RAMP),
+    (S.exponential, RAMP),
+    (S.cosine, RAMP),
 ]
 SCHEDULES = [
     bad(function, f"sparsity is {value!r}", error, f"sparsity {value!r}", value, **more)
@@ -633,6 +635,14 @@ SCHEDULES = [
     bad(S.linear, "a string end", T, "end 'x'", 0.5, begin=1, end="x"),
     bad(S.polynomial, "ends", T, "end tensor", 0.5, begin=1, end=number([1, 2])),
     bad(S.polynomial, "powers", T, "power tensor", 0.5, power=number([1, 2]), **RAMP),
+    bad(S.exponential, "all", V, "exponential below 1", 1.0, **RAMP),
+    bad(S.exponential, "all at first", V, "exponential below 1", 0.5, initial=1, **RAMP),
+    bad(S.cosine, "begin is end", V, "begin=5 end=5", 0.5, begin=5, end=5),
+    bad(S.every, "a float begin", T, "begin 0.5", 3, begin=0.5, end=9, freq=1),
+    bad(S.every, "a bool end", T, "end True", 3, begin=0, end=True, freq=1),
+    bad(S.every, "a tensor for freq", T, "freq tensor", 3, begin=0, end=9, freq=number(1)),
+    bad(S.every, "a freq of 0", V, "freq 0", 3, begin=0, end=9, freq=0),
+    bad(S.every, "an end before begin", V, "begin=9 end=0", 3, begin=9, end=0, freq=1),
     bad(S.polynomial, "a bool power", T, "power True", 0.5, power=True, **RAMP),
 ]
 

@@ -485,6 +485,28 @@ SCHEDULES = [
         inductor=True,
         atol=1e-15,
     ),
+    Row(
+        "exponential",
+        gp.schedules.exponential,
+        at_step(gp.schedules.exponential(0.9, begin=5, end=40, initial=0.1)),
+        inductor=True,
+        atol=1e-15,
+    ),
+    Row(
+        "cosine",
+        gp.schedules.cosine,
+        at_step(gp.schedules.cosine(0.0, begin=5, end=40, initial=0.3)),
+        inductor=True,
+        atol=1e-15,
+    ),
+    Row(
+        "every",
+        gp.schedules.every,
+        lambda params, scores, masks, amount: gp.schedules.every(
+            (number(amount) * 60).round(), begin=5, end=40, freq=7
+        ),
+        inductor=True,
+    ),
 ]
 
 

@@ -237,3 +237,21 @@ def polynomial(
         return sparsity + (initial - sparsity) * remaining**power
 
     return at
+
+
+def exponential(
+    sparsity: float, *, begin: int, end: int, initial: float = 0.0
+) -> Callable[[int], float]:
+    """What is left is multiplied by the same factor at every step."""
+    factor = ((1 - sparsity) / (1 - initial)) ** (1 / (end - begin))
+    return lambda step: 1 - (1 - initial) * factor ** min(max(step - begin, 0), end - begin)
+
+
+def cosine(
+    sparsity: float, *, begin: int, end: int, initial: float = 0.0
+) -> Callable[[int], float]:
+    def at(step: int) -> float:
+        angle = math.pi * min(max(step - begin, 0), end - begin) / (end - begin)
+        return initial + (sparsity - initial) * (1 - math.cos(angle)) / 2
+
+    return at

@@ -243,6 +243,9 @@ CALLS: dict[Callable[..., Any], tuple[list[str], dict[str, str]]] = {
     gp.schedules.one_shot: (["sparsity"], {"step": "step"}),
     gp.schedules.linear: (["sparsity"], RAMP),
     gp.schedules.polynomial: (["sparsity"], {"power": "power", **RAMP}),
+    gp.schedules.exponential: (["sparsity"], RAMP),
+    gp.schedules.cosine: (["sparsity"], RAMP),
+    gp.schedules.every: (["step"], {"begin": "step", "end": "step", "freq": "count"}),
     gp.allocation.uniform: (["params"], ALLOCATED),
     gp.allocation.erdos_renyi: (["params"], {**ALLOCATED, "kernel": "kernel"}),
 }

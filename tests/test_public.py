@@ -50,7 +50,7 @@ TOP_LEVEL = [
 ]
 SCORES = ["magnitude", "random"]
 ALLOCATION = ["uniform", "erdos_renyi"]
-SCHEDULES = ["constant", "one_shot", "linear", "polynomial"]
+SCHEDULES = ["constant", "one_shot", "linear", "polynomial", "exponential", "cosine", "every"]
 ADAPTER = ["attach_masks_", "detach_masks_", "global_unstructured", "make_permanent_"]
 ADAPTER += ["masks_of", "params_of"]
 
