@@ -5,7 +5,7 @@ order of the pipeline: which leaves, by which method, lifted to the tree, and wh
 masks.
 """
 
-from gprune import allocation, schedules, scores
+from gprune import allocation, pruners, schedules, scores
 from gprune.combinators import find_cut, global_unstructured, layerwise, masks_at, num_to_prune
 from gprune.masks import (
     apply_masks,
@@ -57,4 +57,5 @@ __all__ = [
     "scores",
     "schedules",
     "allocation",
+    "pruners",
 ]

@@ -167,3 +167,31 @@ def resnet50() -> list[tuple[tuple[int, ...], int]]:
                 kernels.append(((4 * inner, width, 1, 1), size**2))
             width = 4 * inner
     return [*kernels, ((1000, 2048), 1)]
+
+
+# --- pruners, leaf by leaf --------------------------------------------------------------------
+
+
+def lowest(scores: list[float], candidates: list[bool], k: int) -> list[int]:
+    """The places of the k lowest candidates, the first among equals first."""
+    places = [i for i, candidate in enumerate(candidates) if candidate]
+    return sorted(places, key=lambda i: reference.rank(scores[i]))[:k]
+
+
+def sparse_evolution(
+    weights: list[float], mask: list[bool], draws: list[float], fraction: float
+) -> list[bool]:
+    """Mocanu et al., 2018: drop the closest to zero; grow, at random, where there was nothing."""
+    k = min(round(fraction * sum(mask)), len(mask) - sum(mask))
+    dropped = lowest([abs(weight) for weight in weights], mask, k)
+    grown = lowest(draws, [not keep for keep in mask], k)
+    return [(keep and i not in dropped) or i in grown for i, keep in enumerate(mask)]
+
+
+def rigl(weights: list[float], mask: list[bool], grads: list[float], fraction: float) -> list[bool]:
+    """Evci et al., 2020, algorithm 1: grow the steepest of all but the survivors."""
+    k = round(fraction * sum(mask))
+    dropped = lowest([abs(weight) for weight in weights], mask, k)
+    survives = [keep and i not in dropped for i, keep in enumerate(mask)]
+    grown = lowest([-abs(grad) for grad in grads], [not keep for keep in survives], k)
+    return [keep or i in grown for i, keep in enumerate(survives)]
