@@ -8,6 +8,7 @@ masks.
 from gprune import allocation, pruners, schedules, scores
 from gprune.combinators import find_cut, global_unstructured, layerwise, masks_at, num_to_prune
 from gprune.masks import (
+    agreement,
     apply_masks,
     intersect,
     keep_all,
@@ -53,6 +54,7 @@ __all__ = [
     "sparsity",
     "summary",
     "intersect",
+    "agreement",
     "check_n_of_m",
     "scores",
     "schedules",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -179,6 +179,51 @@ def intersect(*masks: Tree) -> Tree:
     return reduce(_intersect_two, masks)
 
 
+class Agreement(NamedTuple):
+    """How far two trees of masks agree.
+
+    Attributes:
+        hamming: how many entries of a leaf one keeps and the other does not, 0-dim int64.
+        jaccard: of the entries of a leaf that either keeps, the fraction that both keep, 0-dim
+            float64; 1 where neither keeps any.
+    """
+
+    hamming: Tree
+    jaccard: Tree
+
+
+def agreement(masks: Tree, others: Tree) -> Agreement:
+    """Compare two trees of masks, leaf by leaf: |A △ B| and |A ∩ B| / |A ∪ B|.
+
+    Args:
+        masks: pytree of bool masks and holes.
+        others: another of that structure, with the same holes.
+
+    Returns:
+        Two trees of that structure, each in a field.
+
+    Raises:
+        TypeError: if a mask is not a bool tensor.
+        ValueError: if a structure, shape or device differs.
+
+    Example:
+        >>> mask, other = torch.tensor([True, True, False]), torch.tensor([True, False, False])
+        >>> agreement({"w": mask}, {"w": other}).jaccard
+        {'w': tensor(0.5000, dtype=torch.float64)}
+
+    References:
+        Jaccard, 1912, "The distribution of the flora in the alpine zone", p. 44.
+    """
+    ours, theirs, treedef = _pair(masks, others, "others")
+    pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if a is not None]
+    hamming = [(a ^ b).sum(dtype=torch.int64) for a, b in pairs]
+    either = [(a | b).sum(dtype=torch.int64) for a, b in pairs]
+    jaccard = [
+        1 - h.to(torch.float64) / e.clamp(min=1) for h, e in zip(hamming, either, strict=True)
+    ]
+    return Agreement(fill(treedef, ours, hamming), fill(treedef, ours, jaccard))
+
+
 def _masked(function: Callable[[Tensor, Tensor], Tensor], params: Tree, masks: Tree) -> Tree:
     leaves, kept, treedef = paired_with_masks(params, masks)
     return unflatten(
@@ -191,12 +236,18 @@ def _masked(function: Callable[[Tensor, Tensor], Tensor], params: Tree, masks: T
 
 
 def _intersect_two(left: Tree, right: Tree) -> Tree:
-    ours, treedef = flatten(left)
-    theirs = match(right, treedef, "masks", owner="the first masks")
-    _check(ours, ours, treedef)
-    _check(ours, theirs, treedef, holes_match=True)
+    ours, theirs, treedef = _pair(left, right, "masks")
     both = [(a & b).contiguous() for a, b in zip(ours, theirs, strict=True) if a is not None]
     return fill(treedef, ours, both)
+
+
+def _pair(left: Tree, right: Tree, name: str) -> tuple[list[Any], list[Any], TreeDef]:
+    """Flatten two trees of masks with the same holes, with every check."""
+    ours, treedef = flatten(left)
+    theirs = match(right, treedef, name, owner="the first masks")
+    _check(ours, ours, treedef)
+    _check(ours, theirs, treedef, holes_match=True)
+    return ours, theirs, treedef
 
 
 def paired_with_masks(params: Tree, masks: Tree) -> tuple[list[Any], list[Any], TreeDef]:

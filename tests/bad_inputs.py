@@ -6,6 +6,7 @@ entries, in two leaves and a hole.
 
 import fractions
 import functools
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -681,6 +682,58 @@ ALLOCATIONS = (
     ]
 )
 
+# --- pruners ------------------------------------------------------------------------------------
+
+P = gp.pruners
+ALWAYS = Make(lambda: lambda step: step >= 0)
+HALF = Make(lambda: gp.schedules.constant(0.5))
+EXCHANGE: dict[str, Any] = {"fraction": HALF, "due": ALWAYS, "seed": 0}
+BUILDERS: list[tuple[Callable[..., Any], Any, dict[str, Any]]] = [
+    (P.gradual, HALF, {"due": ALWAYS}),
+    (P.iterative, 0.5, {"due": ALWAYS}),
+    (P.static_sparse, 0.5, {"seed": 0}),
+    (P.sparse_evolution, 0.5, EXCHANGE),
+    (P.rigl, 0.5, EXCHANGE),
+]
+PRUNERS = (
+    [
+        bad(
+            function,
+            f"{name} is no function",
+            T,
+            f"{name} function 0.5",
+            first,
+            **{**more, name: 0.5},
+        )
+        for function, first, more in BUILDERS
+        for name in ("due", "fraction", "score_fn", "allocation", "prune")
+        if name in inspect.signature(function).parameters
+    ]
+    + [
+        bad(function, what, error, words, first, **{**more, "seed": seed})
+        for function, first, more in BUILDERS
+        if "seed" in more
+        for what, seed, error, words in [
+            ("a float seed", 0.5, T, "seed 0.5"),
+            ("a large seed", 2**64, V, "seed 64"),
+            ("seeds", number([1, 2]), V, "seed 0-dim (2,)"),
+        ]
+    ]
+    + [
+        bad(P.gradual, "a sparsity for a schedule", T, "schedule function 0.5", 0.5, due=ALWAYS),
+        bad(P.gradual, "no due", T, "due", HALF),
+        bad(P.iterative, "a string amount", T, "amount 'x'", "x", due=ALWAYS),
+        bad(P.iterative, "a float rewind_to", T, "rewind_to 0.5", 0.5, due=ALWAYS, rewind_to=0.5),
+        bad(P.iterative, "a negative rewind_to", V, "rewind_to -1", 0.5, due=ALWAYS, rewind_to=-1),
+        bad(P.static_sparse, "a string sparsity", T, "sparsity 'x'", "x", seed=0),
+        bad(P.rigl, "a schedule for a sparsity", T, "sparsity function", HALF, **EXCHANGE),
+        bad(gp.agreement, "other holes", V, "masks[0] None", KEEP_TWO, [None]),
+        bad(gp.agreement, "other shapes", V, "masks[0] (3,) (2,)", KEEP_TWO, KEEP_THREE),
+        bad(gp.agreement, "other structures", V, "others structure", KEEP_TWO, []),
+        bad(gp.agreement, "scores", T, "masks[0] float32", Make(lambda: [torch.ones(2)]), KEEP_TWO),
+    ]
+)
+
 BAD = [
     *AMOUNTS,
     *SPARSITIES,
@@ -699,4 +752,5 @@ BAD = [
     *REST,
     *SCHEDULES,
     *ALLOCATIONS,
+    *PRUNERS,
 ]

@@ -458,6 +458,18 @@ MASKS = [
     ),
 ]
 
+MASKS.append(
+    Row(
+        "agreement",
+        gp.agreement,
+        lambda params, scores, masks, amount: tuple(
+            gp.agreement(kept(params, masks), gp.keep_all(params))
+        ),
+        inductor=True,
+        atol=1e-15,
+    )
+)
+
 SCORES = [
     Row(
         "magnitude",
@@ -540,4 +552,99 @@ ALLOCATION = [
     ),
 ]
 
-ROWS = [*TREES, *METHODS, *PATTERNS, *COMBINATORS, *MASKS, *SCORES, *SCHEDULES, *ALLOCATION]
+# --- pruners ----------------------------------------------------------------------------------
+
+
+def always(step: torch.Tensor) -> torch.Tensor:
+    return step >= 0
+
+
+def one_update(build: Callable[[torch.Tensor], gp.pruners.Pruner]) -> Call:
+    """Of all leaves, with the prior masks in the state; the parameters are the gradients too."""
+
+    def call(params: Any, scores: Any, masks: Any, amount: Any) -> Any:
+        pruner = build(number(amount))
+        state = pruner.init(params)
+        state = state if masks is None else state._replace(masks=masks)
+        params, state = pruner.update(params, state, params, scores)
+        return params, tuple(state)
+
+    return call
+
+
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+EXCHANGED: dict[str, Any] = {"due": always, "seed": SEED, "where": "*"}
+
+PRUNERS = [
+    Row(
+        "gradual",
+        gp.pruners.gradual,
+        one_update(lambda s: gp.pruners.gradual(lambda step: s + 0 * step, due=always, where="*")),
+        amounts=lambda candidates: fractions(),
+        inductor=True,
+    ),
+    Row(
+        "gradual, Erdős-Rényi",
+        gp.pruners.gradual,
+        one_update(
+            lambda s: gp.pruners.gradual(
+                lambda step: s,
+                due=always,
+                where="*",
+                allocation=gp.allocation.erdos_renyi,
+                prune=gp.layerwise,
+            )
+        ),
+        amounts=lambda candidates: fractions(),
+    ),
+    Row(
+        "iterative",
+        gp.pruners.iterative,
+        one_update(lambda s: gp.pruners.iterative(s, due=always, rewind_to=1, where="*")),
+        amounts=lambda candidates: fractions(),
+        inductor=True,
+    ),
+    Row(
+        "static_sparse",
+        gp.pruners.static_sparse,
+        one_update(lambda s: gp.pruners.static_sparse(s, seed=SEED, where="*")),
+        amounts=lambda candidates: fractions(),
+        may_return_inputs=True,  # the masks of its state
+    ),
+    Row(
+        "sparse_evolution",
+        gp.pruners.sparse_evolution,
+        one_update(lambda s: gp.pruners.sparse_evolution(s, fraction=lambda step: s, **EXCHANGED)),
+        TRANSFORMS - {"meta"},  # how many are exchanged depends on the masks
+        amounts=lambda candidates: fractions(),
+        inductor=True,
+    ),
+    Row(
+        "rigl",
+        gp.pruners.rigl,
+        one_update(lambda s: gp.pruners.rigl(s, fraction=lambda step: s, **EXCHANGED)),
+        TRANSFORMS - {"meta"},
+        amounts=lambda candidates: fractions(),
+        dtypes=FLOATING,  # of gradients
+        inductor=True,
+    ),
+    Row(
+        "Pruner",
+        gp.pruners.Pruner,
+        one_update(lambda s: gp.pruners.Pruner(*gp.pruners.static_sparse(s, seed=SEED, where="*"))),
+        amounts=lambda candidates: fractions(),
+        may_return_inputs=True,
+    ),
+]
+
+ROWS = [
+    *TREES,
+    *METHODS,
+    *PATTERNS,
+    *COMBINATORS,
+    *MASKS,
+    *SCORES,
+    *SCHEDULES,
+    *ALLOCATION,
+    *PRUNERS,
+]

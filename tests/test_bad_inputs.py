@@ -36,8 +36,8 @@ def test_bad_input(row: Bad) -> None:
 def test_the_table_itself() -> None:
     assert [name for name, times in Counter(row.name for row in BAD).items() if times > 1] == []
     assert all(row.words for row in BAD)
-    # these two take anything: a tree of anything has dims, a cut is a pair
-    cannot_fail = {"vmap_dims", "Cut"}
+    # these take anything: a tree of anything has dims, a cut and a pruner are pairs
+    cannot_fail = {"vmap_dims", "Cut", "pruners.Pruner"}
     covered = {row.function for row in BAD}
     missing = {name for name, function in public_callables() if function not in covered}
     assert missing == cannot_fail
@@ -198,6 +198,7 @@ class Good:
             "dim": lambda: st.integers(-1, 2),
             "overrides": lambda: st.sampled_from([None, {"*": 0.5}, {"*a*": 0}]),
             "kernel": lambda: st.booleans(),
+            "function": lambda: st.sampled_from([len, lambda step: step >= 0, gp.layerwise]),
             "matrix": lambda: st.just(torch.arange(12.0).reshape(4, 3)),
             "norm": lambda: st.sampled_from([1, 2, 0.5, float("inf"), "fro"]),
             "shape": lambda: st.sampled_from([(1,), (2,), (2, 2), [5]]),
@@ -211,6 +212,7 @@ LIFTED_KEYWORDS = {"masks": "masks", "pruning_method": "pruning_method", "seed":
 LIFTED_KEYWORDS["dim"] = "dim"
 RAMP = {"begin": "step", "end": "step", "initial": "sparsity"}
 ALLOCATED = {"sparsity": "sparsity", "overrides": "overrides", "min_kept": "count"}
+EXCHANGED = {"fraction": "function", "due": "function", "seed": "seed"}
 CALLS: dict[Callable[..., Any], tuple[list[str], dict[str, str]]] = {
     gp.prunable: (["params", "where"], {}),
     gp.vmap_dims: (["params", "dim"], {}),
@@ -246,6 +248,13 @@ CALLS: dict[Callable[..., Any], tuple[list[str], dict[str, str]]] = {
     gp.schedules.exponential: (["sparsity"], RAMP),
     gp.schedules.cosine: (["sparsity"], RAMP),
     gp.schedules.every: (["step"], {"begin": "step", "end": "step", "freq": "count"}),
+    gp.agreement: (["masks", "masks"], {}),
+    gp.pruners.Pruner: (["function", "function"], {}),
+    gp.pruners.gradual: (["function"], {"due": "function", "prune": "function"}),
+    gp.pruners.iterative: (["amount"], {"due": "function", "rewind_to": "count"}),
+    gp.pruners.static_sparse: (["sparsity"], {"seed": "seed"}),
+    gp.pruners.sparse_evolution: (["sparsity"], EXCHANGED),
+    gp.pruners.rigl: (["sparsity"], EXCHANGED),
     gp.allocation.uniform: (["params"], ALLOCATED),
     gp.allocation.erdos_renyi: (["params"], {**ALLOCATED, "kernel": "kernel"}),
 }

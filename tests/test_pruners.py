@@ -144,7 +144,7 @@ def test_what_is_rewound_to_is_no_view_of_the_parameters() -> None:
     assert params["w"].sum() == 3
 
 
-# --- the same number of weights ---------------------------------------------------------------------
+# --- the same number of weights -----------------------------------------------------------------
 
 
 @given(models(), st.data(), st.floats(0, 1), st.integers(0, 2**40))
@@ -161,15 +161,15 @@ def test_static_sparse(params: Any, data: st.DataObject, sparsity: float, seed: 
         state = after
 
 
-Exchange = Callable[[str, torch.Tensor, torch.Tensor], list[bool]]
-
-
-def assert_exchanged(before: Any, state: Any, trained: Any, params: Any, rule: Exchange) -> None:
+def assert_exchanged(
+    before: Any, state: Any, trained: Any, params: Any, grown_by: Any, rule: Callable[..., Any]
+) -> None:
     """Every leaf has the masks of the paper's rule, as many as before, and new weights at zero."""
     assert pruned_in_each(state.masks) == pruned_in_each(before.masks)
     for name, mask in state.masks.items():
         if mask is not None:
-            assert mask.flatten().tolist() == rule(name, trained[name], before.masks[name])
+            lists = [tree[name].flatten().tolist() for tree in (trained, before.masks, grown_by)]
+            assert mask.flatten().tolist() == rule(*lists)
     kept = {n: m if m is None else m & before.masks[n] for n, m in state.masks.items()}
     assert_same(params, gp.apply_masks(trained, kept))
 
@@ -335,7 +335,7 @@ class Recorded:
 
 @pytest.mark.parametrize("name", PRUNERS)
 def test_a_whole_run_compiles_once_and_its_masks_are_those_of_eager_code(name: str) -> None:
-    """Bit by bit at every step, on the parameters and gradients of the compiled run; resumed too."""
+    """Bit by bit at every step, on what the compiled run hands to its pruner; resumed too."""
     torch._dynamo.reset()
     run = Recorded(PRUNERS[name])
     backend = "inductor" if name in COMPILED_BY_INDUCTOR else "aot_eager"

@@ -12,6 +12,7 @@ import torch
 import gprune
 import gprune.adapter
 import gprune.allocation
+import gprune.pruners
 import gprune.schedules
 import gprune.scores
 
@@ -43,13 +44,16 @@ TOP_LEVEL = [
     "sparsity",
     "summary",
     "intersect",
+    "agreement",
     "check_n_of_m",
     "scores",
     "schedules",
     "allocation",
+    "pruners",
 ]
 SCORES = ["magnitude", "random"]
 ALLOCATION = ["uniform", "erdos_renyi"]
+PRUNERS = ["Pruner", "gradual", "iterative", "rigl", "sparse_evolution", "static_sparse"]
 SCHEDULES = ["constant", "one_shot", "linear", "polynomial", "exponential", "cosine", "every"]
 ADAPTER = ["attach_masks_", "detach_masks_", "global_unstructured", "make_permanent_"]
 ADAPTER += ["masks_of", "params_of"]
@@ -59,6 +63,7 @@ def test_top_level_names() -> None:
     assert gprune.__all__ == TOP_LEVEL
     assert gprune.scores.__all__ == SCORES
     assert sorted(gprune.allocation.__all__) == sorted(ALLOCATION)
+    assert gprune.pruners.__all__ == PRUNERS
     assert sorted(gprune.schedules.__all__) == sorted(SCHEDULES)
     ours = set(gprune.adapter.__all__) - set(dir(torch.nn.utils.prune))
     assert ours | {"global_unstructured"} == set(ADAPTER)
@@ -70,6 +75,7 @@ def test_top_level_names() -> None:
     + [(gprune.scores, name) for name in SCORES]
     + [(gprune.schedules, name) for name in SCHEDULES]
     + [(gprune.allocation, name) for name in ALLOCATION]
+    + [(gprune.pruners, name) for name in PRUNERS]
     + [(gprune.adapter, name) for name in ADAPTER],
     ids=lambda value: value.__name__ if isinstance(value, ModuleType) else value,
 )
