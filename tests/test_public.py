@@ -56,7 +56,7 @@ ALLOCATION = ["uniform", "erdos_renyi"]
 PRUNERS = ["Pruner", "gradual", "iterative", "rigl", "sparse_evolution", "static_sparse"]
 SCHEDULES = ["constant", "one_shot", "linear", "polynomial", "exponential", "cosine", "every"]
 ADAPTER = ["attach_masks_", "detach_masks_", "global_unstructured", "make_permanent_"]
-ADAPTER += ["masks_of", "params_of"]
+ADAPTER += ["masks_of", "params_of", "project_"]
 
 
 def test_top_level_names() -> None:
