@@ -5,9 +5,10 @@ order of the pipeline: which leaves, by which method, lifted to the tree, and wh
 masks.
 """
 
-from gprune import schedules, scores
+from gprune import allocation, pruners, schedules, scores
 from gprune.combinators import find_cut, global_unstructured, layerwise, masks_at, num_to_prune
 from gprune.masks import (
+    agreement,
     apply_masks,
     intersect,
     keep_all,
@@ -15,14 +16,16 @@ from gprune.masks import (
     sparsity,
     straight_through,
 )
+from gprune.methods import pruning_method
 from gprune.selection.cut import Cut
+from gprune.semi_structured import blocks, check_n_of_m, n_of_m
+from gprune.structured import ln_structured, random_structured
 from gprune.summaries import summary
 from gprune.trees import prunable, vmap_dims
 from gprune.unstructured import (
     identity,
     l1_unstructured,
     lowest_unstructured,
-    pruning_method,
     random_unstructured,
 )
 
@@ -33,6 +36,10 @@ __all__ = [
     "l1_unstructured",
     "random_unstructured",
     "identity",
+    "ln_structured",
+    "random_structured",
+    "n_of_m",
+    "blocks",
     "pruning_method",
     "global_unstructured",
     "layerwise",
@@ -47,6 +54,10 @@ __all__ = [
     "sparsity",
     "summary",
     "intersect",
+    "agreement",
+    "check_n_of_m",
     "scores",
     "schedules",
+    "allocation",
+    "pruners",
 ]

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from gprune.leaves import Leaves, align
+from gprune.methods import over_leaves, unwrap
 from gprune.selection import operators
 from gprune.selection.amounts import as_scalar, one_of
 from gprune.selection.cut import Cut
 from gprune.selection.errors import LeafError
 from gprune.selection.keys import common_space
 from gprune.trees import Tree, TreeDef, fill, is_leaf, leaf_names, match
-from gprune.unstructured import lowest_unstructured, over_leaves, unwrap
+from gprune.unstructured import lowest_unstructured
 
 
 def global_unstructured(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -128,7 +128,7 @@ def num_pruned(masks: Tree) -> Tensor:
         >>> num_pruned([torch.tensor([True, False, False]), None])
         tensor(2)
     """
-    tensors = _mask_leaves(masks)
+    tensors = mask_leaves(masks)
     device = tensors[0].device if tensors else None
     total = torch.zeros((), dtype=torch.int64, device=device)
     for mask in tensors:
@@ -152,7 +152,7 @@ def sparsity(masks: Tree) -> Tensor:
         >>> sparsity([torch.tensor([True, False, False, False])])
         tensor(0.7500, dtype=torch.float64)
     """
-    entries = sum(mask.numel() for mask in _mask_leaves(masks))
+    entries = sum(mask.numel() for mask in mask_leaves(masks))
     return num_pruned(masks).to(torch.float64) / max(1, entries)
 
 
@@ -175,8 +175,53 @@ def intersect(*masks: Tree) -> Tree:
     """
     if not masks:
         raise TypeError("intersect() takes at least one tree of masks")
-    _mask_leaves(masks[0])
+    mask_leaves(masks[0])
     return reduce(_intersect_two, masks)
+
+
+class Agreement(NamedTuple):
+    """How far two trees of masks agree.
+
+    Attributes:
+        hamming: how many entries of a leaf one keeps and the other does not, 0-dim int64.
+        jaccard: of the entries of a leaf that either keeps, the fraction that both keep, 0-dim
+            float64; 1 where neither keeps any.
+    """
+
+    hamming: Tree
+    jaccard: Tree
+
+
+def agreement(masks: Tree, others: Tree) -> Agreement:
+    """Compare two trees of masks, leaf by leaf: |A △ B| and |A ∩ B| / |A ∪ B|.
+
+    Args:
+        masks: pytree of bool masks and holes.
+        others: another of that structure, with the same holes.
+
+    Returns:
+        Two trees of that structure, each in a field.
+
+    Raises:
+        TypeError: if a mask is not a bool tensor.
+        ValueError: if a structure, shape or device differs.
+
+    Example:
+        >>> mask, other = torch.tensor([True, True, False]), torch.tensor([True, False, False])
+        >>> agreement({"w": mask}, {"w": other}).jaccard
+        {'w': tensor(0.5000, dtype=torch.float64)}
+
+    References:
+        Jaccard, 1912, "The distribution of the flora in the alpine zone", p. 44.
+    """
+    ours, theirs, treedef = _pair(masks, others, "others")
+    pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if a is not None]
+    hamming = [(a ^ b).sum(dtype=torch.int64) for a, b in pairs]
+    either = [(a | b).sum(dtype=torch.int64) for a, b in pairs]
+    jaccard = [
+        1 - h.to(torch.float64) / e.clamp(min=1) for h, e in zip(hamming, either, strict=True)
+    ]
+    return Agreement(fill(treedef, ours, hamming), fill(treedef, ours, jaccard))
 
 
 def _masked(function: Callable[[Tensor, Tensor], Tensor], params: Tree, masks: Tree) -> Tree:
@@ -191,12 +236,18 @@ def _masked(function: Callable[[Tensor, Tensor], Tensor], params: Tree, masks: T
 
 
 def _intersect_two(left: Tree, right: Tree) -> Tree:
-    ours, treedef = flatten(left)
-    theirs = match(right, treedef, "masks", owner="the first masks")
-    _check(ours, ours, treedef)
-    _check(ours, theirs, treedef, holes_match=True)
+    ours, theirs, treedef = _pair(left, right, "masks")
     both = [(a & b).contiguous() for a, b in zip(ours, theirs, strict=True) if a is not None]
     return fill(treedef, ours, both)
+
+
+def _pair(left: Tree, right: Tree, name: str) -> tuple[list[Any], list[Any], TreeDef]:
+    """Flatten two trees of masks with the same holes, with every check."""
+    ours, treedef = flatten(left)
+    theirs = match(right, treedef, name, owner="the first masks")
+    _check(ours, ours, treedef)
+    _check(ours, theirs, treedef, holes_match=True)
+    return ours, theirs, treedef
 
 
 def paired_with_masks(params: Tree, masks: Tree) -> tuple[list[Any], list[Any], TreeDef]:
@@ -208,7 +259,8 @@ def paired_with_masks(params: Tree, masks: Tree) -> tuple[list[Any], list[Any], 
     return leaves, kept, treedef
 
 
-def _mask_leaves(masks: Tree) -> list[Tensor]:
+def mask_leaves(masks: Tree) -> list[Tensor]:
+    """Take the masks of a tree, with every check."""
     leaves, treedef = flatten(masks)
     _check(leaves, leaves, treedef)
     return [mask for mask in leaves if mask is not None]

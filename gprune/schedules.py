@@ -2,7 +2,7 @@
 
 `step` is a Python int or a 0-dim tensor, so a schedule can live inside a compiled step: a tensor
 that counts compiles once. The result goes to `sparsity=` of `global_unstructured` or `layerwise`,
-which prune up to it and never beyond.
+which prune up to it and never beyond. `every` says when.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-__all__ = ["constant", "linear", "one_shot", "polynomial"]
+__all__ = ["constant", "cosine", "every", "exponential", "linear", "one_shot", "polynomial"]
 
 Schedule: TypeAlias = Callable[[int | Tensor], Tensor]
 
@@ -116,26 +116,132 @@ def polynomial(
         >>> polynomial(0.8, begin=0, end=100)(50)
         tensor(0.7000, dtype=torch.float64)
     """
-    _check_sparsity(sparsity, "sparsity")
-    _check_sparsity(initial, "initial")
-    _check_number(begin, "begin")
-    _check_number(end, "end")
+    _check_ramp(sparsity, begin, end, initial)
     _check_number(power, "power")
-    if not begin < end:
-        raise ValueError(f"begin must be before end, got begin={begin}, end={end}")
     if not power > 0:
         raise ValueError(f"power must be above 0, got {power}")
+    return lambda step: sparsity + (initial - sparsity) * (1 - _progress(step, begin, end)) ** power
+
+
+def exponential(sparsity: float, *, begin: int, end: int, initial: float = 0.0) -> Schedule:
+    """Prune the same fraction of what is left at every step: 1 - (1 - s_i)^(1-t) (1 - s_f)^t.
+
+    t runs from 0 at `begin` to 1 at `end`. In n equal rounds it is the schedule of iterative
+    pruning, which keeps the fraction p^(1/n) of the rest in each (Frankle & Carbin, 2019,
+    arXiv:1803.03635, section 1).
+
+    Args:
+        sparsity: fraction pruned from `end` on, s_f, 0 to below 1.
+        begin: the last step at the initial sparsity.
+        end: the first step at the final one.
+        initial: fraction pruned up to `begin`, s_i, 0 to below 1.
+
+    Returns:
+        The schedule.
+
+    Raises:
+        TypeError: if a sparsity is not a number.
+        ValueError: if a sparsity is out of range, or `begin` is not before `end`.
+
+    Example:
+        >>> schedule = exponential(0.75, begin=0, end=100)
+        >>> float(schedule(50)), float(schedule(100))
+        (0.5, 0.75)
+    """
+    _check_ramp(sparsity, begin, end, initial)
+    if sparsity == 1 or initial == 1:
+        raise ValueError("an exponential schedule never prunes all: its sparsities are below 1")
+
+    low, high = sorted((initial, sparsity))
 
     def schedule(step: int | Tensor) -> Tensor:
-        t = ((_float64(step) - begin) / (end - begin)).clamp(0, 1)
-        return sparsity + (initial - sparsity) * (1 - t) ** power
+        left = ((1 - initial) / (1 - sparsity)) ** (1 - _progress(step, begin, end))
+        return (sparsity + (1 - sparsity) * (1 - left)).clamp(low, high)  # exact at the end
 
     return schedule
+
+
+def cosine(sparsity: float, *, begin: int, end: int, initial: float = 0.0) -> Schedule:
+    """Move the sparsity along half a wave: s_f + (s_i - s_f) (1 + cos πt) / 2.
+
+    t runs from 0 at `begin` to 1 at `end`. From an initial value down to 0 it is the annealing of
+    the fraction that RigL exchanges (Evci et al., 2020, arXiv:1911.11134, eq. 1).
+
+    Args:
+        sparsity: fraction pruned from `end` on, s_f, 0 to 1.
+        begin: the last step at the initial sparsity.
+        end: the first step at the final one.
+        initial: fraction pruned up to `begin`, s_i, 0 to 1.
+
+    Returns:
+        The schedule.
+
+    Raises:
+        TypeError: if a sparsity is not a number.
+        ValueError: if a sparsity is out of range, or `begin` is not before `end`.
+
+    Example:
+        >>> drop = cosine(0.0, begin=0, end=100, initial=0.3)
+        >>> round(float(drop(50)), 6), float(drop(100))
+        (0.15, 0.0)
+    """
+    _check_ramp(sparsity, begin, end, initial)
+
+    def schedule(step: int | Tensor) -> Tensor:
+        wave = torch.cos(math.pi * _progress(step, begin, end))
+        return sparsity + (initial - sparsity) * (1 + wave) / 2
+
+    return schedule
+
+
+def every(step: int | Tensor, *, begin: int, end: int, freq: int) -> Tensor:
+    """Say whether a step is one of `begin`, `begin + freq`, ... up to `end`.
+
+    Args:
+        step: the step, an int or a 0-dim integer tensor.
+        begin: the first step that is.
+        end: the last one that may be.
+        freq: steps from one to the next, at least 1.
+
+    Returns:
+        0-dim bool tensor.
+
+    Raises:
+        TypeError: if `begin`, `end` or `freq` is not an int.
+        ValueError: if `freq` is below 1, or `end` before `begin`.
+
+    Example:
+        >>> [step for step in range(10) if every(step, begin=2, end=8, freq=3)]
+        [2, 5, 8]
+    """
+    for name, number in (("begin", begin), ("end", end), ("freq", freq)):
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise TypeError(f"{name} must be an int, got {number!r}")
+    if freq < 1:
+        raise ValueError(f"freq must be at least 1, got {freq}")
+    if end < begin:
+        raise ValueError(f"end must not be before begin, got begin={begin}, end={end}")
+    at = _float64(step)
+    return (at >= begin) & (at <= end) & (torch.remainder(at - begin, freq) == 0)
+
+
+def _progress(step: int | Tensor, begin: int, end: int) -> Tensor:
+    """Give how far a step is on its way, 0 to 1."""
+    return ((_float64(step) - begin) / (end - begin)).clamp(0, 1)
 
 
 def _float64(step: int | Tensor) -> Tensor:
     # A multiplication, since Dynamo compiles it at most twice for Python numbers; see amounts.py.
     return torch.ones((), dtype=torch.float64, device="cpu") * step
+
+
+def _check_ramp(sparsity: float, begin: int, end: int, initial: float) -> None:
+    _check_sparsity(sparsity, "sparsity")
+    _check_sparsity(initial, "initial")
+    _check_number(begin, "begin")
+    _check_number(end, "end")
+    if not begin < end:
+        raise ValueError(f"begin must be before end, got begin={begin}, end={end}")
 
 
 def _check_number(number: float, name: str) -> None:

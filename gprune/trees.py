@@ -90,7 +90,7 @@ def prunable(params: Tree, where: Where = None) -> Tree:
         >>> prunable(params, "fc.b*")["fc"]["weight"] is None
         True
     """
-    chosen = _predicate(where)
+    chosen = predicate(where)
     leaves, treedef = flatten(params)
     kept = [
         leaf if leaf is not None and chosen(path, leaf) else None
@@ -234,7 +234,8 @@ def require_tensors(leaves: list[Any], treedef: TreeDef, root: str) -> None:
     raise TypeError("; ".join(f"{names[i]} {tensor_problem(leaves[i])}" for i in wrong))
 
 
-def _predicate(where: Where) -> Callable[[str, Any], bool]:
+def predicate(where: Where) -> Callable[[str, Any], bool]:
+    """Give the predicate that a `where` stands for; see `prunable`."""
     if where is None:
         return _is_floating_matrix
     if callable(where):

@@ -6,6 +6,7 @@ entries, in two leaves and a hole.
 
 import fractions
 import functools
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -444,6 +445,7 @@ WITHIN = [
 ] + [bad(gp.global_unstructured, "a dim", V, "dim layerwise", PARAMS, amount=1, dim=0)]
 
 ONES = Make(lambda: torch.ones(3))
+KEEP_TWO = Make(lambda: [torch.ones(2).bool()])
 FOUR = Make(lambda: torch.ones(4).bool())
 ONE_TENSOR: list[tuple[str, Any, Any, type[Exception], str]] = [
     ("a longer mask", ONES, FOUR, V, "mask (4,) (3,)"),
@@ -469,6 +471,77 @@ METHODS_OF_ONE_TENSOR = [
     bad(gp.random_unstructured, "no seed", T, "random_unstructured seed", TEN, amount=1),
     bad(gp.pruning_method, "another kind", V, "unstructured 'global'", "global"),
     bad(gp.pruning_method, "no kind", V, "unstructured None", None),
+]
+
+# --- patterns -----------------------------------------------------------------------------------
+
+MATRIX = Make(lambda: torch.arange(10.0).reshape(10, 1))
+OF_GROUPS: list[tuple[Callable[..., Any], dict[str, Any]]] = [
+    (gp.ln_structured, {"n": 2, "dim": 0}),
+    (gp.random_structured, {"dim": 0, "seed": 0}),
+    (gp.blocks, {"shape": (1, 1)}),
+]
+PATTERN_BUDGETS = [
+    bad(function, f"{name} is {what}", error, f"{name} {words}", MATRIX, **{name: value}, **more)
+    for function, more in OF_GROUPS
+    for name in ("amount", "sparsity")
+    for what, value, error, words in (NUMBERS if name == "amount" else [*NUMBERS, *ABOVE_ONE])
+] + [
+    bad(
+        function,
+        f"given {got}",
+        T,
+        f"{function.__name__}() amount sparsity",
+        MATRIX,
+        **budget,
+        **more,
+    )
+    for function, more in OF_GROUPS
+    for got, budget in [("neither", {}), ("both", {"amount": 1, "sparsity": 0.5})]
+]
+CHANNEL_DIMS: list[tuple[str, Any, type[Exception], str]] = [
+    ("a float", 0.5, T, "dim int 0.5"),
+    ("a bool", True, T, "dim int True"),
+    ("a tuple", (0, 1), T, "dim int (0, 1)"),
+    ("None", None, T, "dim int None"),
+    ("beyond the last", 2, IndexError, "2 (10, 1)"),
+    ("before the first", -3, IndexError, "-3 (10, 1)"),
+]
+PATTERN_ROWS = [
+    bad(function, f"dim is {what}", error, words, MATRIX, amount=1, dim=dim, **more)
+    for function, more in [(gp.ln_structured, {"n": 2}), (gp.random_structured, {"seed": 0})]
+    for what, dim, error, words in CHANNEL_DIMS
+] + [
+    bad(gp.ln_structured, "a vector", V, "two dimensions (10,)", TEN, amount=1, n=2, dim=0),
+    bad(gp.random_structured, "a vector", V, "two (10,)", TEN, amount=1, dim=0, seed=0),
+    bad(gp.random_structured, "a float seed", T, "seed 0.5", MATRIX, amount=1, dim=0, seed=0.5),
+    bad(gp.ln_structured, "another norm", T, "n 'l2'", MATRIX, amount=1, n="l2", dim=0),
+    bad(gp.ln_structured, "a bool norm", T, "n True", MATRIX, amount=1, n=True, dim=0),
+    bad(gp.ln_structured, "a complex norm", T, "n 1j", MATRIX, amount=1, n=1j, dim=0),
+    bad(gp.ln_structured, "a NaN norm", V, "n nan", MATRIX, amount=1, n=math.nan, dim=0),
+    bad(gp.ln_structured, "a tensor", T, "n tensor", MATRIX, amount=1, n=number(2), dim=0),
+    bad(gp.ln_structured, "nuclear", V, "three (10, 1)", MATRIX, amount=1, n="nuc", dim=0),
+    bad(gp.ln_structured, "a float mask", T, "mask float32", MATRIX, MATRIX, amount=1, n=2, dim=0),
+    bad(gp.ln_structured, "a longer mask", V, "mask (4,)", MATRIX, FOUR, amount=1, n=2, dim=0),
+    bad(gp.random_structured, "a list", T, "scores list", [1.0], amount=1, dim=0, seed=0),
+    bad(gp.n_of_m, "more than m", V, "n=5 m=4", TEN, n=5, m=4),
+    bad(gp.n_of_m, "a negative n", V, "n=-1 m=4", TEN, n=-1, m=4),
+    bad(gp.n_of_m, "an m of 0", V, "n=0 m=0", TEN, n=0, m=0),
+    bad(gp.n_of_m, "a float n", T, "n 2.0", TEN, n=2.0, m=4),
+    bad(gp.n_of_m, "a bool m", T, "m True", TEN, n=1, m=True),
+    bad(gp.n_of_m, "a string dim", T, "dim '0'", TEN, n=1, m=2, dim="0"),
+    bad(gp.n_of_m, "no such dim", V, "dim 1 (10,)", TEN, n=1, m=2, dim=1),
+    bad(gp.n_of_m, "bool scores", T, "scores bool", FOUR, n=1, m=2),
+    bad(gp.blocks, "an int shape", T, "shape 2", TEN, amount=1, shape=2),
+    bad(gp.blocks, "no shape", T, "shape ()", TEN, amount=1, shape=()),
+    bad(gp.blocks, "a string shape", T, "shape '22'", TEN, amount=1, shape="22"),
+    bad(gp.blocks, "a float shape", T, "shape (2.0,)", TEN, amount=1, shape=(2.0,)),
+    bad(gp.blocks, "a block of nothing", V, "shape (0,)", TEN, amount=1, shape=(0,)),
+    bad(gp.blocks, "too many dims", V, "(10,) (2, 2)", TEN, amount=1, shape=(2, 2)),
+    bad(gp.check_n_of_m, "too many", V, "masks[0] 1 of 2 dim", KEEP_TWO, n=1, m=2),
+    bad(gp.check_n_of_m, "scores", T, "masks[0] float32", Make(lambda: [torch.ones(2)]), n=1, m=2),
+    bad(gp.check_n_of_m, "a float n", T, "n 0.5", KEEP_TWO, n=0.5, m=2),
+    bad(gp.check_n_of_m, "more than m", V, "n=3 m=2", KEEP_TWO, n=3, m=2),
 ]
 
 # --- masks, scores, schedules -----------------------------------------------------------------
@@ -500,7 +573,6 @@ ON_MASKS = [
         bad(gp.intersect, what, T, f"masks{words}", value),
     )
 ]
-KEEP_TWO = Make(lambda: [torch.ones(2).bool()])
 KEEP_THREE = Make(lambda: [torch.ones(3).bool()])
 REST = [
     bad(gp.num_pruned, "scores", T, "masks[0] float32 bool", Make(lambda: [torch.ones(2)])),
@@ -858,6 +930,8 @@ SCHEDULED: list[tuple[Callable[..., Any], dict[str, Any]]] = [
     (S.one_shot, {"step": 3}),
     (S.linear, RAMP),
     (S.polynomial, RAMP),
+    (S.exponential, RAMP),
+    (S.cosine, RAMP),
 ]
 SCHEDULES = [
     bad(function, f"sparsity is {value!r}", error, f"sparsity {value!r}", value, **more)
@@ -886,8 +960,103 @@ SCHEDULES = [
     bad(S.linear, "a string end", T, "end 'x'", 0.5, begin=1, end="x"),
     bad(S.polynomial, "ends", T, "end tensor", 0.5, begin=1, end=number([1, 2])),
     bad(S.polynomial, "powers", T, "power tensor", 0.5, power=number([1, 2]), **RAMP),
+    bad(S.exponential, "all", V, "exponential below 1", 1.0, **RAMP),
+    bad(S.exponential, "all at first", V, "exponential below 1", 0.5, initial=1, **RAMP),
+    bad(S.cosine, "begin is end", V, "begin=5 end=5", 0.5, begin=5, end=5),
+    bad(S.every, "a float begin", T, "begin 0.5", 3, begin=0.5, end=9, freq=1),
+    bad(S.every, "a bool end", T, "end True", 3, begin=0, end=True, freq=1),
+    bad(S.every, "a tensor for freq", T, "freq tensor", 3, begin=0, end=9, freq=number(1)),
+    bad(S.every, "a freq of 0", V, "freq 0", 3, begin=0, end=9, freq=0),
+    bad(S.every, "an end before begin", V, "begin=9 end=0", 3, begin=9, end=0, freq=1),
     bad(S.polynomial, "a bool power", T, "power True", 0.5, power=True, **RAMP),
 ]
+
+# --- allocation -----------------------------------------------------------------------------------
+
+A = gp.allocation
+ALLOCATIONS = (
+    [
+        bad(function, f"sparsity is {what}", error, f"sparsity {words}", PARAMS, sparsity=value)
+        for function in (A.uniform, A.erdos_renyi)
+        for what, value, error, words in [*NUMBERS, *ABOVE_ONE]
+    ]
+    + [
+        bad(function, what, error, words, PARAMS, sparsity=0.5, **more)
+        for function in (A.uniform, A.erdos_renyi)
+        for what, more, error, words in [
+            ("a list of overrides", {"overrides": [0.5]}, T, "overrides globs [0.5]"),
+            ("a key that is no glob", {"overrides": {3: 0.5}}, T, "overrides globs 3"),
+            ("a string override", {"overrides": {"fc*": "x"}}, T, "overrides['fc*'] 'x'"),
+            ("a bool override", {"overrides": {"fc*": True}}, T, "overrides['fc*'] True"),
+            ("an override above 1", {"overrides": {"fc*": 1.5}}, V, "overrides['fc*'] 1.5"),
+            ("a NaN override", {"overrides": {"fc*": math.nan}}, V, "overrides['fc*'] nan"),
+            ("a glob for a hole", {"overrides": {"fc.bias": 0}}, V, "overrides 'fc.bias'"),
+            ("too dense overrides", {"overrides": {"*": 0}}, V, "sparsity 5 of 10 10"),
+            ("a float floor", {"min_kept": 0.5}, T, "min_kept 0.5"),
+            ("a bool floor", {"min_kept": True}, T, "min_kept True"),
+            ("a negative floor", {"min_kept": -1}, V, "min_kept -1"),
+            ("a floor beyond the total", {"min_kept": 4}, V, "sparsity 5 min_kept 8"),
+        ]
+    ]
+    + [
+        bad(A.erdos_renyi, "a string kernel", T, "kernel 'x'", PARAMS, sparsity=0.5, kernel="x"),
+        bad(A.uniform, "a float", T, "params['a'] float", {"a": 1.0}, sparsity=0.5),
+        bad(A.erdos_renyi, "a float", T, "params['a'] float", {"a": 1.0}, sparsity=0.5),
+        bad(A.erdos_renyi, "no sparsity", T, "sparsity", PARAMS),
+    ]
+)
+
+# --- pruners ------------------------------------------------------------------------------------
+
+P = gp.pruners
+ALWAYS = Make(lambda: lambda step: step >= 0)
+HALF = Make(lambda: gp.schedules.constant(0.5))
+EXCHANGE: dict[str, Any] = {"fraction": HALF, "due": ALWAYS, "seed": 0}
+BUILDERS: list[tuple[Callable[..., Any], Any, dict[str, Any]]] = [
+    (P.gradual, HALF, {"due": ALWAYS}),
+    (P.iterative, 0.5, {"due": ALWAYS}),
+    (P.static_sparse, 0.5, {"seed": 0}),
+    (P.sparse_evolution, 0.5, EXCHANGE),
+    (P.rigl, 0.5, EXCHANGE),
+]
+PRUNERS = (
+    [
+        bad(
+            function,
+            f"{name} is no function",
+            T,
+            f"{name} function 0.5",
+            first,
+            **{**more, name: 0.5},
+        )
+        for function, first, more in BUILDERS
+        for name in ("due", "fraction", "score_fn", "allocation", "prune")
+        if name in inspect.signature(function).parameters
+    ]
+    + [
+        bad(function, what, error, words, first, **{**more, "seed": seed})
+        for function, first, more in BUILDERS
+        if "seed" in more
+        for what, seed, error, words in [
+            ("a float seed", 0.5, T, "seed 0.5"),
+            ("a large seed", 2**64, V, "seed 64"),
+            ("seeds", number([1, 2]), V, "seed 0-dim (2,)"),
+        ]
+    ]
+    + [
+        bad(P.gradual, "a sparsity for a schedule", T, "schedule function 0.5", 0.5, due=ALWAYS),
+        bad(P.gradual, "no due", T, "due", HALF),
+        bad(P.iterative, "a string amount", T, "amount 'x'", "x", due=ALWAYS),
+        bad(P.iterative, "a float rewind_to", T, "rewind_to 0.5", 0.5, due=ALWAYS, rewind_to=0.5),
+        bad(P.iterative, "a negative rewind_to", V, "rewind_to -1", 0.5, due=ALWAYS, rewind_to=-1),
+        bad(P.static_sparse, "a string sparsity", T, "sparsity 'x'", "x", seed=0),
+        bad(P.rigl, "a schedule for a sparsity", T, "sparsity function", HALF, **EXCHANGE),
+        bad(gp.agreement, "other holes", V, "masks[0] None", KEEP_TWO, [None]),
+        bad(gp.agreement, "other shapes", V, "masks[0] (3,) (2,)", KEEP_TWO, KEEP_THREE),
+        bad(gp.agreement, "other structures", V, "others structure", KEEP_TWO, []),
+        bad(gp.agreement, "scores", T, "masks[0] float32", Make(lambda: [torch.ones(2)]), KEEP_TWO),
+    ]
+)
 
 BAD = [
     *AMOUNTS,
@@ -902,6 +1071,8 @@ BAD = [
     *METHODS,
     *WITHIN,
     *METHODS_OF_ONE_TENSOR,
+    *PATTERN_BUDGETS,
+    *PATTERN_ROWS,
     *ON_MASKS,
     *REST,
     *OF_A_LOSS,
@@ -909,4 +1080,6 @@ BAD = [
     *OF_A_FORWARD,
     *OF_MANY,
     *SCHEDULES,
+    *ALLOCATIONS,
+    *PRUNERS,
 ]

@@ -260,6 +260,90 @@ METHODS = [
     ),
 ]
 
+# --- patterns: structured and semi-structured methods, whose counts have oracles of their own -----
+
+
+def each_matrix(method: Callable[..., Any], **kwargs: Any) -> Call:
+    """A method of tensors with two dimensions or more, on those leaves; the others are kept."""
+
+    def masked(leaf: Any, score: Any, mask: Any, amount: Any) -> Any:
+        return mask if leaf.dim() < 2 else method(score, mask, amount=amount, **kwargs)
+
+    return lambda params, scores, masks, amount: map_tensors(
+        lambda leaf, score, mask: masked(leaf, score, mask.clone(), amount),
+        params,
+        own(params, scores),
+        kept(params, masks),
+    )
+
+
+def two_of_four(scores: torch.Tensor, mask: torch.Tensor, *, amount: Any) -> torch.Tensor:
+    return gp.n_of_m(scores, mask, n=2, m=4, dim=0)
+
+
+def channels_of_layers(params: Any, scores: Any, masks: Any, amount: Any) -> Any:
+    matrices = map_tensors(lambda leaf: leaf.reshape(-1, 1), params)
+    if scores is not None:
+        scores = map_tensors(lambda _, score: score.reshape(-1, 1), params, scores)
+    if masks is not None:
+        masks = map_tensors(lambda _, mask: mask.reshape(-1, 1), params, masks)
+    method = functools.partial(gp.ln_structured, n=1, dim=0)
+    return lift(gp.layerwise, method)(matrices, scores, masks, amount)
+
+
+def checked(params: Any, scores: Any, masks: Any, amount: Any) -> Any:
+    matrices = map_tensors(lambda leaf: leaf.reshape(-1), params)
+    patterned = gp.layerwise(matrices, pruning_method=gp.n_of_m, n=1, m=2)
+    gp.check_n_of_m(patterned, n=1, m=2)
+    return patterned
+
+
+WHOLE = frozenset({"nested"}) | TRANSFORMS  # what goes are channels, and blocks
+
+PATTERNS = [
+    Row(
+        "ln_structured",
+        gp.ln_structured,
+        each_matrix(gp.ln_structured, n=2, dim=-1),
+        WHOLE,
+        amounts=lambda candidates: st.floats(0, 1),
+        inductor=True,
+    ),
+    Row(
+        "ln_structured, nuclear",
+        gp.ln_structured,
+        lambda params, scores, masks, amount: gp.ln_structured(
+            torch.arange(24.0).reshape(2, 3, 4).sin(), n="nuc", dim=1, amount=amount
+        ),
+        TRANSFORMS - {"meta"},  # it is given a tensor with values
+        amounts=lambda candidates: st.floats(0, 1),
+    ),
+    Row(
+        "layerwise, channels",
+        gp.layerwise,
+        channels_of_layers,
+        WHOLE,
+        amounts=lambda candidates: st.floats(0, 1),
+    ),
+    Row(
+        "random_structured",
+        gp.random_structured,
+        each_matrix(gp.random_structured, dim=0, seed=SEED),
+        WHOLE,
+        amounts=lambda candidates: st.floats(0, 1),
+    ),
+    Row("n_of_m", gp.n_of_m, each_matrix(two_of_four), inductor=True),
+    Row(
+        "blocks",
+        gp.blocks,
+        each_matrix(gp.blocks, shape=(3, 2)),
+        WHOLE,
+        amounts=lambda candidates: st.floats(0, 1),
+        inductor=True,
+    ),
+    Row("check_n_of_m", gp.check_n_of_m, checked, NOTHING),  # it reads values to check them
+]
+
 COMBINATORS = [
     Row(
         "global_unstructured",
@@ -428,6 +512,18 @@ def scored(
     )
 
 
+MASKS.append(
+    Row(
+        "agreement",
+        gp.agreement,
+        lambda params, scores, masks, amount: tuple(
+            gp.agreement(kept(params, masks), gp.keep_all(params))
+        ),
+        inductor=True,
+        atol=1e-15,
+    )
+)
+
 SCORES = [
     Row(
         "magnitude",
@@ -484,6 +580,154 @@ SCHEDULES = [
         inductor=True,
         atol=1e-15,
     ),
+    Row(
+        "exponential",
+        gp.schedules.exponential,
+        at_step(gp.schedules.exponential(0.9, begin=5, end=40, initial=0.1)),
+        inductor=True,
+        atol=1e-15,
+    ),
+    Row(
+        "cosine",
+        gp.schedules.cosine,
+        at_step(gp.schedules.cosine(0.0, begin=5, end=40, initial=0.3)),
+        inductor=True,
+        atol=1e-15,
+    ),
+    Row(
+        "every",
+        gp.schedules.every,
+        lambda params, scores, masks, amount: gp.schedules.every(
+            (number(amount) * 60).round(), begin=5, end=40, freq=7
+        ),
+        inductor=True,
+    ),
 ]
 
-ROWS = [*TREES, *METHODS, *COMBINATORS, *MASKS, *SCORES, *SCHEDULES]
+
+def layerwise_by(allocate: Callable[..., Any]) -> Call:
+    return lambda params, scores, masks, amount: gp.layerwise(
+        params, scores, masks=masks, sparsity=allocate(params, sparsity=amount)
+    )
+
+
+ALLOCATION = [
+    Row(
+        "uniform",
+        gp.allocation.uniform,
+        lambda params, scores, masks, amount: gp.allocation.uniform(params, sparsity=amount),
+        amounts=lambda candidates: fractions(),
+    ),
+    Row(
+        "erdos_renyi",
+        gp.allocation.erdos_renyi,
+        lambda params, scores, masks, amount: gp.allocation.erdos_renyi(params, sparsity=amount),
+        amounts=lambda candidates: fractions(),
+        inductor=True,
+    ),
+    Row(
+        "layerwise, uniform",
+        gp.layerwise,
+        layerwise_by(gp.allocation.uniform),
+        WHOLE,
+        amounts=lambda candidates: fractions(),
+        inductor=True,
+    ),
+]
+
+# --- pruners ----------------------------------------------------------------------------------
+
+
+def always(step: torch.Tensor) -> torch.Tensor:
+    return step >= 0
+
+
+def one_update(build: Callable[[torch.Tensor], gp.pruners.Pruner]) -> Call:
+    """Of all leaves, with the prior masks in the state; the parameters are the gradients too."""
+
+    def call(params: Any, scores: Any, masks: Any, amount: Any) -> Any:
+        pruner = build(number(amount))
+        state = pruner.init(params)
+        state = state if masks is None else state._replace(masks=masks)
+        params, state = pruner.update(params, state, params, scores)
+        return params, tuple(state)
+
+    return call
+
+
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+EXCHANGED: dict[str, Any] = {"due": always, "seed": SEED, "where": "*"}
+
+PRUNERS = [
+    Row(
+        "gradual",
+        gp.pruners.gradual,
+        one_update(lambda s: gp.pruners.gradual(lambda step: s + 0 * step, due=always, where="*")),
+        amounts=lambda candidates: fractions(),
+        inductor=True,
+    ),
+    Row(
+        "gradual, Erdős-Rényi",
+        gp.pruners.gradual,
+        one_update(
+            lambda s: gp.pruners.gradual(
+                lambda step: s,
+                due=always,
+                where="*",
+                allocation=gp.allocation.erdos_renyi,
+                prune=gp.layerwise,
+            )
+        ),
+        amounts=lambda candidates: fractions(),
+    ),
+    Row(
+        "iterative",
+        gp.pruners.iterative,
+        one_update(lambda s: gp.pruners.iterative(s, due=always, rewind_to=1, where="*")),
+        amounts=lambda candidates: fractions(),
+        inductor=True,
+    ),
+    Row(
+        "static_sparse",
+        gp.pruners.static_sparse,
+        one_update(lambda s: gp.pruners.static_sparse(s, seed=SEED, where="*")),
+        amounts=lambda candidates: fractions(),
+        may_return_inputs=True,  # the masks of its state
+    ),
+    Row(
+        "sparse_evolution",
+        gp.pruners.sparse_evolution,
+        one_update(lambda s: gp.pruners.sparse_evolution(s, fraction=lambda step: s, **EXCHANGED)),
+        TRANSFORMS - {"meta"},  # how many are exchanged depends on the masks
+        amounts=lambda candidates: fractions(),
+        inductor=True,
+    ),
+    Row(
+        "rigl",
+        gp.pruners.rigl,
+        one_update(lambda s: gp.pruners.rigl(s, fraction=lambda step: s, **EXCHANGED)),
+        TRANSFORMS - {"meta"},
+        amounts=lambda candidates: fractions(),
+        dtypes=FLOATING,  # of gradients
+        inductor=True,
+    ),
+    Row(
+        "Pruner",
+        gp.pruners.Pruner,
+        one_update(lambda s: gp.pruners.Pruner(*gp.pruners.static_sparse(s, seed=SEED, where="*"))),
+        amounts=lambda candidates: fractions(),
+        may_return_inputs=True,
+    ),
+]
+
+ROWS = [
+    *TREES,
+    *METHODS,
+    *PATTERNS,
+    *COMBINATORS,
+    *MASKS,
+    *SCORES,
+    *SCHEDULES,
+    *ALLOCATION,
+    *PRUNERS,
+]

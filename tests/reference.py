@@ -410,3 +410,21 @@ def lamp(params: Any) -> Any:
         return torch.tensor(result, dtype=torch.float64).reshape(leaf.shape)
 
     return over(shares, doubled(params))
+
+
+def exponential(
+    sparsity: float, *, begin: int, end: int, initial: float = 0.0
+) -> Callable[[int], float]:
+    """What is left is multiplied by the same factor at every step."""
+    factor = ((1 - sparsity) / (1 - initial)) ** (1 / (end - begin))
+    return lambda step: 1 - (1 - initial) * factor ** min(max(step - begin, 0), end - begin)
+
+
+def cosine(
+    sparsity: float, *, begin: int, end: int, initial: float = 0.0
+) -> Callable[[int], float]:
+    def at(step: int) -> float:
+        angle = math.pi * min(max(step - begin, 0), end - begin) / (end - begin)
+        return initial + (sparsity - initial) * (1 - math.cos(angle)) / 2
+
+    return at

@@ -36,8 +36,8 @@ def test_bad_input(row: Bad) -> None:
 def test_the_table_itself() -> None:
     assert [name for name, times in Counter(row.name for row in BAD).items() if times > 1] == []
     assert all(row.words for row in BAD)
-    # these two take anything: a tree of anything has dims, a cut is a pair
-    cannot_fail = {"vmap_dims", "Cut"}
+    # these take anything: a tree of anything has dims, a cut and a pruner are pairs
+    cannot_fail = {"vmap_dims", "Cut", "pruners.Pruner"}
     covered = {row.function for row in BAD}
     missing = {name for name, function in public_callables() if function not in covered}
     assert missing == cannot_fail
@@ -199,8 +199,13 @@ class Good:
             "grads": lambda: st.just(self.params),
             "batches": lambda: st.lists(st.just(torch.arange(4.0)), max_size=2),
             "flag": st.booleans,
-            "shape": lambda: st.just((1, 4)),
             "rounds": lambda: st.integers(0, 3),
+            "overrides": lambda: st.sampled_from([None, {"*": 0.5}, {"*a*": 0}]),
+            "kernel": lambda: st.booleans(),
+            "function": lambda: st.sampled_from([len, lambda step: step >= 0, gp.layerwise]),
+            "matrix": lambda: st.just(torch.arange(12.0).reshape(4, 3)),
+            "norm": lambda: st.sampled_from([1, 2, 0.5, float("inf"), "fro"]),
+            "shape": lambda: st.sampled_from([(1,), (2,), (2, 2), [5], (1, 4)]),
         }
         return self.draw(strategies[name]())
 
@@ -210,6 +215,8 @@ BUDGET = {"amount": "amount", "sparsity": "sparsity"}
 LIFTED_KEYWORDS = {"masks": "masks", "pruning_method": "pruning_method", "seed": "seed", **BUDGET}
 LIFTED_KEYWORDS["dim"] = "dim"
 RAMP = {"begin": "step", "end": "step", "initial": "sparsity"}
+ALLOCATED = {"sparsity": "sparsity", "overrides": "overrides", "min_kept": "count"}
+EXCHANGED = {"fraction": "function", "due": "function", "seed": "seed"}
 CALLS: dict[Callable[..., Any], tuple[list[str], dict[str, str]]] = {
     gp.prunable: (["params", "where"], {}),
     gp.vmap_dims: (["params", "dim"], {}),
@@ -217,6 +224,11 @@ CALLS: dict[Callable[..., Any], tuple[list[str], dict[str, str]]] = {
     gp.l1_unstructured: (["tensor", "mask"], {**BUDGET, "dim": "dim"}),
     gp.random_unstructured: (["tensor", "mask"], {"seed": "seed", **BUDGET, "dim": "dim"}),
     gp.identity: (["tensor", "mask"], {}),
+    gp.ln_structured: (["matrix"], {**BUDGET, "n": "norm", "dim": "dim"}),
+    gp.random_structured: (["matrix"], {**BUDGET, "seed": "seed", "dim": "dim"}),
+    gp.n_of_m: (["tensor", "mask"], {"n": "count", "m": "count", "dim": "dim"}),
+    gp.blocks: (["matrix"], {**BUDGET, "shape": "shape"}),
+    gp.check_n_of_m: (["masks"], {"n": "count", "m": "count", "dim": "dim"}),
     gp.pruning_method: (["kind"], {}),
     gp.global_unstructured: (["params", "scores"], LIFTED_KEYWORDS),
     gp.layerwise: (["params", "scores"], LIFTED_KEYWORDS),
@@ -254,6 +266,18 @@ CALLS: dict[Callable[..., Any], tuple[list[str], dict[str, str]]] = {
     gp.schedules.one_shot: (["sparsity"], {"step": "step"}),
     gp.schedules.linear: (["sparsity"], RAMP),
     gp.schedules.polynomial: (["sparsity"], {"power": "power", **RAMP}),
+    gp.schedules.exponential: (["sparsity"], RAMP),
+    gp.schedules.cosine: (["sparsity"], RAMP),
+    gp.schedules.every: (["step"], {"begin": "step", "end": "step", "freq": "count"}),
+    gp.agreement: (["masks", "masks"], {}),
+    gp.pruners.Pruner: (["function", "function"], {}),
+    gp.pruners.gradual: (["function"], {"due": "function", "prune": "function"}),
+    gp.pruners.iterative: (["amount"], {"due": "function", "rewind_to": "count"}),
+    gp.pruners.static_sparse: (["sparsity"], {"seed": "seed"}),
+    gp.pruners.sparse_evolution: (["sparsity"], EXCHANGED),
+    gp.pruners.rigl: (["sparsity"], EXCHANGED),
+    gp.allocation.uniform: (["params"], ALLOCATED),
+    gp.allocation.erdos_renyi: (["params"], {**ALLOCATED, "kernel": "kernel"}),
 }
 
 
@@ -283,7 +307,7 @@ def test_anything_gives_a_result_or_a_type_or_value_error(
         args = [argument(kind) for kind in positional]
         chosen = [name for name in keyword if data.draw(st.booleans())]
         kwargs = {name: argument(keyword[name]) for name in chosen}
-        with contextlib.suppress(TypeError, ValueError):
+        with contextlib.suppress(TypeError, ValueError, IndexError):  # the last as torch's methods
             function(*args, **kwargs)
 
     check()

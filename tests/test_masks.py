@@ -142,3 +142,20 @@ def test_vmap_dims(params: Any, dim: int) -> None:
     assert reference.leaves(dims) == [
         None if leaf is None else dim for leaf in reference.leaves(params)
     ]
+
+
+@given(param_trees(), st.data())
+def test_agreement(params: Any, data: st.DataObject) -> None:
+    one, other = data.draw(prior_masks(params)), data.draw(prior_masks(params))
+    got = gp.agreement(one, other)
+    assert_same_structure(got.hamming, params)
+    pairs = zip(reference.lists(one), reference.lists(other), strict=True)
+    both = [(set(_kept(a)), set(_kept(b))) for a, b in pairs if a is not None]
+    hamming = [x.item() for x in reference.leaves(got.hamming) if x is not None]
+    assert hamming == [len(a ^ b) for a, b in both]
+    jaccard = [x.item() for x in reference.leaves(got.jaccard) if x is not None]
+    assert jaccard == pytest.approx([len(a & b) / len(a | b) if a | b else 1 for a, b in both])
+
+
+def _kept(mask: list[bool]) -> list[int]:
+    return [i for i, keep in enumerate(mask) if keep]

@@ -11,6 +11,8 @@ import torch
 
 import gprune
 import gprune.adapter
+import gprune.allocation
+import gprune.pruners
 import gprune.schedules
 import gprune.scores
 
@@ -24,6 +26,10 @@ TOP_LEVEL = [
     "l1_unstructured",
     "random_unstructured",
     "identity",
+    "ln_structured",
+    "random_structured",
+    "n_of_m",
+    "blocks",
     "pruning_method",
     "global_unstructured",
     "layerwise",
@@ -38,20 +44,28 @@ TOP_LEVEL = [
     "sparsity",
     "summary",
     "intersect",
+    "agreement",
+    "check_n_of_m",
     "scores",
     "schedules",
+    "allocation",
+    "pruners",
 ]
 SCORES = ["magnitude", "random", "taylor", "snip", "grasp", "synflow", "iterative_synflow"]
 SCORES += ["fisher", "hessian_diagonal", "obd", "movement", "wanda", "input_norms"]
 SCORES += ["normalize_l2", "lamp", "accumulate"]
-SCHEDULES = ["constant", "one_shot", "linear", "polynomial"]
+ALLOCATION = ["uniform", "erdos_renyi"]
+PRUNERS = ["Pruner", "gradual", "iterative", "rigl", "sparse_evolution", "static_sparse"]
+SCHEDULES = ["constant", "one_shot", "linear", "polynomial", "exponential", "cosine", "every"]
 ADAPTER = ["attach_masks_", "detach_masks_", "global_unstructured", "make_permanent_"]
-ADAPTER += ["masks_of", "params_of"]
+ADAPTER += ["masks_of", "params_of", "project_"]
 
 
 def test_top_level_names() -> None:
     assert gprune.__all__ == TOP_LEVEL
     assert gprune.scores.__all__ == SCORES
+    assert sorted(gprune.allocation.__all__) == sorted(ALLOCATION)
+    assert gprune.pruners.__all__ == PRUNERS
     assert sorted(gprune.schedules.__all__) == sorted(SCHEDULES)
     ours = set(gprune.adapter.__all__) - set(dir(torch.nn.utils.prune))
     assert ours | {"global_unstructured"} == set(ADAPTER)
@@ -62,6 +76,8 @@ def test_top_level_names() -> None:
     [(gprune, name) for name in TOP_LEVEL]
     + [(gprune.scores, name) for name in SCORES]
     + [(gprune.schedules, name) for name in SCHEDULES]
+    + [(gprune.allocation, name) for name in ALLOCATION]
+    + [(gprune.pruners, name) for name in PRUNERS]
     + [(gprune.adapter, name) for name in ADAPTER],
     ids=lambda value: value.__name__ if isinstance(value, ModuleType) else value,
 )

@@ -1,5 +1,6 @@
 """The schedules, against the formulas of tests/reference.py."""
 
+import itertools
 from typing import Any, NamedTuple
 
 import pytest
@@ -32,9 +33,17 @@ def schedules(draw: st.DrawFn) -> Scheduled:
                 _scheduled("one_shot", {begin - 1: 0.0, begin: sparsity}, sparsity, step=begin),
                 _scheduled("linear", flat, sparsity, **ramp),
                 _scheduled("polynomial", flat, sparsity, **ramp, power=power),
+                _scheduled("cosine", flat, sparsity, **ramp),
+                _below_one("exponential", sparsity, ramp),
             ]
         )
     )
+
+
+def _below_one(name: str, sparsity: float, ramp: dict[str, Any]) -> Scheduled:
+    sparsity, ramp = sparsity * 0.999, {**ramp, "initial": ramp["initial"] * 0.999}
+    ends = {ramp["begin"]: ramp["initial"], ramp["end"]: sparsity, ramp["end"] + 1: sparsity}
+    return _scheduled(name, ends, sparsity, **ramp)
 
 
 def _scheduled(name: str, exact: dict[int, float], *args: Any, **kwargs: Any) -> Scheduled:
@@ -60,6 +69,8 @@ GOLDEN = [  # worked out by hand from the formulas
     (gp.schedules.polynomial(0.8, begin=0, end=4), {1: 0.4625, 2: 0.7, 3: 0.7875, 4: 0.8}),
     (gp.schedules.polynomial(0.8, begin=0, end=4, power=2), {1: 0.35, 2: 0.6, 3: 0.75}),
     (gp.schedules.linear(0.9, begin=0, end=3), {1: 0.3, 2: 0.6}),  # thirds, which float32 rounds
+    (gp.schedules.exponential(0.875, begin=0, end=3), {1: 0.5, 2: 0.75, 3: 0.875, 4: 0.875}),
+    (gp.schedules.cosine(0.0, begin=0, end=6, initial=0.4), {0: 0.4, 2: 0.3, 3: 0.2, 6: 0.0}),
     (gp.schedules.polynomial(0.5, begin=2, end=4, initial=0.1, power=1), {1: 0.1, 3: 0.3, 9: 0.5}),
 ]
 
@@ -68,3 +79,55 @@ GOLDEN = [  # worked out by hand from the formulas
 def test_golden_values(schedule: gp.schedules.Schedule, values: dict[int, float]) -> None:
     got = {step: schedule(step).item() for step in values}
     assert got == pytest.approx(values, rel=0, abs=1e-15)
+
+
+# --- against others -----------------------------------------------------------------------------
+
+
+def of_jaxpruner(step: int, sparsity: float, start: int, end: int) -> float:
+    """The formula of its PolynomialSchedule, 2024, which counts a step when it is over."""
+    progress = min(max(step + 1 - start, 0), end - start) / (end - start)
+    return sparsity * (1 - (1 - progress) ** 3)
+
+
+def test_polynomial_is_that_of_jaxpruner_one_step_earlier() -> None:
+    ours = gp.schedules.polynomial(0.9, begin=99, end=899)
+    theirs = [of_jaxpruner(step, 0.9, start=100, end=900) for step in range(1000)]
+    assert [ours(step).item() for step in range(1000)] == pytest.approx(theirs, rel=0, abs=1e-15)
+
+
+def test_updates_are_those_of_jaxpruner() -> None:
+    """Its PeriodicSchedule counts from step 0; ours from `begin`, here a multiple of `freq`."""
+    theirs = [step % 50 == 0 and 100 <= step <= 900 for step in range(1000)]
+    at = [torch.tensor(step) for step in range(1000)]
+    assert [bool(gp.schedules.every(t, begin=100, end=900, freq=50)) for t in at] == theirs
+
+
+@pytest.mark.parametrize("initial", [0.0, 0.3])
+def test_polynomial_is_cubic_sl_of_torch(initial: float) -> None:
+    from torch.ao.pruning.scheduler.cubic_scheduler import CubicSL
+
+    settings = {"s_0": initial, "s_f": 0.9, "t_0": 20, "dt": 10, "n": 5}
+    ours = gp.schedules.polynomial(0.9, begin=20, end=70, initial=initial)
+    # before t_0 theirs extrapolates, and clamps: to s_0, as the cube only falls
+    for step in range(100):
+        theirs = CubicSL.sparsity_compute_fn(t=min(step, 70), **settings)
+        assert ours(step).item() == pytest.approx(theirs, rel=0, abs=1e-15)
+
+
+@given(st.integers(0, 60), st.integers(0, 40), st.integers(1, 20), st.integers(-5, 120))
+def test_every(begin: int, length: int, freq: int, step: int) -> None:
+    due = step in range(begin, begin + length + 1, freq)
+    for at in (step, torch.tensor(step), torch.tensor(step, dtype=torch.int32)):
+        got = gp.schedules.every(at, begin=begin, end=begin + length, freq=freq)
+        assert (got.dtype, got.shape, got.item()) == (torch.bool, (), due)
+
+
+@given(st.lists(st.integers(0, 120), min_size=2), st.floats(0, 0.99), st.floats(0, 0.99))
+def test_ramps_are_monotone(steps: list[int], one: float, other: float) -> None:
+    low, high = sorted((one, other))
+    ramp: dict[str, Any] = {"begin": 10, "end": 100, "initial": low}
+    for name in ("linear", "polynomial", "exponential", "cosine"):
+        schedule = getattr(gp.schedules, name)(high, **ramp)
+        values = [schedule(step).item() for step in sorted(steps)]
+        assert all(a <= b + 1e-15 for a, b in itertools.pairwise(values))

@@ -5,9 +5,10 @@ what it leaves there is torch's own state, written by torch's own `custom_from_m
 `<name>_orig` is the same `Parameter`, `<name>_mask` a persistent buffer in its dtype, and a
 forward pre-hook recomputes `<name>`. So torch's `remove` and `is_pruned` know it.
 
-    drop_in.py    the pairs of `global_unstructured` -> scores and prior masks -> masks
-    modules.py    a whole module <-> flat dicts of parameters and masks
-    state.py      what torch keeps in a pruned module, and writing it all or not at all
+    drop_in.py     the pairs of `global_unstructured` -> scores and prior masks -> masks
+    modules.py     a whole module <-> flat dicts of parameters and masks
+    optimizers.py  zeros that survive the optimizer's step
+    state.py       what torch keeps in a pruned module, and writing it all or not at all
 """
 
 from torch.nn.utils.prune import (
@@ -37,6 +38,7 @@ from gprune.adapter.modules import (
     masks_of,
     params_of,
 )
+from gprune.adapter.optimizers import project_
 
 __all__ = [
     "BasePruningMethod",
@@ -58,6 +60,7 @@ __all__ = [
     "make_permanent_",
     "masks_of",
     "params_of",
+    "project_",
     "random_structured",
     "random_unstructured",
     "remove",

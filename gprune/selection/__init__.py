@@ -5,6 +5,7 @@ that order after its k-th element, so two numbers describe the mask of a whole m
 
     cut.py        the cut, a named tuple of two tensors
     amounts.py    the law of counts: amount or sparsity -> k
+    apportion.py  a total -> a count for each leaf, for `gprune.allocation`
     keys.py       scores -> integers in the same order, NaN on top; the one place that knows floats
     draws.py      a seed -> random scores, the same for an entry wherever it is computed
     ranking.py    leaves -> chunks in flat order, never more than a block at a time

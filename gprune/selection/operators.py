@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from gprune.selection import batching, rows, several
-from gprune.selection.amounts import resolve, resolve_amount
+from gprune.selection.amounts import resolve, resolve_amount, resolve_sparsity
+from gprune.selection.apportion import apportion as share_out
 from gprune.selection.draws import draw_range
 from gprune.selection.errors import LeafError
 from gprune.selection.host import undisturbed
@@ -135,6 +136,40 @@ def all_finite(leaves: list[Tensor]) -> Tensor:
     return torch.tensor([bool(end.isfinite().all()) for end in ends], dtype=torch.bool)
 
 
+@torch.library.custom_op("gprune::apportion", mutates_args=(), tags=TAGS)
+@undisturbed
+def apportion(
+    sparsity: Tensor, sizes: list[int], weights: list[float], low: list[int], high: list[int]
+) -> list[Tensor]:
+    """Share what a sparsity keeps out among leaves, in proportion to weights.
+
+    Args:
+        sparsity: of all leaves together.
+        sizes: how many entries each leaf has.
+        weights: what the kept entries are in proportion to.
+        low: how many entries each leaf keeps at least.
+        high: how many it keeps at most.
+
+    Returns:
+        The sparsity of each leaf.
+
+    Raises:
+        ValueError: if the bounds do not allow the total.
+    """
+    entries = sum(sizes)
+    total = entries - resolve_sparsity(sparsity, entries, entries)
+    if not sum(low) <= total <= sum(high):
+        raise ValueError(
+            f"sparsity {sparsity.item():g} keeps {total} of {entries} entries, overrides and "
+            f"min_kept allow from {sum(low)} to {sum(high)}"
+        )
+    counts = share_out(total, weights, low, high)
+    return [
+        torch.tensor((size - count) / max(1, size), dtype=torch.float64)
+        for count, size in zip(counts, sizes, strict=True)
+    ]
+
+
 def _ranking(
     scores: list[Tensor], masks: list[Tensor], absolute: bool, seed: Tensor | None = None
 ) -> Ranking:
@@ -209,8 +244,15 @@ def _(leaves: list[Tensor]) -> Tensor:
     return torch.ones(len(leaves), dtype=torch.bool, device="cpu")
 
 
+@apportion.register_fake
+def _(
+    sparsity: Tensor, sizes: list[int], weights: list[float], low: list[int], high: list[int]
+) -> list[Tensor]:
+    return [torch.empty((), dtype=torch.float64, device="cpu") for _ in sizes]
+
+
 select.register_vmap(batching.of_select(select, select_rows, find_cut, masks_at))
 find_cut.register_vmap(batching.of_find_cut(find_cut))
-for _operator in (select_rows, masks_at, num_to_prune, random_scores):
+for _operator in (select_rows, masks_at, num_to_prune, random_scores, apportion):
     _operator.register_vmap(batching.by_loop(_operator))
 all_finite.register_vmap(lambda info, in_dims, leaves: (all_finite(leaves), None))

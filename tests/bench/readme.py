@@ -22,11 +22,16 @@ def table() -> str:
     return "\n".join(rows) + "\n"
 
 
-def main() -> None:
+def between_markers(name: str, text: str) -> None:
+    """Replace what README has between the markers of a name."""
     readme = ROOT / "README.md"
-    before, _, rest = readme.read_text().partition("<!-- figures -->\n")
-    _, _, after = rest.partition("<!-- /figures -->\n")
-    readme.write_text(f"{before}<!-- figures -->\n{table()}<!-- /figures -->\n{after}")
+    before, _, rest = readme.read_text().partition(f"<!-- {name} -->\n")
+    _, _, after = rest.partition(f"<!-- /{name} -->\n")
+    readme.write_text(f"{before}<!-- {name} -->\n{text}<!-- /{name} -->\n{after}")
+
+
+def main() -> None:
+    between_markers("figures", table())
 
 
 if __name__ == "__main__":

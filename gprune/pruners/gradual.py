@@ -1,0 +1,131 @@
+"""Gradual pruning: the sparsity rises along a schedule while the weights train.
+
+Zhu & Gupta, 2017, "To prune, or not to prune", arXiv:1710.01878, section 3. Every `freq` steps the
+weights with the lowest scores go, until the sparsity is that of the schedule; what is pruned stays
+pruned. With `gprune.straight_through` in the loss the pruned weights keep training all the same
+(see README), and then fresh scores may choose others: start each time from `keep_all`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+from torch import Tensor
+
+from gprune.combinators import global_unstructured
+from gprune.masks import apply_masks, keep_all
+from gprune.pruners.pruner import (
+    Allocation,
+    Due,
+    Pruner,
+    ScoreFn,
+    by_magnitude,
+    check_functions,
+    first_step,
+    only_when,
+    shared,
+    with_holes,
+)
+from gprune.schedules import Schedule
+from gprune.trees import Tree, Where, prunable
+
+
+class GradualState(NamedTuple):
+    """The state of gradual pruning.
+
+    Attributes:
+        masks: bool masks, `None` where a parameter is not pruned.
+        step: 0-dim int64, how many updates there were.
+    """
+
+    masks: Tree
+    step: Tensor
+
+
+def init(params: Tree, *, where: Where) -> GradualState:
+    """Keep everything."""
+    return GradualState(keep_all(prunable(params, where)), first_step())
+
+
+def update(
+    params: Tree,
+    state: GradualState,
+    grads: Tree = None,
+    scores: Tree = None,
+    *,
+    schedule: Schedule,
+    due: Due,
+    score_fn: ScoreFn,
+    allocation: Allocation,
+    prune: Callable[..., Tree],
+) -> tuple[Tree, GradualState]:
+    """Prune up to the sparsity of the schedule, if the step is due."""
+    weights = with_holes(params, state.masks)
+    ranked = score_fn(params, grads) if scores is None else scores
+    target = allocation(weights, sparsity=schedule(state.step))
+    sparsity = only_when(due(state.step), target)  # at 0 nothing more is pruned
+    masks = prune(weights, ranked, masks=state.masks, sparsity=sparsity)
+    return apply_masks(params, masks), GradualState(masks, state.step + 1)
+
+
+def gradual(
+    schedule: Schedule,
+    *,
+    due: Due,
+    where: Where = None,
+    score_fn: ScoreFn = by_magnitude,
+    allocation: Allocation = shared,
+    prune: Callable[..., Tree] = global_unstructured,
+) -> Pruner:
+    """Build the pruner that follows a schedule from dense to sparse.
+
+    At a due step t, max(0, round(s(t) n) - pruned) of the n prunable entries go: the lowest.
+
+    Args:
+        schedule: the sparsity at each step, `step -> 0-dim float64 tensor`.
+        due: whether to prune at a step, `step -> 0-dim bool tensor`: `schedules.every`.
+        where: which leaves are prunable, as in `gprune.prunable`.
+        score_fn: `(params, grads) -> scores`; magnitudes by default.
+        allocation: how the leaves share the sparsity, for `prune=layerwise`:
+            `allocation.erdos_renyi`. By default they are ranked together.
+        prune: `global_unstructured`, `layerwise`, or a partial of one with another method.
+
+    Returns:
+        The pruner; its state has `masks` and `step`.
+
+    Raises:
+        TypeError: if one of the functions is none.
+
+    Example:
+        >>> import torch, gprune as gp
+        >>> schedule = gp.schedules.linear(0.5, begin=0, end=8)
+        >>> pruner = gradual(schedule, due=partial(gp.schedules.every, begin=0, end=8, freq=4))
+        >>> params = {"weight": torch.arange(1.0, 9.0).view(2, 4)}
+        >>> state = pruner.init(params)
+        >>> for step in range(9):
+        ...     params, state = pruner.update(params, state)
+        ...     if step % 4 == 0:
+        ...         print(step, int(gp.num_pruned(state.masks)))
+        0 0
+        4 2
+        8 4
+
+    References:
+        Zhu & Gupta, 2017, arXiv:1710.01878, section 3.
+    """
+    check_functions(
+        schedule=schedule, due=due, score_fn=score_fn, allocation=allocation, prune=prune
+    )
+    return Pruner(
+        partial(init, where=where),
+        partial(
+            update,
+            schedule=schedule,
+            due=due,
+            score_fn=score_fn,
+            allocation=allocation,
+            prune=prune,
+        ),
+    )

@@ -1,0 +1,100 @@
+"""The pair of functions that a pruner is, and what several of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from gprune.combinators import layerwise
+from gprune.selection.amounts import as_scalar
+from gprune.trees import Tree, Where, flatten, map_leaves, match, prunable, unflatten
+from gprune.unstructured import random_unstructured
+
+Due: TypeAlias = Callable[[Tensor], Tensor]
+"""Says whether something is to be done at a step: `step -> 0-dim bool tensor`."""
+
+ScoreFn: TypeAlias = Callable[[Tree, Tree], Tree]
+"""Scores the parameters: `(params, grads) -> scores`, or `None` for magnitudes."""
+
+Allocation: TypeAlias = Callable[..., Tree]
+"""Shares a sparsity out: `(params, *, sparsity) -> sparsity`, a number or a tree of them."""
+
+
+class Pruner(NamedTuple):
+    """A pair of pure functions.
+
+    Attributes:
+        init: `init(params) -> state`. The state is a named tuple of tensors; its `masks` may be
+            replaced by others: `state._replace(masks=masks)`.
+        update: `update(params, state, grads=None, scores=None) -> (params, state)`. The parameters
+            come back masked; `scores` take the place of the pruner's own.
+
+    Example:
+        >>> import gprune as gp
+        >>> pruner = gp.pruners.static_sparse(0.5, seed=0)
+        >>> state = pruner.init({"weight": torch.ones(2, 4)})
+        >>> params, state = pruner.update({"weight": torch.ones(2, 4)}, state)
+        >>> float(params["weight"].sum())
+        4.0
+    """
+
+    init: Callable[[Tree], Any]
+    update: Callable[..., tuple[Tree, Any]]
+
+
+def by_magnitude(params: Tree, grads: Tree) -> None:
+    """Give no scores, which methods read as magnitudes and compute while they stream."""
+
+
+def shared(params: Tree, *, sparsity: Tensor) -> Tensor:
+    """Allocate nothing: one sparsity for all leaves together."""
+    return sparsity
+
+
+def first_step() -> Tensor:
+    """Count steps from 0, on the CPU, where counts and schedules live."""
+    return torch.zeros((), dtype=torch.int64, device="cpu")
+
+
+def with_holes(params: Tree, masks: Tree) -> Tree:
+    """Give the parameters that have a mask, holes for the others."""
+    leaves, treedef = flatten(params)
+    pairs = zip(leaves, match(masks, treedef, "state.masks"), strict=True)
+    return unflatten(treedef, [None if mask is None else leaf for leaf, mask in pairs])
+
+
+def only_when(due: Tensor, numbers: Tree) -> Tree:
+    """Give a number or a tree of them, zeros at a step that is not due."""
+    return map_leaves(
+        lambda number: None if number is None else as_scalar(number, "the schedule") * due, numbers
+    )
+
+
+def sparse_from_the_start(
+    params: Tree, sparsity: float | Tensor, seed: Tensor, allocation: Allocation, where: Where
+) -> Tree:
+    """Draw the masks that training starts from."""
+    weights = prunable(params, where)
+    return layerwise(
+        weights,
+        pruning_method=random_unstructured,
+        seed=seed,
+        sparsity=allocation(weights, sparsity=sparsity),
+    )
+
+
+def check_functions(**functions: Any) -> None:
+    """Refuse what cannot be called.
+
+    Args:
+        **functions: what was given, by name.
+
+    Raises:
+        TypeError: if one is not callable.
+    """
+    for name, function in functions.items():
+        if not callable(function):
+            raise TypeError(f"{name} must be a function, got {function!r}")

@@ -1,0 +1,132 @@
+"""N:M patterns and blocks: by hand, and against an oracle."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import gprune as gp
+from gprune.testing import prior_masks, tensors
+from tests import reference, reference_patterns
+from tests.cases import fractions
+
+
+def bits(*rows: str) -> list[list[bool]]:
+    return [[letter == "1" for letter in row] for row in rows]
+
+
+SCORES = torch.tensor(
+    [
+        [8, 1, 7, 2, 6, 3, 5, 4],
+        [1, 2, 3, 4, 5, 6, 7, 8],
+        [3, 3, 3, 3, 0, 0, 9, 9],
+        [2, 9, 4, 1, 8, 8, 1, 1],
+    ]
+)
+
+GOLDEN = [  # n, m, dim, and what is kept, by hand
+    (1, 4, 1, bits("10001000", "00010001", "00010001", "01000100")),
+    (2, 4, 1, bits("10101010", "00110011", "00110011", "01101100")),
+    (4, 8, 1, bits("10101010", "00001111", "00110011", "01101100")),
+    (1, 4, 0, bits("10100000", "00010000", "00000011", "01001100")),
+    (2, 4, 0, bits("10101000", "00010111", "11010011", "01101100")),
+    (1, 2, 0, bits("10101000", "01010111", "10010011", "01101100")),
+    (1, 3, 1, bits("10001010", "00100101", "00110001", "01000101")),  # 3, 3 and a last of 2
+    (2, 3, 0, bits("10101100", "01011111", "11110011", "11111111")),  # 3 and a last of 1
+]
+
+
+@pytest.mark.parametrize(("n", "m", "dim", "expected"), GOLDEN)
+def test_golden_patterns(n: int, m: int, dim: int, expected: list[list[bool]]) -> None:
+    assert gp.n_of_m(SCORES, n=n, m=m, dim=dim).tolist() == expected
+    assert gp.n_of_m(SCORES, n=n, m=m, dim=dim - 2).tolist() == expected
+
+
+def test_golden_blocks() -> None:
+    """Means of 2 x 4: 3.5, 5.5, 3.5, 4.5; of 3 x 3, cut off at 8 and at 4, see below."""
+    got = gp.blocks(SCORES, shape=(2, 4), amount=1)
+    assert got.tolist() == bits("00001111", "00001111", "11111111", "11111111")
+    got = gp.blocks(SCORES, shape=(2, 4), amount=2)
+    assert got.tolist() == bits("00001111", "00001111", "00001111", "00001111")
+    # rows 0-2: columns 0-2 31/9, 3-5 29/9, 6-7 42/6; row 3: 15/3, 17/3, 2/2
+    got = gp.blocks(SCORES, shape=(3, 3), amount=2)
+    assert got.tolist() == bits("11100011", "11100011", "11100011", "11111100")
+    got = gp.blocks(SCORES, shape=(3, 3), amount=0.5)
+    assert got.tolist() == bits("00000011", "00000011", "00000011", "11111100")
+    # rows in pieces of 5 and of 3: 4.8 4, 3 7, 2.4 6, 4.8 3.33
+    got = gp.blocks(SCORES, shape=(5,), sparsity=0.25)
+    assert got.tolist() == bits("11111111", "00000111", "00000111", "11111111")
+
+
+@st.composite
+def patterns(draw: st.DrawFn) -> tuple[int, int]:
+    m = draw(st.integers(1, 5))
+    return draw(st.integers(0, m)), m
+
+
+@given(tensors().filter(lambda t: t.dim() > 0), patterns(), st.data())
+def test_n_of_m(scores: torch.Tensor, pattern: tuple[int, int], data: st.DataObject) -> None:
+    dim = data.draw(st.integers(-scores.dim(), scores.dim() - 1))
+    mask = data.draw(st.none() | prior_masks(scores))
+    n, m = pattern
+    got = gp.n_of_m(scores, mask, n=n, m=m, dim=dim)
+    assert (got.dtype, got.shape, got.is_contiguous()) == (torch.bool, scores.shape, True)
+    assert got.flatten().tolist() == reference_patterns.n_of_m(scores, mask, n, m, dim)
+    gp.check_n_of_m(got, n=n, m=m, dim=dim)
+
+
+SMALL = [torch.float32, torch.int8, torch.uint8, torch.bfloat16]
+
+
+@given(tensors(dtypes=SMALL).filter(lambda t: t.dim() > 0), st.data())
+def test_blocks(scores: torch.Tensor, data: st.DataObject) -> None:
+    """On integers, whose sums are exact; or with what is not a number."""
+    scores = scores.nan_to_num(posinf=9, neginf=-9).clamp(-100, 100).round().to(scores.dtype)
+    block = data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=scores.dim()).map(tuple))
+    mask = data.draw(st.none() | prior_masks(scores))
+    prior = reference_patterns.prior_of(scores, mask)
+    groups = reference_patterns.tiles_of(scores.shape, block)
+    num_alive = sum(any(prior[index] for index in group) for group in groups)
+    budget = data.draw(
+        st.one_of(
+            st.fixed_dictionaries({"amount": st.integers(0, num_alive)}),
+            st.fixed_dictionaries({"amount": st.floats(0, 1)}),
+            st.fixed_dictionaries({"sparsity": fractions()}),
+        )
+    )
+    if not groups:  # of an empty tensor nothing is a block, and nothing is pruned
+        budget = {"sparsity": 0.5}
+    got = gp.blocks(scores, mask, shape=block, **budget)
+    assert (got.dtype, got.shape, got.is_contiguous()) == (torch.bool, scores.shape, True)
+    assert got.flatten().tolist() == reference_patterns.blocks(scores, mask, block, **budget)
+
+
+def test_a_block_with_a_nan_is_pruned_last() -> None:
+    scores = torch.tensor([float("nan"), 0.0, 9.0, 9.0, 1.0])
+    assert gp.blocks(scores, shape=(2,), amount=2).tolist() == [True, True, False, False, False]
+
+
+def test_under_layerwise_signed_weights_are_ranked_by_magnitude() -> None:
+    params = {"w": torch.tensor([[-4.0, 1.0, 3.0, -2.0]]), "bias": None}
+    masks = gp.layerwise(params, pruning_method=gp.n_of_m, n=2, m=4)
+    assert masks["w"].tolist() == [[True, False, True, False]]
+    masks = gp.layerwise(params, pruning_method=gp.blocks, shape=(2,), amount=1)
+    assert masks["w"].tolist() == [[False, False, True, True]]
+    masks = gp.layerwise(params, params, pruning_method=gp.n_of_m, n=2, m=4)
+    assert masks["w"].tolist() == [[False, True, True, False]]
+
+
+def test_check_n_of_m_names_every_leaf_that_keeps_too_many() -> None:
+    masks = {"a": torch.ones(2, 4).bool(), "b": torch.eye(4).bool(), "c": torch.ones(6).bool()}
+    gp.check_n_of_m({"b": masks["b"], "hole": None}, n=1, m=4)
+    with pytest.raises(ValueError, match=r"\['a'\] .* in 2 of 2 groups; .*\['c'\] .* in 1 of 2"):
+        gp.check_n_of_m(masks, n=2, m=4)
+    with pytest.raises(ValueError, match=r"masks\['c'\] has shape \(6,\) and no dim 1"):
+        gp.check_n_of_m(masks, n=4, m=4, dim=1)
+
+
+def test_more_than_can_be_kept_keeps_all_that_is_left() -> None:
+    mask = torch.tensor([True, False, False, False, True, True, True, True])
+    got = gp.n_of_m(torch.arange(8), mask, n=2, m=4)
+    assert got.tolist() == [True, False, False, False, False, False, True, True]
+    assert reference.num_candidates(torch.arange(8), mask) == 5
