@@ -1,7 +1,9 @@
-"""Write the figures of results.json into README's table: `python -m tests.bench.readme`."""
+"""Write the results of the benchmarks into README's tables: `python -m tests.bench.readme`."""
 
 import json
 from pathlib import Path
+
+from tests.bench import layer_shuffle
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,11 +24,18 @@ def table() -> str:
     return "\n".join(rows) + "\n"
 
 
+def replace(text: str, name: str, table: str) -> str:
+    """Put a table between the two comments of that name."""
+    before, _, rest = text.partition(f"<!-- {name} -->\n")
+    _, _, after = rest.partition(f"<!-- /{name} -->\n")
+    return f"{before}<!-- {name} -->\n{table}<!-- /{name} -->\n{after}"
+
+
 def main() -> None:
     readme = ROOT / "README.md"
-    before, _, rest = readme.read_text().partition("<!-- figures -->\n")
-    _, _, after = rest.partition("<!-- /figures -->\n")
-    readme.write_text(f"{before}<!-- figures -->\n{table()}<!-- /figures -->\n{after}")
+    shuffles = layer_shuffle.table(json.loads(layer_shuffle.RESULTS.read_text()))
+    text = replace(readme.read_text(), "figures", table())
+    readme.write_text(replace(text, "layer shuffle", shuffles))
 
 
 if __name__ == "__main__":
