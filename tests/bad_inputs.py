@@ -718,7 +718,7 @@ OF_A_LOSS = [
 PAIRS: list[tuple[Callable[..., Any], str, Callable[[Any], tuple[Any, ...]]]] = [
     (Sc.taylor, "grads", lambda grads: (PARAMS, grads)),
     (Sc.obd, "diagonal", lambda diagonal: (PARAMS, diagonal)),
-    (Sc.movement, "params", lambda params: (PARAMS, params, PARAMS)),
+    (Sc.movement, "scores", lambda scores: (scores, PARAMS, PARAMS)),
     (Sc.movement, "grads", lambda grads: (PARAMS, PARAMS, grads)),
     (Sc.wanda, "input_norms", lambda norms: (PARAMS, norms)),
 ]
@@ -742,18 +742,18 @@ OF_PAIRS = [
     )
 ] + [
     row
-    for score, more in [
-        (Sc.taylor, 1),
-        (Sc.obd, 1),
-        (Sc.movement, 2),
-        (Sc.wanda, 1),
-        (Sc.normalize_l2, 0),
-        (Sc.lamp, 0),
+    for score, call in [
+        (Sc.taylor, lambda params: (params, PARAMS)),
+        (Sc.obd, lambda params: (params, PARAMS)),
+        (Sc.movement, lambda params: (PARAMS, params, PARAMS)),
+        (Sc.wanda, lambda params: (params, PARAMS)),
+        (Sc.normalize_l2, lambda scores: (scores,)),
+        (Sc.lamp, lambda params: (params,)),
     ]
     for row in (
-        bad(score, "NaN", V, "['out'] NaN", NAN, *[PARAMS] * more),
-        bad(score, "an integer leaf", T, "['out'] int64 hole", INTEGERS, *[PARAMS] * more),
-        bad(score, "a float", T, "['a'] float", {"a": 1.0}, *[PARAMS] * more),
+        bad(score, "NaN", V, "['out'] NaN", *call(NAN)),
+        bad(score, "an integer leaf", T, "['out'] int64 hole", *call(INTEGERS)),
+        bad(score, "a float", T, "['a'] float", *call({"a": 1.0})),
     )
 ]
 OF_A_FORWARD = [

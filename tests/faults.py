@@ -765,8 +765,8 @@ FAULTS = [
     fault(
         "the power is always three",
         "schedules.py",
-        "* (1 - t) ** power",
-        "* (1 - t) ** 3",
+        "end)) ** power",
+        "end)) ** 3",
         SCHEDULES,
     ),
     fault(
@@ -1001,7 +1001,7 @@ FAULTS = [
         "scores/rescaling.py",
         "leaf / torch.where(largest == 0, 1, largest)",
         "leaf",
-        f"{SCORE_LAWS}::test_normalized_leaves_have_norm_one_and_their_own_order",
+        f"{SCORES}::test_normalize_l2_neither_vanishes_nor_overflows",
     ),
     fault(
         "the mean over one batch less",

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.bench import layer_shuffle
+
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S)
 PYTHON = [body for language, body in BLOCKS if language == "python"]
@@ -44,3 +46,9 @@ def test_every_measured_figure_is_in_the_results_of_the_benchmarks() -> None:
     }
     assert quoted == results["figures"]
     assert all(str(value) in section for value in results["machine"].values())
+
+
+def test_the_table_of_shuffled_masks_is_that_of_its_results() -> None:
+    text = (ROOT / "README.md").read_text()
+    shown = text.partition("<!-- layer shuffle -->\n")[2].partition("<!-- /layer shuffle -->")[0]
+    assert shown == layer_shuffle.table(json.loads(layer_shuffle.RESULTS.read_text()))

@@ -309,10 +309,19 @@ def test_normalize_l2(name: str, dtype: torch.dtype) -> None:
     assert_close(gp.scores.normalize_l2(params), reference.normalize_l2(params), dtype)
 
 
-@pytest.mark.parametrize("scale", [1e-30, 1e30])
-def test_normalize_l2_neither_vanishes_nor_overflows(scale: float) -> None:
-    leaf = torch.tensor([3.0, -4.0]) * scale
-    torch.testing.assert_close(gp.scores.normalize_l2(leaf), torch.tensor([0.6, -0.8]))
+@pytest.mark.parametrize(
+    ("dtype", "scale"),
+    [
+        (torch.float32, 1e-30),
+        (torch.float32, 1e30),
+        (torch.float64, 1e-200),
+        (torch.float64, 1e200),
+    ],
+)
+def test_normalize_l2_neither_vanishes_nor_overflows(dtype: torch.dtype, scale: float) -> None:
+    leaf = torch.tensor([3.0, -4.0], dtype=dtype) * scale
+    want = torch.tensor([0.6, -0.8], dtype=dtype)
+    torch.testing.assert_close(gp.scores.normalize_l2(leaf), want)
 
 
 @each_model

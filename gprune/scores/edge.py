@@ -63,7 +63,8 @@ def floating_leaves(tree: Tree, name: str) -> tuple[list[Any], TreeDef]:
     if wrong:
         names = leaf_names(treedef, name)
         found = "; ".join(f"{names[i]} has dtype {leaves[i].dtype}" for i in wrong)
-        raise TypeError(f"{found}: only float16 to float64 is scored; cast it, or make it a hole")
+        remedy = "cast it, or close over it and leave a hole"
+        raise TypeError(f"{found}: only float16 to float64 is scored; {remedy}")
     return leaves, treedef
 
 

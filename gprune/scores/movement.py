@@ -14,9 +14,9 @@ def movement(scores: Tree, params: Tree, grads: Tree) -> Tree:
     learning rate of the scores is a common factor and is left out.
 
     Args:
-        scores: the scores so far, pytree of floating point tensors of any shape; `None` stays
-            `None`.
-        params: the weights of this step, of that structure and those shapes.
+        scores: the scores so far, of the structure and the shapes of the parameters.
+        params: the weights of this step, pytree of floating point tensors of any shape; `None`
+            stays `None`.
         grads: the gradients of this step in the masked forward pass, likewise.
 
     Returns:
@@ -35,4 +35,4 @@ def movement(scores: Tree, params: Tree, grads: Tree) -> Tree:
     References:
         Sanh et al., 2020, arXiv:2005.07683, eq. 3.
     """
-    return score_leaves(lambda s, w, g: s - w * g, scores=scores, params=params, grads=grads)
+    return score_leaves(lambda w, s, g: s - w * g, params=params, scores=scores, grads=grads)

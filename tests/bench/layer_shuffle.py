@@ -16,6 +16,7 @@ import argparse
 import itertools
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,6 +44,7 @@ class Data(NamedTuple):
     y_test: Tensor
 
 
+@cache
 def mnist1d() -> Data:
     found = make_dataset(get_dataset_args())
     x, x_test = (torch.tensor(found[name], dtype=torch.float32) for name in ("x", "x_test"))
@@ -239,9 +241,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench.layer_shuffle", description=__doc__
     )
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--sparsity", type=float, default=0.95)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--sparsity", type=float, default=0.8)
     parser.add_argument("--dry", action="store_true", help="print the table and write nothing")
     arguments = parser.parse_args()
     torch.set_num_threads(THREADS)

@@ -1,7 +1,9 @@
-"""Write the figures of results.json into README's table: `python -m tests.bench.readme`."""
+"""Write the results of the benchmarks into README's tables: `python -m tests.bench.readme`."""
 
 import json
 from pathlib import Path
+
+from tests.bench import layer_shuffle
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,16 +24,18 @@ def table() -> str:
     return "\n".join(rows) + "\n"
 
 
-def between_markers(name: str, text: str) -> None:
-    """Replace what README has between the markers of a name."""
-    readme = ROOT / "README.md"
-    before, _, rest = readme.read_text().partition(f"<!-- {name} -->\n")
+def replace(text: str, name: str, table: str) -> str:
+    """Put a table between the two comments of that name."""
+    before, _, rest = text.partition(f"<!-- {name} -->\n")
     _, _, after = rest.partition(f"<!-- /{name} -->\n")
-    readme.write_text(f"{before}<!-- {name} -->\n{text}<!-- /{name} -->\n{after}")
+    return f"{before}<!-- {name} -->\n{table}<!-- /{name} -->\n{after}"
 
 
 def main() -> None:
-    between_markers("figures", table())
+    readme = ROOT / "README.md"
+    shuffles = layer_shuffle.table(json.loads(layer_shuffle.RESULTS.read_text()))
+    text = replace(readme.read_text(), "figures", table())
+    readme.write_text(replace(text, "layer shuffle", shuffles))
 
 
 if __name__ == "__main__":
