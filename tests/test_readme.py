@@ -44,3 +44,12 @@ def test_every_measured_figure_is_in_the_results_of_the_benchmarks() -> None:
     }
     assert quoted == results["figures"]
     assert all(str(value) in section for value in results["machine"].values())
+
+
+def test_the_evidence_is_that_of_its_script() -> None:
+    pytest.importorskip("mnist1d")
+    from tests.bench import evidence
+
+    text = (ROOT / "README.md").read_text()
+    section = text.partition("<!-- evidence -->\n")[2].partition("<!-- /evidence -->\n")[0]
+    assert section == evidence.table(json.loads(evidence.RESULTS.read_text()))
