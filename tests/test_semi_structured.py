@@ -42,6 +42,18 @@ def test_golden_patterns(n: int, m: int, dim: int, expected: list[list[bool]]) -
     assert gp.n_of_m(SCORES, n=n, m=m, dim=dim - 2).tolist() == expected
 
 
+@pytest.mark.parametrize(("n", "m", "dim", "expected"), GOLDEN)
+@pytest.mark.parametrize("order", [(1, 0, 2), (2, 0, 1), (2, 1, 0), (0, 2, 1), (1, 2, 0)])
+def test_golden_patterns_along_every_dim(
+    n: int, m: int, dim: int, expected: list[list[bool]], order: tuple[int, ...]
+) -> None:
+    """The same tensors lying otherwise among three dims, twice."""
+    scores = torch.stack([SCORES, SCORES], 2).permute(order)
+    kept = torch.tensor(expected)
+    wanted = torch.stack([kept, kept], 2).permute(order)
+    assert gp.n_of_m(scores, n=n, m=m, dim=order.index(dim)).equal(wanted)
+
+
 def test_golden_blocks() -> None:
     """Means of 2 x 4: 3.5, 5.5, 3.5, 4.5; of 3 x 3, cut off at 8 and at 4, see below."""
     got = gp.blocks(SCORES, shape=(2, 4), amount=1)
