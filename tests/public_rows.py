@@ -456,9 +456,6 @@ MASKS = [
         ),
         inductor=True,
     ),
-]
-
-MASKS.append(
     Row(
         "agreement",
         gp.agreement,
@@ -467,8 +464,8 @@ MASKS.append(
         ),
         inductor=True,
         atol=1e-15,
-    )
-)
+    ),
+]
 
 SCORES = [
     Row(

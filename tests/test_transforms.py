@@ -38,6 +38,7 @@ SEED = torch.tensor(7)
         (operators.masks_at, (HALF, SEED, TENSORS, MASKS, False)),
         (operators.num_to_prune, (HALF, 9)),
         (operators.random_scores, (TENSORS, SEED)),
+        (operators.apportion, (HALF, [10, 4], [3.0, 1.0], [0, 1], [10, 4])),
     ],
     ids=lambda value: getattr(value, "_name", ""),
 )
