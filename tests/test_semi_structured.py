@@ -142,3 +142,10 @@ def test_more_than_can_be_kept_keeps_all_that_is_left() -> None:
     got = gp.n_of_m(torch.arange(8), mask, n=2, m=4)
     assert got.tolist() == [True, False, False, False, False, False, True, True]
     assert reference.num_candidates(torch.arange(8), mask) == 5
+
+
+def test_what_pads_the_last_group_is_never_kept() -> None:
+    """Zeros would be, among scores below zero."""
+    scores = torch.tensor([-4.0, -1.0, -3.0, -2.0, -5.0, -6.0])
+    kept = gp.n_of_m(scores, n=1, m=4)
+    assert kept.tolist() == [False, True, False, False, True, False]
