@@ -149,3 +149,8 @@ def test_what_pads_the_last_group_is_never_kept() -> None:
     scores = torch.tensor([-4.0, -1.0, -3.0, -2.0, -5.0, -6.0])
     kept = gp.n_of_m(scores, n=1, m=4)
     assert kept.tolist() == [False, True, False, False, True, False]
+
+
+def test_single_entries_that_the_prior_has_pruned_stay_pruned() -> None:
+    scores, mask = torch.tensor([3.0, 4.0, 1.0, 1.0]), torch.tensor([True, False, True, True])
+    assert gp.blocks(scores, mask, shape=(2,), amount=1).tolist() == [True, False, False, False]
