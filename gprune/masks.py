@@ -217,10 +217,9 @@ def agreement(masks: Tree, others: Tree) -> Agreement:
     ours, theirs, treedef = _pair(masks, others, "others")
     pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if a is not None]
     hamming = [(a ^ b).sum(dtype=torch.int64) for a, b in pairs]
-    either = [(a | b).sum(dtype=torch.int64) for a, b in pairs]
-    jaccard = [
-        1 - h.to(torch.float64) / e.clamp(min=1) for h, e in zip(hamming, either, strict=True)
-    ]
+    num_either = [(a | b).sum() for a, b in pairs]
+    both = zip(hamming, num_either, strict=True)
+    jaccard = [1 - apart.to(torch.float64) / either.clamp(min=1) for apart, either in both]
     return Agreement(fill(treedef, ours, hamming), fill(treedef, ours, jaccard))
 
 

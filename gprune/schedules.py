@@ -120,7 +120,12 @@ def polynomial(
     _check_number(power, "power")
     if not power > 0:
         raise ValueError(f"power must be above 0, got {power}")
-    return lambda step: sparsity + (initial - sparsity) * (1 - _progress(step, begin, end)) ** power
+
+    def schedule(step: int | Tensor) -> Tensor:
+        t = _progress(step, begin, end)
+        return sparsity + (initial - sparsity) * (1 - t) ** power
+
+    return schedule
 
 
 def exponential(sparsity: float, *, begin: int, end: int, initial: float = 0.0) -> Schedule:

@@ -493,6 +493,15 @@ MASKS = [
         ),
         inductor=True,
     ),
+    Row(
+        "agreement",
+        gp.agreement,
+        lambda params, scores, masks, amount: tuple(
+            gp.agreement(kept(params, masks), gp.keep_all(params))
+        ),
+        inductor=True,
+        atol=1e-15,
+    ),
 ]
 
 
@@ -511,18 +520,6 @@ def scored(
         finite=True,
     )
 
-
-MASKS.append(
-    Row(
-        "agreement",
-        gp.agreement,
-        lambda params, scores, masks, amount: tuple(
-            gp.agreement(kept(params, masks), gp.keep_all(params))
-        ),
-        inductor=True,
-        atol=1e-15,
-    )
-)
 
 SCORES = [
     Row(

@@ -188,17 +188,9 @@ def test_sparse_evolution(
         seed_now = torch.tensor(seed) + (step + 1) * 2**32
         draws = gp.scores.random(gp.prunable(params), seed=seed_now)
 
-        def rule(
-            name: str,
-            weight: torch.Tensor,
-            mask: torch.Tensor,
-            step: int = step,
-            draws: Any = draws,
-        ) -> list[bool]:
-            lists = [reference.entries(x) for x in (weight, mask, draws[name])]
-            return reference_patterns.sparse_evolution(*lists, fraction if step % 2 == 0 else 0.0)
-
-        assert_exchanged(before, state, trained, params, rule)
+        now = fraction if step % 2 == 0 else 0.0
+        rule = functools.partial(reference_patterns.sparse_evolution, fraction=now)
+        assert_exchanged(before, state, trained, params, draws, rule)
 
 
 @given(models(), st.data(), st.floats(0, 1), st.floats(0, 1), st.integers(0, 2**31))
@@ -213,17 +205,9 @@ def test_rigl(
         before, trained, grads = state, like(data.draw, params), like(data.draw, params)
         params, state = pruner.update(trained, before, grads)
 
-        def rule(
-            name: str,
-            weight: torch.Tensor,
-            mask: torch.Tensor,
-            step: int = step,
-            grads: Any = grads,
-        ) -> list[bool]:
-            lists = [reference.entries(x) for x in (weight, mask, grads[name])]
-            return reference_patterns.rigl(*lists, fraction if step % 2 == 0 else 0.0)
-
-        assert_exchanged(before, state, trained, params, rule)
+        now = fraction if step % 2 == 0 else 0.0
+        rule = functools.partial(reference_patterns.rigl, fraction=now)
+        assert_exchanged(before, state, trained, params, grads, rule)
 
 
 def test_golden_exchanges() -> None:

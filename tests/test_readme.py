@@ -52,3 +52,12 @@ def test_the_table_of_shuffled_masks_is_that_of_its_results() -> None:
     text = (ROOT / "README.md").read_text()
     shown = text.partition("<!-- layer shuffle -->\n")[2].partition("<!-- /layer shuffle -->")[0]
     assert shown == layer_shuffle.table(json.loads(layer_shuffle.RESULTS.read_text()))
+
+
+def test_the_evidence_is_that_of_its_script() -> None:
+    pytest.importorskip("mnist1d")
+    from tests.bench import evidence
+
+    text = (ROOT / "README.md").read_text()
+    section = text.partition("<!-- evidence -->\n")[2].partition("<!-- /evidence -->\n")[0]
+    assert section == evidence.table(json.loads(evidence.RESULTS.read_text()))

@@ -42,6 +42,18 @@ def test_golden_patterns(n: int, m: int, dim: int, expected: list[list[bool]]) -
     assert gp.n_of_m(SCORES, n=n, m=m, dim=dim - 2).tolist() == expected
 
 
+@pytest.mark.parametrize(("n", "m", "dim", "expected"), GOLDEN)
+@pytest.mark.parametrize("order", [(1, 0, 2), (2, 0, 1), (2, 1, 0), (0, 2, 1), (1, 2, 0)])
+def test_golden_patterns_along_every_dim(
+    n: int, m: int, dim: int, expected: list[list[bool]], order: tuple[int, ...]
+) -> None:
+    """The same tensors lying otherwise among three dims, twice."""
+    scores = torch.stack([SCORES, SCORES], 2).permute(order)
+    kept = torch.tensor(expected)
+    wanted = torch.stack([kept, kept], 2).permute(order)
+    assert gp.n_of_m(scores, n=n, m=m, dim=order.index(dim)).equal(wanted)
+
+
 def test_golden_blocks() -> None:
     """Means of 2 x 4: 3.5, 5.5, 3.5, 4.5; of 3 x 3, cut off at 8 and at 4, see below."""
     got = gp.blocks(SCORES, shape=(2, 4), amount=1)
@@ -130,3 +142,15 @@ def test_more_than_can_be_kept_keeps_all_that_is_left() -> None:
     got = gp.n_of_m(torch.arange(8), mask, n=2, m=4)
     assert got.tolist() == [True, False, False, False, False, False, True, True]
     assert reference.num_candidates(torch.arange(8), mask) == 5
+
+
+def test_what_pads_the_last_group_is_never_kept() -> None:
+    """Zeros would be, among scores below zero."""
+    scores = torch.tensor([-4.0, -1.0, -3.0, -2.0, -5.0, -6.0])
+    kept = gp.n_of_m(scores, n=1, m=4)
+    assert kept.tolist() == [False, True, False, False, True, False]
+
+
+def test_single_entries_that_the_prior_has_pruned_stay_pruned() -> None:
+    scores, mask = torch.tensor([3.0, 4.0, 1.0, 1.0]), torch.tensor([True, False, True, True])
+    assert gp.blocks(scores, mask, shape=(2,), amount=1).tolist() == [True, False, False, False]

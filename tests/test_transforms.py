@@ -39,6 +39,7 @@ SEED = torch.tensor(7)
         (operators.num_to_prune, (HALF, 9)),
         (operators.random_scores, (TENSORS, SEED)),
         (operators.all_finite, (TENSORS,)),
+        (operators.apportion, (HALF, [10, 4], [3.0, 1.0], [0, 1], [10, 4])),
     ],
     ids=lambda value: getattr(value, "_name", ""),
 )

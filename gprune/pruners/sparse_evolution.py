@@ -159,7 +159,5 @@ def sparse_evolution(
 
 def _num_exchanged(share: Tensor, mask: Tensor) -> Tensor:
     num_kept = mask.sum()
-    return torch.minimum(
-        (share * num_kept).round().to(torch.int64),
-        mask.numel() - num_kept,
-    )
+    wanted = torch.round(share * num_kept).to(torch.int64)
+    return torch.minimum(wanted, mask.numel() - num_kept)
