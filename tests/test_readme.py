@@ -60,4 +60,5 @@ def test_the_evidence_is_that_of_its_script() -> None:
 
     text = (ROOT / "README.md").read_text()
     section = text.partition("<!-- evidence -->\n")[2].partition("<!-- /evidence -->\n")[0]
-    assert section == evidence.table(json.loads(evidence.RESULTS.read_text()))
+    measured = evidence.RESULTS.exists()
+    assert section == (evidence.table(json.loads(evidence.RESULTS.read_text())) if measured else "")

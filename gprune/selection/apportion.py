@@ -29,27 +29,15 @@ def apportion(total: int, weights: list[float], low: list[int], high: list[int])
         rate common to all whom no bound stops.
     """
     counts = _near(total, weights, low, high)
-    parties = range(len(weights))
-    while True:
-        last = max(
-            [((counts[i] - 0.5) / weights[i], i) for i in parties if counts[i] > low[i]],
-            default=(-math.inf, -1),
-        )
-        first = min(
-            [((counts[i] + 0.5) / weights[i], i) for i in parties if counts[i] < high[i]],
-            default=(math.inf, -1),
-        )
-        missing = total - sum(counts)
-        if missing == 0 and last < first:
-            return counts
-        if missing >= 0:
-            counts[first[1]] += 1
-        if missing <= 0:
-            counts[last[1]] -= 1
+    for _ in range(total - sum(counts)):
+        waiting = [i for i in range(len(counts)) if counts[i] < high[i]]
+        first = min(waiting, key=lambda i: (counts[i] + 0.5) / weights[i])
+        counts[first] += 1
+    return counts
 
 
 def _near(total: int, weights: list[float], low: list[int], high: list[int]) -> list[int]:
-    """Find counts whose sum is within a few of the total: halve the interval of the rate."""
+    """Find counts whose sum is the total, or less by a tie: halve the interval of the rate."""
     bounds = list(zip(weights, low, high, strict=True))
 
     def at(rate: float) -> list[int]:
