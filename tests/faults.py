@@ -1016,8 +1016,8 @@ FAULTS = [
     fault(
         "the power is always three",
         "schedules.py",
-        "end)) ** power",
-        "end)) ** 3",
+        "* (1 - t) ** power",
+        "* (1 - t) ** 3",
         SCHEDULES,
     ),
     fault(

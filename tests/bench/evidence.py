@@ -25,7 +25,6 @@ from rich.progress import Progress
 
 import gprune as gp
 from tests.bench.conftest import processor
-from tests.bench.readme import between_markers
 
 RESULTS = Path(__file__).parent / "evidence.json"
 SPARSITIES = (0.8, 0.9, 0.95, 0.98)
@@ -373,7 +372,6 @@ def main() -> None:
     print(table(results))
     if not arguments.dry:
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-        between_markers("evidence", table(results))
 
 
 if __name__ == "__main__":

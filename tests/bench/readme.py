@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from tests.bench import layer_shuffle
+from tests.bench import evidence, layer_shuffle
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,9 +33,10 @@ def replace(text: str, name: str, table: str) -> str:
 
 def main() -> None:
     readme = ROOT / "README.md"
-    shuffles = layer_shuffle.table(json.loads(layer_shuffle.RESULTS.read_text()))
     text = replace(readme.read_text(), "figures", table())
-    readme.write_text(replace(text, "layer shuffle", shuffles))
+    for name, script in (("layer shuffle", layer_shuffle), ("evidence", evidence)):
+        text = replace(text, name, script.table(json.loads(script.RESULTS.read_text())))
+    readme.write_text(text)
 
 
 if __name__ == "__main__":
