@@ -808,8 +808,8 @@ FAULTS = [
     fault(
         "the number that RigL exchanges is rounded down",
         "pruners/rigl.py",
-        "torch.round(share",
-        "torch.floor(share",
+        "mask.sum()).round()",
+        "mask.sum()).floor()",
         PRUNERS,
     ),
     fault(
@@ -1117,8 +1117,8 @@ FAULTS = [
     fault(
         "the Hessian in the direction of the weights",
         "scores/losses.py",
-        "(tensors,), (v,))",
-        "(tensors,), (tensors,))",
+        "for side in (tensors, v))",
+        "for side in (tensors, tensors))",
         f"{SCORES}::test_hessian_diagonal",
     ),
     fault(

@@ -298,3 +298,12 @@ def test_the_mean_over_equal_batches_is_that_of_the_whole(score: Any) -> None:
     mean = gp.scores.accumulate(lambda data: score(loss, weights, *data), batches)
     for a, b in zip(mean, score(loss, weights, x, y), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-15)
+
+
+def test_expanded_parameters_are_differentiated_forward_too() -> None:
+    """As `vmap` and `expand` make them: several entries in one place of memory."""
+    expanded = torch.tensor([2.0]).expand(3)
+    scores = gp.scores.grasp(lambda w: (w**3).sum() / 3, expanded)
+    assert scores.equal(gp.scores.grasp(lambda w: (w**3).sum() / 3, expanded.clone()))
+    diagonal = gp.scores.hessian_diagonal(lambda w: (w**3).sum() / 6, expanded, seed=0)
+    assert diagonal.tolist() == [2.0, 2.0, 2.0]

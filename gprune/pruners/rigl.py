@@ -152,4 +152,4 @@ def rigl(
 
 
 def _num_exchanged(share: Tensor, mask: Tensor) -> Tensor:
-    return torch.round(share * mask.sum()).to(torch.int64)
+    return (share * mask.sum()).round().to(torch.int64)

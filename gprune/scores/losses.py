@@ -82,7 +82,9 @@ def hessian_product(
     Returns:
         The product, likewise.
     """
-    products: Tensors = torch.func.jvp(lambda at: gradient(at, *args), (tensors,), (v,))[1]
+    # forward mode refuses expanded tensors
+    theta, direction = ([x.contiguous() for x in side] for side in (tensors, v))
+    products: Tensors = torch.func.jvp(lambda at: gradient(at, *args), (theta,), (direction,))[1]
     return products
 
 
