@@ -201,13 +201,14 @@ def test_the_documented_example_prints_ten(capsys):
     assert torch_prune.is_pruned(net)
 
 
-def test_public_names_are_torchs_and_five_more():
+def test_public_names_are_torchs_and_six_more():
     torchs = {
         name
         for name, value in vars(torch_prune).items()
         if not name.startswith("_") and getattr(value, "__module__", "") == torch_prune.__name__
     }
     ours = {"attach_masks_", "detach_masks_", "make_permanent_", "masks_of", "params_of"}
+    ours |= {"project_"}
     assert set(prune.__all__) == torchs | ours
     assert list(prune.__all__) == sorted(prune.__all__)
     for name in torchs - {"global_unstructured"}:
