@@ -60,8 +60,9 @@ def ln_structured(
         scores: at least two dimensions; float16 to float64, uint8, or int8 to int64.
         mask: prior bool mask of the same shape; what it has pruned stays pruned, and a channel
             that it has pruned whole is no candidate.
-        n: the order of the norm, any number or ±inf, as in `torch.linalg.vector_norm`; `"fro"` is
-            2; `"nuc"` is the nuclear norm, for scores of three dimensions.
+        n: the order of the norm, any number or ±inf, as in `torch.linalg.vector_norm`; 0 counts the
+            entries that are not zero, NaNs too; `"fro"` is 2; `"nuc"` is the nuclear norm, for
+            scores of three dimensions.
         dim: the dim whose indices are the channels, from the end if negative.
         amount: how many more channels to prune (int), or the fraction of the candidates (float).
         sparsity: the fraction of all channels that is pruned whole after the call, 0 to 1.

@@ -23,16 +23,16 @@ def as_mask(shape: Sequence[int], keep: dict[Index, bool]) -> list[bool]:
 
 
 def norm(entries: list[float], n: float) -> float:
-    """The vector norm of order n; NaN if there is one."""
+    """The vector norm of order n; NaN if there is one, which order 0 counts as not zero."""
     sizes = [abs(entry) for entry in entries]
+    if n == 0:
+        return float(sum(size != 0 for size in sizes))
     if any(math.isnan(size) for size in sizes):
         return math.nan
     if n == math.inf:
         return max(sizes, default=0.0)
     if n == -math.inf:
         return min(sizes, default=0.0)
-    if n == 0:
-        return float(sum(size != 0 for size in sizes))
     return sum(size**n for size in sizes) ** (1 / n)
 
 

@@ -63,6 +63,13 @@ def test_largest_remainders_would_not_be_monotone() -> None:
     assert [apportion(total, weights, *free) for total in (10, 11)] == [[5, 4, 1], [5, 5, 1]]
 
 
+def test_large_parties_are_not_favoured() -> None:
+    """Quotas 9.5 and ten of 0.5 each, of 14.5: rounded down first, the large one would get 13."""
+    counts = apportion(15, [19.0] + [1.0] * 10, [0] * 11, [99] * 11)
+    assert counts == reference_patterns.seats(15, [19.0] + [1.0] * 10, [0] * 11, [99] * 11)
+    assert counts[0] == 10
+
+
 def test_a_billion_entries() -> None:
     counts = apportion(123_456_789, [3.0, 7e6, 1.0], [0, 0, 1], [99, 2**30, 2**30])
     assert sum(counts) == 123_456_789

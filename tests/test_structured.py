@@ -182,5 +182,6 @@ def test_errors_name_the_leaf() -> None:
 def test_the_oracle_itself() -> None:
     assert reference_patterns.norm([3.0, -4.0], 2) == 5
     assert reference_patterns.norm([3.0, -4.0, 0.0], 0) == 2
+    assert reference_patterns.norm([3.0, math.nan, 0.0], 0) == 2
     assert reference_patterns.norm([2.0, -4.0], -1) == pytest.approx(4 / 3)
     assert reference.rank(math.nan) > reference.rank(math.inf)

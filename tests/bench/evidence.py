@@ -161,7 +161,7 @@ def static(sparsity: torch.Tensor, seed: torch.Tensor, steps: int) -> gp.pruners
 
 LAYERWISE: dict[str, Any] = {"prune": gp.layerwise}
 METHODS: dict[str, tuple[Builder, Any]] = {
-    "one-shot, then as long again": (one_shot, sparse_step),
+    "one-shot, half-way": (one_shot, sparse_step),
     "gradual, global": (gradual, sparse_step),
     "gradual, layerwise": (functools.partial(gradual, **LAYERWISE), sparse_step),
     "gradual, ERK": (
