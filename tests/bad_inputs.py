@@ -537,6 +537,312 @@ REST = [
     bad(gp.scores.random, "a large seed", V, "seed 64", PARAMS, seed=-(2**64)),
 ]
 
+# --- scores of gradients, losses and forward passes -------------------------------------------
+
+
+def loss(params: Any, *args: Any) -> torch.Tensor:
+    return (params["fc"]["weight"] ** 2).sum() + (params["out"] ** 3).sum()
+
+
+def a_loss_for_each(params: Any, *args: Any) -> torch.Tensor:
+    return params["out"] ** 2
+
+
+def integers(params: Any, *args: Any) -> torch.Tensor:
+    return (params["out"] > 0).sum()
+
+
+def a_float(params: Any, *args: Any) -> float:
+    return float(params["out"].detach().sum())
+
+
+def a_pole(params: Any, *args: Any) -> torch.Tensor:
+    """The gradient of one leaf is infinite, for the weight 0 is in it."""
+    return params["fc"]["weight"].abs().sqrt().sum() + (params["out"] ** 2).sum()
+
+
+def forward(params: Any, x: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.linear(x, params["fc"]["weight"])
+
+
+def unseen(params: Any, x: torch.Tensor) -> torch.Tensor:
+    return x @ params["fc"]["weight"].T
+
+
+def overflowing(params: Any, x: torch.Tensor) -> torch.Tensor:
+    return forward(params, x).sum() * 1e30 * params["out"].sum() * 1e30
+
+
+Sc = gp.scores
+EXAMPLES = Make(lambda: torch.ones(2, 3))
+BATCHES = Make(lambda: [torch.ones(2, 3)])
+NAN = Make(lambda: tree(weight(), None, torch.tensor([1.0, math.nan, 1.0, 1.0])))
+NO_OUT = Make(lambda: tree(weight(), None, None))
+INTEGERS = Make(lambda: tree(weight(), None, torch.ones(4, dtype=torch.int64)))
+TWO_INTEGERS = Make(lambda: tree(weight().int(), None, torch.ones(4, dtype=torch.int64)))
+FLOAT8 = Make(lambda: tree(weight(), None, out().to(torch.float8_e5m2)))
+SHORT = Make(lambda: tree(weight(), None, torch.ones(3)))
+OTHER = Make(lambda: [weight(), None, out()])
+
+LOSSES: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = [
+    (Sc.snip, (), {}),
+    (Sc.grasp, (), {}),
+    (Sc.fisher, (EXAMPLES,), {}),
+    (Sc.hessian_diagonal, (), {"seed": 0}),
+]
+OF_A_LOSS = [
+    row
+    for score, args, more in LOSSES
+    for row in (
+        bad(
+            score,
+            "a loss of shape (4,)",
+            V,
+            "loss_fn (4,) mean",
+            a_loss_for_each,
+            PARAMS,
+            *args,
+            **more,
+        ),
+        bad(score, "an integer loss", T, "loss_fn int64", integers, PARAMS, *args, **more),
+        bad(score, "a loss that is a float", T, "loss_fn float", a_float, PARAMS, *args, **more),
+        bad(score, "no loss", T, "callable", "loss", PARAMS, *args, **more),
+        bad(
+            score,
+            "an infinite gradient",
+            V,
+            "['fc']['weight'] infinity",
+            a_pole,
+            PARAMS,
+            *args,
+            **more,
+        ),
+        bad(score, "a NaN parameter", V, "['out'] NaN", loss, NAN, *args, **more),
+        bad(score, "an integer leaf", T, "params['out'] int64 hole", loss, INTEGERS, *args, **more),
+        bad(
+            score,
+            "two integer leaves",
+            T,
+            "['weight'] int32 ['out'] int64",
+            loss,
+            TWO_INTEGERS,
+            *args,
+            **more,
+        ),
+        bad(score, "float8", T, "params['out'] float8 cast", loss, FLOAT8, *args, **more),
+        bad(score, "no tensor", V, "params tensor", loss, {"a": None}, *args, **more),
+        bad(
+            score,
+            "a module",
+            T,
+            "params module",
+            loss,
+            Make(lambda: torch.nn.Linear(1, 1)),
+            *args,
+            **more,
+        ),
+    )
+]
+PAIRS: list[tuple[Callable[..., Any], str, Callable[[Any], tuple[Any, ...]]]] = [
+    (Sc.taylor, "grads", lambda grads: (PARAMS, grads)),
+    (Sc.obd, "diagonal", lambda diagonal: (PARAMS, diagonal)),
+    (Sc.movement, "params", lambda params: (PARAMS, params, PARAMS)),
+    (Sc.movement, "grads", lambda grads: (PARAMS, PARAMS, grads)),
+    (Sc.wanda, "input_norms", lambda norms: (PARAMS, norms)),
+]
+OF_PAIRS = [
+    row
+    for score, name, call in PAIRS
+    for row in (
+        bad(score, f"NaN in {name}", V, f"{name}['out'] NaN", *call(NAN)),
+        bad(score, f"integers in {name}", T, f"{name}['out'] int64", *call(INTEGERS)),
+        bad(score, f"a short leaf of {name}", V, f"{name}['out'] (3,) (4,)", *call(SHORT)),
+        bad(score, f"another structure of {name}", V, f"{name} structure", *call(OTHER)),
+        bad(
+            score,
+            f"no leaf of {name}",
+            V,
+            "['out'] None"
+            if score is not Sc.wanda
+            else "linear convolution params['out'] prunable",
+            *call(NO_OUT),
+        ),
+    )
+] + [
+    row
+    for score, more in [
+        (Sc.taylor, 1),
+        (Sc.obd, 1),
+        (Sc.movement, 2),
+        (Sc.wanda, 1),
+        (Sc.normalize_l2, 0),
+        (Sc.lamp, 0),
+    ]
+    for row in (
+        bad(score, "NaN", V, "['out'] NaN", NAN, *[PARAMS] * more),
+        bad(score, "an integer leaf", T, "['out'] int64 hole", INTEGERS, *[PARAMS] * more),
+        bad(score, "a float", T, "['a'] float", {"a": 1.0}, *[PARAMS] * more),
+    )
+]
+OF_A_FORWARD = [
+    bad(Sc.synflow, "integers", T, "forward int64", integers, PARAMS, (1, 3)),
+    bad(Sc.synflow, "a list", T, "forward list", lambda params, x: [x], PARAMS, (1, 3)),
+    bad(
+        Sc.synflow,
+        "an overflow",
+        V,
+        "flow['fc']['weight'] flow['out']",
+        overflowing,
+        PARAMS,
+        (1, 3),
+    ),
+    bad(Sc.synflow, "an integer leaf", T, "params['out'] int64", forward, INTEGERS, (1, 3)),
+    bad(Sc.synflow, "a float in the shape", T, "input_shape 3.0", forward, PARAMS, (1, 3.0)),
+    bad(Sc.synflow, "a negative size", V, "input_shape -1", forward, PARAMS, (-1, 3)),
+    bad(Sc.synflow, "a number for a shape", T, "int", forward, PARAMS, 3),
+    *(
+        bad(
+            Sc.iterative_synflow,
+            what,
+            error,
+            words,
+            forward,
+            PARAMS,
+            (1, 3),
+            **{"sparsity": 0.5, **more},
+        )
+        for what, error, words, more in [
+            ("a sparsity of 80", V, "sparsity 80", {"sparsity": 80}),
+            ("a string for a sparsity", T, "sparsity 'x'", {"sparsity": "x"}),
+            ("no rounds", V, "rounds 0", {"rounds": 0}),
+            ("a float for rounds", T, "rounds 2.0", {"rounds": 2.0}),
+            (
+                "masks that do not fit",
+                V,
+                "masks['out'] (3,) (4,)",
+                {"masks": Make(lambda: tree(None, None, torch.ones(3).bool()))},
+            ),
+        ]
+    ),
+    bad(
+        Sc.iterative_synflow, "integers", T, "forward int64", integers, PARAMS, (1, 3), sparsity=0.5
+    ),
+    bad(Sc.input_norms, "no batches", V, "batches empty", forward, PARAMS, []),
+    bad(
+        Sc.input_norms,
+        "an exhausted iterator",
+        V,
+        "batches empty",
+        forward,
+        PARAMS,
+        Make(lambda: iter(())),
+    ),
+    bad(Sc.input_norms, "a number for batches", T, "iterable", forward, PARAMS, 3),
+    bad(
+        Sc.input_norms, "nothing is seen", V, "forward linear convolution", unseen, PARAMS, BATCHES
+    ),
+    bad(
+        Sc.input_norms,
+        "an infinite input",
+        V,
+        "['fc']['weight'] infinity",
+        forward,
+        PARAMS,
+        Make(lambda: [torch.full((2, 3), math.inf)]),
+    ),
+    bad(Sc.input_norms, "an integer leaf", T, "params['out'] int64", forward, INTEGERS, BATCHES),
+]
+OF_MANY = [
+    bad(Sc.fisher, "no examples", V, "args", loss, PARAMS),
+    bad(
+        Sc.fisher,
+        "an empty batch",
+        V,
+        "args examples",
+        loss,
+        PARAMS,
+        Make(lambda: torch.ones(0, 3)),
+    ),
+    bad(Sc.fisher, "a number among examples", V, "args[1] ()", loss, PARAMS, EXAMPLES, number(3.0)),
+    bad(Sc.fisher, "a float for examples", T, "args[0] float", loss, PARAMS, 1.0),
+    bad(
+        Sc.fisher,
+        "other numbers of examples",
+        V,
+        "args[0] (2,) args[1] (3,)",
+        loss,
+        PARAMS,
+        EXAMPLES,
+        Make(lambda: torch.ones(3)),
+    ),
+    bad(Sc.fisher, "no chunk", V, "chunk_size 0", loss, PARAMS, EXAMPLES, chunk_size=0),
+    bad(
+        Sc.fisher,
+        "a float for a chunk",
+        T,
+        "chunk_size 2.0",
+        loss,
+        PARAMS,
+        EXAMPLES,
+        chunk_size=2.0,
+    ),
+    bad(Sc.hessian_diagonal, "no seed", T, "seed", loss, PARAMS),
+    bad(Sc.hessian_diagonal, "a float seed", T, "seed 0.5", loss, PARAMS, seed=0.5),
+    bad(Sc.hessian_diagonal, "no probes", V, "num_probes 0", loss, PARAMS, seed=0, num_probes=0),
+    bad(
+        Sc.hessian_diagonal,
+        "a bool for probes",
+        T,
+        "num_probes True",
+        loss,
+        PARAMS,
+        seed=0,
+        num_probes=True,
+    ),
+    bad(Sc.accumulate, "no batches", V, "batches empty", lambda batch: batch, []),
+    bad(
+        Sc.accumulate,
+        "an exhausted iterator",
+        V,
+        "batches empty",
+        lambda batch: batch,
+        Make(lambda: iter(())),
+    ),
+    bad(Sc.accumulate, "a number for batches", T, "iterable", lambda batch: batch, 3),
+    bad(
+        Sc.accumulate,
+        "NaN in the second batch",
+        V,
+        "grads['out'] NaN",
+        lambda batch: batch,
+        Make(lambda: [PARAMS.how(), NAN.how()]),
+    ),
+    bad(
+        Sc.accumulate,
+        "another structure",
+        V,
+        "grads structure",
+        lambda batch: batch,
+        Make(lambda: [PARAMS.how(), OTHER.how()]),
+    ),
+    bad(
+        Sc.accumulate,
+        "a leaf less",
+        V,
+        "grads['out'] None",
+        lambda batch: batch,
+        Make(lambda: [PARAMS.how(), NO_OUT.how()]),
+    ),
+    bad(
+        Sc.accumulate,
+        "integers",
+        T,
+        "grads['out'] int64",
+        lambda batch: batch,
+        Make(lambda: [INTEGERS.how()]),
+    ),
+]
+
 S = gp.schedules
 RAMP: dict[str, Any] = {"begin": 0, "end": 10}
 SCHEDULED: list[tuple[Callable[..., Any], dict[str, Any]]] = [
@@ -590,5 +896,9 @@ BAD = [
     *METHODS_OF_ONE_TENSOR,
     *ON_MASKS,
     *REST,
+    *OF_A_LOSS,
+    *OF_PAIRS,
+    *OF_A_FORWARD,
+    *OF_MANY,
     *SCHEDULES,
 ]

@@ -42,6 +42,7 @@ class Row(NamedTuple):
         may_return_inputs: whether parameters are passed through.
         inductor: whether the row is among those that Inductor compiles.
         atol: tolerance of floating point results, compiled against eager.
+        finite: whether the leaves that are drawn are finite, and small enough to multiply.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Row(NamedTuple):
     may_return_inputs: bool = False
     inductor: bool = False
     atol: float = 0.0
+    finite: bool = False
 
 
 # --- how they are called ----------------------------------------------------------------------
@@ -141,6 +143,41 @@ def own(params: Any, scores: Any) -> Any:
 
 def kept(params: Any, masks: Any) -> Any:
     return gp.keep_all(params) if masks is None else masks
+
+
+def leaves(tree: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in gp.trees.flatten(tree)[0] if leaf is not None]
+
+
+def cubes(params: Any, *args: torch.Tensor) -> torch.Tensor:
+    """A loss with curvature, of any tree."""
+    scale = sum(arg.mean() for arg in args) + 1
+    return sum((leaf**3).sum() for leaf in leaves(params)) * scale
+
+
+def examples(params: Any) -> torch.Tensor:
+    return torch.arange(3.0, device=leaves(params)[0].device).to(leaves(params)[0].dtype)
+
+
+def flow(params: Any, x: torch.Tensor) -> torch.Tensor:
+    return x.sum() * sum(leaf.sum() for leaf in leaves(params))
+
+
+def linear(params: Any, x: torch.Tensor) -> Any:
+    return [
+        torch.nn.functional.linear(x[: leaf.shape[1]].to(leaf.dtype), leaf)
+        for leaf in leaves(params)
+    ]
+
+
+def norms(params: Any, scores: Any) -> Any:
+    rows = map_tensors(lambda leaf: leaf.reshape(1, -1), params)
+    batches = [leaves(params)[0].new_ones(100) * i for i in range(1, 3)]
+    return gp.scores.input_norms(linear, rows, batches)
+
+
+def mean(params: Any, scores: Any) -> Any:
+    return gp.scores.accumulate(lambda tree: tree, [params, own(params, scores)])
 
 
 # --- what ranks -------------------------------------------------------------------------------
@@ -374,6 +411,23 @@ MASKS = [
     ),
 ]
 
+
+def scored(
+    score: Callable[..., Any], call: Callable[[Any, Any], Any], contracts: Any = TRANSFORMS
+) -> Row:
+    """A score that computes in floating point, and takes nothing but finite numbers."""
+    return Row(
+        score.__name__,
+        score,
+        lambda params, scores, masks, amount: call(params, scores),
+        contracts,
+        dtypes=(torch.float32, torch.float64, torch.bfloat16, torch.float16),
+        inductor=score in (gp.scores.snip, gp.scores.fisher, gp.scores.lamp),
+        atol=1e-5,
+        finite=True,
+    )
+
+
 SCORES = [
     Row(
         "magnitude",
@@ -386,6 +440,35 @@ SCORES = [
         gp.scores.random,
         lambda params, scores, masks, amount: gp.scores.random(
             params, seed=(number(amount) * 100).to(torch.int64)
+        ),
+    ),
+    scored(gp.scores.taylor, lambda params, scores: gp.scores.taylor(params, own(params, scores))),
+    scored(gp.scores.snip, lambda params, scores: gp.scores.snip(cubes, params)),
+    scored(gp.scores.grasp, lambda params, scores: gp.scores.grasp(cubes, params)),
+    scored(gp.scores.synflow, lambda params, scores: gp.scores.synflow(flow, params, (1, 2))),
+    scored(
+        gp.scores.fisher,
+        lambda params, scores: gp.scores.fisher(cubes, params, examples(params), chunk_size=2),
+    ),
+    scored(
+        gp.scores.hessian_diagonal,
+        lambda params, scores: gp.scores.hessian_diagonal(cubes, params, seed=SEED, num_probes=2),
+    ),
+    scored(gp.scores.obd, lambda params, scores: gp.scores.obd(params, own(params, scores))),
+    scored(
+        gp.scores.movement,
+        lambda params, scores: gp.scores.movement(own(params, scores), params, params),
+    ),
+    scored(gp.scores.wanda, lambda params, scores: gp.scores.wanda(params, own(params, scores))),
+    scored(gp.scores.normalize_l2, lambda params, scores: gp.scores.normalize_l2(params)),
+    scored(gp.scores.lamp, lambda params, scores: gp.scores.lamp(params)),
+    scored(gp.scores.accumulate, mean),
+    # of meta, autocast knows nothing
+    scored(gp.scores.input_norms, norms, TRANSFORMS - {"meta"}),
+    scored(
+        gp.scores.iterative_synflow,
+        lambda params, scores: gp.scores.iterative_synflow(
+            flow, params, (1, 2), sparsity=0.5, masks=gp.keep_all(params), rounds=3
         ),
     ),
 ]

@@ -237,3 +237,176 @@ def polynomial(
         return sparsity + (initial - sparsity) * remaining**power
 
     return at
+
+
+# --- scores ---------------------------------------------------------------------------------
+#
+# Of trees of tensors, in float64. A loss is a function of the parameters alone.
+
+
+def doubled(tree: Any) -> Any:
+    """A copy in float64, without a history."""
+    return optree.tree_map(
+        lambda leaf: (
+            leaf.detach().clone().double()
+            if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()
+            else leaf
+        ),
+        tree,
+        none_is_leaf=True,
+    )
+
+
+def over(function: Callable[..., Any], *trees: Any) -> Any:
+    """Map over the tensors, holes stay."""
+    return optree.tree_map(
+        lambda leaf, *rest: None if leaf is None else function(leaf, *rest),
+        *trees,
+        none_is_leaf=True,
+    )
+
+
+def tensors_of(tree: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in leaves(tree) if leaf is not None]
+
+
+def like(tree: Any, tensors: Sequence[torch.Tensor]) -> Any:
+    """The tensors in the places of those of the tree."""
+    results = iter(tensors)
+    return over(lambda leaf: next(results), tree)
+
+
+def gradient(loss: Callable[[Any], torch.Tensor], params: Any) -> Any:
+    variables = over(lambda leaf: leaf.clone().requires_grad_(), doubled(params))
+    return like(params, torch.autograd.grad(loss(variables), tensors_of(variables)))
+
+
+def hessian(loss: Callable[[Any], torch.Tensor], params: Any) -> torch.Tensor:
+    """Row by row, over the entries of all leaves."""
+    variables = over(lambda leaf: leaf.clone().requires_grad_(), doubled(params))
+    tensors = tensors_of(variables)
+    grads = torch.autograd.grad(loss(variables), tensors, create_graph=True)
+    rows = [
+        torch.cat(
+            [
+                (torch.zeros_like(x) if row is None else row).flatten()
+                for row, x in zip(
+                    torch.autograd.grad(entry, tensors, retain_graph=True, allow_unused=True),
+                    tensors,
+                    strict=True,
+                )
+            ]
+        )
+        for g in grads
+        for entry in g.flatten()
+    ]
+    return torch.stack(rows)
+
+
+def flat(tree: Any) -> torch.Tensor:
+    return torch.cat([leaf.flatten() for leaf in tensors_of(tree)])
+
+
+def unflat(vector: torch.Tensor, params: Any) -> Any:
+    tensors = tensors_of(params)
+    parts = vector.split([leaf.numel() for leaf in tensors])
+    return like(params, [p.reshape(x.shape) for p, x in zip(parts, tensors, strict=True)])
+
+
+def taylor(params: Any, grads: Any, squared: bool = False) -> Any:
+    power = 2 if squared else 1
+    return over(lambda w, g: (w * g).abs() ** power, doubled(params), doubled(grads))
+
+
+def snip(loss: Callable[[Any], torch.Tensor], params: Any) -> Any:
+    """By the definition: gates c on all weights, the derivative at c = 1."""
+    weights = doubled(params)
+    gates = over(lambda leaf: torch.ones_like(leaf).requires_grad_(), weights)
+    gated = over(lambda c, w: c * w, gates, weights)
+    grads = torch.autograd.grad(loss(gated), tensors_of(gates))
+    return like(params, [g.abs() for g in grads])
+
+
+def grasp(loss: Callable[[Any], torch.Tensor], params: Any) -> Any:
+    product = hessian(loss, params) @ flat(gradient(loss, params))
+    return unflat(flat(doubled(params)) * product, params)
+
+
+def fisher(losses: Sequence[Callable[[Any], torch.Tensor]], params: Any) -> Any:
+    """One loss for each example."""
+    grads = [gradient(loss, params) for loss in losses]
+    return over(lambda *gs: sum(g**2 for g in gs) / len(gs), *grads)
+
+
+def hutchinson(
+    loss: Callable[[Any], torch.Tensor], params: Any, probes: Sequence[torch.Tensor]
+) -> Any:
+    h = hessian(loss, params)
+    return unflat(sum(v.double() * (h @ v.double()) for v in probes) / len(probes), params)
+
+
+def obd(params: Any, diagonal: Any) -> Any:
+    return over(lambda w, h: w**2 * h / 2, doubled(params), doubled(diagonal))
+
+
+def movement(steps: Sequence[tuple[Any, Any]]) -> Any:
+    """Of pairs of weights and gradients: minus the sum of their products."""
+    products = [over(lambda w, g: w * g, doubled(w), doubled(g)) for w, g in steps]
+    return over(lambda *ps: -sum(ps), *products)
+
+
+def synflow(forward: Callable[[Any, Any], torch.Tensor], params: Any, shape: Sequence[int]) -> Any:
+    positive = over(torch.abs, doubled(params))
+    ones = torch.ones(tuple(shape), dtype=torch.float64)
+    grads = gradient(lambda p: forward(p, ones).sum(), positive)
+    return over(lambda w, g: w * g, positive, grads)
+
+
+def synflow_by_removal(
+    forward: Callable[[Any, Any], torch.Tensor], params: Any, shape: Sequence[int]
+) -> Any:
+    """What R loses with each weight, which is its score where R is linear in each weight."""
+    positive = over(torch.abs, doubled(params))
+    ones = torch.ones(tuple(shape), dtype=torch.float64)
+    everything = flat(positive)
+    r = forward(positive, ones).sum()
+    scores = torch.zeros_like(everything)
+    for i in range(len(everything)):
+        without = everything.clone()
+        without[i] = 0
+        scores[i] = r - forward(unflat(without, params), ones).sum()
+    return unflat(scores, params)
+
+
+def removal_errors(layer: Callable[[torch.Tensor], torch.Tensor], weight: torch.Tensor) -> Any:
+    """The squared error of a layer's output without each weight in its turn."""
+    errors = torch.zeros(weight.numel(), dtype=torch.float64)
+    output = layer(weight)
+    for i in range(weight.numel()):
+        without = weight.clone()
+        without.view(-1)[i] = 0
+        errors[i] = (layer(without) - output).square().sum()
+    return errors.reshape(weight.shape)
+
+
+def normalize_l2(scores: Any) -> Any:
+    def unit(leaf: torch.Tensor) -> torch.Tensor:
+        norm = math.sqrt(math.fsum(x * x for x in entries(leaf)))
+        return leaf / norm if norm else leaf
+
+    return over(unit, doubled(scores))
+
+
+def lamp(params: Any) -> Any:
+    """Entry by entry: its square over those of all that are not before it in the order."""
+
+    def shares(leaf: torch.Tensor) -> torch.Tensor:
+        squares = [x * x for x in entries(leaf)]
+        order = sorted(range(len(squares)), key=lambda i: (squares[i], i))
+        result = [0.0] * len(squares)
+        for place, i in enumerate(order):
+            rest = math.fsum(squares[j] for j in order[place:])
+            result[i] = squares[i] / rest if rest else 0.0
+        return torch.tensor(result, dtype=torch.float64).reshape(leaf.shape)
+
+    return over(shares, doubled(params))

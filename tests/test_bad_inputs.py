@@ -196,6 +196,11 @@ class Good:
             "step": lambda: st.integers(0, 9),
             "power": lambda: st.floats(0.5, 3),
             "dim": lambda: st.integers(-1, 2),
+            "grads": lambda: st.just(self.params),
+            "batches": lambda: st.lists(st.just(torch.arange(4.0)), max_size=2),
+            "flag": st.booleans,
+            "shape": lambda: st.just((1, 4)),
+            "rounds": lambda: st.integers(0, 3),
         }
         return self.draw(strategies[name]())
 
@@ -228,11 +233,35 @@ CALLS: dict[Callable[..., Any], tuple[list[str], dict[str, str]]] = {
     gp.intersect: (["masks", "masks"], {}),
     gp.scores.magnitude: (["params"], {}),
     gp.scores.random: (["params"], {"seed": "seed"}),
+    gp.scores.taylor: (["params", "grads"], {"squared": "flag"}),
+    gp.scores.snip: (["loss_fn", "params"], {}),
+    gp.scores.grasp: (["loss_fn", "params"], {}),
+    gp.scores.synflow: (["loss_fn", "params", "shape"], {}),
+    gp.scores.iterative_synflow: (
+        ["loss_fn", "params", "shape"],
+        {"sparsity": "sparsity", "masks": "masks", "rounds": "rounds"},
+    ),
+    gp.scores.fisher: (["loss_fn", "params", "tensor"], {"chunk_size": "rounds"}),
+    gp.scores.hessian_diagonal: (["loss_fn", "params"], {"seed": "seed", "num_probes": "rounds"}),
+    gp.scores.obd: (["params", "grads"], {}),
+    gp.scores.movement: (["params", "grads", "grads"], {}),
+    gp.scores.wanda: (["params", "grads"], {}),
+    gp.scores.input_norms: (["loss_fn", "params", "batches"], {}),
+    gp.scores.normalize_l2: (["params"], {}),
+    gp.scores.lamp: (["params"], {}),
+    gp.scores.accumulate: (["grad_fn", "batches"], {"progress": "progress"}),
     gp.schedules.constant: (["sparsity"], {}),
     gp.schedules.one_shot: (["sparsity"], {"step": "step"}),
     gp.schedules.linear: (["sparsity"], RAMP),
     gp.schedules.polynomial: (["sparsity"], {"power": "power", **RAMP}),
 }
+
+
+def any_loss(params: Any, *args: Any) -> torch.Tensor:
+    return sum((leaf**3).sum() for leaf in gp.trees.flatten(params)[0] if leaf is not None)
+
+
+FUNCTIONS = {"loss_fn": any_loss, "grad_fn": lambda batch: batch, "progress": lambda done: None}
 
 
 @pytest.mark.parametrize(("name", "function"), list(public_callables()))
@@ -247,6 +276,8 @@ def test_anything_gives_a_result_or_a_type_or_value_error(
         good = Good(data.draw)
 
         def argument(kind: str) -> Any:
+            if kind in FUNCTIONS:  # what a user's function raises is the user's
+                return data.draw(st.sampled_from([FUNCTIONS[kind], None, "f", 3]))
             return good.of(kind) if data.draw(st.booleans()) else data.draw(anything())
 
         args = [argument(kind) for kind in positional]

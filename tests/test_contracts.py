@@ -81,6 +81,10 @@ def candidates(row: Row, params: Any, masks: Any) -> int:
 def inputs_for(draw: st.DrawFn, row: Row) -> Inputs:
     params = draw(param_trees(dtypes=row.dtypes))
     scores = draw(st.none() | scores_for(params, dtypes=row.dtypes))
+    if row.finite:
+        params, scores = (
+            map_tensors(lambda x: x.clamp(-8, 8).nan_to_num(), t) for t in (params, scores)
+        )
     masks = draw(st.none() | prior_masks(params))
     return Inputs(params, scores, masks, draw(row.amounts(candidates(row, params, masks))))
 

@@ -41,7 +41,9 @@ TOP_LEVEL = [
     "scores",
     "schedules",
 ]
-SCORES = ["magnitude", "random"]
+SCORES = ["magnitude", "random", "taylor", "snip", "grasp", "synflow", "iterative_synflow"]
+SCORES += ["fisher", "hessian_diagonal", "obd", "movement", "wanda", "input_norms"]
+SCORES += ["normalize_l2", "lamp", "accumulate"]
 SCHEDULES = ["constant", "one_shot", "linear", "polynomial"]
 ADAPTER = ["attach_masks_", "detach_masks_", "global_unstructured", "make_permanent_"]
 ADAPTER += ["masks_of", "params_of"]

@@ -1,6 +1,39 @@
-"""Scores: functions from parameters to a scores pytree, larger = more important, detached."""
+"""Scores: functions from parameters to a scores pytree, larger = more important, detached.
 
+One family a file, each with its paper and its equation, in the order of what they need: the
+parameters alone, gradients, a loss, a forward pass; then what accumulates and rescales. `edge` has
+what they share, the checks and the map over leaves, and `losses` how a tree is differentiated.
+
+Score all parameters, then choose what to prune: `global_unstructured(prunable(params), scores)`.
+"""
+
+from gprune.scores.accumulate import accumulate
+from gprune.scores.curvature import fisher, hessian_diagonal, obd
+from gprune.scores.grasp import grasp
 from gprune.scores.magnitude import magnitude
+from gprune.scores.movement import movement
 from gprune.scores.random import random
+from gprune.scores.rescaling import lamp, normalize_l2
+from gprune.scores.snip import snip
+from gprune.scores.synflow import iterative_synflow, synflow
+from gprune.scores.taylor import taylor
+from gprune.scores.wanda import input_norms, wanda
 
-__all__ = ["magnitude", "random"]
+__all__ = [
+    "magnitude",
+    "random",
+    "taylor",
+    "snip",
+    "grasp",
+    "synflow",
+    "iterative_synflow",
+    "fisher",
+    "hessian_diagonal",
+    "obd",
+    "movement",
+    "wanda",
+    "input_norms",
+    "normalize_l2",
+    "lamp",
+    "accumulate",
+]

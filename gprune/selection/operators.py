@@ -126,6 +126,15 @@ def random_scores(leaves: list[Tensor], seed: Tensor) -> list[Tensor]:
     ]
 
 
+@torch.library.custom_op("gprune::all_finite", mutates_args=(), tags=TAGS)
+@undisturbed
+def all_finite(leaves: list[Tensor]) -> Tensor:
+    """Say of each leaf whether all its entries, of the whole batch under `vmap`, are finite."""
+    # NaN goes through aminmax, which is one pass; isfinite is several
+    ends = [torch.stack(leaf.aminmax()) if leaf.numel() else torch.zeros(2) for leaf in leaves]
+    return torch.tensor([bool(end.isfinite().all()) for end in ends], dtype=torch.bool)
+
+
 def _ranking(
     scores: list[Tensor], masks: list[Tensor], absolute: bool, seed: Tensor | None = None
 ) -> Ranking:
@@ -195,7 +204,13 @@ def _(leaves: list[Tensor], seed: Tensor) -> list[Tensor]:
     return [torch.empty(x.shape, dtype=torch.float64, device=x.device) for x in leaves]
 
 
+@all_finite.register_fake
+def _(leaves: list[Tensor]) -> Tensor:
+    return torch.ones(len(leaves), dtype=torch.bool, device="cpu")
+
+
 select.register_vmap(batching.of_select(select, select_rows, find_cut, masks_at))
 find_cut.register_vmap(batching.of_find_cut(find_cut))
 for _operator in (select_rows, masks_at, num_to_prune, random_scores):
     _operator.register_vmap(batching.by_loop(_operator))
+all_finite.register_vmap(lambda info, in_dims, leaves: (all_finite(leaves), None))

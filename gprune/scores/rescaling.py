@@ -1,0 +1,72 @@
+"""Rescalings: scores of different leaves made comparable, for one ranking across them all."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gprune.scores.edge import score_leaves
+from gprune.trees import Tree
+
+
+def normalize_l2(scores: Tree) -> Tree:
+    """Divide the scores of each leaf by their norm: s / ‖s‖₂.
+
+    Args:
+        scores: pytree of floating point tensors of any shape; `None` stays `None`.
+
+    Returns:
+        Detached scores of that structure, in float32 at least, without a unit; each leaf has norm
+        1, or 0 if it is all zero.
+
+    Raises:
+        TypeError: if a leaf is not a floating point tensor.
+        ValueError: if a score is not finite.
+
+    Example:
+        >>> normalize_l2([torch.tensor([3.0, -4.0]), torch.zeros(2)])
+        [tensor([ 0.6000, -0.8000]), tensor([0., 0.])]
+
+    References:
+        Lee et al., 2023, arXiv:2304.14082, the global normalization of JaxPruner.
+    """
+
+    def equation(leaf: Tensor) -> Tensor:
+        norm = torch.linalg.vector_norm(leaf, dtype=torch.float64)  # in float32 1e-23² is zero
+        return (leaf / torch.where(norm > 0, norm, 1)).to(leaf.dtype)
+
+    return score_leaves(equation, scores=scores)
+
+
+def lamp(params: Tree) -> Tree:
+    """Score each entry by its share in what is left of its leaf: θᵤ² / Σ_{v ≥ u} θᵥ².
+
+    The entries of a leaf are taken in ascending order of magnitude, equal ones by their flat index;
+    so the largest of each leaf scores 1 and no leaf is emptied before the others.
+
+    Args:
+        params: pytree of floating point tensors of any shape; `None` stays `None`.
+
+    Returns:
+        Detached scores of that structure, in float32 at least, without a unit, 0 to 1; 0 for an
+        all-zero leaf.
+
+    Raises:
+        TypeError: if a leaf is not a floating point tensor.
+        ValueError: if a parameter is not finite.
+
+    Example:
+        >>> lamp([torch.tensor([1.0, -2.0, 0.0])])
+        [tensor([0.2000, 1.0000, 0.0000])]
+
+    References:
+        Lee et al., 2021, arXiv:2010.07611, eq. 4.
+    """
+
+    def equation(leaf: Tensor) -> Tensor:
+        squares, order = leaf.double().square().flatten().sort(stable=True)
+        rest = squares.flip(0).cumsum(0).flip(0)
+        shares = torch.where(rest > 0, squares / rest, 0)
+        return torch.zeros_like(shares).scatter(0, order, shares).reshape(leaf.shape).to(leaf.dtype)
+
+    return score_leaves(equation, params=params)

@@ -1,0 +1,44 @@
+"""SNIP: how sensitive the loss is to a gate on each weight, before any training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from gprune.scores.losses import gradient_over_tensors
+from gprune.scores.taylor import taylor
+from gprune.trees import Tree
+
+
+def snip(loss_fn: Callable[..., Tensor], params: Tree, *args: Any) -> Tree:
+    """Score each entry by the sensitivity of the loss to its gate: |∂L(c ⊙ θ)/∂c| at c = 1.
+
+    By the chain rule that is |θ ⊙ ∂L/∂θ|. The paper divides by the sum of all scores, which changes
+    no ranking and is left out.
+
+    Args:
+        loss_fn: `loss_fn(params, *args)`, to a 0-dim floating point tensor; it sees the whole tree.
+        params: pytree of floating point tensors of any shape; `None` stays `None`. Pass all that
+            the loss needs, and choose what to prune afterwards:
+            `global_unstructured(prunable(params), scores, ...)`.
+        *args: what else the loss takes, such as a batch.
+
+    Returns:
+        Detached scores of that structure, in float32 at least, in the unit of the loss.
+
+    Raises:
+        TypeError: if a leaf or the loss is not a floating point tensor.
+        ValueError: if the loss is not 0-dim, or a gradient is not finite.
+
+    Example:
+        >>> import torch
+        >>> snip(lambda w, x: (w * x).sum(), torch.tensor([2.0, -1.0]), torch.tensor([1.0, 5.0]))
+        tensor([2., 5.])
+
+    References:
+        Lee et al., 2019, arXiv:1810.02340, eq. 5.
+    """
+    gradient, theta, tree_of = gradient_over_tensors(loss_fn, params)
+    return taylor(params, tree_of(gradient(theta, *args)))

@@ -1,0 +1,44 @@
+"""Taylor scores: how much the loss changes, to first order, when a weight is set to zero."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from gprune.scores.edge import score_leaves
+from gprune.trees import Tree
+
+
+def taylor(params: Tree, grads: Tree, *, squared: bool = False) -> Tree:
+    """Score each entry by the first-order change of the loss without it: |θ ⊙ g|, or (θ ⊙ g)².
+
+    Both rank alike. The square is the paper's importance, which is meant to be summed over the
+    weights of a channel.
+
+    Args:
+        params: pytree of floating point tensors of any shape; `None` stays `None`.
+        grads: the gradients of the loss, of that structure and those shapes; `accumulate` gives
+            their mean over batches.
+        squared: whether to square rather than to take the absolute value.
+
+    Returns:
+        Detached scores of that structure, in float32 at least, in the unit of the loss, or its
+        square.
+
+    Raises:
+        TypeError: if a leaf is not a floating point tensor.
+        ValueError: if a gradient is missing, does not fit or is not finite.
+
+    Example:
+        >>> import torch
+        >>> taylor([torch.tensor([2.0, 3.0])], [torch.tensor([-0.5, 0.0])])
+        [tensor([1., 0.])]
+
+    References:
+        Molchanov et al., 2019, arXiv:1906.10771, eq. 8.
+    """
+
+    def equation(weight: Tensor, grad: Tensor) -> Tensor:
+        change = weight * grad
+        return change.square() if squared else change.abs()
+
+    return score_leaves(equation, params=params, grads=grads)
