@@ -106,9 +106,7 @@ def read(path: Path) -> Checkpoint:
         tensors.update(own)
     for tensor, name in homes.items():
         if tensor not in tensors:
-            raise CheckpointError(
-                f"{path / INDEX} says that {tensor!r} is in {name}, but it is not"
-            )
+            raise CheckpointError(f"{path / INDEX} says {tensor!r} is in {name}, and it is not")
     return Checkpoint(path, shards, tensors)
 
 

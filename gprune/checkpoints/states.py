@@ -46,7 +46,9 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} holds a {type(state).__name__}, not a state dict")
     for name, tensor in state.items():
-        problem = tensor_problem(tensor)
-        if not isinstance(name, str) or problem:
-            raise CheckpointError(f"{path} is no state dict: {name!r} {problem or 'is no name'}")
+        if not isinstance(name, str):
+            raise CheckpointError(f"{path} is no state dict: {name!r} is no name")
+        if problem := tensor_problem(tensor):
+            problem = problem.replace("a tensor or None", "a tensor")
+            raise CheckpointError(f"{path} is no state dict: {name!r} {problem}")
     return dict(state)

@@ -23,8 +23,11 @@ from torch import Tensor
 from gprune.checkpoints.planning import Plan, row
 from gprune.checkpoints.reading import INDEX, SINGLE, Checkpoint, CheckpointError, Shard
 from gprune.checkpoints.scoring import Advance, write_blocks
-from gprune.selection.ranking import BLOCK
+from gprune.selection.ranking import flat_blocks
 from gprune.summaries import LeafSummary, Summary
+
+COPIED = 2**22
+"""Bytes that are copied at once."""
 
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -91,7 +94,7 @@ def write(
 
 
 def _copy_others(checkpoint: Checkpoint, fresh: Path) -> None:
-    """Copy what a folder has beside its safetensors files: configuration, tokenizer and the like."""
+    """Copy what a folder has besides: configuration, tokenizer and the like."""
     fresh.mkdir()
     for path in set(checkpoint.path.iterdir()) - {shard.path for shard in checkpoint.shards}:
         copy = shutil.copytree if path.is_dir() else shutil.copy
@@ -115,7 +118,7 @@ def _write_shard(shard: Shard, plan: Plan, target: Path, advance: Advance) -> li
 
 def _copy(source: BinaryIO, file: BinaryIO, num_bytes: int, advance: Advance) -> None:
     while num_bytes:
-        piece = source.read(min(num_bytes, 2 * BLOCK))
+        piece = source.read(min(num_bytes, COPIED))
         if not piece:
             raise CheckpointError(f"{source.name} became shorter while it was read")
         file.write(piece)
@@ -131,8 +134,7 @@ def _write_masked(file: BinaryIO, name: str, plan: Plan, advance: Advance) -> Le
 
 def _masked(weight: Tensor, mask: Tensor, advance: Advance) -> Iterator[Tensor]:
     """Mask a weight block by block, as integers: the bits of what is kept, NaN or not, stay."""
-    bits = weight.view(-1).view(INTEGERS[weight.itemsize])
-    for block, kept in zip(bits.split(BLOCK), mask.view(-1).split(BLOCK), strict=True):
+    for block, kept in flat_blocks(weight.view(INTEGERS[weight.itemsize]), mask):
         yield block * kept
         advance(block.nbytes)
 
