@@ -90,6 +90,26 @@ def save_folder(folder: Path, *shards: Tensors) -> Path:
     return folder
 
 
+def save_large(folder: Path, num_shards: int, per_shard: int, shape: tuple[int, int]) -> Path:
+    """A Hugging Face folder of bfloat16 matrices of any size, all of the same 4 Mi normal draws."""
+    folder.mkdir()
+    tile = torch.randn(2**22, generator=torch.Generator().manual_seed(0)).bfloat16()
+    drawn, size = tile.view(torch.int16).numpy().tobytes(), shape[0] * shape[1] * 2
+    homes = {}
+    for shard in range(num_shards):
+        name = f"model-{shard + 1:05}-of-{num_shards:05}.safetensors"
+        spans = {f"{shard}.{i}.weight": [i * size, (i + 1) * size] for i in range(per_shard)}
+        homes |= dict.fromkeys(spans, name)
+        entry = {"dtype": "BF16", "shape": shape}
+        text = json.dumps({key: entry | {"data_offsets": span} for key, span in spans.items()})
+        with (folder / name).open("wb") as file:
+            file.write(raw(text))
+            for _ in range(size * per_shard // len(drawn)):
+                file.write(drawn)
+    (folder / INDEX).write_text(json.dumps({"weight_map": homes}))
+    return folder
+
+
 def raw(text: str, data: bytes = b"") -> bytes:
     """A safetensors file of any header."""
     return struct.pack("<Q", len(text.encode())) + text.encode() + data

@@ -29,6 +29,7 @@ from tests.checkpoint_files import (
     is_weight,
     save,
     save_folder,
+    save_large,
     tensors,
     zeroed,
 )
@@ -448,13 +449,11 @@ def test_a_file_that_shrinks_meanwhile_is_an_error(tmp_path: Path) -> None:
 # Memory.
 
 
-def test_memory_is_bounded(tmp_path: Path) -> None:
-    """A model of 640 MiB in tensors of 32: the whole of it would not fit into the bound."""
-    shape, tile = (4096, 4096), torch.randn(4096, 4096).bfloat16()
-    save_folder(
-        tmp_path / "model",
-        *({f"{shard}.{i}.weight": tile.clone() for i in range(5)} for shard in range(4)),
-    )
-    command = [sys.executable, "-m", "gprune.cli", "prune", str(tmp_path / "model")]
+@pytest.mark.parametrize("score", ["magnitude", "l2"])
+def test_memory_is_bounded(tmp_path: Path, score: str) -> None:
+    """Of 640 MiB in matrices of 32, which would not fit into the bound."""
+    shape = 4096, 4096
+    source = save_large(tmp_path / "model", num_shards=4, per_shard=5, shape=shape)
+    command = [sys.executable, "-m", "gprune.cli", "prune", str(source), "--score", score]
     peak = peak_anonymous([*command, "-o", str(tmp_path / "out"), "--amount", "0.5"])
     assert peak <= 512 + shape[0] * shape[1] * 2 / 2**20

@@ -22,12 +22,13 @@ def table() -> str:
     return "\n".join(rows) + "\n"
 
 
-def main() -> None:
+def write(marker: str, text: str) -> None:
+    """Put a text between README's comments of that name."""
     readme = ROOT / "README.md"
-    before, _, rest = readme.read_text().partition("<!-- figures -->\n")
-    _, _, after = rest.partition("<!-- /figures -->\n")
-    readme.write_text(f"{before}<!-- figures -->\n{table()}<!-- /figures -->\n{after}")
+    before, _, rest = readme.read_text().partition(f"<!-- {marker} -->\n")
+    _, _, after = rest.partition(f"<!-- /{marker} -->\n")
+    readme.write_text(f"{before}<!-- {marker} -->\n{text}<!-- /{marker} -->\n{after}")
 
 
 if __name__ == "__main__":
-    main()
+    write("figures", table())
