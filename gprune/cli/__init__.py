@@ -13,7 +13,6 @@ DISTRIBUTIONS = {
     "sklearn": ("scikit-learn", "demo"),
     "matplotlib": ("matplotlib", "demo"),
     "safetensors": ("safetensors", "cli"),
-    "numpy": ("numpy", "cli"),
 }
 """What the extras install and which of them to name, by the names that are imported."""
 
