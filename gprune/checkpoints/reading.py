@@ -121,7 +121,7 @@ def _read_index(folder: Path) -> dict[str, str]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError):
         raise CheckpointError(f"{path} is no index of a Hugging Face folder") from None
     for name in names:
-        if not isinstance(name, str) or Path(name).name != name or "\0" in name:
+        if not isinstance(name, str) or Path(name).name != name:
             raise CheckpointError(f"{path} names {name!r}, which is no file in its own folder")
     if not names:
         raise CheckpointError(f"{path} names no file")

@@ -109,7 +109,7 @@ def one_line_errors() -> Iterator[None]:
         code, reason = 2, str(error)
     except OSError as error:
         code, reason = 1, f"{error}; what was there before is as it was"
-    print(f"gprune: {printable(' '.join(reason.split()))}", file=sys.stderr)
+    print(f"gprune: {printable(reason)}", file=sys.stderr)
     raise typer.Exit(code)
 
 
