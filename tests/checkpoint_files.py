@@ -11,12 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 INDEX = "model.safetensors.index.json"
-FLOATING = {
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-}
+FLOATING = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 OTHERS = [torch.int8, torch.int64, torch.bool, torch.uint16, torch.float8_e4m3fn]
 VALUES = [0.0, -0.0, 0.25, -0.25, 1.0, -1.0, 1.5, 3.0, -7.0, float("inf"), float("-inf")]
 
