@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gprune.masks import paired_with_masks
@@ -42,16 +43,17 @@ class Summary:
 
     leaves: tuple[LeafSummary, ...]
 
+    @property
+    def total(self) -> LeafSummary:
+        """All prunable leaves as one."""
+        return combined("total", [leaf for leaf in self.leaves if leaf.prunable])
+
     def __str__(self) -> str:
-        prunable = [leaf for leaf in self.leaves if leaf.prunable]
-        total = LeafSummary(
-            "prunable", (), sum(x.entries for x in prunable), sum(x.pruned for x in prunable), True
-        )
         rows = [("leaf", "shape", "entries", "pruned", "density")]
         for leaf in self.leaves:
             shape = "x".join(map(str, leaf.shape)) or "scalar"
             rows.append((leaf.path or ".", shape, *_figures(leaf)))
-        rows.append(("total", "", *_figures(total)))
+        rows.append((self.total.path, "", *_figures(self.total)))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join(
             "  ".join(
@@ -95,6 +97,12 @@ def summary(params: Tree, masks: Tree) -> Summary:
                 LeafSummary(path, tuple(leaf.shape), leaf.numel(), pruned, mask is not None)
             )
     return Summary(tuple(rows))
+
+
+def combined(path: str, leaves: Sequence[LeafSummary]) -> LeafSummary:
+    """Take several leaves as one, under a name of its own."""
+    entries, pruned = sum(x.entries for x in leaves), sum(x.pruned for x in leaves)
+    return LeafSummary(path, (), entries, pruned, prunable=True)
 
 
 def _figures(leaf: LeafSummary) -> tuple[str, str, str]:

@@ -1,4 +1,4 @@
-"""`gprune demo` from end to end at few steps, without a compiler, and without its extra."""
+"""`gprune demo` from end to end at few steps, without a compiler, and without the extras."""
 
 import os
 import re
@@ -84,8 +84,10 @@ def test_demo_without_compiler(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("module", DISTRIBUTIONS)
 def test_missing_extra_names_the_remedy(module: str, tmp_path: Path) -> None:
+    name, extra = DISTRIBUTIONS[module]
+    command = {"demo": ["demo"], "cli": ["report", "x.safetensors"]}[extra]
     code = (
-        f"import sys; sys.modules[{module!r}] = None; sys.argv = ['gprune', 'demo']; "
+        f"import sys; sys.modules[{module!r}] = None; sys.argv = {['gprune', *command]}; "
         "from gprune.cli import main; main()"
     )
     root = str(Path(__file__).parents[1])
@@ -99,9 +101,8 @@ def test_missing_extra_names_the_remedy(module: str, tmp_path: Path) -> None:
         timeout=120,
         check=False,
     )
-    name = DISTRIBUTIONS[module]
     assert done.returncode == 1
-    assert done.stderr == f'gprune: {name} is not installed; pip install "gprune[demo]"\n'
+    assert done.stderr == f'gprune: {name} is not installed; pip install "gprune[{extra}]"\n'
     assert not any(tmp_path.iterdir())
 
 
@@ -114,7 +115,7 @@ def test_missing_module_of_our_own_is_no_missing_extra(monkeypatch: pytest.Monke
 def test_help_lists_the_commands() -> None:
     shown = CliRunner().invoke(app, ["--help"])
     assert shown.exit_code == 0
-    assert "demo" in shown.output
+    assert all(command in shown.output for command in ("demo", "prune", "report"))
 
 
 def test_too_few_steps_are_refused() -> None:

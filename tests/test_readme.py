@@ -2,9 +2,16 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+import torch
+from typer.testing import CliRunner
+
+from gprune.cli.app import app
+from tests.bench import minilm
+from tests.checkpoint_files import save_folder
 
 from tests.bench import layer_shuffle
 
@@ -28,10 +35,28 @@ def test_every_block_is_python_or_a_command() -> None:
 
 
 def test_the_two_commands_are_those_of_the_extras_and_of_ci() -> None:
-    demo, tests = COMMANDS
+    demo, tests, _ = COMMANDS
     assert demo == 'pip install -e ".[demo]" && gprune demo'
     assert tests == 'pip install -e ".[dev]" && pytest'
     assert tests in (ROOT / ".ci" / "run").read_text()
+
+
+def test_the_commands_on_checkpoints_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = {"embed.weight": torch.randn(5, 4), "fc.weight": torch.randn(4, 4)}
+    save_folder(tmp_path / "model", weights)
+    monkeypatch.chdir(tmp_path)
+    for line in COMMANDS[2].splitlines():
+        command, *arguments = shlex.split(line)
+        assert command == "gprune"
+        done = CliRunner().invoke(app, arguments)
+        assert done.exit_code == 0, done.output
+    assert re.search(r"fc.weight +4x4 +16 +8 +0.5000", done.output)
+
+
+def test_the_table_of_real_weights_is_that_of_the_results() -> None:
+    """Made by `python -m tests.bench.minilm`."""
+    table = minilm.table(json.loads(minilm.RESULTS.read_text()))
+    assert f"<!-- minilm -->\n{table}<!-- /minilm -->" in (ROOT / "README.md").read_text()
 
 
 def test_every_measured_figure_is_in_the_results_of_the_benchmarks() -> None:

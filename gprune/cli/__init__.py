@@ -1,18 +1,20 @@
 """The command line: argument parsing and printing; the work is in the library.
 
 `app.py` has the commands. Nothing here is imported by `import gprune`, and what the commands need
-beyond torch (typer, rich, scikit-learn, matplotlib) comes with the extras `cli` and `demo`.
+beyond torch comes with the extras `cli` (typer, rich, safetensors) and `demo` (scikit-learn,
+matplotlib and the former).
 """
 
 import sys
 
 DISTRIBUTIONS = {
-    "typer": "typer",
-    "rich": "rich",
-    "sklearn": "scikit-learn",
-    "matplotlib": "matplotlib",
+    "typer": ("typer", "demo"),
+    "rich": ("rich", "demo"),
+    "sklearn": ("scikit-learn", "demo"),
+    "matplotlib": ("matplotlib", "demo"),
+    "safetensors": ("safetensors", "cli"),
 }
-"""What the extra `demo` installs, by the names that are imported."""
+"""What the extras install and which of them to name, by the names that are imported."""
 
 
 def main() -> None:
@@ -29,4 +31,5 @@ def main() -> None:
         missing = DISTRIBUTIONS.get((error.name or "").partition(".")[0])
         if missing is None:
             raise
-        sys.exit(f'gprune: {missing} is not installed; pip install "gprune[demo]"')
+        distribution, extra = missing
+        sys.exit(f'gprune: {distribution} is not installed; pip install "gprune[{extra}]"')

@@ -1,12 +1,31 @@
 """The commands."""
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
+
+
+class Score(StrEnum):
+    """What `gprune prune` ranks by."""
+
+    magnitude = "magnitude"
+    lamp = "lamp"
+    l2 = "l2"
+
+
+class Method(StrEnum):
+    """What `gprune prune` compares."""
+
+    together = "global"
+    layerwise = "layerwise"
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 @app.callback()
@@ -29,3 +48,80 @@ def demo(
     from gprune.cli.demo import run  # here, since it needs the whole extra `demo`
 
     sys.exit(0 if run(steps, picture) else 1)
+
+
+@app.command()
+def prune(
+    checkpoint: Annotated[Path, typer.Argument(help="A .safetensors file or a folder of them.")],
+    amount: Annotated[
+        str, typer.Option(help="How many weights to prune: 0.5 is half of them, 1000 that many.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the pruned copy goes.")],
+    include: Annotated[
+        list[str] | None, typer.Option(metavar="GLOB", help="Prune only tensors of such a name.")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(metavar="GLOB", help="Leave tensors of such a name alone.")
+    ] = None,
+    score: Annotated[Score, typer.Option(help="What to rank by.")] = Score.magnitude,
+    method: Annotated[
+        Method, typer.Option(help="Rank all tensors together, or each alone.")
+    ] = Method.together,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is at OUT.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Search, and write nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Prune a checkpoint into a copy that differs in nothing but the pruned entries, now zero.
+
+    Prunes floating point tensors of two dimensions or more. The checkpoint is a safetensors file or
+    a Hugging Face folder; it is memory-mapped and may be larger than memory. lamp and l2 keep their
+    scores in a temporary file beside OUT, 4 bytes for each weight.
+
+    Exits with 2 for bad input, 1 where the system fails; OUT is whole or as it was before.
+    """
+    from gprune.cli import checkpoints  # here, since it needs safetensors
+    from gprune.cli.printing import as_number, one_line_errors
+
+    with one_line_errors():
+        number = as_number(amount)
+        pruned = checkpoints.prune(
+            checkpoint,
+            out,
+            amount=number,
+            include=include or [],
+            exclude=exclude or [],
+            score=score,
+            method=method,
+            force=force,
+            dry_run=dry_run,
+        )
+    checkpoints.show_pruned(
+        pruned,
+        as_json,
+        checkpoint=str(checkpoint),
+        out=str(out),
+        written=not dry_run,
+        amount=number,
+        score=score,
+        method=method,
+    )
+
+
+@app.command()
+def report(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A .safetensors file, a folder of them, or a .pt state dict.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Print the density of each tensor of a checkpoint, and in total.
+
+    Reads state dicts of torch without running anything in them (weights_only). A pair of
+    <name>_orig and <name>_mask, as torch.nn.utils.prune leaves it, counts as the weight it makes.
+    """
+    from gprune.cli import checkpoints
+    from gprune.cli.printing import one_line_errors
+
+    with one_line_errors():
+        found = checkpoints.report(checkpoint)
+    checkpoints.show_density(found, as_json, checkpoint=str(checkpoint))

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -64,3 +65,20 @@ def python(code: str, **environment: str) -> str:
         env={**os.environ, **environment},
     )
     return done.stdout.strip()
+
+
+def peak_anonymous(command: list[str]) -> float:
+    """Run a command; give the peak of its anonymous resident memory, in MiB, sampled from outside.
+
+    Pages of mapped files are not counted: the system takes them back when it needs them.
+    """
+    peak = 0
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        status = Path(f"/proc/{process.pid}/status")
+        while process.poll() is None:
+            lines = status.read_text().splitlines()
+            found = [int(line.split()[1]) for line in lines if line.startswith("RssAnon")]
+            peak = max(peak, *found, 0)
+            time.sleep(0.002)
+    assert process.returncode == 0
+    return peak / 1024

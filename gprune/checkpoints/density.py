@@ -1,0 +1,48 @@
+"""Density: how many entries of the tensors of a checkpoint are zero."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from gprune.checkpoints.planning import is_matrix
+from gprune.checkpoints.reading import CheckpointError
+from gprune.selection.ranking import flat_blocks
+from gprune.summaries import LeafSummary, Summary
+
+
+def density(tensors: dict[str, Tensor]) -> Summary:
+    """Count the zeros of each tensor.
+
+    A pair of `<name>_orig` and `<name>_mask`, as `torch.nn.utils.prune` leaves it, counts as what
+    it stands for: their product, under `<name>`.
+
+    Args:
+        tensors: by name; of any dtype and layout, read block by block.
+
+    Returns:
+        One row per tensor, by name; `pruned` are its zeros, and those that `choose` would choose
+        are prunable.
+
+    Raises:
+        CheckpointError: if a mask does not have the shape of its weight.
+    """
+    factors = {name: [tensor] for name, tensor in tensors.items()}
+    for name, mask in tensors.items():
+        base = name.removesuffix("_mask")
+        if base != name and f"{base}_orig" in tensors:
+            factors[base] = [*factors.pop(f"{base}_orig"), mask]
+            del factors[name]
+            if factors[base][0].shape != mask.shape:
+                raise CheckpointError(f"{name!r} does not have the shape of {base}_orig")
+    return Summary(tuple(_row(name, *factors[name]) for name in sorted(factors)))
+
+
+def _row(name: str, tensor: Tensor, *masks: Tensor) -> LeafSummary:
+    nonzero = 0
+    for first, *rest in flat_blocks(tensor, *masks):
+        kept = first != 0  # count_nonzero does not know every dtype, this does
+        for mask in rest:
+            kept &= mask != 0
+        nonzero += int(kept.sum())
+    size = tensor.numel()
+    return LeafSummary(name, tuple(tensor.shape), size, size - nonzero, is_matrix(tensor))

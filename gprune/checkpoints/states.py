@@ -1,0 +1,54 @@
+"""State dicts saved by torch, mapped: read only, for the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gprune.checkpoints.reading import CheckpointError, read
+from gprune.trees import tensor_problem
+
+SUFFIXES = (".pt", ".pth", ".bin")
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Map the tensors of any checkpoint.
+
+    Args:
+        path: a Hugging Face folder, a safetensors file, or a state dict saved by torch.
+
+    Returns:
+        The tensors by name; not to be written to.
+
+    Raises:
+        CheckpointError: if it is none of these, or is missing, truncated or corrupt.
+    """
+    if path.suffix in SUFFIXES and not path.is_dir():
+        return _read_state(path)
+    return read(path).tensors
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    """Load a state dict without running anything that its pickle asks for."""
+    if not path.exists():
+        raise CheckpointError(f"{path}: No such file or directory")
+    try:
+        state: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # a hostile pickle can make the loader raise anything
+        reason = type(error).__name__
+        raise CheckpointError(
+            f"{path} is no state dict that weights_only=True can map ({reason}); "
+            "save one with torch.save(module.state_dict(), path)"
+        ) from None
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} holds a {type(state).__name__}, not a state dict")
+    for name, tensor in state.items():
+        if not isinstance(name, str):
+            raise CheckpointError(f"{path} is no state dict: {name!r} is no name")
+        if problem := tensor_problem(tensor):
+            problem = problem.replace("a tensor or None", "a tensor")
+            raise CheckpointError(f"{path} is no state dict: {name!r} {problem}")
+    return dict(state)

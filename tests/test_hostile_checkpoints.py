@@ -1,0 +1,235 @@
+"""Files that are broken, or made to do harm: exit code 2, one line, and nothing written."""
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from gprune.checkpoints import CheckpointError, read
+from gprune.cli.app import app
+from tests.checkpoint_files import INDEX, contents, raw, save, save_folder
+
+TREE = {"a": torch.ones(2, 2), "b": torch.zeros(3, 1)}
+
+
+def entry(**changes: Any) -> dict[str, Any]:
+    return {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]} | changes
+
+
+def of(**entries: Any) -> bytes:
+    """A safetensors file of any entries, with 16 bytes of data."""
+    return raw(json.dumps(entries), bytes(16))
+
+
+GOOD = of(a=entry())
+FILES = {
+    "empty": b"",
+    "half a length": GOOD[:4],
+    "truncated header": GOOD[:30],
+    "header longer than the file": b"\xff\x00\x00\x00\x00\x00\x00\x00{}",
+    "header of 2^63 bytes": (2**63).to_bytes(8, "little") + b"{}",
+    "header of 2^64 - 1 bytes": b"\xff" * 8 + b"{}",
+    "truncated data": GOOD[:-1],
+    "bytes behind the data": GOOD + b"\0",
+    "header that is no JSON": raw("{'a': 1}", bytes(16)),
+    "header that is no object": raw("[1, 2]", bytes(16)),
+    "header of NaN": raw('{"a": NaN}', bytes(16)),
+    "deep header": raw("[" * 100_000),
+    "header that is no text": raw("{}", b"").replace(b"{}", b"\xff\xfe"),
+    "offsets past the end": of(a=entry(shape=[2, 4], data_offsets=[0, 32])),
+    "offsets far past the end": of(a=entry(data_offsets=[2**62, 2**62 + 16])),
+    "negative offset": of(a=entry(data_offsets=[-8, 8])),
+    "negative size": of(a=entry(shape=[-2, -2])),
+    "offsets in reverse": of(a=entry(data_offsets=[16, 0])),
+    "overlapping tensors": of(a=entry(), b=entry(shape=[2], data_offsets=[8, 16])),
+    "the same bytes twice": of(a=entry(), b=entry()),
+    "gap between tensors": of(
+        a=entry(shape=[1], data_offsets=[0, 4]), b=entry(shape=[1], data_offsets=[12, 16])
+    ),
+    "shape of another size": of(a=entry(shape=[2, 3])),
+    "shape that overflows": of(a=entry(shape=[2**32, 2**32])),
+    "unknown dtype": of(a=entry(dtype="F31")),
+    "name twice": raw(
+        '{"a":' + json.dumps(entry()) + ',"a":' + json.dumps(entry(shape=[2], data_offsets=[0, 8]))
+        + "}",
+        bytes(16),
+    ),
+    "picture": b"\x89PNG\r\n\x1a\n" + bytes(100),
+    "zip": b"PK\x03\x04" + bytes(100),
+}  # fmt: skip
+
+
+class Harm:
+    """A pickle that runs a command when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+def saved(value: Any, **options: Any) -> Callable[[Path], None]:
+    return lambda path: torch.save(value, path, **options)
+
+
+def written(data: bytes) -> Callable[[Path], Any]:
+    return lambda path: path.write_bytes(data)
+
+
+def harm(path: Path) -> None:
+    torch.save({"a": torch.ones(2), "b": Harm(path.parent / "harmed")}, path)
+
+
+def bare_harm(path: Path) -> None:
+    path.write_bytes(pickle.dumps(Harm(path.parent / "harmed")))
+
+
+def truncated(path: Path) -> None:
+    torch.save({"a": torch.ones(1000)}, path)
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+STATES: dict[str, Callable[[Path], Any]] = {
+    "a pickle with a reduce": harm,
+    "a bare pickle with a reduce": bare_harm,
+    "a module": saved(torch.nn.Linear(2, 2)),
+    "a tensor": saved(torch.ones(2)),
+    "an epoch": saved({"a": torch.ones(2), "epoch": 3}),
+    "names that are numbers": saved({1: torch.ones(2)}),
+    "a sparse tensor": saved({"a": torch.eye(2).to_sparse()}),
+    "the old format": saved({"a": torch.ones(2)}, _use_new_zipfile_serialization=False),
+    "a mask of another shape": saved({"w_orig": torch.ones(2, 2), "w_mask": torch.ones(3)}),
+    "truncated": truncated,
+    "empty": written(b""),
+    "picture": written(FILES["picture"]),
+    "zip": written(FILES["zip"]),
+}
+
+
+def index(weight_map: Any) -> bytes:
+    return json.dumps({"weight_map": weight_map}).encode()
+
+
+SHARDS = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+INDICES = {
+    "a name with ../": index({"a": "../x.safetensors", "b": SHARDS[1]}),
+    "an absolute name": index({"a": "/etc/passwd", "b": SHARDS[1]}),
+    "a name in another folder": index({"a": "1_Pooling/config.json", "b": SHARDS[1]}),
+    "the name ..": index({"a": "..", "b": SHARDS[1]}),
+    "no name": index({"a": "", "b": SHARDS[1]}),
+    "a name with a zero byte": index({"a": "x\0", "b": SHARDS[1]}),
+    "a name that is a number": index({"a": 1, "b": SHARDS[1]}),
+    "a name that is a list": index({"a": ["x"], "b": SHARDS[1]}),
+    "a missing file": index({"a": "none.safetensors", "b": SHARDS[1]}),
+    "a foreign file": index({"a": "config.json", "b": SHARDS[1]}),
+    "a tensor that is nowhere": index({"a": SHARDS[0], "b": SHARDS[1], "c": SHARDS[1]}),
+    "a tensor that is elsewhere": index({"a": SHARDS[1], "b": SHARDS[0]}),
+    "an unnamed tensor": index({"b": SHARDS[0]}),
+    "nothing": index({}),
+    "a list": index([1]),
+    "no map": b"{}",
+    "no JSON": b"{",
+    "deep JSON": b"[" * 100_000,
+    "no text": b"\xff\xfe",
+}
+
+
+def assert_refused(folder: Path, *arguments: Any) -> None:
+    before = sorted(folder.rglob("*")), contents(folder)
+    done = CliRunner().invoke(app, list(map(str, arguments)))
+    assert done.exit_code == 2, (done.output, done.exception)
+    assert done.stdout == ""
+    assert done.stderr.startswith("gprune: ")
+    assert done.stderr.count("\n") == 1
+    assert (sorted(folder.rglob("*")), contents(folder)) == before
+
+
+def assert_unreadable(folder: Path, path: Path) -> None:
+    assert_refused(folder, "prune", path, "--amount", "0.5", "-o", folder / "out")
+    assert_refused(folder, "report", path)
+
+
+def test_the_good_ones_are_read(tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").write_bytes(GOOD)
+    assert list(read(tmp_path / "x.safetensors").tensors) == ["a"]
+    folder = save_folder(tmp_path / "model", {"a": torch.ones(2)}, {"b": torch.ones(2)})
+    assert sorted(read(folder).tensors) == ["a", "b"]
+    assert sorted(path.name for path in folder.glob("*.safetensors")) == list(SHARDS)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_file(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(FILES[name])
+    assert_unreadable(tmp_path, path)
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_state(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "x.pt"
+    STATES[name](path)
+    assert_refused(tmp_path, "report", path)
+    assert not (tmp_path / "harmed").exists()
+
+
+@pytest.mark.parametrize("name", INDICES)
+def test_index(tmp_path: Path, name: str) -> None:
+    save(tmp_path / "x.safetensors", {"a": torch.ones(2, 2)})
+    folder = save_folder(tmp_path / "model", {"a": torch.ones(2, 2)}, {"b": torch.ones(2, 2)})
+    (folder / INDEX).write_bytes(INDICES[name])
+    assert_unreadable(tmp_path, folder)
+
+
+def test_missing(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for name in ("none.safetensors", "none.pt", "none", "empty"):
+        assert_unreadable(tmp_path, tmp_path / name)
+
+
+def test_no_more_than_the_file_is_run_or_said(tmp_path: Path) -> None:
+    """A name from a file cannot write on the terminal."""
+    path = tmp_path / "x.pt"
+    torch.save({"\x1b[31m\nred": 1}, path)
+    done = CliRunner().invoke(app, ["report", str(path)])
+    assert done.exit_code == 2
+    assert "\x1b" not in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@given(st.data())
+def test_damage_is_noticed_or_harmless(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """Whatever is done to a file, it is read as tensors within it, or refused."""
+    folder = tmp_path_factory.mktemp("damage")
+    path = save(folder / "x.safetensors", TREE)
+    whole = bytearray(path.read_bytes())
+    size = int.from_bytes(whole[:8], "little")
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, 8 + size - 1))
+        whole[at : at + data.draw(st.integers(0, 2))] = data.draw(st.binary(max_size=2))
+    length = data.draw(st.sampled_from([len(whole), len(whole) // 2, len(whole) - 1]))
+    damaged = bytes(whole[:length])
+    path.write_bytes(damaged)
+    try:
+        found = read(path)
+    except CheckpointError:
+        pass
+    else:
+        spans = sorted((span.start, span.stop) for span in found.shards[0].spans.values())
+        assert all(8 <= start <= stop <= len(damaged) for start, stop in spans)
+        assert sum(tensor.nbytes for tensor in found.tensors.values()) == sum(
+            stop - start for start, stop in spans
+        )
+    finally:
+        shutil.rmtree(folder)
