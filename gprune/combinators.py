@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gprune.leaves import Leaves, align
+from gprune.calls import together
+from gprune.leaves import Leaves, align, is_sharded
 from gprune.selection import operators
 from gprune.selection.amounts import as_scalar, one_of
 from gprune.selection.cut import Cut
@@ -23,6 +24,7 @@ from gprune.trees import Tree, TreeDef, fill, is_leaf, leaf_names, match
 from gprune.unstructured import lowest_unstructured, over_leaves, unwrap
 
 
+@together
 def global_unstructured(
     params: Tree,
     scores: Tree = None,
@@ -74,6 +76,7 @@ def global_unstructured(
     return fill(treedef, flat, _named(flat, treedef, run, leaves, **arguments))
 
 
+@together
 def layerwise(
     params: Tree,
     scores: Tree = None,
@@ -115,6 +118,7 @@ def layerwise(
     return fill(treedef, flat, _named(flat, treedef, run, leaves, **arguments))
 
 
+@together
 def find_cut(
     params: Tree,
     scores: Tree = None,
@@ -151,6 +155,7 @@ def find_cut(
     return Cut(*_named(flat, treedef, operators.find_cut, *arguments))
 
 
+@together
 def masks_at(cut: Cut, params: Tree, scores: Tree = None, *, masks: Tree = None) -> Tree:
     """Make the masks at a cut.
 
@@ -229,6 +234,10 @@ def _named(
 
 def _joined(method: Any, leaves: Leaves, **kwargs: Any) -> list[Tensor]:
     """Call a user's method once, on the concatenation of all leaves."""
+    if is_sharded(leaves.scores):
+        raise ValueError(
+            f"{_name(method)} would need all shards on one machine; the built-in methods do not"
+        )
     if len({x.device for x in leaves.scores}) > 1:
         raise ValueError(
             f"{_name(method)} needs all leaves on one device; the built-in methods do not"

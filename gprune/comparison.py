@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gprune.leaves import Leaves
+from gprune.leaves import Leaves, is_sharded
 from gprune.selection import operators
 from gprune.selection.amounts import as_scalar, one_of
 
@@ -46,6 +46,8 @@ def rank(
         numbers = numbers * len(leaves.scores)
     amounts = [as_scalar(one, name) for one in numbers]
     if dim is not None:
+        if is_sharded(leaves.scores):
+            raise ValueError("dim compares within whole leaves, and these are sharded")
         if seed is not None:  # drawn by the flat index in the leaf, however it is grouped
             leaves = leaves._replace(scores=operators.random_scores(leaves.scores, seed))
         return [

@@ -5,7 +5,7 @@ Behind this room the types are trusted. Every bad leaf is named, by its path, in
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -75,6 +75,7 @@ def align(
     if problems:
         raise ValueError("; ".join(problems))
     chosen = [ranked[i].detach() for i in places]
+    is_sharded(chosen)
     priors = [priors[i] for i in places if priors]
     return Leaves(chosen, priors, separately, unscored=scores is None), leaves, treedef
 
@@ -155,7 +156,27 @@ def misfit(other: Tensor | None, leaf: Tensor | None) -> str | None:
         return f"has shape {tuple(other.shape)}, its parameter has {tuple(leaf.shape)}"
     if other.device != leaf.device:
         return f"is on {other.device}, its parameter is on {leaf.device}"
+    if _placing(other) != _placing(leaf):
+        return f"is placed as {_placing(other)}, its parameter as {_placing(leaf)}; redistribute it"
     return None
+
+
+def _placing(leaf: Tensor) -> Any:
+    """Give the placements and the mesh of a DTensor; `None` of a plain tensor."""
+    return (leaf.placements, leaf.device_mesh) if hasattr(leaf, "device_mesh") else None
+
+
+def is_sharded(leaves: Sequence[Any]) -> bool:
+    """Say whether there is a DTensor among some leaves; the operators know what to do with it then.
+
+    A DTensor is told by its mesh, and not by its class: asking for that would import
+    `torch.distributed`, which most programs do without.
+    """
+    if not any(isinstance(leaf, Tensor) and hasattr(leaf, "device_mesh") for leaf in leaves):
+        return False
+    import gprune.selection.sharded  # noqa: F401  registers the rules of the operators
+
+    return True
 
 
 def check_one(scores: Any, mask: Any) -> Leaves:
@@ -181,3 +202,13 @@ def check_one(scores: Any, mask: Any) -> Leaves:
     if problem := misfit(mask, scores):
         raise ValueError(f"mask {problem}".replace("its parameter has", "scores have"))
     return Leaves([scores.detach()], [mask])
+
+
+def ones_like(leaves: list[Tensor]) -> list[Tensor]:
+    """Make a contiguous mask that keeps everything for each leaf; a DTensor's is one too."""
+    return [
+        torch.ones_like(x, dtype=torch.bool, memory_format=torch.contiguous_format).detach()
+        if hasattr(x, "device_mesh")
+        else torch.ones(x.shape, dtype=torch.bool, device=x.device)
+        for x in leaves
+    ]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gprune.comparison import rank
-from gprune.leaves import Leaves, check_one
+from gprune.leaves import Leaves, check_one, ones_like
 from gprune.selection.amounts import as_seed
 
 Method = TypeVar("Method", bound=Callable[..., Tensor])
@@ -141,7 +141,7 @@ def _random(
 def _identity(leaves: Leaves) -> list[Tensor]:
     if leaves.masks:
         return [mask.clone(memory_format=torch.contiguous_format) for mask in leaves.masks]
-    return [torch.ones(x.shape, dtype=torch.bool, device=x.device) for x in leaves.scores]
+    return ones_like(leaves.scores)
 
 
 @_over_leaves(_lowest)

@@ -533,8 +533,8 @@ FAULTS = [
     fault(
         "every block has the draws of the first",
         "selection/ranking.py",
-        "scores = draw_range(self.seed, self.first + leaf, at, at + size, scores.device)",
-        "scores = draw_range(self.seed, self.first + leaf, 0, size, scores.device)",
+        "places = torch.arange(at, at + size, device=scores.device)",
+        "places = torch.arange(0, size, device=scores.device)",
         SIZES,
     ),
     fault(
