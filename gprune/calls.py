@@ -33,12 +33,10 @@ class Call:
         self.met = False
 
     def structure(self) -> str:
-        """Describe the trees in the arguments, paths and holes."""
+        """Describe the trees in the arguments: their paths, less the holes."""
         leaves, treedef = flatten(self.arguments)
         names = leaf_names(treedef, "")
-        return " ".join(
-            f"{name}:{type(leaf).__name__}" for name, leaf in zip(names, leaves, strict=True)
-        )
+        return " ".join(x for x, leaf in zip(names, leaves, strict=True) if leaf is not None)
 
 
 _current: ContextVar[Call] = ContextVar("_current")

@@ -163,14 +163,21 @@ def misfit(other: Tensor | None, leaf: Tensor | None) -> str | None:
 
 def _placing(leaf: Tensor) -> Any:
     """Give the placements and the mesh of a DTensor; `None` of a plain tensor."""
-    return (leaf.placements, leaf.device_mesh) if hasattr(leaf, "device_mesh") else None
+    mesh = getattr(leaf, "device_mesh", None)
+    return None if mesh is None else (getattr(leaf, "placements", None), mesh)
 
 
 def is_sharded(leaves: Sequence[Any]) -> bool:
-    """Say whether there is a DTensor among some leaves; the operators know what to do with it then.
+    """Say whether there is a DTensor among some leaves; from then on the operators know it.
 
     A DTensor is told by its mesh, and not by its class: asking for that would import
     `torch.distributed`, which most programs do without.
+
+    Args:
+        leaves: tensors and anything else.
+
+    Returns:
+        Whether one is a DTensor.
     """
     if not any(isinstance(leaf, Tensor) and hasattr(leaf, "device_mesh") for leaf in leaves):
         return False

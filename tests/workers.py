@@ -1,4 +1,4 @@
-"""Processes that wait for work: started once for each world size, joined by gloo, fed many cases."""
+"""Ranks that wait for work: started once for each world size, joined by gloo, fed many cases."""
 
 from __future__ import annotations
 

@@ -58,10 +58,7 @@ class Box(NamedTuple):
         return count
 
     def _dims(self) -> list[tuple[int, int, int]]:
-        """Give (full, first, length) of each dim, where one that is whole joins the one outside it.
-
-        There is one at least; a shard along dim 0 is a run of flat indices, and so has no other.
-        """
+        """Give (full, first, length) of each dim; one that is whole joins the one outside it."""
         dims: list[tuple[int, int, int]] = []
         for full, first, length in zip(self.shape, self.start, self.size, strict=True):
             if dims and length == full:

@@ -57,7 +57,7 @@ def descend(ranks: Ranks, phase: str, goals: list[Goal]) -> list[tuple[int, int]
             pairs = zip(unfinished, shifts, strict=True)
             return torch.cat([_count(goals[i], shift) for i, shift in pairs])
 
-        counts = ranks.total(phase, sum(sizes), count).split(sizes)
+        counts = torch.split(ranks.total(phase, sum(sizes), count), sizes)
         for i, shift, own in zip(unfinished, shifts, counts, strict=True):
             goals[i] = _narrow(goals[i], shift, own)
     return [(goal.low, goal.nth) for goal in goals]

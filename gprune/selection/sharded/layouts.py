@@ -56,7 +56,10 @@ class Layout(NamedTuple):
         return Ranks(self.groups, self.device)
 
     def shards(self) -> tuple[list[Box], list[bool]]:
-        """Give the box of each local shard, and whether it is this rank that counts its entries.
+        """Work out the shards of this rank.
+
+        Returns:
+            The box of each in its leaf, and whether it is this rank that counts its entries.
 
         Raises:
             LeafError: if the shards of a leaf are not boxes.
@@ -78,6 +81,17 @@ def _box(leaf: Placed, mesh: tuple[int, ...], coordinate: tuple[int, ...]) -> Bo
 
     torch tells where a shard begins and how large it is, and not whether it is in one piece. Those
     of a `Shard` are. Else all are where, laid out in order, they cover each dim without a gap.
+
+    Args:
+        leaf: the leaf.
+        mesh: the shape of the mesh.
+        coordinate: of the rank in it.
+
+    Returns:
+        The box of the shard.
+
+    Raises:
+        ValueError: if the shards are not boxes.
     """
     placements = [_placement(placed) for placed in leaf.placements]
     strided = any(isinstance(placement, _StridedShard) for placement in placements)
@@ -87,13 +101,13 @@ def _box(leaf: Placed, mesh: tuple[int, ...], coordinate: tuple[int, ...]) -> Bo
         boxes[at] = Box(leaf.shape, tuple(start), tuple(size))
     for dim in range(len(leaf.shape)) if strided else ():
         reached = 0
-        for start, size in sorted({(box.start[dim], box.size[dim]) for box in boxes.values()}):
-            if size and start != reached:
+        for first, length in sorted({(box.start[dim], box.size[dim]) for box in boxes.values()}):
+            if length and first != reached:
                 raise ValueError(
-                    f"has local shards in several pieces, placed as {placements} on a mesh of shape "
-                    f"{mesh}; redistribute it so that each is one contiguous box"
+                    f"has local shards in several pieces, placed as {placements} on a mesh of "
+                    f"shape {mesh}; redistribute it so that each is one contiguous box"
                 )
-            reached += size
+            reached += length
     return boxes[coordinate]
 
 
@@ -102,11 +116,6 @@ def _placement(placed: tuple[int, int | None] | None) -> Placement:
         return Replicate()
     dim, factor = placed
     return Shard(dim) if factor is None else _StridedShard(dim, split_factor=factor)
-
-
-def is_replica(tensor: Tensor) -> bool:
-    """Say whether every rank has all of a tensor."""
-    return not isinstance(tensor, DTensor) or all(p.is_replicate() for p in tensor.placements)
 
 
 def mesh_of(leaves: Sequence[Any]) -> DeviceMesh:
@@ -130,7 +139,7 @@ def layout_of(leaves: Sequence[Tensor]) -> Layout:
         The layout.
 
     Raises:
-        LeafError: if a leaf has another mesh than the first, or is not placed in shards and replicas.
+        LeafError: if a leaf has another mesh than the first, or is neither sharded nor replicated.
         ValueError: if this rank is not in the mesh.
     """
     mesh = mesh_of(leaves)
@@ -152,7 +161,7 @@ def _placed(i: int, leaf: Tensor, mesh: DeviceMesh) -> tuple[tuple[int, int | No
     for placement in leaf.placements:
         if isinstance(placement, Replicate):
             found.append(None)
-        elif isinstance(placement, _StridedShard):  # in torch before 2.12 a kind of Shard
+        elif isinstance(placement, _StridedShard):  # before Shard: it may be a kind of it
             found.append((placement.dim, int(placement.split_factor)))
         elif isinstance(placement, Shard):
             found.append((placement.dim, None))

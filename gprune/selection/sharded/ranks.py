@@ -63,8 +63,8 @@ class Ranks(NamedTuple):
         differ = [a for a, high, low in zip(ASPECTS, highest, lowest, strict=True) if high != -low]
         if differ:
             raise ValueError(
-                f"all ranks must be called with the same, got different {' and '.join(differ)}: the "
-                "leaves' shapes, dtypes, placements and meshes must be equal on all ranks"
+                f"all ranks must be called with the same, got different {' and '.join(differ)}; "
+                "paths, shapes, dtypes, placements, amounts and seeds must be equal on all ranks"
             )
 
     def total(self, phase: str, size: int, count: Callable[[], Tensor]) -> Tensor:
@@ -104,7 +104,8 @@ class Ranks(NamedTuple):
         message = torch.tensor(numbers, dtype=torch.int64, device=self.device)
         try:
             for name in self.groups:
-                dist.all_reduce(message, op, group=_resolve_process_group(name))
+                group = _resolve_process_group(name)  # type: ignore[arg-type]  # a NewType of str
+                dist.all_reduce(message, op, group=group)
             return message.cpu()
         except RuntimeError as error:
             raise RuntimeError(f"gprune lost another rank while {phase}") from error

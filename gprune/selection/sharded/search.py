@@ -7,13 +7,12 @@ to collect, or the bracket misses, the counts still say on which side to look, a
 through the shards instead. A last one, over the flat indices of what ties at the cut, finds where
 among these it falls.
 
-Searches for many cuts go in step and share their messages. There are at most 4 + 32 messages to a
-search, and 13 is what one takes in float32.
+Searches for many cuts go in step and share their messages. A search takes at most 36 messages,
+12 with a million weights in float32.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -57,7 +56,7 @@ class Found(NamedTuple):
     """
 
     value: float
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls on a cut
     key: int
     seen: Divided | None
 
@@ -136,8 +135,7 @@ def _brackets(ranks: Ranks, tasks: list[Task]) -> list[tuple[int, int]]:
     samples: list[Tensor] = []
 
     def count() -> Tensor:
-        for task in tasks:
-            samples.append(_sample(task))
+        samples.extend(_sample(task) for task in tasks)
         return torch.tensor([drawn.numel() for drawn in samples])
 
     sizes = ranks.total("counting the sample", len(tasks), count).tolist()
