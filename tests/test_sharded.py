@@ -220,6 +220,11 @@ ONE_RANK: dict[str, tuple[str, str, dict[str, Any]]] = {
         "different structure",
         {"params": tree(a=leaf(6, 2), c=leaf(5))},
     ),
+    "another hole": (
+        "ValueError",
+        "different structure",
+        {"params": tree(a=leaf(6, 2), b=constant(None))},
+    ),
     "a missing leaf": ("ValueError", "different structure", {"params": tree(a=leaf(6, 2))}),
     "scores": ("ValueError", "different structure", {"scores": tree(a=leaf(6, 2), b=leaf(5))}),
     "a mask of a wrong dtype": (

@@ -3,9 +3,9 @@
 Each rank samples its share; two order statistics of all the samples bracket the k-th candidate. One
 pass over each rank's shards counts what is below the bracket, writes "above it" into the masks and
 collects the few candidates in it, among which a descent finds the k-th. Where a rank has too many
-to collect, or the bracket misses, the counts still say on which side to look, and the descent goes
-through the shards instead. A last one, over the flat indices of what ties at the cut, finds where
-among these it falls.
+to collect, or the bracket misses and the counts say on which side to look, the descent goes through
+the shards instead. A last one, over the flat indices of what ties at the cut, finds where among
+these it falls.
 
 Searches for many cuts go in step and share their messages. A search takes at most 36 messages,
 12 with a million weights in float32.
@@ -85,7 +85,7 @@ def find(ranks: Ranks, tasks: list[Task]) -> list[Found]:
 
 
 def _bracketed(ranks: Ranks, tasks: list[Task]) -> tuple[list[Goal], list[Divided | None]]:
-    """Say between which keys each cut is, and give what a pass has collected there."""
+    """Say between which keys each cut is, and give what this rank has collected there."""
     if any(x.device.type != "cpu" for task in tasks for x in task.part.ranking.scores):
         return [_everything(task) for task in tasks], [None] * len(tasks)
     brackets = _brackets(ranks, tasks)
@@ -96,33 +96,31 @@ def _bracketed(ranks: Ranks, tasks: list[Task]) -> tuple[list[Goal], list[Divide
             ranking = task.part.ranking
             values = value_of(low, ranking.space), value_of(high, ranking.space)
             seen.append(divide(ranking, *values, limit=search.LIMIT, masks=task.masks))
-        return torch.tensor([(x.below, x.inside, x.keys is None) for x in seen]).view(-1)
+        return torch.tensor([(own.below, own.inside) for own in seen]).view(-1)
 
-    totals = ranks.total("counting what the bracket divides", 3 * len(tasks), count)
-    goals, collected = [], []
-    for task, bracket, total, own in zip(
-        tasks, brackets, totals.view(-1, 3).tolist(), seen, strict=True
-    ):
-        goal, is_collected = _goal(task, bracket, total, own)
-        goals.append(goal)
-        collected.append(own if is_collected else None)
-    return goals, collected
+    totals = ranks.total("counting what the bracket divides", 2 * len(tasks), count)
+    pairs = [
+        _after_a_pass(task, bracket, below, inside, own)
+        for task, bracket, (below, inside), own in zip(
+            tasks, brackets, totals.view(-1, 2).tolist(), seen, strict=True
+        )
+    ]
+    return [goal for goal, _ in pairs], [own for _, own in pairs]
 
 
-def _goal(
-    task: Task, bracket: tuple[int, int], total: list[int], own: Divided
-) -> tuple[Goal, bool]:
-    """Say where a pass leaves the cut, and whether it has collected it."""
-    (low, high), (below, inside, too_many) = bracket, total
-    whole = _everything(task)
+def _after_a_pass(
+    task: Task, bracket: tuple[int, int], below: int, inside: int, own: Divided
+) -> tuple[Goal, Divided | None]:
+    """Say where the cut is once the bracket is counted, and what this rank has collected there."""
+    (low, high), whole = bracket, _everything(task)
     if task.k <= below:
-        return whole._replace(high=low - 1), False
+        return whole._replace(high=low - 1), None
     if task.k > below + inside:
-        return whole._replace(low=high + 1, nth=task.k - below - inside), False
-    within = Goal(low, high, task.k - below, whole.values)
-    if too_many or own.keys is None:
-        return within, False
-    return within._replace(values=_all_of(own.keys)), True
+        return whole._replace(low=high + 1, nth=task.k - below - inside), None
+    within = whole._replace(low=low, high=high, nth=task.k - below)
+    if own.keys is None:  # too many; that is this rank's own affair
+        return within, None
+    return within._replace(values=_all_of(own.keys)), own
 
 
 def _everything(task: Task) -> Goal:

@@ -182,7 +182,9 @@ def _counts(
     def count() -> Tensor:
         return torch.tensor([part.ranking.candidates for part in parts], dtype=torch.int64)
 
-    totals = ranks.total("counting the candidates", len(parts), count).tolist()
+    totals = [part.entries for part in parts]
+    if any(part.ranking.masks for part in parts):
+        totals = ranks.total("counting the candidates", len(parts), count).tolist()
     found = []
     for leaf, (part, candidates, amount) in enumerate(zip(parts, totals, amounts, strict=True)):
         try:
