@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import optree
 import torch
 from hypothesis import strategies as st
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -15,7 +16,9 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
 
 from tests import reference
+from tests.assertions import fail_if
 from tests.cases import Case, cases
+from tests.workers import started
 
 Placements = tuple[Placement, ...] | None
 """How a leaf is placed on each axis of the mesh; `None` leaves it plain."""
@@ -113,3 +116,54 @@ def mesh_of(shape: tuple[int, ...]) -> DeviceMesh:
         names = ("dp", "tp")[: len(shape)]
         _meshes[shape] = init_device_mesh("cpu", shape, mesh_dim_names=names)
     return _meshes[shape]
+
+
+def all_well(world: int, check: Any, *args: Any) -> None:
+    """Run a check on every rank; it returns what is wrong."""
+    answers = started(world).run(check, *args)
+    problems = [
+        f"rank {rank}: {problem}"
+        for rank, answer in enumerate(answers)
+        for problem in (answer if isinstance(answer, list) else [_told(answer)])
+    ]
+    fail_if(problems)
+
+
+def _told(answer: Any) -> str:
+    return "\n".join([repr(answer), *getattr(answer, "__notes__", [])])
+
+
+def placed(tree: Any, sharding: Sharding) -> Any:
+    """Shard a tree on this rank."""
+    if tree is None:
+        return None
+    leaves = reference.leaves(tree)
+    mesh = mesh_of(sharding.mesh)
+    pairs = zip(leaves, sharding.placements, strict=True)
+    return optree.tree_unflatten(
+        reference.structure(tree), [place(leaf, mesh, where) for leaf, where in pairs]
+    )
+
+
+def differences(what: str, got: Any, expected: Any, sharding: Sharding) -> list[str]:
+    """Name the leaves that are not this rank's part of what is expected, placed as it should be."""
+    mesh, problems = mesh_of(sharding.mesh), []
+    for path, mine, whole, where in zip(
+        reference.paths(expected),
+        reference.leaves(got),
+        reference.leaves(expected),
+        sharding.placements,
+        strict=True,
+    ):
+        if whole is None or mine is None:
+            problems += [] if mine is whole else [f"{what}{path}: is {mine}, expected {whole}"]
+            continue
+        if (where is None) != (not hasattr(mine, "placements")):
+            problems.append(f"{what}{path}: is a {type(mine).__name__}, placed as {where}")
+            continue
+        if where is not None and (mine.placements, mine.device_mesh) != (where, mesh):
+            problems.append(f"{what}{path}: is placed as {mine.placements}, expected {where}")
+        local, part = mine if where is None else mine.to_local(), shard(whole, mesh, where)
+        if repr(local) != repr(part.contiguous()):
+            problems.append(f"{what}{path}: is {local}, expected {part}")
+    return problems

@@ -7,6 +7,7 @@ that order after its k-th element, so two numbers describe the mask of a whole m
     amounts.py    the law of counts: amount or sparsity -> k
     keys.py       scores -> integers in the same order, NaN on top; the one place that knows floats
     draws.py      a seed -> random scores, the same for an entry wherever it is computed
+    boxes.py      where a part of a leaf lies in the whole leaf
     ranking.py    leaves -> chunks in flat order, never more than a block at a time
     sample.py     a few of the candidates -> a guess at where the k-th lies
     passes.py     one stream over all the leaves, divided by a bracket of scores
@@ -15,4 +16,5 @@ that order after its k-th element, so two numbers describe the mask of a whole m
     search.py     guess, pass, and at last the cut and the masks
     marking.py    a cut -> masks
     operators.py  all of it as torch.library operators, which is how it passes through transforms
+    sharded/      the same cut where the leaves are DTensors, by exchanging counts
 """
