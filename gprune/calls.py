@@ -39,12 +39,12 @@ class Call:
         return " ".join(x for x, leaf in zip(names, leaves, strict=True) if leaf is not None)
 
 
-_current: ContextVar[Call] = ContextVar("_current")
+_current: ContextVar[Call | None] = ContextVar("_current", default=None)
 
 
 def current_call() -> Call:
     """Give the call that is going on; under `torch.compile` one that nothing is known of."""
-    return _current.get(Call(()))
+    return _current.get() or Call(())
 
 
 def together(function: Function) -> Function:
@@ -59,7 +59,8 @@ def together(function: Function) -> Function:
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():  # a trace sends no messages
+        # a trace sends no messages, and a call within another is a part of that
+        if torch.compiler.is_compiling() or _current.get() is not None:
             return function(*args, **kwargs)
         call = Call((args, kwargs))
         token = _current.set(call)

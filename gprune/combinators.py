@@ -72,7 +72,7 @@ def global_unstructured(
     if arguments.get("dim") is not None and over_leaves(method):
         raise ValueError("dim compares within each leaf, not globally; use layerwise")
     leaves, flat, treedef = align(params, scores, masks)
-    run = over_leaves(method) or functools.partial(_joined, method)
+    run = over_leaves(method) or _whole(_joined, method, leaves)
     return fill(treedef, flat, _named(flat, treedef, run, leaves, **arguments))
 
 
@@ -114,7 +114,7 @@ def layerwise(
         name: _per_leaf(value, name, flat, treedef) if name in ("amount", "sparsity") else value
         for name, value in {**bound, **kwargs}.items()
     }
-    run = over_leaves(method) or functools.partial(_each, method)
+    run = over_leaves(method) or _whole(_each, method, leaves)
     return fill(treedef, flat, _named(flat, treedef, run, leaves, **arguments))
 
 
@@ -232,12 +232,18 @@ def _named(
         raise ValueError(f"{path}: {error.message}") from None
 
 
-def _joined(method: Any, leaves: Leaves, **kwargs: Any) -> list[Tensor]:
-    """Call a user's method once, on the concatenation of all leaves."""
+def _whole(call: Callable[..., Any], method: Any, leaves: Leaves) -> Callable[..., Any]:
+    """Give the way to call a user's method, which must have all of what it ranks."""
     if is_sharded(leaves.scores):
         raise ValueError(
-            f"{_name(method)} would need all shards on one machine; the built-in methods do not"
+            f"{_name(method)} would need whole leaves, these are sharded; the built-in methods "
+            "do not"
         )
+    return functools.partial(call, method)
+
+
+def _joined(method: Any, leaves: Leaves, **kwargs: Any) -> list[Tensor]:
+    """Call a user's method once, on the concatenation of all leaves."""
     if len({x.device for x in leaves.scores}) > 1:
         raise ValueError(
             f"{_name(method)} needs all leaves on one device; the built-in methods do not"

@@ -209,13 +209,3 @@ def check_one(scores: Any, mask: Any) -> Leaves:
     if problem := misfit(mask, scores):
         raise ValueError(f"mask {problem}".replace("its parameter has", "scores have"))
     return Leaves([scores.detach()], [mask])
-
-
-def ones_like(leaves: list[Tensor]) -> list[Tensor]:
-    """Make a contiguous mask that keeps everything for each leaf; a DTensor's is one too."""
-    return [
-        torch.ones_like(x, dtype=torch.bool, memory_format=torch.contiguous_format).detach()
-        if hasattr(x, "device_mesh")
-        else torch.ones(x.shape, dtype=torch.bool, device=x.device)
-        for x in leaves
-    ]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gprune.calls import together
-from gprune.leaves import is_sharded, mask_problem, misfit, ones_like
+from gprune.leaves import is_sharded, mask_problem, misfit
 from gprune.trees import (
     Tree,
     TreeDef,
@@ -45,7 +45,13 @@ def keep_all(params: Tree) -> Tree:
     leaves, treedef = flatten(params)
     require_tensors(leaves, treedef, "params")
     tensors = [leaf for leaf in leaves if leaf is not None]
-    return fill(treedef, leaves, ones_like(tensors))
+    return fill(treedef, leaves, [_ones(leaf) for leaf in tensors])
+
+
+def _ones(leaf: Tensor) -> Tensor:
+    if is_sharded([leaf]):
+        return torch.ones_like(leaf, dtype=torch.bool, requires_grad=False)
+    return torch.ones(leaf.shape, dtype=torch.bool, device=leaf.device)
 
 
 def apply_masks(params: Tree, masks: Tree) -> Tree:
@@ -142,6 +148,7 @@ def num_pruned(masks: Tree) -> Tensor:
     return total
 
 
+@together
 def sparsity(masks: Tree) -> Tensor:
     """Give the fraction of the prunable entries that is pruned.
 

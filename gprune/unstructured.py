@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gprune.comparison import rank
-from gprune.leaves import Leaves, check_one, ones_like
+from gprune.leaves import Leaves, check_one, is_sharded
 from gprune.selection.amounts import as_seed
 
 Method = TypeVar("Method", bound=Callable[..., Tensor])
@@ -139,9 +139,11 @@ def _random(
 
 
 def _identity(leaves: Leaves) -> list[Tensor]:
+    if is_sharded(leaves.scores):  # the ranks meet, as in any method
+        return rank(leaves, "identity", 0, None, None)
     if leaves.masks:
         return [mask.clone(memory_format=torch.contiguous_format) for mask in leaves.masks]
-    return ones_like(leaves.scores)
+    return [torch.ones(x.shape, dtype=torch.bool, device=x.device) for x in leaves.scores]
 
 
 @_over_leaves(_lowest)

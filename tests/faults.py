@@ -42,7 +42,7 @@ SCHEDULES = "tests/test_schedules.py"
 ADAPTER_MASKS = "tests/test_adapter_masks.py"
 ADAPTER_BETTER = "tests/test_adapter_better.py"
 SHARDED = "tests/test_sharded.py::test_global[2]"
-SHARDED_LAYERS = "tests/test_sharded.py::test_layerwise[2]"
+SHARDED_COUNTS = "tests/test_sharded.py::test_every_count"
 BOXES = "tests/test_sharded.py::test_boxes[2]"
 MESHES = "tests/test_sharded.py::test_boxes[4]"
 RANKS = "tests/test_sharded_ranks.py"
@@ -922,7 +922,7 @@ FAULTS = [
         "selection/sharded/search.py",
         "nth=task.k - below - inside",
         "nth=task.k - below",
-        SHARDED,
+        SHARDED_COUNTS,
     ),
     fault(
         "ties are those of the bracket",
@@ -936,7 +936,7 @@ FAULTS = [
         "selection/sharded/search.py",
         "equal = equal if chunk.prior is None else equal & chunk.prior",
         "equal = equal",
-        SHARDED,
+        SHARDED_COUNTS,
     ),
     fault(
         "the entry at the cut is kept",
@@ -946,11 +946,10 @@ FAULTS = [
         SHARDED,
     ),
     fault(
-        "replicas are masked by the tree of their own",
+        "ties in replicas are kept",
         "selection/sharded/shards.py",
-        "_mark(part, copied[leaves], cut.value, cut.index)",
-        "_mark(part, copied[leaves], cut.value, -1)",
-        SHARDED_LAYERS,
+        "_mark(shards.others, copied, cut.value, cut.index)",
+        "_mark(shards.others, copied, cut.value, -1)",
         SHARDED,
     ),
     fault(

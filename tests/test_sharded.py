@@ -25,6 +25,7 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.placement_types import _StridedShard
 
 import gprune as gp
+from gprune.selection import sample
 from gprune.selection.sharded.layouts import layout_of
 from tests import sharded_cases
 from tests.cases import Case, layerwise_cases
@@ -110,6 +111,29 @@ def test_layerwise(world: int) -> None:
         all_well(world, check_layerwise, *drawn, small, slots)
 
     check()
+
+
+def check_every_count(bracket: tuple[int, int] | None, limit: int) -> list[str]:
+    """Ties, every third entry pruned before, and a bracket that holds the cut or misses it."""
+    sharding = Sharding((2,), [(Shard(1),), None])
+    scores = [(torch.arange(40) * 7 % 10 / 2**20).view(2, 20), torch.ones(3)]
+    masks = [(torch.arange(40) % 3 > 0).view(2, 20), torch.ones(3) > 0]
+    small = Sizes(block=7, few=0, limit=limit, guesses=0, power=1.0)
+    mine, prior = placed(scores, sharding), placed(masks, sharding)
+    guess = {"return_value": bracket} if bracket else {"wraps": sample.spread}
+    problems = []
+    with streaming(small), mock.patch("gprune.selection.sharded.search.spread", **guess):
+        for k in range(1 + sum(int(mask.sum()) for mask in masks)):
+            expected = gp.global_unstructured(scores, scores, masks=masks, amount=k)
+            got = gp.global_unstructured(mine, mine, masks=prior, amount=k)
+            problems += differences(f"{k} of masks", got, expected, sharding)
+    return problems
+
+
+@pytest.mark.parametrize("limit", [0, 100])
+@pytest.mark.parametrize("bracket", [None, (-1, 3), (3, 4), (20, 21), (20, 99)])
+def test_every_count(bracket: tuple[int, int] | None, limit: int) -> None:
+    all_well(2, check_every_count, bracket, limit)
 
 
 # --- where shards lie -----------------------------------------------------------------------

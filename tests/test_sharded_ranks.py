@@ -139,6 +139,22 @@ def test_a_value_that_is_wrong_on_one_rank_is_raised_on_all() -> None:
     assert all(text.startswith("scores['a']: int64 scores must") for _, text in first)
 
 
+def raise_in_a_count() -> tuple[str, str]:
+    return outcome(lambda: gp.sparsity(masks_of_ranks()))
+
+
+def masks_of_ranks() -> Any:
+    """A mask on rank 0, and something that is none on rank 1."""
+    mask = torch.ones(4) > 0 if torch.distributed.get_rank() == 0 else torch.ones(4)
+    return [place(mask, mesh_of((2,)), (Shard(0),))]
+
+
+def test_a_mask_that_is_none_on_one_rank_is_raised_on_all() -> None:
+    first, second = started(2).run(raise_in_a_count)
+    assert first == second
+    assert first[0] == "TypeError"
+
+
 def fail_within(phase: str) -> tuple[str, str]:
     """Rank 1 runs out of memory in the middle of the search."""
     failing = mock.patch(phase, side_effect=MemoryError("no room on rank 1"))
@@ -152,6 +168,8 @@ PHASES = [
     "gprune.selection.sharded.search.divide",
     "gprune.selection.sharded.descent._count",
     "gprune.selection.sharded.parts.Part.places",
+    "gprune.selection.sharded.shards.keep",
+    "gprune.selection.sharded.operators.empty_masks",
 ]
 
 
@@ -178,9 +196,11 @@ def refusals() -> list[tuple[str, str]]:
         outcome(lambda: gp.masks_at(gp.Cut(1.0, 0), [sharded], masks=[one > 0])),
         outcome(lambda: gp.apply_masks([sharded], [one > 0])),
         outcome(lambda: gp.global_unstructured([sharded], pruning_method=method)),
+        outcome(lambda: gp.layerwise([sharded], pruning_method=method)),
         outcome(lambda: gp.layerwise([sharded], amount=0.5, dim=0)),
         outcome(lambda: gp.layerwise([sharded, one], amount=[1, 5])),
         outcome(lambda: gp.global_unstructured([sharded, one], amount=9)),
+        outcome(lambda: gp.find_cut([sharded, one], amount=torch.tensor([0, 4, 9]))),
     ]
 
 
@@ -193,9 +213,11 @@ REFUSALS = [
     "scores[0] is placed as ((Shard(dim=0),)",
     "masks[0] is placed as None",
     "masks[0] is placed as None",
-    "would need all shards on one machine",
+    "would need whole leaves",
+    "would need whole leaves",
     "dim compares within whole leaves",
     "amount[1]: amount must be at most the number of candidates, 4",
+    "amount must be at most the number of candidates, 8",
     "amount must be at most the number of candidates, 8",
 ]
 

@@ -120,7 +120,7 @@ def _placement(placed: tuple[int, int | None] | None) -> Placement:
 
 def mesh_of(leaves: Sequence[Any]) -> DeviceMesh:
     """Give the mesh of the first DTensor."""
-    return next(leaf for leaf in leaves if isinstance(leaf, DTensor)).device_mesh
+    return next(leaf.device_mesh for leaf in leaves if isinstance(leaf, DTensor))
 
 
 def ranks_of(mesh: DeviceMesh) -> Ranks:

@@ -37,10 +37,15 @@ def select_shards(
     layout: str,
 ) -> list[Tensor]:
     """Find the cut and make the masks of this rank's shards; the leaves are placed as in layout."""
+    kept = empty_masks(scores)
     opened = shards.open_call(
         from_text(layout), scores, masks, absolute, seed, ("select", sparsity, _numbers(amounts))
     )
-    return shards.select(opened, amounts, sparsity)
+    if len(amounts) == 1:
+        shards.select_together(opened, kept, amounts[0], sparsity)
+    else:
+        shards.select_alone(opened, kept, amounts, sparsity)
+    return kept
 
 
 @torch.library.custom_op("gprune::find_cut_shards", mutates_args=(), tags=TAGS)
@@ -72,10 +77,12 @@ def masks_at_shards(
     layout: str,
 ) -> list[Tensor]:
     """Make the masks of this rank's shards at a cut."""
+    kept = empty_masks(scores)
     opened = shards.open_call(
         from_text(layout), scores, masks, absolute, None, ("masks_at", _numbers([value, index]))
     )
-    return shards.masks_at(opened, float(value.item()), int(index.item()))
+    shards.masks_at(opened, kept, float(value.item()), int(index.item()))
+    return kept
 
 
 @torch.library.custom_op("gprune::random_scores_shards", mutates_args=(), tags=TAGS)

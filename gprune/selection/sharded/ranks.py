@@ -91,6 +91,15 @@ class Ranks(NamedTuple):
             raise self._failure(failure)
         return found[1:]
 
+    def all_do(self, phase: str, act: Callable[[], None]) -> None:
+        """Do something on all ranks, which fails on all or on none."""
+
+        def do() -> Tensor:
+            act()
+            return torch.empty(0, dtype=torch.int64)
+
+        self.total(phase, 0, do)
+
     def _failure(self, own: Exception | None) -> Exception:
         """Give the error of the lowest rank that has one; every rank is here."""
         rank, phase = dist.get_rank(), "telling what went wrong"

@@ -71,6 +71,8 @@ def find(ranks: Ranks, tasks: list[Task]) -> list[Found]:
     Returns:
         The cuts.
     """
+    if not tasks:
+        return []
     goals, seen = _bracketed(ranks, tasks)
     cuts = descend(ranks, "finding the value of the cut", goals)
     ties = [

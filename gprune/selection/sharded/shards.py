@@ -15,7 +15,7 @@ from gprune.selection.boxes import Box
 from gprune.selection.errors import LeafError
 from gprune.selection.host import to_host
 from gprune.selection.keys import check_exact
-from gprune.selection.marking import empty_masks, mark_chunks
+from gprune.selection.marking import mark_chunks
 from gprune.selection.ranking import Ranking
 from gprune.selection.search import keep
 from gprune.selection.sharded.layouts import Layout
@@ -103,32 +103,58 @@ def _check_shapes(layout: Layout, boxes: list[Box], scores: list[Tensor]) -> Non
             )
 
 
-def select(shards: Shards, amounts: list[Tensor], sparsity: bool) -> list[Tensor]:
-    """Prune all leaves together by one amount, or each alone by its own.
+def select_together(shards: Shards, masks: list[Tensor], amount: Tensor, sparsity: bool) -> None:
+    """Prune all leaves together.
 
     Args:
         shards: what this rank has.
-        amounts: one, or one per leaf.
+        masks: one for each local shard, to be written.
+        amount: 0-dim tensor.
+        sparsity: whether it is one.
+    """
+    [candidates] = _candidates(shards.ranks, [shards.own])
+    k = resolve(amount, shards.own.entries, candidates, sparsity)
+    counted, copied = chosen_of(masks, shards.owned), chosen_of(masks, shards.copied)
+    [cut] = _find(shards.ranks, [Task(shards.own, k, candidates, counted)])
+
+    def write() -> None:
+        _finish(shards.own, counted, cut)
+        _mark(shards.others, copied, cut.value, cut.index)
+
+    shards.ranks.all_do("writing the masks", write)
+
+
+def select_alone(
+    shards: Shards, masks: list[Tensor], amounts: list[Tensor], sparsity: bool
+) -> None:
+    """Prune each leaf alone; the searches share their messages.
+
+    Args:
+        shards: what this rank has.
+        masks: one for each local shard, to be written.
+        amounts: one per leaf.
         sparsity: whether they are sparsities.
 
-    Returns:
-        The masks of the local shards.
+    Raises:
+        LeafError: if an amount is out of range.
     """
-    masks = empty_masks(shards.scores)
-    together = len(amounts) == 1
-    own, others = (
-        [part] if together else [part.only(leaf) for leaf in range(len(masks))]
-        for part in (shards.own, shards.others)
-    )
+    own = [shards.own.only(leaf) for leaf in range(len(masks))]
     counted, copied = chosen_of(masks, shards.owned), chosen_of(masks, shards.copied)
-    ranges = [slice(None)] if together else [slice(i, i + 1) for i in range(len(masks))]
-    written = [counted[leaves] for leaves in ranges]
-    cuts = _find(shards.ranks, own, _counts(shards.ranks, own, amounts, sparsity), written)
-    for part, its_masks, cut in zip(own, written, cuts, strict=True):
-        _finish(part, its_masks, cut)
-    for part, leaves, cut in zip(others, ranges, cuts, strict=True):
-        _mark(part, copied[leaves], cut.value, cut.index)
-    return masks
+    tasks = []
+    for leaf, candidates in enumerate(_candidates(shards.ranks, own)):
+        try:
+            k = resolve(amounts[leaf], own[leaf].entries, candidates, sparsity)
+        except ValueError as error:
+            raise LeafError(leaf, "sparsity" if sparsity else "amount", str(error)) from None
+        tasks.append(Task(own[leaf], k, candidates, [counted[leaf]]))
+    cuts = _find(shards.ranks, tasks)
+
+    def write() -> None:
+        for leaf, cut in enumerate(cuts):
+            _finish(own[leaf], [counted[leaf]], cut)
+            _mark(shards.others.only(leaf), [copied[leaf]], cut.value, cut.index)
+
+    shards.ranks.all_do("writing the masks", write)
 
 
 def find_cuts(shards: Shards, amounts: Sequence[Tensor], sparsity: bool) -> tuple[Tensor, Tensor]:
@@ -142,18 +168,21 @@ def find_cuts(shards: Shards, amounts: Sequence[Tensor], sparsity: bool) -> tupl
     Returns:
         The values and the flat indices.
     """
-    parts = [shards.own] * len(amounts)
-    cuts = _find(shards.ranks, parts, _counts(shards.ranks, parts, amounts, sparsity), None)
+    [candidates] = _candidates(shards.ranks, [shards.own])
+    ks = [resolve(amount, shards.own.entries, candidates, sparsity) for amount in amounts]
+    cuts = _find(shards.ranks, [Task(shards.own, k, candidates, None) for k in ks])
     values = torch.tensor([cut.value for cut in cuts], dtype=torch.float64)
     return values, torch.tensor([cut.index for cut in cuts], dtype=torch.int64)
 
 
-def masks_at(shards: Shards, value: float, index: int) -> list[Tensor]:
-    """Make the masks of the local shards at a cut."""
-    masks = empty_masks(shards.scores)
-    _mark(shards.own, chosen_of(masks, shards.owned), value, index)
-    _mark(shards.others, chosen_of(masks, shards.copied), value, index)
-    return masks
+def masks_at(shards: Shards, masks: list[Tensor], value: float, index: int) -> None:
+    """Write the masks of the local shards at a cut."""
+
+    def write() -> None:
+        _mark(shards.own, chosen_of(masks, shards.owned), value, index)
+        _mark(shards.others, chosen_of(masks, shards.copied), value, index)
+
+    shards.ranks.all_do("writing the masks", write)
 
 
 def num_pruned(shards: Shards) -> Tensor:
@@ -167,46 +196,22 @@ def num_pruned(shards: Shards) -> Tensor:
     return total[0].to(shards.scores[0].device)
 
 
-class _Count(NamedTuple):
-    """How many candidates there are, and how many are to be pruned."""
-
-    candidates: int
-    k: int
-
-
-def _counts(
-    ranks: Ranks, parts: list[Part], amounts: Sequence[Tensor], sparsity: bool
-) -> list[_Count]:
-    """Count the candidates of each part on all ranks, and apply the law of counts."""
+def _candidates(ranks: Ranks, parts: list[Part]) -> list[int]:
+    """Count the candidates of each part on all ranks."""
+    if not any(part.ranking.masks for part in parts):
+        return [part.entries for part in parts]
 
     def count() -> Tensor:
-        return torch.tensor([part.ranking.candidates for part in parts], dtype=torch.int64)
+        return torch.tensor([part.ranking.candidates for part in parts])
 
-    totals = [part.entries for part in parts]
-    if any(part.ranking.masks for part in parts):
-        totals = ranks.total("counting the candidates", len(parts), count).tolist()
-    found = []
-    for leaf, (part, candidates, amount) in enumerate(zip(parts, totals, amounts, strict=True)):
-        try:
-            found.append(_Count(candidates, resolve(amount, part.entries, candidates, sparsity)))
-        except ValueError as error:
-            if len(parts) == 1:
-                raise
-            raise LeafError(leaf, "sparsity" if sparsity else "amount", str(error)) from None
+    found: list[int] = ranks.total("counting the candidates", len(parts), count).tolist()
     return found
 
 
-def _find(
-    ranks: Ranks, parts: list[Part], counts: list[_Count], masks: list[list[Tensor]] | None
-) -> list[Found]:
-    """Find the cut of each part; that of nothing needs no search."""
-    tasks = [
-        Task(part, count.k, count.candidates, None if masks is None else masks[i])
-        for i, (part, count) in enumerate(zip(parts, counts, strict=True))
-        if count.k
-    ]
-    cuts = iter(find(ranks, tasks))
-    return [next(cuts) if count.k else NOTHING for count in counts]
+def _find(ranks: Ranks, tasks: list[Task]) -> list[Found]:
+    """Find the cut of each task; that of nothing needs no search."""
+    cuts = iter(find(ranks, [task for task in tasks if task.k]))
+    return [next(cuts) if task.k else NOTHING for task in tasks]
 
 
 def _finish(part: Part, masks: list[Tensor], cut: Found) -> None:
