@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-PATIENCE = 120
+PATIENCE = 60
 """Seconds until a rank that does not answer counts as hanging, and those of its process group."""
 
 CONTEXT = multiprocessing.get_context("forkserver")
