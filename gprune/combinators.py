@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gprune.leaves import Leaves, align
+from gprune.calls import together
+from gprune.leaves import Leaves, align, is_sharded
 from gprune.methods import over_leaves, unwrap
 from gprune.selection import operators
 from gprune.selection.amounts import as_scalar, one_of
@@ -24,6 +25,7 @@ from gprune.trees import Tree, TreeDef, fill, is_leaf, leaf_names, match
 from gprune.unstructured import lowest_unstructured
 
 
+@together
 def global_unstructured(
     params: Tree,
     scores: Tree = None,
@@ -71,10 +73,11 @@ def global_unstructured(
     if arguments.get("dim") is not None and over_leaves(method):
         raise ValueError("dim compares within each leaf, not globally; use layerwise")
     leaves, flat, treedef = align(params, scores, masks)
-    run = over_leaves(method) or functools.partial(_joined, method)
+    run = over_leaves(method) or _whole(_joined, method, leaves)
     return fill(treedef, flat, _named(flat, treedef, run, leaves, **arguments))
 
 
+@together
 def layerwise(
     params: Tree,
     scores: Tree = None,
@@ -112,10 +115,11 @@ def layerwise(
         name: _per_leaf(value, name, flat, treedef) if name in ("amount", "sparsity") else value
         for name, value in {**bound, **kwargs}.items()
     }
-    run = over_leaves(method) or functools.partial(_each, method)
+    run = over_leaves(method) or _whole(_each, method, leaves)
     return fill(treedef, flat, _named(flat, treedef, run, leaves, **arguments))
 
 
+@together
 def find_cut(
     params: Tree,
     scores: Tree = None,
@@ -152,6 +156,7 @@ def find_cut(
     return Cut(*_named(flat, treedef, operators.find_cut, *arguments))
 
 
+@together
 def masks_at(cut: Cut, params: Tree, scores: Tree = None, *, masks: Tree = None) -> Tree:
     """Make the masks at a cut.
 
@@ -226,6 +231,16 @@ def _named(
             error.leaf
         ]
         raise ValueError(f"{path}: {error.message}") from None
+
+
+def _whole(call: Callable[..., Any], method: Any, leaves: Leaves) -> Callable[..., Any]:
+    """Give the way to call a user's method, which must have all of what it ranks."""
+    if is_sharded(leaves.scores):
+        raise ValueError(
+            f"{_name(method)} would need whole leaves, these are sharded; the built-in methods "
+            "do not"
+        )
+    return functools.partial(call, method)
 
 
 def _joined(method: Any, leaves: Leaves, **kwargs: Any) -> list[Tensor]:

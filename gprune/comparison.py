@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gprune.leaves import Leaves
+from gprune.leaves import Leaves, is_sharded
 from gprune.selection import operators
 from gprune.selection.amounts import as_scalar, one_of
 
@@ -38,6 +38,9 @@ def rank(
 
     Returns:
         The masks, one per leaf.
+
+    Raises:
+        ValueError: if `dim` is given for leaves that are sharded.
     """
     number, is_sparsity = one_of(amount, sparsity, caller)
     name = "sparsity" if is_sparsity else "amount"
@@ -46,6 +49,10 @@ def rank(
         numbers = numbers * len(leaves.scores)
     amounts = [as_scalar(one, name) for one in numbers]
     if dim is not None:
+        if is_sharded(leaves.scores):
+            raise ValueError(
+                "dim compares within whole leaves, these are sharded; use full_tensor()"
+            )
         if seed is not None:  # drawn by the flat index in the leaf, however it is grouped
             leaves = leaves._replace(scores=operators.random_scores(leaves.scores, seed))
         return [

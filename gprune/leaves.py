@@ -5,7 +5,7 @@ Behind this room the types are trusted. Every bad leaf is named, by its path, in
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -75,6 +75,7 @@ def align(
     if problems:
         raise ValueError("; ".join(problems))
     chosen = [ranked[i].detach() for i in places]
+    is_sharded(chosen)
     priors = [priors[i] for i in places if priors]
     return Leaves(chosen, priors, separately, unscored=scores is None), leaves, treedef
 
@@ -155,7 +156,34 @@ def misfit(other: Tensor | None, leaf: Tensor | None) -> str | None:
         return f"has shape {tuple(other.shape)}, its parameter has {tuple(leaf.shape)}"
     if other.device != leaf.device:
         return f"is on {other.device}, its parameter is on {leaf.device}"
+    if _placing(other) != _placing(leaf):
+        return f"is placed as {_placing(other)}, its parameter as {_placing(leaf)}; redistribute it"
     return None
+
+
+def _placing(leaf: Tensor) -> Any:
+    """Give the placements and the mesh of a DTensor; `None` of a plain tensor."""
+    mesh = getattr(leaf, "device_mesh", None)
+    return None if mesh is None else (getattr(leaf, "placements", None), mesh)
+
+
+def is_sharded(leaves: Sequence[Any]) -> bool:
+    """Say whether there is a DTensor among some leaves; from then on the operators know it.
+
+    A DTensor is told by its mesh, and not by its class: asking for that would import
+    `torch.distributed`, which most programs do without.
+
+    Args:
+        leaves: tensors and anything else.
+
+    Returns:
+        Whether one is a DTensor.
+    """
+    if not any(isinstance(leaf, Tensor) and hasattr(leaf, "device_mesh") for leaf in leaves):
+        return False
+    import gprune.selection.sharded  # noqa: F401  registers the rules of the operators
+
+    return True
 
 
 def check_one(scores: Any, mask: Any) -> Leaves:

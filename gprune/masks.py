@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gprune.leaves import mask_problem, misfit
+from gprune.calls import together
+from gprune.leaves import is_sharded, mask_problem, misfit
 from gprune.trees import (
     Tree,
     TreeDef,
@@ -44,8 +45,13 @@ def keep_all(params: Tree) -> Tree:
     leaves, treedef = flatten(params)
     require_tensors(leaves, treedef, "params")
     tensors = [leaf for leaf in leaves if leaf is not None]
-    ones = [torch.ones(x.shape, dtype=torch.bool, device=x.device) for x in tensors]
-    return fill(treedef, leaves, ones)
+    return fill(treedef, leaves, [_ones(leaf) for leaf in tensors])
+
+
+def _ones(leaf: Tensor) -> Tensor:
+    if is_sharded([leaf]):
+        return torch.ones_like(leaf, dtype=torch.bool, requires_grad=False)
+    return torch.ones(leaf.shape, dtype=torch.bool, device=leaf.device)
 
 
 def apply_masks(params: Tree, masks: Tree) -> Tree:
@@ -112,6 +118,7 @@ def _straight_through(leaf: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, leaf, torch.nan_to_num(leaf - leaf.detach()))
 
 
+@together
 def num_pruned(masks: Tree) -> Tensor:
     """Count the pruned entries.
 
@@ -129,6 +136,11 @@ def num_pruned(masks: Tree) -> Tensor:
         tensor(2)
     """
     tensors = mask_leaves(masks)
+    if is_sharded(tensors):
+        from gprune.selection import sharded
+
+        counted: Tensor = sharded.num_pruned(tensors)
+        return counted
     device = tensors[0].device if tensors else None
     total = torch.zeros((), dtype=torch.int64, device=device)
     for mask in tensors:
@@ -136,6 +148,7 @@ def num_pruned(masks: Tree) -> Tensor:
     return total
 
 
+@together
 def sparsity(masks: Tree) -> Tensor:
     """Give the fraction of the prunable entries that is pruned.
 

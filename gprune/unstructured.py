@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gprune.comparison import rank
-from gprune.leaves import Leaves, check_one
+from gprune.leaves import Leaves, check_one, is_sharded
 from gprune.methods import built_in
 from gprune.selection.amounts import as_seed
 
@@ -34,6 +34,8 @@ def _random(
 
 
 def _identity(leaves: Leaves) -> list[Tensor]:
+    if is_sharded(leaves.scores):  # the ranks meet, as in any method
+        return rank(leaves, "identity", 0, None, None)
     if leaves.masks:
         return [mask.clone(memory_format=torch.contiguous_format) for mask in leaves.masks]
     return [torch.ones(x.shape, dtype=torch.bool, device=x.device) for x in leaves.scores]

@@ -48,6 +48,13 @@ PRUNERS = "tests/test_pruners.py"
 OPTIMIZERS = "tests/test_adapter_optimizers.py"
 ADAPTER_MASKS = "tests/test_adapter_masks.py"
 ADAPTER_BETTER = "tests/test_adapter_better.py"
+SHARDED = "tests/test_sharded.py::test_global[2]"
+SHARDED_COUNTS = "tests/test_sharded.py::test_every_count"
+BOXES = "tests/test_sharded.py::test_boxes[2]"
+MESHES = "tests/test_sharded.py::test_boxes[4]"
+RANKS = "tests/test_sharded_ranks.py"
+ONE_RANK = f"{RANKS}::test_what_is_wrong_on_one_rank_is_raised_on_all"
+REFUSED = f"{RANKS}::test_what_cannot_be_sharded_is_refused"
 
 
 def fault(name: str, file: str, old: str, new: str, *tests: str) -> Fault:
@@ -540,15 +547,15 @@ FAULTS = [
     fault(
         "every block has the draws of the first",
         "selection/ranking.py",
-        "scores = draw_range(self.seed, self.first + leaf, at, at + size, scores.device)",
-        "scores = draw_range(self.seed, self.first + leaf, 0, size, scores.device)",
+        "places = torch.arange(at, at + size, device=scores.device)",
+        "places = torch.arange(0, size, device=scores.device)",
         SIZES,
     ),
     fault(
         "a leaf alone has the draws of the first",
         "selection/ranking.py",
-        "return Ranking([self.scores[leaf]], masks, self.absolute, self.seed, self.first + leaf)",
-        "return Ranking([self.scores[leaf]], masks, self.absolute, self.seed, self.first)",
+        "            self.first + leaf,\n",
+        "            self.first,\n",
         METHODS,
     ),
     # --- operators ---
@@ -1281,5 +1288,167 @@ FAULTS = [
         "if torch.compiler.is_compiling() or not places:",
         "if places or not places:",
         "tests/test_bad_inputs.py::test_bad_input",
+    ),
+    # --- sharded ---
+    fault(
+        "the entries before a place do not fill the dims inside",
+        "selection/boxes.py",
+        "count += min(max(at, 0), length) * volume",
+        "count += min(max(at, 0), length)",
+        BOXES,
+    ),
+    fault(
+        "a box begins where its leaf does",
+        "selection/boxes.py",
+        "found = (entries % length + first) * stride + found",
+        "found = (entries % length) * stride + found",
+        BOXES,
+    ),
+    fault(
+        "any dim of a box joins the one outside it",
+        "selection/boxes.py",
+        "if dims and length == full:",
+        "if dims:",
+        BOXES,
+    ),
+    fault(
+        "strided shards are taken for boxes",
+        "selection/sharded/layouts.py",
+        "if length and first != reached:",
+        "if length and first < 0:",
+        BOXES,
+    ),
+    fault(
+        "every replica is counted",
+        "selection/sharded/layouts.py",
+        "placed is not None or at == 0",
+        "placed is not None or at >= 0",
+        SHARDED,
+    ),
+    fault(
+        "leaves on different meshes",
+        "selection/sharded/layouts.py",
+        "if leaf.device_mesh != mesh:",
+        "if leaf.device_mesh is None:",
+        REFUSED,
+    ),
+    fault(
+        "indices of the tree lack what lies before their leaf",
+        "selection/sharded/parts.py",
+        "            + self.starts[leaf]\n",
+        "",
+        SHARDED,
+    ),
+    fault(
+        "a part ends before the index of the cut",
+        "selection/sharded/parts.py",
+        "box.before(index + 1 - start)",
+        "box.before(index - start)",
+        SHARDED,
+    ),
+    fault(
+        "a descent forgets the bins below",
+        "selection/sharded/descent.py",
+        "before = int(behind[number] - counts[number])",
+        "before = 0",
+        SHARDED,
+    ),
+    fault(
+        "a descent counts what is beyond its bounds",
+        "selection/sharded/descent.py",
+        "values[(values >= goal.low) & (values <= goal.high)]",
+        "values[values <= goal.high]",
+        SHARDED,
+    ),
+    fault(
+        "a bracket below the cut counts half",
+        "selection/sharded/search.py",
+        "nth=task.k - below - inside",
+        "nth=task.k - below",
+        SHARDED_COUNTS,
+    ),
+    fault(
+        "ties are those of the bracket",
+        "selection/sharded/search.py",
+        "seen.positions[seen.keys == key]",
+        "seen.positions",
+        SHARDED,
+    ),
+    fault(
+        "pruned candidates tie",
+        "selection/sharded/search.py",
+        "equal = equal if chunk.prior is None else equal & chunk.prior",
+        "equal = equal",
+        SHARDED_COUNTS,
+    ),
+    fault(
+        "the entry at the cut is kept",
+        "selection/sharded/shards.py",
+        "(seen.positions > last)",
+        "(seen.positions >= last)",
+        SHARDED,
+    ),
+    fault(
+        "ties in replicas are kept",
+        "selection/sharded/shards.py",
+        "_mark(shards.others, copied, cut.value, cut.index)",
+        "_mark(shards.others, copied, cut.value, -1)",
+        SHARDED,
+    ),
+    fault(
+        "pruned replicas are counted by every rank",
+        "selection/sharded/shards.py",
+        "masks = shards.own.ranking.scores",
+        "masks = shards.scores",
+        SHARDED,
+    ),
+    fault(
+        "local shards of any shape",
+        "selection/sharded/shards.py",
+        "if tuple(own.shape) != box.size:",
+        "if own.dim() != len(box.size):",
+        REFUSED,
+    ),
+    fault(
+        "ranks prune by amounts of their own",
+        "selection/sharded/ranks.py",
+        "if high != -low]",
+        "if high > 2**60]",
+        ONE_RANK,
+    ),
+    fault(
+        "a rank that fails counts nothing",
+        "selection/sharded/ranks.py",
+        "found = self._meet(phase, [int(failure is not None), *counts]",
+        "found = self._meet(phase, [0, *counts]",
+        f"{RANKS}::test_a_rank_that_fails_within_the_search_fails_on_all",
+    ),
+    fault(
+        "shards draw as if they were whole",
+        "selection/sharded/operators.py",
+        "box.places(torch.arange(like.numel(), device=like.device))",
+        "torch.arange(like.numel(), device=like.device)",
+        SHARDED,
+    ),
+    fault(
+        "shards are ranked by draws as if they were whole",
+        "selection/ranking.py",
+        "places = self.boxes[leaf].places(places) if self.boxes else places",
+        "places = places + 0",
+        SHARDED,
+    ),
+    fault(
+        "holes are no part of the structure",
+        "calls.py",
+        "if leaf is not None)",
+        "if True)",
+        ONE_RANK,
+    ),
+    fault(
+        "masks may be placed in another way",
+        "leaves.py",
+        "if _placing(other) != _placing(leaf):",
+        "if False:",
+        REFUSED,
     ),
 ]

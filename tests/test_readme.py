@@ -1,8 +1,11 @@
 """README: every block runs, and its commands are the ones that CI runs."""
 
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,23 +13,32 @@ import torch
 from typer.testing import CliRunner
 
 from gprune.cli.app import app
-from tests.bench import minilm
+from tests.bench import layer_shuffle, minilm
 from tests.checkpoint_files import save_folder
-
-from tests.bench import layer_shuffle
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S)
 PYTHON = [body for language, body in BLOCKS if language == "python"]
+ALONE = [body for body in PYTHON if "torch.distributed" not in body]
+TOGETHER = [body for body in PYTHON if "torch.distributed" in body]
 COMMANDS = [body.strip() for language, body in BLOCKS if language == "console"]
 
 
-@pytest.mark.parametrize("block", PYTHON, ids=lambda block: block.strip().splitlines()[2][:40])
+@pytest.mark.parametrize("block", ALONE, ids=lambda block: block.strip().splitlines()[2][:40])
 def test_python_block(block: str, capsys: pytest.CaptureFixture[str]) -> None:
     exec(compile(block, "README.md", "exec"), {})
     printed = re.findall(r"^print\(.*\)  # (.*)$", block, re.M)
     output = capsys.readouterr().out
     assert all(text in output for text in printed)
+
+
+def test_blocks_under_torchrun(tmp_path: Path) -> None:
+    [block] = TOGETHER
+    script = tmp_path / "train.py"
+    script.write_text(block)
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    subprocess.run([*run, str(script)], check=True, env=environment)
 
 
 def test_every_block_is_python_or_a_command() -> None:

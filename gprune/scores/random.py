@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from gprune.leaves import is_sharded
 from gprune.selection import operators
 from gprune.selection.amounts import as_seed
 from gprune.trees import Tree, fill, flatten, require_tensors
@@ -34,4 +35,5 @@ def random(params: Tree, *, seed: int | torch.Tensor) -> Tree:
     leaves, treedef = flatten(params)
     require_tensors(leaves, treedef, "params")
     tensors = [leaf.detach() for leaf in leaves if leaf is not None]
+    is_sharded(tensors)
     return fill(treedef, leaves, operators.random_scores(tensors, as_seed(seed)))

@@ -8,6 +8,7 @@ that order after its k-th element, so two numbers describe the mask of a whole m
     apportion.py  a total -> a count for each leaf, for `gprune.allocation`
     keys.py       scores -> integers in the same order, NaN on top; the one place that knows floats
     draws.py      a seed -> random scores, the same for an entry wherever it is computed
+    boxes.py      where a part of a leaf lies in the whole leaf
     ranking.py    leaves -> chunks in flat order, never more than a block at a time
     sample.py     a few of the candidates -> a guess at where the k-th lies
     passes.py     one stream over all the leaves, divided by a bracket of scores
@@ -22,4 +23,5 @@ that order after its k-th element, so two numbers describe the mask of a whole m
     batching.py   what vmap makes of them
     errors.py     what is wrong with a leaf, by its number
     host.py       where counts meet, and what of the process must not reach into the arithmetic
+    sharded/      the same cut where the leaves are DTensors, by exchanging counts
 """

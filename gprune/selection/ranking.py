@@ -7,7 +7,7 @@ thousand tiny leaves costs little more than one of a few large ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -16,7 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gprune.selection.draws import draw_range
+from gprune.selection.boxes import Box
+from gprune.selection.draws import draw
 from gprune.selection.host import to_host
 from gprune.selection.keys import DOUBLE, KeySpace, common_space
 
@@ -59,6 +60,7 @@ class Ranking:
         absolute: whether the absolute value ranks.
         seed: if given, random draws rank and the values of `scores` do not matter.
         first: the number of the first leaf, which a random draw depends on.
+        boxes: where each of the leaves lies in the whole one, or an empty list where all are whole.
     """
 
     scores: list[Tensor]
@@ -66,6 +68,7 @@ class Ranking:
     absolute: bool = False
     seed: int | None = None
     first: int = 0
+    boxes: Sequence[Box] = ()
 
     @cached_property
     def offsets(self) -> list[int]:
@@ -91,8 +94,15 @@ class Ranking:
 
     def only(self, leaf: int) -> Ranking:
         """Give the ranking of one leaf alone."""
-        masks = self.masks[leaf : leaf + 1]
-        return Ranking([self.scores[leaf]], masks, self.absolute, self.seed, self.first + leaf)
+        own = slice(leaf, leaf + 1)
+        return Ranking(
+            self.scores[own],
+            self.masks[own],
+            self.absolute,
+            self.seed,
+            self.first + leaf,
+            self.boxes[own],
+        )
 
     @cached_property
     def pieces(self) -> list[range]:
@@ -127,6 +137,10 @@ class Ranking:
             else:
                 yield from self._blocks(piece.start)
 
+    def joined_chunks(self) -> Iterator[Chunk]:
+        """Stream the pieces of several leaves only."""
+        return (self.joined(piece) for piece in self.pieces if len(piece) > 1)
+
     def joined(self, piece: range) -> Chunk:
         """Copy the leaves of a piece into one chunk."""
         scores = torch.cat([self.scores[leaf].reshape(-1) for leaf in piece])
@@ -147,7 +161,9 @@ class Ranking:
             scores, prior = block[0], block[1] if self.masks else None
             size = scores.numel()
             if self.seed is not None:
-                scores = draw_range(self.seed, self.first + leaf, at, at + size, scores.device)
+                places = torch.arange(at, at + size, device=scores.device)
+                places = self.boxes[leaf].places(places) if self.boxes else places
+                scores = draw(self.seed, self.first + leaf, places)
             yield Chunk(self.offsets[leaf] + at, scores, prior, leaf, at, [size])
             at += size
 

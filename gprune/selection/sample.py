@@ -26,16 +26,18 @@ SIGMAS = 2.8
 SEED = 0x5EED
 
 
-def sample(ranking: Ranking) -> Tensor:
+def sample(ranking: Ranking, of: int | None = None) -> Tensor:
     """Draw candidates.
 
     Args:
         ranking: what is ranked, on the CPU; at least one entry.
+        of: how many entries there are in all, where these are a part; its share is drawn.
 
     Returns:
         Their keys in the ranking's common space, ascending.
     """
-    size = min(math.ceil(ranking.entries**POWER), LARGEST)
+    whole = ranking.entries if of is None else of
+    size = math.ceil(min(whole**POWER, LARGEST) * ranking.entries / whole)
     if ranking.seed is not None:  # random draws are spread evenly, whichever are candidates
         even = torch.arange(0.5, size, dtype=torch.float64) / size
         return keys(even, ranking.space, absolute=False)

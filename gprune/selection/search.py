@@ -66,8 +66,8 @@ def prune(ranking: Ranking, k: int) -> list[Tensor]:
     value, index, marked = _search(ranking, k, masks)
     if not marked:
         return mark(ranking, value, index)
-    joined = (ranking.joined(piece) for piece in ranking.pieces if len(piece) > 1)
-    mark_chunks(ranking, joined, value, index, masks)  # a pass writes those of large leaves only
+    # a pass writes those of large leaves only
+    mark_chunks(ranking, ranking.joined_chunks(), value, index, masks)
     return masks
 
 
@@ -154,7 +154,7 @@ def _among(
     key, index = pick(seen.keys, seen.positions, nth)
     if masks is not None:
         kept = (seen.keys > key) | ((seen.keys == key) & (seen.positions > index))
-        _keep(ranking, masks, seen.positions[kept])
+        keep(ranking, masks, seen.positions[kept])
     return value_of(key, ranking.space), index, masks is not None
 
 
@@ -174,7 +174,7 @@ def pick(keys: Tensor, positions: Tensor, nth: int) -> tuple[int, int]:
     return int(key), int(positions[keys == key][tied - 1])
 
 
-def _keep(ranking: Ranking, masks: list[Tensor], positions: Tensor) -> None:
+def keep(ranking: Ranking, masks: list[Tensor], positions: Tensor) -> None:
     """Set the masks of the leaves that are streamed alone true at ascending flat indices."""
     alone = [piece.start for piece in ranking.pieces if len(piece) == 1]
     bounds = [(ranking.offsets[leaf], ranking.offsets[leaf + 1]) for leaf in alone]

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 
-
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "minilm.json"
 AMOUNTS = ("0.3", "0.5", "0.7")

@@ -44,4 +44,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    write("figures", table())
+    main()

@@ -1,0 +1,349 @@
+"""Sharded selection: how ranks fail together, and how little they tell each other."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch.distributed.tensor import DTensor, Partial, Shard
+from torch.distributed.tensor.placement_types import _StridedShard
+
+import gprune as gp
+from tests.assertions import fail_if
+from tests.sharded_cases import mesh_of, place
+from tests.workers import Workers, started
+
+# --- what is refused, by all ranks at once --------------------------------------------------
+
+
+def outcome(call: Any) -> tuple[str, str]:
+    """Say what a call raises."""
+    try:
+        call()
+    except Exception as error:
+        return type(error).__name__, str(error)
+    return "nothing", ""
+
+
+def pair(rank: int, **changes: Any) -> dict[str, Any]:
+    """Arguments for two leaves on two ranks, changed on rank 1."""
+    mesh = mesh_of((2,))
+    tree = {"a": torch.arange(12.0).view(6, 2), "b": torch.ones(5)}
+    arguments: dict[str, Any] = {
+        "params": {name: place(leaf, mesh, (Shard(0),)) for name, leaf in tree.items()},
+        "amount": 3,
+    }
+    return arguments | ({name: make(mesh) for name, make in changes.items()} if rank else {})
+
+
+def leaf(*shape: int, dtype: torch.dtype = torch.float32) -> Any:
+    return lambda mesh: place(torch.ones(shape, dtype=dtype), mesh, (Shard(0),))
+
+
+def tree(**leaves: Any) -> Any:
+    return lambda mesh: {name: make(mesh) for name, make in leaves.items()}
+
+
+def constant(value: Any) -> Any:
+    return lambda mesh: value
+
+
+def too_large(mesh: Any) -> Any:
+    scores = {"a": torch.full((6, 2), 2**53 + 1), "b": torch.ones(5)}
+    return {name: place(leaf, mesh, (Shard(0),)) for name, leaf in scores.items()}
+
+
+ONE_RANK: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "amount of a wrong type": ("TypeError", "amount must be", {"amount": constant("many")}),
+    "amount out of range": ("ValueError", "got different arguments", {"amount": constant(10**6)}),
+    "another amount": ("ValueError", "got different arguments", {"amount": constant(4)}),
+    "no amount": ("TypeError", "exactly one of", {"amount": constant(None)}),
+    "an unknown argument": ("TypeError", "unexpected keyword", {"temperature": constant(1)}),
+    "another method": (
+        "ValueError",
+        "different structure",
+        {"pruning_method": constant(gp.l1_unstructured)},
+    ),
+    "another shape": ("ValueError", "different leaves", {"params": tree(a=leaf(6, 2), b=leaf(6))}),
+    "another dtype": (
+        "ValueError",
+        "different leaves",
+        {"params": tree(a=leaf(6, 2), b=leaf(5, dtype=torch.float64))},
+    ),
+    "another structure": (
+        "ValueError",
+        "different structure",
+        {"params": tree(a=leaf(6, 2), c=leaf(5))},
+    ),
+    "another hole": (
+        "ValueError",
+        "different structure",
+        {"params": tree(a=leaf(6, 2), b=constant(None))},
+    ),
+    "a missing leaf": ("ValueError", "different structure", {"params": tree(a=leaf(6, 2))}),
+    "scores": ("ValueError", "different structure", {"scores": tree(a=leaf(6, 2), b=leaf(5))}),
+    "a mask of a wrong dtype": (
+        "TypeError",
+        r"masks['a'] has dtype",
+        {"masks": tree(a=leaf(6, 2), b=leaf(5))},
+    ),
+    "scores of a wrong structure": ("ValueError", "scores must", {"scores": tree(a=leaf(6, 2))}),
+    "a module": ("TypeError", "got a module", {"params": lambda mesh: _module(mesh)}),
+}
+
+
+def _module(mesh: Any) -> Any:
+    module = torch.nn.Linear(2, 2)
+    module.weight = torch.nn.Parameter(place(module.weight.detach(), mesh, (Shard(0),)))
+    return [module, module.weight]
+
+
+def raise_on_one_rank(name: str) -> tuple[str, str]:
+    rank = torch.distributed.get_rank()
+    return outcome(lambda: gp.global_unstructured(**pair(rank, **ONE_RANK[name][2])))
+
+
+@pytest.mark.parametrize("name", ONE_RANK)
+def test_what_is_wrong_on_one_rank_is_raised_on_all(name: str) -> None:
+    first, second = started(2).run(raise_on_one_rank, name)
+    assert first == second
+    kind, text, _ = ONE_RANK[name]
+    assert first[0] == kind
+    assert text in first[1]
+
+
+def raise_in_a_shard(calls: list[Any]) -> list[tuple[str, str]]:
+    """Only rank 1 has an integer that float64 cannot hold."""
+    mesh = mesh_of((2,))
+    whole = {"a": torch.arange(8), "b": torch.ones(5)}
+    whole["a"][7] = 2**53 + 1
+    scores = {name: place(leaf, mesh, (Shard(0),)) for name, leaf in whole.items()}
+    params = {
+        name: place(torch.ones(leaf.shape), mesh, (Shard(0),)) for name, leaf in whole.items()
+    }
+    return [outcome(lambda call=call: call(params, scores, amount=1)) for call in calls]
+
+
+def test_a_value_that_is_wrong_on_one_rank_is_raised_on_all() -> None:
+    first, second = started(2).run(
+        raise_in_a_shard, [gp.global_unstructured, gp.layerwise, gp.find_cut]
+    )
+    assert first == second
+    assert {kind for kind, _ in first} == {"ValueError"}
+    assert all(text.startswith("scores['a']: int64 scores must") for _, text in first)
+
+
+def raise_in_a_count() -> tuple[str, str]:
+    return outcome(lambda: gp.sparsity(masks_of_ranks()))
+
+
+def masks_of_ranks() -> Any:
+    """A mask on rank 0, and something that is none on rank 1."""
+    mask = torch.ones(4) > 0 if torch.distributed.get_rank() == 0 else torch.ones(4)
+    return [place(mask, mesh_of((2,)), (Shard(0),))]
+
+
+def test_a_mask_that_is_none_on_one_rank_is_raised_on_all() -> None:
+    first, second = started(2).run(raise_in_a_count)
+    assert first == second
+    assert first[0] == "TypeError"
+
+
+def fail_within(phase: str) -> tuple[str, str]:
+    """Rank 1 runs out of memory in the middle of the search."""
+    failing = mock.patch(phase, side_effect=MemoryError("no room on rank 1"))
+    with failing if torch.distributed.get_rank() else mock.MagicMock():
+        return outcome(lambda: gp.global_unstructured(**pair(0)))
+
+
+PHASES = [
+    "gprune.selection.sharded.shards.Ranking",
+    "gprune.selection.sharded.search._sample",
+    "gprune.selection.sharded.search.divide",
+    "gprune.selection.sharded.descent._count",
+    "gprune.selection.sharded.parts.Part.places",
+    "gprune.selection.sharded.shards.keep",
+    "gprune.selection.sharded.operators.empty_masks",
+]
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_rank_that_fails_within_the_search_fails_on_all(phase: str) -> None:
+    assert started(2).run(fail_within, phase) == [("MemoryError", "no room on rank 1")] * 2
+
+
+def refusals() -> list[tuple[str, str]]:
+    mesh, other = mesh_of((2,)), mesh_of((1, 2))
+    one, sharded = torch.ones(4), place(torch.ones(4), mesh, (Shard(0),))
+    partial = DTensor.from_local(one, mesh, (Partial(),))
+    pieces = (_StridedShard(0, split_factor=2),)
+    in_pieces = DTensor.from_local(one[:2], mesh, pieces, shape=one.shape, stride=(1,))
+    short = DTensor.from_local(one[:1], mesh, (Shard(0),), shape=one.shape, stride=(1,))
+    method = gp.pruning_method("unstructured")(lambda scores, mask: scores > 0)
+    return [
+        outcome(lambda: gp.global_unstructured([sharded, partial], amount=1)),
+        outcome(lambda: gp.global_unstructured([sharded, in_pieces], amount=1)),
+        outcome(lambda: gp.global_unstructured([sharded, short], amount=1)),
+        outcome(lambda: gp.layerwise([sharded, place(one, other, (Shard(0),) * 2)], amount=1)),
+        outcome(lambda: gp.find_cut([sharded], [one], amount=1)),
+        outcome(lambda: gp.find_cut([one, sharded], [sharded, sharded], amount=1)),
+        outcome(lambda: gp.masks_at(gp.Cut(1.0, 0), [sharded], masks=[one > 0])),
+        outcome(lambda: gp.apply_masks([sharded], [one > 0])),
+        outcome(lambda: gp.global_unstructured([sharded], pruning_method=method)),
+        outcome(lambda: gp.layerwise([sharded], pruning_method=method)),
+        outcome(lambda: gp.layerwise([sharded], amount=0.5, dim=0)),
+        outcome(lambda: gp.layerwise([sharded, one], amount=[1, 5])),
+        outcome(lambda: gp.global_unstructured([sharded, one], amount=9)),
+        outcome(lambda: gp.find_cut([sharded, one], amount=torch.tensor([0, 4, 9]))),
+    ]
+
+
+REFUSALS = [
+    "params[1]: is placed as P(sum); redistribute it to Shard or Replicate",
+    "params[1]: has local shards in several pieces",
+    "params[1]: has a local shard of shape (1,)",
+    "params[1]: is on DeviceMesh",
+    "scores[0] is placed as None, its parameter as ((Shard(dim=0),)",
+    "scores[0] is placed as ((Shard(dim=0),)",
+    "masks[0] is placed as None",
+    "masks[0] is placed as None",
+    "would need whole leaves",
+    "would need whole leaves",
+    "dim compares within whole leaves",
+    "amount[1]: amount must be at most the number of candidates, 4",
+    "amount must be at most the number of candidates, 8",
+    "amount must be at most the number of candidates, 8",
+]
+
+
+def test_what_cannot_be_sharded_is_refused() -> None:
+    first, second = started(2).run(refusals)
+    assert first == second
+    assert {kind for kind, _ in first} == {"ValueError"}
+    fail_if(
+        [
+            f"says {text!r}, must say {expected!r}"
+            for (_, text), expected in zip(first, REFUSALS, strict=True)
+            if expected not in text
+        ]
+    )
+
+
+# --- lost ranks -----------------------------------------------------------------------------
+
+
+def lose_a_rank(phase: str) -> tuple[str, str, str, float] | None:
+    """Rank 1 is gone before its next count; the other sees how that ends."""
+    leaving = mock.patch(phase, side_effect=lambda *args, **kwargs: os._exit(1))
+    start = time.perf_counter()
+    with leaving if torch.distributed.get_rank() else mock.MagicMock():
+        try:
+            gp.global_unstructured(**pair(0))
+        except RuntimeError as error:
+            cause = type(error.__cause__).__module__
+            return str(error), cause, str(error.__cause__), time.perf_counter() - start
+    return None
+
+
+@pytest.mark.parametrize(
+    ("phase", "name"),
+    [
+        ("gprune.selection.sharded.shards.Ranking", "agreeing on the call"),
+        ("gprune.selection.sharded.search.divide", "counting what the bracket divides"),
+        ("gprune.selection.sharded.parts.Part.places", "finding the index of the cut"),
+    ],
+)
+def test_a_lost_rank_is_noticed(phase: str, name: str) -> None:
+    workers = Workers(2)
+    try:
+        answer, gone = workers.run(lose_a_rank, phase)
+    finally:
+        workers.stop()
+    assert gone is None
+    assert isinstance(answer, tuple), answer
+    text, module, cause, seconds = answer
+    assert text == f"gprune lost another rank while {name}"
+    assert module.startswith(("torch", "builtins"))
+    assert cause
+    assert seconds < 30
+
+
+# --- messages -------------------------------------------------------------------------------
+
+COLLECTIVES = [
+    name
+    for name in dir(torch.distributed)
+    if name.startswith(
+        ("all_", "broadcast", "gather", "scatter", "reduce", "send", "recv", "isend")
+    )
+    and callable(getattr(torch.distributed, name))
+]
+
+
+def sent_by(call: Callable[[], Any]) -> tuple[Any, list[tuple[str, int]]]:
+    """Make a call; give what it returns, and the name and the bytes of each message."""
+    sent: list[tuple[str, int]] = []
+
+    def counting(name: str, collective: Any) -> Any:
+        def count(tensor: Any, *args: Any, **kwargs: Any) -> Any:
+            sent.append((name, tensor.nbytes))
+            return collective(tensor, *args, **kwargs)
+
+        return count
+
+    with ExitStack() as stack:
+        for name in COLLECTIVES:
+            wrapped = counting(name, getattr(torch.distributed, name))
+            stack.enter_context(mock.patch.object(torch.distributed, name, wrapped))
+        return call(), sent
+
+
+def weights(kind: str, dtype: torch.dtype, *shape: int) -> DTensor:
+    """Make one leaf, of which this rank has half."""
+    local = torch.ones(shape[0] // 2, *shape[1:], dtype=dtype)
+    if kind == "normal":
+        local.normal_(generator=torch.Generator().manual_seed(torch.distributed.get_rank()))
+    stride = torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(local, mesh_of((2,)), (Shard(0),), shape=shape, stride=stride)
+
+
+def messages(size: int, kind: str, dtype: torch.dtype) -> tuple[int, int, set[str], bool]:
+    """Prune half; give the number of messages, their bytes, their kinds, and if half has gone."""
+    leaf = weights(kind, dtype, 100, size // 100)
+    masks, sent = sent_by(lambda: gp.global_unstructured([leaf], amount=0.5))
+    exact = int(gp.num_pruned(masks)) == size // 2
+    return len(sent), sum(size for _, size in sent), {name for name, _ in sent}, exact
+
+
+@pytest.mark.parametrize("kind", ["normal", "all tied"])
+@pytest.mark.parametrize("size", [10**4, 10**6, 10**8])
+def test_messages_do_not_grow_with_the_model(size: int, kind: str) -> None:
+    for dtype in [torch.float16] if size > 10**6 else [torch.float32, torch.float64]:
+        for number, payload, names, exact in started(2).run(messages, size, kind, dtype):
+            print(f"{size} {kind} {dtype}: {number} messages, {payload} bytes")
+            assert exact
+            assert names == {"all_reduce"}
+            assert 5 <= number <= 36
+            assert payload <= 2**18  # of 2**20, which a mesh of four axes would take
+
+
+def messages_of_layers(leaves: int) -> tuple[int, int]:
+    tree = [weights("normal", torch.float32, 10, 3) for _ in range(leaves)]
+    tree += [weights("normal", torch.float32, 200, 100 + i % 7) for i in range(leaves)]
+    masks, sent = sent_by(lambda: gp.layerwise(tree, amount=0.5))
+    assert all(int(gp.num_pruned(mask)) == mask.numel() // 2 for mask in masks[::20])
+    return len(sent), sum(size for _, size in sent)
+
+
+def test_layers_share_their_messages() -> None:
+    """Two numbers must cross for every layer, but a model of 300 has as many messages as one."""
+    for number, payload in started(2).run(messages_of_layers, 150):
+        print(f"{number} messages, {payload} bytes")
+        assert number <= 100
+        assert payload <= 2**20
