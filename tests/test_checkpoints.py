@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import Result
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.utils import prune as torch_prune
@@ -47,11 +46,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("checkpoints")
 
 
-def run(*arguments: Any) -> Result:
+def run(*arguments: Any) -> Any:
     return CliRunner().invoke(app, list(map(str, arguments)))
 
 
-def prune(checkpoint: Path, out: Path, *options: Any, amount: Any = 0.5) -> Result:
+def prune(checkpoint: Path, out: Path, *options: Any, amount: Any = 0.5) -> Any:
     return run("prune", checkpoint, "-o", out, "--amount", amount, *options)
 
 
@@ -64,7 +63,7 @@ def example(seed: int = 0) -> Tensors:
     }
 
 
-def assert_refused(result: Result, code: int = 2) -> None:
+def assert_refused(result: Any, code: int = 2) -> None:
     assert result.exit_code == code, result.output
     assert result.stdout == ""
     assert result.stderr.startswith("gprune: ")
