@@ -29,6 +29,7 @@ FLOAT64 = "tests/test_laws.py::test_a_python_float_counts_in_float64"
 SPARSITY = "tests/test_laws.py::test_sparsity_counts_all_entries"
 DIGITS = "tests/test_laws.py::test_digits_are_counted_among_the_candidates"
 HALVES = "tests/test_laws.py::test_halves_go_to_the_even_neighbour"
+SEVERAL_LARGE = "tests/test_large.py::test_several_cuts_are_each_what_it_is_alone"
 SEVERAL = "tests/test_laws.py::test_exactness_of_several_cuts"
 SIZES = "tests/test_laws.py::test_masks_do_not_depend_on_the_sizes_of_the_search"
 LAYERWISE = "tests/test_laws.py::test_layerwise"
@@ -446,6 +447,7 @@ FAULTS = [
         "selection/several.py",
         "        if chunk.prior is not None:",
         "        if False:",
+        SEVERAL_LARGE,
         SEVERAL,
     ),
     fault(
@@ -453,6 +455,7 @@ FAULTS = [
         "selection/several.py",
         "nth = k - int(behind[number] - counts[number])",
         "nth = min(k, int(counts[number]))",
+        SEVERAL_LARGE,
         SEVERAL,
     ),
     fault(
@@ -460,6 +463,7 @@ FAULTS = [
         "selection/several.py",
         "own = collected.bins == number",
         "own = collected.bins >= 0",
+        SEVERAL_LARGE,
         SEVERAL,
     ),
     fault(
@@ -467,6 +471,7 @@ FAULTS = [
         "selection/several.py",
         ".bit_length() - BITS)",
         ".bit_length() - BITS - 1)",
+        SEVERAL_LARGE,
         SEVERAL,
     ),
     fault(
@@ -474,6 +479,7 @@ FAULTS = [
         "selection/several.py",
         "raw.clamp_(least, greatest)",
         "raw.clamp_(least, None)",
+        SEVERAL_LARGE,
         SEVERAL,
     ),
     fault(
@@ -481,6 +487,7 @@ FAULTS = [
         "selection/several.py",
         "places + chunk.start, bins.index",
         "places, bins.index",
+        SEVERAL_LARGE,
         SEVERAL,
     ),
     fault(
