@@ -4,6 +4,7 @@ A property runs `max_examples` times, the law of exactness twenty times as often
 """
 
 import os
+import sys
 
 import torch
 from hypothesis import HealthCheck, settings
@@ -20,3 +21,8 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if in_ci else "q
 
 # one thread a process: pytest-xdist fills the cores, torch's threads would wait for each other
 torch.set_num_threads(1)
+
+
+def pytest_sessionfinish() -> None:
+    if "tests.workers" in sys.modules:
+        sys.modules["tests.workers"].stop_all()

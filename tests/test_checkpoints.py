@@ -354,8 +354,12 @@ app()
 LIMITED = """
 import resource
 from gprune.cli.app import app
-resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-app()
+most = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, most))
+try:
+    app()
+finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
 """
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import functools
 import multiprocessing
 import os
@@ -21,6 +20,7 @@ PATIENCE = 60
 """Seconds until a rank that does not answer counts as hanging, and those of its process group."""
 
 CONTEXT = multiprocessing.get_context("forkserver")
+RUNNING: list[Workers] = []
 
 
 class Workers:
@@ -58,7 +58,11 @@ class Workers:
             return None  # it has exited
 
     def stop(self) -> None:
+        """Let them go, so that what they have covered is written down; kill those who hang."""
+        for pipe in self.pipes:
+            pipe.close()
         for process in self.processes:
+            process.join(10)
             process.kill()
         started.cache_clear()
 
@@ -66,9 +70,14 @@ class Workers:
 @functools.cache
 def started(world: int) -> Workers:
     """Give the workers of a world size, started at first use."""
-    workers = Workers(world)
-    atexit.register(workers.stop)
-    return workers
+    RUNNING.append(Workers(world))
+    return RUNNING[-1]
+
+
+def stop_all() -> None:
+    """Stop the workers of every world size; at the end of a session."""
+    while RUNNING:
+        RUNNING.pop().stop()
 
 
 def _work(rank: int, world: int, meeting: str, patience: int, pipe: Connection) -> None:

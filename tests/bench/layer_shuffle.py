@@ -216,10 +216,14 @@ def spread(values: Tensor) -> list[float]:
 
 def table(results: dict[str, Any]) -> str:
     """The results in Markdown, as README has them."""
+    return "\n".join(of_run(one, described(results["machine"])) for one in results["runs"])
+
+
+def of_run(results: dict[str, Any], where: str) -> str:
     columns = ("as scored", "shuffled", "difference")
     lines = [
         f"{results['seeds']} seeds, {results['steps']} steps, {results['sparsity']:.0%} of the "
-        f"weights pruned; dense: {cell(results['dense'])}. {described(results['machine'])}:",
+        f"weights pruned; dense: {cell(results['dense'])}. {where}:",
         "",
         "| masks from | accuracy, % | shuffled within layers | difference |",
         "|---|---|---|---|",
@@ -243,12 +247,12 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--sparsity", type=float, default=0.8)
+    parser.add_argument("--sparsities", type=float, nargs="+", default=[0.8, 0.9])
     parser.add_argument("--dry", action="store_true", help="print the table and write nothing")
     arguments = parser.parse_args()
     torch.set_num_threads(THREADS)
-    results = run(arguments.seeds, arguments.steps, arguments.sparsity)
-    results = {"machine": machine(), **results}
+    runs = [run(arguments.seeds, arguments.steps, sparsity) for sparsity in arguments.sparsities]
+    results = {"machine": machine(), "runs": runs}
     print(table(results))
     if not arguments.dry:
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
