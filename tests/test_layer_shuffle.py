@@ -28,5 +28,5 @@ def test_training_keeps_what_is_pruned_at_zero() -> None:
 def test_the_experiment_in_small() -> None:
     results = layer_shuffle.run(num_seeds=2, steps=2, sparsity=0.5)
     assert list(results["methods"]) == list(layer_shuffle.METHODS)
-    text = layer_shuffle.table({"machine": layer_shuffle.machine(), **results})
+    text = layer_shuffle.table({"machine": layer_shuffle.machine(), "runs": [results]})
     assert text.count("±") == 1 + 3 * len(layer_shuffle.METHODS)
