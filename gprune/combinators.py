@@ -6,23 +6,21 @@ are the two halves of the first, for whoever wants to keep, send or compare the 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gprune.calls import together
-from gprune.leaves import Leaves, align, is_sharded
+from gprune.leaves import align
 from gprune.methods import over_leaves, unwrap
 from gprune.selection import operators
 from gprune.selection.amounts import as_scalar, one_of
 from gprune.selection.cut import Cut
 from gprune.selection.errors import LeafError
-from gprune.selection.keys import common_space
 from gprune.trees import Tree, TreeDef, fill, is_leaf, leaf_names, match
 from gprune.unstructured import lowest_unstructured
+from gprune.user_methods import each, joined, name_of, whole
 
 
 @together
@@ -66,14 +64,14 @@ def global_unstructured(
     method, bound = unwrap(pruning_method)
     if method.PRUNING_TYPE != "unstructured":
         raise TypeError(
-            f"global_unstructured takes methods of PRUNING_TYPE 'unstructured', {_name(method)} "
+            f"global_unstructured takes methods of PRUNING_TYPE 'unstructured', {name_of(method)} "
             f"is {method.PRUNING_TYPE!r}; use layerwise"
         )
     arguments = {**bound, **kwargs}
     if arguments.get("dim") is not None and over_leaves(method):
         raise ValueError("dim compares within each leaf, not globally; use layerwise")
     leaves, flat, treedef = align(params, scores, masks)
-    run = over_leaves(method) or _whole(_joined, method, leaves)
+    run = over_leaves(method) or whole(joined, method, leaves)
     return fill(treedef, flat, _named(flat, treedef, run, leaves, **arguments))
 
 
@@ -115,7 +113,7 @@ def layerwise(
         name: _per_leaf(value, name, flat, treedef) if name in ("amount", "sparsity") else value
         for name, value in {**bound, **kwargs}.items()
     }
-    run = over_leaves(method) or _whole(_each, method, leaves)
+    run = over_leaves(method) or whole(each, method, leaves)
     return fill(treedef, flat, _named(flat, treedef, run, leaves, **arguments))
 
 
@@ -233,58 +231,6 @@ def _named(
         raise ValueError(f"{path}: {error.message}") from None
 
 
-def _whole(call: Callable[..., Any], method: Any, leaves: Leaves) -> Callable[..., Any]:
-    """Give the way to call a user's method, which must have all of what it ranks."""
-    if is_sharded(leaves.scores):
-        raise ValueError(
-            f"{_name(method)} would need whole leaves, these are sharded; the built-in methods "
-            "do not"
-        )
-    return functools.partial(call, method)
-
-
-def _joined(method: Any, leaves: Leaves, **kwargs: Any) -> list[Tensor]:
-    """Call a user's method once, on the concatenation of all leaves."""
-    if len({x.device for x in leaves.scores}) > 1:
-        raise ValueError(
-            f"{_name(method)} needs all leaves on one device; the built-in methods do not"
-        )
-    dtypes = {x.dtype for x in leaves.scores}
-    exact = dtypes.pop() if len(dtypes) == 1 else common_space(dtypes).floating
-    scores = torch.cat([x.reshape(-1).to(exact) for x in leaves.scores])
-    prior = torch.cat([mask.reshape(-1) for mask in _priors(leaves)])
-    kept = _call(method, scores, prior, kwargs)
-    parts = torch.split(kept, [x.numel() for x in leaves.scores])
-    return [part.reshape(x.shape).clone() for part, x in zip(parts, leaves.scores, strict=True)]
-
-
-def _each(method: Any, leaves: Leaves, **kwargs: Any) -> list[Tensor]:
-    """Call a user's method once per leaf; a list among the arguments has one value per leaf."""
-    return [
-        _call(method, scores, prior, _at(kwargs, i))
-        for i, (scores, prior) in enumerate(zip(leaves.scores, _priors(leaves), strict=True))
-    ]
-
-
-def _name(method: Any) -> str:
-    return str(getattr(method, "__name__", repr(method)))
-
-
-def _call(method: Any, scores: Tensor, prior: Tensor, kwargs: dict[str, Any]) -> Tensor:
-    """Call a user's method and hold it to its contract; what was pruned stays pruned."""
-    kept: Any = method(scores, prior, **kwargs)
-    if not isinstance(kept, Tensor) or kept.dtype != torch.bool or kept.shape != scores.shape:
-        got = f"{kept.dtype} of shape {tuple(kept.shape)}" if isinstance(kept, Tensor) else kept
-        raise ValueError(
-            f"{_name(method)} must return a bool mask of shape {tuple(scores.shape)}, got {got}"
-        )
-    return torch.logical_and(prior, kept)
-
-
-def _priors(leaves: Leaves) -> list[Tensor]:
-    return leaves.masks or [torch.ones_like(x, dtype=torch.bool) for x in leaves.scores]
-
-
 def _per_leaf(value: Any, name: str, flat: list[Any], treedef: TreeDef) -> Any:
     """Take a tree of numbers as a list with one per prunable leaf; a single number stays itself."""
     if is_leaf(value):
@@ -298,10 +244,3 @@ def _per_leaf(value: Any, name: str, flat: list[Any], treedef: TreeDef) -> Any:
     if missing:
         raise ValueError(f"{', '.join(missing)} must be a number where params has a tensor")
     return [number for leaf, number in zip(flat, numbers, strict=True) if leaf is not None]
-
-
-def _at(kwargs: dict[str, Any], i: int) -> dict[str, Any]:
-    return {
-        name: value[i] if name in ("amount", "sparsity") and isinstance(value, list) else value
-        for name, value in kwargs.items()
-    }

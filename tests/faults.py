@@ -878,7 +878,7 @@ FAULTS = [
     ),
     fault(
         "a user's method brings back what the prior had pruned",
-        "combinators.py",
+        "user_methods.py",
         "return torch.logical_and(prior, kept)",
         "return kept",
         METHODS,
