@@ -9,42 +9,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
 
 from gprune.leaves import is_sharded
-from gprune.trees import flatten, leaf_names
+from gprune.selection.current import Call, current
+from gprune.trees import flatten
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-class Call:
-    """A public call.
-
-    Attributes:
-        arguments: what it was called with.
-        met: whether the ranks have met in it; from then on whatever one raises, all raise.
-    """
-
-    def __init__(self, arguments: Any) -> None:
-        self.arguments = arguments
-        self.met = False
-
-    def structure(self) -> str:
-        """Describe the trees in the arguments: their paths, less the holes."""
-        leaves, treedef = flatten(self.arguments)
-        names = leaf_names(treedef, "")
-        return " ".join(x for x, leaf in zip(names, leaves, strict=True) if leaf is not None)
-
-
-_current: ContextVar[Call | None] = ContextVar("_current", default=None)
-
-
-def current_call() -> Call:
-    """Give the call that is going on; under `torch.compile` one that nothing is known of."""
-    return _current.get() or Call(())
 
 
 def together(function: Function) -> Function:
@@ -60,10 +33,10 @@ def together(function: Function) -> Function:
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
         # a trace sends no messages, and a call within another is a part of that
-        if torch.compiler.is_compiling() or _current.get() is not None:
+        if torch.compiler.is_compiling() or current.get() is not None:
             return function(*args, **kwargs)
         call = Call((args, kwargs))
-        token = _current.set(call)
+        token = current.set(call)
         try:
             return function(*args, **kwargs)
         except Exception as error:
@@ -74,6 +47,6 @@ def together(function: Function) -> Function:
                 sharded.announce(error, leaves)
             raise
         finally:
-            _current.reset(token)
+            current.reset(token)
 
     return run  # type: ignore[return-value]

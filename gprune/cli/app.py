@@ -1,4 +1,4 @@
-"""The commands."""
+"""The commands: what they take, and nothing of what they do."""
 
 import sys
 from enum import StrEnum

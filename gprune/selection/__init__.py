@@ -21,6 +21,7 @@ that order after its k-th element, so two numbers describe the mask of a whole m
     marking.py    a cut -> masks
     operators.py  all of it as torch.library operators, which is how it passes through transforms
     batching.py   what vmap makes of them
+    current.py    the public call that is going on, on which ranks must agree
     errors.py     what is wrong with a leaf, by its number
     host.py       where counts meet, and what of the process must not reach into the arithmetic
     sharded/      the same cut where the leaves are DTensors, by exchanging counts

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gprune.calls import current_call
 from gprune.selection.amounts import resolve
 from gprune.selection.boxes import Box
+from gprune.selection.current import current_call
 from gprune.selection.errors import LeafError
 from gprune.selection.host import to_host
 from gprune.selection.keys import check_exact

@@ -1,0 +1,76 @@
+"""The house: who imports whom, how long files and functions are, what a room says of itself."""
+
+import ast
+import runpy
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import grimp
+import pytest
+
+import gprune
+
+PACKAGE = Path(gprune.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+# from the top: a room imports rooms below it, and rooms side by side do not know each other
+LAYERS = [
+    {"cli"},
+    {"adapter", "checkpoints", "testing"},
+    {"pruners", "scores"},
+    {"combinators", "summaries"},
+    {"allocation", "schedules", "semi_structured", "structured", "unstructured", "user_methods"},
+    {"comparison", "masks", "methods"},
+    {"calls"},
+    {"leaves"},
+    {"selection"},
+    {"trees"},
+]
+
+
+def name(file: Path) -> str:
+    return str(file.relative_to(PACKAGE))
+
+
+@pytest.fixture(scope="module")
+def imports() -> grimp.ImportGraph:
+    """Also those within functions."""
+    return grimp.build_graph("gprune", cache_dir=None)
+
+
+def test_every_room_has_a_layer() -> None:
+    rooms = {file.relative_to(PACKAGE).parts[0].removesuffix(".py") for file in FILES}
+    assert rooms == set().union(*LAYERS) | {"__init__"}
+
+
+def test_rooms_import_downwards(imports: grimp.ImportGraph) -> None:
+    layers = [grimp.Layer(*layer, independent=True) for layer in LAYERS]
+    wrong = imports.find_illegal_dependencies_for_layers(layers=layers, containers={"gprune"})
+    assert not [(found.importer, found.imported) for found in wrong]
+
+
+def test_no_circle_of_imports(imports: grimp.ImportGraph) -> None:
+    modules = {m: imports.find_modules_directly_imported_by(m) for m in imports.modules}
+    TopologicalSorter(modules).prepare()  # a CycleError names the circle
+
+
+@pytest.mark.parametrize("file", FILES, ids=name)
+def test_lengths(file: Path) -> None:
+    """At most 300 lines a file, 40 a function, less its docstring."""
+    text = file.read_text()
+    assert len(text.splitlines()) <= 300
+    for function in ast.walk(ast.parse(text)):
+        if isinstance(function, ast.FunctionDef):
+            documented = ast.get_docstring(function) is not None
+            first = function.body[0].end_lineno if documented else function.lineno
+            assert function.end_lineno - first <= 40, function.name
+
+
+@pytest.mark.parametrize("file", FILES, ids=name)
+def test_every_room_says_what_it_is(file: Path) -> None:
+    docstring = ast.get_docstring(ast.parse(file.read_text())) or ""
+    assert len(docstring.splitlines()[0]) > 20
+
+
+def test_the_code_of_a_user_runs() -> None:
+    """The type checker holds it to strict types."""
+    runpy.run_path(str(Path(__file__).with_name("user_code.py")), run_name="__main__")

@@ -1,0 +1,76 @@
+"""What a user writes, in strict types: the type checker reads it, and `test_house.py` runs it."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+import gprune as gp
+import gprune.adapter as prune
+
+Params = dict[str, Tensor]
+
+
+class Training(NamedTuple):
+    params: Params
+    masks: Params
+
+
+def forward(params: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    return torch.tanh(x @ params["inner"].mT) @ params["outer"].mT
+
+
+def loss_fn(params: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+    return torch.nn.functional.mse_loss(forward(params, x), y)
+
+
+@gp.pruning_method("unstructured")
+def below(scores: Tensor, mask: Tensor | None = None, *, threshold: float) -> Tensor:
+    return scores.abs() >= threshold
+
+
+def train(steps: int) -> Training:
+    params: Params = {"inner": torch.randn(6, 4), "outer": torch.randn(2, 6)}
+    due = partial(gp.schedules.every, begin=0, end=steps, freq=2)
+    pruner = gp.pruners.gradual(gp.schedules.polynomial(0.5, begin=0, end=steps), due=due)
+    state = pruner.init(params)
+    for _ in range(steps):
+        x, y = torch.randn(8, 4), torch.randn(8, 2)
+        grads: Params = torch.func.grad(loss_fn)(params, x, y)
+        params = {name: p - 0.1 * grads[name] for name, p in params.items()}
+        params, state = pruner.update(params, state, grads)
+    return Training(params, state.masks)
+
+
+def select(params: Params) -> tuple[Params, Params]:
+    x, y = torch.randn(8, 4), torch.randn(8, 2)
+    weights: Params = gp.prunable(params, "*er")
+    scores: Params = gp.scores.snip(loss_fn, params, x, y)
+    masks: Params = gp.global_unstructured(weights, scores, amount=0.25)
+    masks = gp.layerwise(
+        weights, masks=masks, sparsity=gp.allocation.uniform(weights, sparsity=0.5)
+    )
+    cut: gp.Cut = gp.find_cut(weights, amount=3)
+    masks = gp.intersect(masks, gp.masks_at(cut, weights))
+    masks = gp.intersect(
+        masks, gp.global_unstructured(weights, pruning_method=below, threshold=0.01)
+    )
+    count: Tensor = gp.num_pruned(masks)
+    print(gp.summary(params, masks), int(count), gp.sparsity(masks).item())
+    return gp.apply_masks(params, masks), masks
+
+
+def migrate() -> dict[str, Tensor | None]:
+    net = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
+    pairs: list[tuple[torch.nn.Module, str]] = [(net[0], "weight"), (net[1], "weight")]
+    prune.global_unstructured(pairs, prune.L1Unstructured, amount=0.5)
+    masks = prune.masks_of(net)
+    prune.make_permanent_(net)
+    return masks
+
+
+if __name__ == "__main__":
+    params, masks = select(train(10).params)
+    migrate()
