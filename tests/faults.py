@@ -1446,7 +1446,7 @@ FAULTS = [
     ),
     fault(
         "holes are no part of the structure",
-        "calls.py",
+        "selection/current.py",
         "if leaf is not None)",
         "if True)",
         ONE_RANK,

@@ -215,21 +215,20 @@ def spread(values: Tensor) -> list[float]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """The results in Markdown, as README has them."""
-    return "\n".join(of_run(one, described(results["machine"])) for one in results["runs"])
-
-
-def of_run(results: dict[str, Any], where: str) -> str:
-    columns = ("as scored", "shuffled", "difference")
+    """The results in Markdown, as README has them: a group of columns for each sparsity."""
+    runs = results["runs"]
+    columns = [f"{run['sparsity']:.0%}: accuracy | shuffled | difference" for run in runs]
     lines = [
-        f"{results['seeds']} seeds, {results['steps']} steps, {results['sparsity']:.0%} of the "
-        f"weights pruned; dense: {cell(results['dense'])}. {where}:",
+        f"{runs[0]['seeds']} seeds, {runs[0]['steps']} steps, in percent; dense: "
+        f"{cell(runs[0]['dense'])}. {described(results['machine'])}:",
         "",
-        "| masks from | accuracy, % | shuffled within layers | difference |",
-        "|---|---|---|---|",
+        f"| masks from | {' | '.join(columns)} |",
+        "|---" * (1 + 3 * len(runs)) + "|",
     ]
-    for name, row in results["methods"].items():
-        lines.append(f"| {name} | {' | '.join(cell(row[column]) for column in columns)} |")
+    for name in runs[0]["methods"]:
+        rows = [run["methods"][name] for run in runs]
+        cells = [cell(row[x]) for row in rows for x in ("as scored", "shuffled", "difference")]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -68,7 +68,7 @@ def measure() -> dict[str, dict[str, float]]:
 def table(results: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in results["machine"].items())
     head = " | ".join(f"{float(amount):.0%} pruned" for amount in AMOUNTS)
-    rows = [f"{versions}:", "", f"| | {head} |", "|---" * (1 + len(AMOUNTS)) + "|"]
+    rows = [f"| {versions} | {head} |", "|---" * (1 + len(AMOUNTS)) + "|"]
     for name, cosines in results["cosines"].items():
         rows.append(f"| {name} | " + " | ".join(f"{cosines[a]:.3f}" for a in AMOUNTS) + " |")
     return "\n".join(rows) + "\n"
