@@ -15,21 +15,14 @@ from typer.testing import CliRunner
 from gprune.cli.app import app
 from tests.bench import layer_shuffle, minilm, readme
 from tests.checkpoint_files import save_folder
+from tests.readme_blocks import ALONE, BLOCKS, COMMANDS, PYTHON, README, TOGETHER, run
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.M | re.S)
-PYTHON = [body for language, body in BLOCKS if language == "python"]
-ALONE = [body for body in PYTHON if "torch.distributed" not in body]
-TOGETHER = [body for body in PYTHON if "torch.distributed" in body]
-COMMANDS = [body.strip() for language, body in BLOCKS if language == "console"]
 
 
 @pytest.mark.parametrize("block", ALONE, ids=lambda block: block.strip().splitlines()[2][:40])
 def test_python_block(block: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    script = tmp_path / "block.py"  # hypothesis reads the source of what it runs
-    script.write_text(block, encoding="utf-8")
-    exec(compile(block, str(script), "exec"), {})
+    run(block, tmp_path)
     printed = re.findall(r"^print\(.*\)  # (.*)$", block, re.M)
     output = capsys.readouterr().out
     assert all(text in output for text in printed)

@@ -1,0 +1,30 @@
+"""README's blocks of code; `python tests/readme_blocks.py` runs those that need nothing but gprune.
+
+So a new user's environment can be tried: one with the package in it and without this checkout.
+"""
+
+import re
+import runpy
+import tempfile
+from pathlib import Path
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.M | re.S)
+PYTHON = [body for language, body in BLOCKS if language == "python"]
+ALONE = [body for body in PYTHON if "torch.distributed" not in body]
+TOGETHER = [body for body in PYTHON if "torch.distributed" in body]
+COMMANDS = [body.strip() for language, body in BLOCKS if language == "console"]
+
+
+def run(block: str, folder: Path) -> None:
+    """Run a block as a script, since hypothesis reads the source of what it runs."""
+    script = folder / "block.py"
+    script.write_text(block, encoding="utf-8")
+    runpy.run_path(str(script), run_name="__main__")
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        for block in ALONE:
+            run(block, Path(folder))
+    print(f"{len(ALONE)} blocks of README run")
