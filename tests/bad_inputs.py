@@ -794,6 +794,12 @@ OF_A_FORWARD = [
                 "masks['out'] (3,) (4,)",
                 {"masks": Make(lambda: tree(None, None, torch.ones(3).bool()))},
             ),
+            (
+                "masks of another structure",
+                V,
+                "masks structure params",
+                {"masks": Make(lambda: [torch.ones(4).bool()])},
+            ),
         ]
     ),
     bad(
@@ -832,6 +838,14 @@ OF_MANY = [
         "params[0] overflows float64",
         Make(lambda: [torch.full((2,), 1e30)]),
         Make(lambda: [torch.full((2,), 1e30)]),
+    ),
+    bad(
+        Sc.taylor,
+        "an overflow in float64",
+        V,
+        "params[0] overflows scale",
+        Make(lambda: [torch.full((2,), 1e200, dtype=torch.float64)]),
+        Make(lambda: [torch.full((2,), 1e200, dtype=torch.float64)]),
     ),
     bad(Sc.fisher, "no examples", V, "args", loss, PARAMS),
     bad(
@@ -909,9 +923,17 @@ OF_MANY = [
         Sc.accumulate,
         "a leaf less",
         V,
-        "grads['out'] None",
+        "grads['out'] None zeros",
         lambda batch: batch,
         Make(lambda: [PARAMS.how(), NO_OUT.how()]),
+    ),
+    bad(
+        Sc.accumulate,
+        "a leaf less at first",
+        V,
+        "grads['out'] None zeros",
+        lambda batch: batch,
+        Make(lambda: [NO_OUT.how(), PARAMS.how()]),
     ),
     bad(
         Sc.accumulate,

@@ -12,7 +12,7 @@ from gprune.masks import apply_masks, keep_all
 from gprune.schedules import constant
 from gprune.scores.edge import require_positive, score_leaves, wide
 from gprune.scores.losses import over_tensors, require_floating
-from gprune.trees import Tree, map_leaves, prunable
+from gprune.trees import Tree, flatten, match, prunable, unflatten
 
 
 def synflow(
@@ -105,7 +105,10 @@ def iterative_synflow(
     constant(sparsity)  # refuses what is no sparsity
     require_positive(rounds, "rounds")
     masks = keep_all(prunable(params)) if masks is None else masks
-    weights = map_leaves(lambda leaf, mask: None if mask is None else leaf, params, masks)
+    leaves, treedef = flatten(params)
+    chosen = match(masks, treedef, "masks")
+    pairs = zip(leaves, chosen, strict=True)
+    weights = unflatten(treedef, [None if mask is None else leaf for leaf, mask in pairs])
     so_far = [1 - (1 - sparsity) ** (k / rounds) for k in range(1, rounds)]
     for now in [*so_far, sparsity]:
         scores = synflow(forward, apply_masks(params, masks), input_shape)
