@@ -84,7 +84,8 @@ def iterative_synflow(
         sparsity: fraction of the prunable entries that is pruned in the end, 0 to 1.
         masks: prior bool masks of that structure; a parameter whose mask is `None` is not pruned.
             By default everything is kept, and `prunable(params)` is what is pruned.
-        rounds: n, how often to score and prune; the paper takes 100.
+        rounds: n, how often to score and prune; the paper takes 100. With fewer, layers may be
+            emptied near the sparsity at which one path is left.
 
     Returns:
         Masks of that structure, `None` where nothing is pruned.
