@@ -763,7 +763,7 @@ OF_A_FORWARD = [
         Sc.synflow,
         "an overflow",
         V,
-        "flow['fc']['weight'] flow['out']",
+        "flow['fc']['weight'] flow['out'] float64",
         overflowing,
         PARAMS,
         (1, 3),

@@ -128,8 +128,9 @@ def _why_not_finite(i: int, columns: dict[str, list[Any]], treedef: TreeDef) -> 
     names = {name: leaf_names(treedef, name)[i] for name in columns}
     finite = operators.all_finite([wide(column[i]) for column in columns.values()]).tolist()
     wrong = [name for name, fine in zip(names.values(), finite, strict=True) if not fine]
-    if wrong:
-        return f"{', '.join(wrong)}: NaN or infinity cannot be scored"
     owner, first = next(iter(names.values())), next(iter(columns.values()))[i]
     remedy = "scale them" if first.dtype == torch.float64 else "cast the parameters to float64"
-    return f"the score of {owner} overflows; {remedy}"
+    if not wrong:
+        return f"the score of {owner} overflows; {remedy}"
+    advice = "" if owner in wrong else f"; if it has overflowed, {remedy}"
+    return f"{', '.join(wrong)}: NaN or infinity cannot be scored{advice}"
