@@ -305,9 +305,10 @@ def test_norms_of_a_million_positions_are_as_exact_as_those_of_a_few() -> None:
     rows = torch.randn(2**20, 2, generator=generator)
     norms = gp.scores.input_norms(lambda w, x: F.linear(x, w), torch.ones(1, 2), [rows])
     assert_close(norms, rows.double().norm(dim=0, keepdim=True), torch.float32)
-    image = rows[:, :1].reshape(1, 1, 2**10, 2**10)
-    norms = gp.scores.input_norms(lambda w, x: F.conv2d(x, w), torch.ones(1, 1, 1, 1), [image])
-    assert_close(norms, image.double().norm().reshape(1, 1, 1, 1), torch.float32)
+    image = rows[: 2**18, :1].reshape(1, 1, 2**9, 2**9)
+    norms = gp.scores.input_norms(lambda w, x: F.conv2d(x, w), torch.ones(1, 1, 3, 3), [image])
+    windows = image.double().squeeze().unfold(0, 510, 1).unfold(1, 510, 1)
+    assert_close(norms, windows.square().sum((2, 3)).sqrt().reshape(1, 1, 3, 3), torch.float32)
 
 
 def one_by_one(weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
