@@ -505,15 +505,12 @@ MASKS = [
 ]
 
 
-def scored(
-    score: Callable[..., Any], call: Callable[[Any, Any], Any], contracts: Any = TRANSFORMS
-) -> Row:
+def scored(score: Callable[..., Any], call: Callable[[Any, Any], Any]) -> Row:
     """A score that computes in floating point, and takes nothing but finite numbers."""
     return Row(
         score.__name__,
         score,
         lambda params, scores, masks, amount: call(params, scores),
-        contracts,
         dtypes=(torch.float32, torch.float64, torch.bfloat16, torch.float16),
         inductor=score in (gp.scores.snip, gp.scores.fisher, gp.scores.lamp),
         atol=1e-5,
@@ -556,8 +553,7 @@ SCORES = [
     scored(gp.scores.normalize_l2, lambda params, scores: gp.scores.normalize_l2(params)),
     scored(gp.scores.lamp, lambda params, scores: gp.scores.lamp(params)),
     scored(gp.scores.accumulate, mean),
-    # of meta, autocast knows nothing
-    scored(gp.scores.input_norms, norms, TRANSFORMS - {"meta"}),
+    scored(gp.scores.input_norms, norms),
     scored(
         gp.scores.iterative_synflow,
         lambda params, scores: gp.scores.iterative_synflow(

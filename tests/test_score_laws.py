@@ -95,18 +95,32 @@ def test_iterative_synflow_keeps_every_layer(seed: int, sparsity: float) -> None
         assert left[0].sum() > 0
 
 
-@settings(max_examples=settings().max_examples // 5)
-@given(seeds)
+NARROW = [200, 200, 200, 6, 6, 6, 6, 6, 10]  # the large layers are emptied first
+TWICE = 1 - 2 * (len(NARROW) - 1) / sum(a * b for a, b in itertools.pairwise(NARROW))
+
+
+@pytest.mark.parametrize("seed", range(5))
 def test_one_shot_scores_empty_layers_before(seed: int) -> None:
-    """Magnitude, SNIP and GraSP collapse at the compression that iterative SynFlow survives."""
-    weights, data = layers(DEEP, seed), batch(DEEP, seed + 1)
+    """Magnitude, SNIP and GraSP do where two weights are left for each layer.
+
+    That is a fact of nearly all networks and not of all: about one of 1,000 keeps its layers.
+    """
+    weights, data = layers(NARROW, seed), batch(NARROW, seed + 1)
     for scores in (
         gp.scores.magnitude(weights),
         gp.scores.snip(loss, weights, *data),
         gp.scores.grasp(loss, weights, *data),
     ):
-        masks = gp.global_unstructured(weights, scores, sparsity=CRITICAL)
+        masks = gp.global_unstructured(weights, scores, sparsity=TWICE)
         assert empty_layers(masks) > 0
+
+
+@settings(max_examples=1)
+@given(seeds)
+def test_iterative_synflow_does_not_where_they_do(seed: int) -> None:
+    weights = layers(NARROW, seed)
+    masks = gp.scores.iterative_synflow(network, weights, (1, NARROW[0]), sparsity=TWICE)
+    assert empty_layers(masks) == 0
 
 
 # --- SNIP, GraSP, OBD, movement ---------------------------------------------------------------

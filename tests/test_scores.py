@@ -299,6 +299,40 @@ def test_squares_are_not_rounded_by_autocast() -> None:
     torch.testing.assert_close(norms, x.norm(dim=0).expand(2, 3))
 
 
+def test_norms_of_a_million_positions_are_as_exact_as_those_of_a_few() -> None:
+    """One batch of a language model has as many tokens, one image as many pixels."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(2**20, 2, generator=generator)
+    norms = gp.scores.input_norms(lambda w, x: F.linear(x, w), torch.ones(1, 2), [rows])
+    assert_close(norms, rows.double().norm(dim=0, keepdim=True), torch.float32)
+    image = rows[: 2**18, :1].reshape(1, 1, 2**9, 2**9)
+    norms = gp.scores.input_norms(lambda w, x: F.conv2d(x, w), torch.ones(1, 1, 3, 3), [image])
+    windows = image.double().squeeze().unfold(0, 510, 1).unfold(1, 510, 1)
+    assert_close(norms, windows.square().sum((2, 3)).sqrt().reshape(1, 1, 3, 3), torch.float32)
+
+
+def one_by_one(weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return torch.vmap(lambda row: F.linear(row, weight))(x)
+
+
+def with_derivatives(weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return torch.vmap(torch.func.grad(lambda row: F.linear(row, weight).sum()))(x)
+
+
+def pairwise(weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return torch.vmap(one_by_one, in_dims=(None, 1))(weight, x.reshape(-1, 2, 3))
+
+
+@pytest.mark.parametrize("forward", [one_by_one, with_derivatives, pairwise])
+def test_norms_of_a_network_of_one_example_under_vmap(forward: Any) -> None:
+    """As many networks of `torch.func` are written; and in the batches of a `vmap` around it."""
+    weight, x = torch.randn(2, 3), torch.randn(2, 6, 3)
+    norms = gp.scores.input_norms(forward, weight, x)
+    torch.testing.assert_close(norms, x.flatten(0, 1).norm(dim=0).expand(2, 3))
+    each = torch.vmap(lambda x: gp.scores.input_norms(forward, weight, [x]))(x)
+    torch.testing.assert_close(each, x.norm(dim=1, keepdim=True).expand(2, 2, 3))
+
+
 # --- rescalings and means ---------------------------------------------------------------------
 
 
@@ -309,7 +343,7 @@ def test_normalize_l2(name: str, dtype: torch.dtype) -> None:
     assert_close(gp.scores.normalize_l2(params), reference.normalize_l2(params), dtype)
 
 
-@pytest.mark.parametrize(
+extremes = pytest.mark.parametrize(
     ("dtype", "scale"),
     [
         (torch.float32, 1e-30),
@@ -318,6 +352,9 @@ def test_normalize_l2(name: str, dtype: torch.dtype) -> None:
         (torch.float64, 1e200),
     ],
 )
+
+
+@extremes
 def test_normalize_l2_neither_vanishes_nor_overflows(dtype: torch.dtype, scale: float) -> None:
     leaf = torch.tensor([3.0, -4.0], dtype=dtype) * scale
     want = torch.tensor([0.6, -0.8], dtype=dtype)
@@ -329,6 +366,14 @@ def test_normalize_l2_neither_vanishes_nor_overflows(dtype: torch.dtype, scale: 
 def test_lamp(name: str, dtype: torch.dtype) -> None:
     _, params, _ = setting(name, dtype)
     assert_close(gp.scores.lamp(params), reference.lamp(params), dtype)
+
+
+@extremes
+def test_lamp_neither_vanishes_nor_overflows(dtype: torch.dtype, scale: float) -> None:
+    """The largest scores 1, whatever its square is."""
+    leaf = torch.tensor([3.0, -4.0], dtype=dtype) * scale
+    want = torch.tensor([9 / 25, 1.0], dtype=dtype)
+    torch.testing.assert_close(gp.scores.lamp(leaf), want)
 
 
 def test_lamp_of_ties_and_zeros() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from gprune.scores.edge import score_leaves
-from gprune.trees import Tree
+from gprune.trees import Tree, flatten, leaf_names, match
 
 
 def accumulate(
@@ -31,8 +31,8 @@ def accumulate(
 
     Raises:
         TypeError: if a gradient is not a floating point tensor.
-        ValueError: if there is no batch, the structures of two batches differ, or a gradient is not
-            finite.
+        ValueError: if there is no batch, the structures or the holes of two batches differ, or a
+            gradient is not finite.
 
     Example:
         >>> import torch
@@ -48,6 +48,7 @@ def accumulate(
         if done == 0:
             total = score_leaves(lambda grad: grad.clone(), grads=grads)
         else:
+            _require_same_holes(grads, total)
             total = score_leaves(lambda t, grad: t + grad, total=total, grads=grads)
         done += 1
         if progress is not None:
@@ -55,3 +56,14 @@ def accumulate(
     if done == 0:
         raise ValueError("batches is empty: there is nothing to take the mean of")
     return score_leaves(lambda t: t / done, total=total)
+
+
+def _require_same_holes(grads: Tree, total: Tree) -> None:
+    """Refuse a leaf without a gradient in some batches: its mean would be that of the others."""
+    before, treedef = flatten(total)
+    now = match(grads, treedef, "grads", owner="those of the first batch")
+    names = leaf_names(treedef, "grads")
+    changed = [i for i, t in enumerate(before) if (t is None) != (now[i] is None)]
+    if changed:
+        places = ", ".join(names[i] for i in changed)
+        raise ValueError(f"{places} is None in some batches only; give zeros there, or None in all")

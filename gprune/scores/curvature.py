@@ -23,7 +23,8 @@ def fisher(loss_fn: Callable[..., Tensor], params: Tree, *args: Any, chunk_size:
 
     Args:
         loss_fn: `loss_fn(params, *args)`, to a 0-dim floating point tensor. It is called with
-            batches of one example, so the loss of a batch is the right function as it is.
+            batches of one example, so the loss of a batch is the right function as it is; it must
+            not draw at random, so put dropout in evaluation mode.
         params: pytree of floating point tensors of any shape; `None` stays `None`.
         *args: the examples, pytrees of tensors whose first dimension is N, and holes; what all
             examples share belongs into `loss_fn`.

@@ -87,7 +87,12 @@ def require_positive(number: Any, name: str) -> None:
 
 def wide(leaf: Tensor) -> Tensor:
     """Give a leaf detached, in float32, or in float64 if it is."""
-    return leaf.detach().to(torch.promote_types(leaf.dtype, torch.float32))
+    return leaf.detach().to(wide_dtype(leaf))
+
+
+def wide_dtype(leaf: Tensor) -> torch.dtype:
+    """Give the dtype that a leaf is scored in."""
+    return torch.promote_types(leaf.dtype, torch.float32)
 
 
 def _has_arithmetic(leaf: Tensor) -> bool:
@@ -123,6 +128,9 @@ def _why_not_finite(i: int, columns: dict[str, list[Any]], treedef: TreeDef) -> 
     names = {name: leaf_names(treedef, name)[i] for name in columns}
     finite = operators.all_finite([wide(column[i]) for column in columns.values()]).tolist()
     wrong = [name for name, fine in zip(names.values(), finite, strict=True) if not fine]
-    if wrong:
-        return f"{', '.join(wrong)}: NaN or infinity cannot be scored"
-    return f"the score of {next(iter(names.values()))} overflows; cast the parameters to float64"
+    owner, first = next(iter(names.values())), next(iter(columns.values()))[i]
+    remedy = "scale them" if first.dtype == torch.float64 else "cast the parameters to float64"
+    if not wrong:
+        return f"the score of {owner} overflows; {remedy}"
+    advice = "" if owner in wrong else f"; if it has overflowed, {remedy}"
+    return f"{', '.join(wrong)}: NaN or infinity cannot be scored{advice}"

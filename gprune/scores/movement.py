@@ -33,6 +33,6 @@ def movement(scores: Tree, params: Tree, grads: Tree) -> Tree:
         [tensor([ 2., -2.])]
 
     References:
-        Sanh et al., 2020, arXiv:2005.07683, eq. 3.
+        Sanh et al., 2020, arXiv:2005.07683, section 4.
     """
     return score_leaves(lambda w, s, g: s - w * g, params=params, scores=scores, grads=grads)

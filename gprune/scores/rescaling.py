@@ -32,9 +32,7 @@ def normalize_l2(scores: Tree) -> Tree:
     """
 
     def equation(leaf: Tensor) -> Tensor:
-        # the largest entry first: the square of a small one alone would be zero
-        largest = leaf.abs().max() if leaf.numel() else leaf.new_zeros(())
-        unit = leaf / torch.where(largest == 0, 1, largest)
+        unit = _scaled(leaf)
         norm = torch.linalg.vector_norm(unit, dtype=torch.float64)
         return (unit / torch.where(norm == 0, 1, norm)).to(leaf.dtype)
 
@@ -63,13 +61,19 @@ def lamp(params: Tree) -> Tree:
         [tensor([0.2000, 1.0000, 0.0000])]
 
     References:
-        Lee et al., 2021, arXiv:2010.07611, eq. 4.
+        Lee et al., 2021, arXiv:2010.07611, section 2.
     """
 
     def equation(leaf: Tensor) -> Tensor:
-        squares, order = leaf.double().square().flatten().sort(stable=True)
+        squares, order = _scaled(leaf.double()).square().flatten().sort(stable=True)
         rest = squares.flip(0).cumsum(0).flip(0)
         shares = torch.where(rest == 0, 0, squares / rest)
         return torch.zeros_like(shares).scatter(0, order, shares).reshape(leaf.shape).to(leaf.dtype)
 
     return score_leaves(equation, params=params)
+
+
+def _scaled(leaf: Tensor) -> Tensor:
+    """Divide by the largest entry: the square of a tiny or a huge one alone is zero or infinite."""
+    largest = leaf.abs().max() if leaf.numel() else leaf.new_zeros(())
+    return leaf / torch.where(largest == 0, 1, largest)

@@ -12,7 +12,7 @@ from gprune.masks import apply_masks, keep_all
 from gprune.schedules import constant
 from gprune.scores.edge import require_positive, score_leaves, wide
 from gprune.scores.losses import over_tensors, require_floating
-from gprune.trees import Tree, map_leaves, prunable
+from gprune.trees import Tree, flatten, match, prunable, unflatten
 
 
 def synflow(
@@ -84,7 +84,8 @@ def iterative_synflow(
         sparsity: fraction of the prunable entries that is pruned in the end, 0 to 1.
         masks: prior bool masks of that structure; a parameter whose mask is `None` is not pruned.
             By default everything is kept, and `prunable(params)` is what is pruned.
-        rounds: n, how often to score and prune; the paper takes 100.
+        rounds: n, how often to score and prune; the paper takes 100. With fewer, layers may be
+            emptied near the sparsity at which one path is left.
 
     Returns:
         Masks of that structure, `None` where nothing is pruned.
@@ -105,7 +106,10 @@ def iterative_synflow(
     constant(sparsity)  # refuses what is no sparsity
     require_positive(rounds, "rounds")
     masks = keep_all(prunable(params)) if masks is None else masks
-    weights = map_leaves(lambda leaf, mask: None if mask is None else leaf, params, masks)
+    leaves, treedef = flatten(params)
+    chosen = match(masks, treedef, "masks")
+    pairs = zip(leaves, chosen, strict=True)
+    weights = unflatten(treedef, [None if mask is None else leaf for leaf, mask in pairs])
     so_far = [1 - (1 - sparsity) ** (k / rounds) for k in range(1, rounds)]
     for now in [*so_far, sparsity]:
         scores = synflow(forward, apply_masks(params, masks), input_shape)

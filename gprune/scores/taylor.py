@@ -34,7 +34,7 @@ def taylor(params: Tree, grads: Tree, *, squared: bool = False) -> Tree:
         [tensor([1., 0.])]
 
     References:
-        Molchanov et al., 2019, arXiv:1906.10771, eq. 8.
+        Molchanov et al., 2019, arXiv:1906.10771, section 3.
     """
 
     def equation(weight: Tensor, grad: Tensor) -> Tensor:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
+from torch.amp.autocast_mode import is_autocast_available
 from torch.nn import functional as F  # noqa: N812  torch's own name for it
 from torch.overrides import TorchFunctionMode
 
-from gprune.scores.edge import floating_leaves, score_leaves, wide
+from gprune.scores.edge import floating_leaves, score_leaves, wide, wide_dtype
 from gprune.scores.losses import over_tensors
 from gprune.trees import Tree, leaf_names, map_leaves, match
 
@@ -58,9 +61,10 @@ def input_norms(forward: Callable[[Tree, Any], Any], params: Tree, batches: Iter
     """Measure the norm of what each weight multiplies, ‖X_j‖₂, over all batches.
 
     `F.linear` and `F.conv1d` to `F.conv3d` are observed wherever `forward` calls them, on its own
-    or through `functional_call`; a weight is known by its identity. So a weight that is transformed
-    first, or used inside of one fused function such as `F.multi_head_attention_forward`, is not
-    seen. No module is touched, and one batch at a time is in memory.
+    or through `functional_call`, and under a `vmap` over the examples too, except where all of it
+    is compiled; a weight is known by its identity. So a weight that is transformed first, or used
+    inside of one fused function such as `F.multi_head_attention_forward`, is not seen. No module is
+    touched, and one batch at a time is in memory.
 
     Args:
         forward: `forward(params, batch)`, any pure function; what it returns does not matter.
@@ -74,7 +78,7 @@ def input_norms(forward: Callable[[Tree, Any], Any], params: Tree, batches: Iter
 
     Raises:
         TypeError: if a leaf is not a floating point tensor.
-        ValueError: if there is no batch, nothing was seen, or an input is not finite.
+        ValueError: if there is no batch, nothing was seen, or the square of an input is not finite.
 
     Example:
         >>> params = {"bias": torch.zeros(2), "weight": torch.ones(2, 2)}
@@ -97,7 +101,7 @@ def input_norms(forward: Callable[[Tree, Any], Any], params: Tree, batches: Iter
     if not any(squares is not None for squares in observer.squares):
         raise ValueError("forward passed no tensor of params to a linear or convolution as weight")
     rows = score_leaves(torch.sqrt, squared_inputs=tree_of(observer.squares))
-    return map_leaves(lambda row, leaf: None if row is None else _repeat(row, leaf), rows, params)
+    return map_leaves(_repeat, rows, params)
 
 
 class _Observer(TorchFunctionMode):
@@ -107,6 +111,7 @@ class _Observer(TorchFunctionMode):
         super().__init__()
         self.places = {id(weight): i for i, weight in enumerate(weights) if weight.dim() > 1}
         self.squares: list[Any] = [None] * len(weights)
+        self.level = _level()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -121,6 +126,7 @@ class _Observer(TorchFunctionMode):
         place = self.places.get(id(weight))
         if place is not None:
             squares = _squared_inputs(layer, input, weight.shape, *args, **kwargs)
+            squares = _over_examples(squares, self.level)
             before = self.squares[place]
             self.squares[place] = squares if before is None else before + squares
 
@@ -130,17 +136,47 @@ def _squared_inputs(
 ) -> Tensor:
     """Sum the squares of what each weight multiplies: Σ X_j² = ∂/∂W_ij Σ layer(x², W)."""
     # The layer is linear in W, so this holds wherever the derivative is taken, and for every
-    # stride, padding and dilation. The rows of a group see the same inputs: one stands for all.
+    # stride, padding and dilation. It is linear in x² too, so the examples are summed first, which
+    # torch does in pairs. The derivative adds one position after the other to a sum that may be of
+    # millions: in float64. The rows of a group see the same inputs: one stands for all.
     groups = x.shape[1 - len(shape)] // shape[1] if shape[1] else 1
-    squares = wide(x).square()
+    squares = wide(x).square().unsqueeze(0)  # a layer takes one example alone, too
+    squares = squares.sum(tuple(range(squares.dim() + 1 - len(shape)))).double().unsqueeze(0)
     row = squares.new_zeros(groups, *shape[1:])
-    with torch.autocast(x.device.type, enabled=False):  # it would round the squares
-        derivative = torch.func.grad(lambda row: layer(squares, row, None, *args, **kwargs).sum())
+    derivative = torch.func.grad(lambda row: layer(squares, row, None, *args, **kwargs).sum())
+    with _no_autocast(x):  # it would round the squares
         sums: Tensor = derivative(row)
     return sums
 
 
-def _repeat(row: Tensor, weight: Tensor) -> Tensor:
+def _level() -> int:
+    """Count the transforms of `torch.func` that are around; in a trace there is no telling."""
+    return 0 if torch.compiler.is_compiling() else _functorch.maybe_current_level() or 0
+
+
+def _over_examples(squares: Tensor, level: int) -> Tensor:
+    """Sum over the batches of each `vmap` that `forward` is made of, which end with it."""
+    # torch has no public name for this: a tensor of a `vmap` that has ended is an internal error
+    if torch.compiler.is_compiling():
+        return squares
+    while _functorch.maybe_get_level(squares) > level:
+        dim = _functorch.maybe_get_bdim(squares)
+        squares = _functorch.get_unwrapped(squares)
+        squares = squares if dim < 0 else squares.sum(dim)
+    return squares
+
+
+def _no_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    device = x.device.type
+    if not is_autocast_available(device):  # of meta, autocast knows nothing
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
+
+
+def _repeat(row: Tensor | None, weight: Tensor) -> Tensor | None:
     """Give every row of a group the norms of that group; without a copy if there is one group."""
-    rows = row.unsqueeze(1).expand(-1, weight.shape[0] // row.shape[0], *row.shape[1:])
+    if row is None:
+        return None
+    row = row.to(wide_dtype(weight)).unsqueeze(1)
+    rows = row.expand(-1, weight.shape[0] // row.shape[0], *row.shape[2:])
     return rows.reshape(weight.shape)
