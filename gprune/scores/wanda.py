@@ -141,7 +141,8 @@ def _squared_inputs(
     # millions: in float64. The rows of a group see the same inputs: one stands for all.
     groups = x.shape[1 - len(shape)] // shape[1] if shape[1] else 1
     squares = wide(x).square().unsqueeze(0)  # a layer takes one example alone, too
-    squares = squares.sum(tuple(range(squares.dim() + 1 - len(shape)))).double().unsqueeze(0)
+    squares = squares.sum(tuple(range(squares.dim() + 1 - len(shape)))).unsqueeze(0)
+    squares = squares if x.device.type == "mps" else squares.double()  # which MPS has not
     row = squares.new_zeros(groups, *shape[1:])
     derivative = torch.func.grad(lambda row: layer(squares, row, None, *args, **kwargs).sum())
     with _no_autocast(x):  # it would round the squares
