@@ -1361,6 +1361,27 @@ FAULTS = [
         SHARDED,
     ),
     fault(
+        "a descent thinks that all are in its bin",
+        "selection/sharded/descent.py",
+        "inside=int(counts[number]),",
+        "inside=goal.inside,",
+        SHARDED,
+    ),
+    fault(
+        "a descent ends at two integers",
+        "selection/sharded/descent.py",
+        "if goal.inside == 1:\n        found",
+        "if goal.inside <= 2:\n        found",
+        SHARDED,
+    ),
+    fault(
+        "above a bracket are all candidates",
+        "selection/sharded/search.py",
+        "task.candidates - below - inside\n",
+        "task.candidates - below\n",
+        SHARDED_COUNTS,
+    ),
+    fault(
         "a descent counts what is beyond its bounds",
         "selection/sharded/descent.py",
         "values[(values >= goal.low) & (values <= goal.high)]",
