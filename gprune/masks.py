@@ -209,6 +209,8 @@ class Agreement(NamedTuple):
 def agreement(masks: Tree, others: Tree) -> Agreement:
     """Compare two trees of masks, leaf by leaf: |A △ B| and |A ∩ B| / |A ∪ B|.
 
+    Of DTensors all entries are compared, on whichever rank; all ranks must call it.
+
     Args:
         masks: pytree of bool masks and holes.
         others: another of that structure, with the same holes.

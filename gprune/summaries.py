@@ -67,7 +67,7 @@ class Summary:
 
 @together
 def summary(params: Tree, masks: Tree) -> Summary:
-    """Say for each leaf what is pruned.
+    """Say for each leaf what is pruned; of DTensors on all ranks, which must all call it.
 
     Args:
         params: pytree of tensors.
