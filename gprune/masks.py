@@ -205,8 +205,11 @@ class Agreement(NamedTuple):
     jaccard: Tree
 
 
+@together
 def agreement(masks: Tree, others: Tree) -> Agreement:
     """Compare two trees of masks, leaf by leaf: |A △ B| and |A ∩ B| / |A ∪ B|.
+
+    Of DTensors all entries are compared, on whichever rank; all ranks must call it.
 
     Args:
         masks: pytree of bool masks and holes.
@@ -229,8 +232,9 @@ def agreement(masks: Tree, others: Tree) -> Agreement:
     """
     ours, theirs, treedef = _pair(masks, others, "others")
     pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if a is not None]
-    hamming = [(a ^ b).sum(dtype=torch.int64) for a, b in pairs]
-    num_either = [(a | b).sum() for a, b in pairs]
+    # not by sum(): that of a DTensor is one rank's share until somebody adds them up
+    hamming = [num_pruned(a == b) for a, b in pairs]
+    num_either = [num_pruned(~(a | b)) for a, b in pairs]
     both = zip(hamming, num_either, strict=True)
     jaccard = [1 - apart.to(torch.float64) / either.clamp(min=1) for apart, either in both]
     return Agreement(fill(treedef, ours, hamming), fill(treedef, ours, jaccard))

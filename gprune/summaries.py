@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gprune.masks import paired_with_masks
+from gprune.calls import together
+from gprune.masks import num_pruned, paired_with_masks
 from gprune.trees import Tree, dotted_paths
 
 
@@ -64,8 +65,9 @@ class Summary:
         )
 
 
+@together
 def summary(params: Tree, masks: Tree) -> Summary:
-    """Say for each leaf what is pruned.
+    """Say for each leaf what is pruned; of DTensors on all ranks, which must all call it.
 
     Args:
         params: pytree of tensors.
@@ -92,7 +94,7 @@ def summary(params: Tree, masks: Tree) -> Summary:
     rows = []
     for path, leaf, mask in zip(dotted_paths(treedef), leaves, kept, strict=True):
         if leaf is not None:
-            pruned = 0 if mask is None else mask.numel() - int(mask.sum())
+            pruned = 0 if mask is None else int(num_pruned(mask))
             rows.append(
                 LeafSummary(path, tuple(leaf.shape), leaf.numel(), pruned, mask is not None)
             )

@@ -829,7 +829,7 @@ FAULTS = [
     fault(
         "Jaccard is taken over all entries",
         "masks.py",
-        "num_either = [(a | b).sum() for",
+        "num_either = [num_pruned(~(a | b)) for",
         "num_either = [torch.tensor(a.numel()) for",
         MASKS,
     ),
@@ -1361,6 +1361,13 @@ FAULTS = [
         SHARDED,
     ),
     fault(
+        "a descent ends at two integers",
+        "selection/sharded/descent.py",
+        "if goal.inside == 1:\n        found",
+        "if goal.inside <= 2:\n        found",
+        SHARDED_COUNTS,
+    ),
+    fault(
         "a descent counts what is beyond its bounds",
         "selection/sharded/descent.py",
         "values[(values >= goal.low) & (values <= goal.high)]",
@@ -1370,8 +1377,8 @@ FAULTS = [
     fault(
         "a bracket below the cut counts half",
         "selection/sharded/search.py",
-        "nth=task.k - below - inside",
-        "nth=task.k - below",
+        "nth, above = task.k - below - inside,",
+        "nth, above = task.k - below,",
         SHARDED_COUNTS,
     ),
     fault(

@@ -337,6 +337,10 @@ from gprune.cli.app import app
 def die(*arguments, **named):
     os.kill(os.getpid(), signal.SIGKILL)
 
+def die_after_the_first(path, target, rename=pathlib.Path.rename):
+    rename(path, target)
+    die()
+
 def die_after_a_block(file, blocks):
     file.write(b"x" * 100)
     file.flush()
@@ -347,8 +351,10 @@ if moment == "writing":
     writing.write_blocks = die_after_a_block
 elif moment == "syncing":
     writing._sync = die
+elif moment == "renaming":
+    pathlib.Path.rename = pathlib.Path.replace = writing._exchange = die
 else:
-    pathlib.Path.rename = pathlib.Path.replace = die
+    pathlib.Path.rename = die_after_the_first
 app()
 """
 LIMITED = """
@@ -400,6 +406,16 @@ def test_a_kill_leaves_the_old_output(pair: tuple[Path, Path], moment: str) -> N
     assert bytes_of(old) != before[1]
 
 
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="elsewhere no two folders are exchanged at once"
+)
+def test_at_no_moment_is_there_no_output(tmp_path: Path) -> None:
+    source, old = save_folder(tmp_path / "x", example()), save_folder(tmp_path / "old", example(1))
+    python(DYING, "renamed", "prune", source, "-o", old, "--amount", 0.5, "--force")
+    assert prune(source, tmp_path / "new").exit_code == 0
+    assert contents(old) == contents(tmp_path / "new")
+
+
 def test_a_limit_on_the_size_of_files_leaves_the_old_output(pair: tuple[Path, Path]) -> None:
     source, old = pair
     before = contents(source.parent)
@@ -433,9 +449,31 @@ def test_a_rename_that_fails_puts_the_old_folder_back(
 
     source, old = save_folder(tmp_path / "x", example()), save_folder(tmp_path / "old", example(1))
     before = contents(tmp_path)
+    monkeypatch.setattr(writing, "_exchange", lambda one, other: False)
     monkeypatch.setattr(Path, "replace", fail)
     assert prune(source, old, "--force").exit_code != 0
     assert contents(tmp_path) == before
+
+
+def test_where_folders_cannot_be_exchanged_they_are_renamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = save_folder(tmp_path / "x", example()), tmp_path / "out"
+    assert prune(source, out).exit_code == 0
+    half = contents(out)
+    monkeypatch.setattr(writing, "_exchange", lambda one, other: False)
+    assert prune(source, out, "--force", amount=0.25).exit_code == 0
+    assert contents(out) != half
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "x"]
+
+
+def test_what_comes_into_being_meanwhile_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = save(tmp_path / "x.safetensors", example()), tmp_path / "y.safetensors"
+    monkeypatch.setattr(writing, "_sync", lambda path: out.write_text("dear"))
+    assert_refused(prune(source, out))
+    assert out.read_text() == "dear"
 
 
 def test_a_file_that_shrinks_meanwhile_is_an_error(tmp_path: Path) -> None:
@@ -447,6 +485,21 @@ def test_a_file_that_shrinks_meanwhile_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="became shorter"):
         checkpoints.write(longer, plan, tmp_path / "y.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+def test_links_in_a_folder(tmp_path: Path) -> None:
+    """The cache of Hugging Face is made of links; one that leads back would be copied for ever."""
+    source, blobs = save_folder(tmp_path / "x", example()), tmp_path / "blobs"
+    [shard] = source.glob("*.safetensors")
+    shard.rename(blobs)
+    shard.symlink_to(blobs)
+    assert prune(source, tmp_path / "out").exit_code == 0
+    assert not (tmp_path / "out" / shard.name).is_symlink()
+    (source / "1_Pooling" / "up").symlink_to("..")
+    assert_refused(prune(source, tmp_path / "again"))
+    (source / "1_Pooling" / "up").unlink()
+    (source / "up").symlink_to("..")
+    assert_refused(prune(source, tmp_path / "again"))
 
 
 # Memory.

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ def of(**entries: Any) -> bytes:
 
 
 GOOD = of(a=entry())
+NONE: dict[str, Any] = {"data_offsets": [16, 16]}
 FILES = {
     "empty": b"",
     "half a length": GOOD[:4],
@@ -63,6 +65,9 @@ FILES = {
         + "}",
         bytes(16),
     ),
+    "an entry that is a list": raw('{"a": ["F32", [2, 2], [0, 16]]}', bytes(16)),
+    "an empty tensor of 2^124 bytes": of(a=entry(), b=entry(shape=[0, 2**62, 2**62], **NONE)),
+    "an empty tensor of 2^64 - 1 rows": of(a=entry(), b=entry(shape=[0, 2**64 - 1], **NONE)),
     "picture": b"\x89PNG\r\n\x1a\n" + bytes(100),
     "zip": b"PK\x03\x04" + bytes(100),
 }  # fmt: skip
@@ -99,6 +104,12 @@ def truncated(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:2000])
 
 
+def quantized(path: Path) -> None:
+    with warnings.catch_warnings():  # that it is deprecated
+        warnings.simplefilter("ignore")
+        torch.save({"a": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)}, path)
+
+
 STATES: dict[str, Callable[[Path], Any]] = {
     "a pickle with a reduce": harm,
     "a bare pickle with a reduce": bare_harm,
@@ -109,6 +120,10 @@ STATES: dict[str, Callable[[Path], Any]] = {
     "a sparse tensor": saved({"a": torch.eye(2).to_sparse()}),
     "the old format": saved({"a": torch.ones(2)}, _use_new_zipfile_serialization=False),
     "a mask of another shape": saved({"w_orig": torch.ones(2, 2), "w_mask": torch.ones(3)}),
+    "a weight that is there twice": saved(dict.fromkeys(["w", "w_orig", "w_mask"], torch.ones(2))),
+    "a meta tensor": saved({"a": torch.ones(2, device="meta")}),
+    "a dtype that torch cannot compare": saved({"a": torch.ones(2).byte().view(torch.bits8)}),
+    "a quantized tensor": quantized,
     "truncated": truncated,
     "empty": written(b""),
     "picture": written(FILES["picture"]),
@@ -128,6 +143,7 @@ INDICES = {
     "the name ..": index({"a": "..", "b": SHARDS[1]}),
     "no name": index({"a": "", "b": SHARDS[1]}),
     "a name with a zero byte": index({"a": "x\0", "b": SHARDS[1]}),
+    "a name too long for a file": index({"a": "x" * 300, "b": SHARDS[1]}),
     "a name that is a number": index({"a": 1, "b": SHARDS[1]}),
     "a name that is a list": index({"a": ["x"], "b": SHARDS[1]}),
     "a missing file": index({"a": "none.safetensors", "b": SHARDS[1]}),
@@ -187,6 +203,20 @@ def test_index(tmp_path: Path, name: str) -> None:
     save(tmp_path / "x.safetensors", {"a": torch.ones(2, 2)})
     folder = save_folder(tmp_path / "model", {"a": torch.ones(2, 2)}, {"b": torch.ones(2, 2)})
     (folder / INDEX).write_bytes(INDICES[name])
+    assert_unreadable(tmp_path, folder)
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    for name in ("x.safetensors", "x.pt"):
+        os.mkfifo(tmp_path / name)
+        done = CliRunner().invoke(app, ["report", str(tmp_path / name)])
+        assert (done.exit_code, done.stderr) == (2, f"gprune: {tmp_path / name} is no file\n")
+
+
+def test_two_models_in_a_folder(tmp_path: Path) -> None:
+    """Which one is loaded is for others to say, and the pruned one might not be."""
+    folder = save_folder(tmp_path / "model", {"a": torch.ones(2, 2)}, {"b": torch.ones(2, 2)})
+    save(folder / "model.safetensors", TREE)
     assert_unreadable(tmp_path, folder)
 
 

@@ -66,6 +66,11 @@ def check_global(case: Case, sharding: Sharding, small: Sizes, slots: int) -> li
         at = gp.masks_at(expected_cut, sharded.params, sharded.scores, masks=sharded.masks)
         expected = gp.masks_at(expected_cut, case.params, case.scores, masks=case.masks)
         problems += differences("masks_at", at, expected, sharding)
+    if str(gp.summary(sharded.params, at)) != str(gp.summary(case.params, expected)):
+        problems.append(f"summary is {gp.summary(sharded.params, at)}")
+    whole = gp.agreement(expected, gp.keep_all(expected))
+    if repr(gp.agreement(at, gp.keep_all(at))) != repr(whole):
+        problems.append(f"agreement is {gp.agreement(at, gp.keep_all(at))}")
     for count in (gp.num_pruned, gp.sparsity):
         if not count(at).equal(count(expected)):
             problems.append(f"{count.__name__} is {count(at)}, expected {count(expected)}")

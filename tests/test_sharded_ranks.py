@@ -341,6 +341,23 @@ def messages_of_layers(leaves: int) -> tuple[int, int]:
     return len(sent), sum(size for _, size in sent)
 
 
+def messages_of_a_crowd(leaves: int, kind: str) -> tuple[int, int]:
+    tree = [weights(kind, torch.float64, 200, 100) for _ in range(leaves)]
+    with mock.patch("gprune.selection.sharded.descent.SLOTS", leaves):
+        masks, sent = sent_by(lambda: gp.layerwise(tree, amount=0.5))
+    assert all(int(gp.num_pruned(mask)) == 10_000 for mask in masks)
+    return len(sent), sum(size for _, size in sent)
+
+
+@pytest.mark.parametrize("kind", ["normal", "all tied"])
+def test_a_crowd_of_layers_is_terse(kind: str) -> None:
+    """Something must cross for every layer: so little that 800 in float64 stay in the bound."""
+    for number, payload in started(2).run(messages_of_a_crowd, 40, kind):
+        print(f"{kind}: {number} messages, {payload} bytes")
+        assert number <= 100
+        assert payload <= 40 * 2**20 / 800
+
+
 def test_layers_share_their_messages() -> None:
     """Two numbers must cross for every layer, but a model of 300 has as many messages as one."""
     for number, payload in started(2).run(messages_of_layers, 150):

@@ -24,12 +24,15 @@ def density(tensors: dict[str, Tensor]) -> Summary:
         are prunable.
 
     Raises:
-        CheckpointError: if a mask does not have the shape of its weight.
+        CheckpointError: if a mask does not have the shape of its weight, the name of such a pair is
+            also that of another tensor, or torch cannot compare a dtype with zero.
     """
     factors = {name: [tensor] for name, tensor in tensors.items()}
     for name, mask in tensors.items():
         base = name.removesuffix("_mask")
         if base != name and f"{base}_orig" in tensors:
+            if base in tensors:
+                raise CheckpointError(f"{base!r} is there twice, once as {base}_orig and {name}")
             factors[base] = [*factors.pop(f"{base}_orig"), mask]
             del factors[name]
             if factors[base][0].shape != mask.shape:
@@ -39,10 +42,15 @@ def density(tensors: dict[str, Tensor]) -> Summary:
 
 def _row(name: str, tensor: Tensor, *masks: Tensor) -> LeafSummary:
     nonzero = 0
-    for first, *rest in flat_blocks(tensor, *masks):
-        kept = first != 0  # count_nonzero does not know every dtype, this does
-        for mask in rest:
-            kept &= mask != 0
-        nonzero += int(kept.sum())
+    try:
+        for first, *rest in flat_blocks(tensor, *masks):
+            kept = first != 0  # count_nonzero knows fewer dtypes
+            for mask in rest:
+                kept &= mask != 0
+            nonzero += int(kept.sum())
+    except NotImplementedError:
+        raise CheckpointError(
+            f"{name!r} is {tensor.dtype}, whose zeros torch cannot find"
+        ) from None
     size = tensor.numel()
     return LeafSummary(name, tuple(tensor.shape), size, size - nonzero, is_matrix(tensor))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -90,12 +91,15 @@ def read(path: Path) -> Checkpoint:
 
     Raises:
         CheckpointError: if a file is missing, truncated, corrupt or of another format, or the index
-            does not fit the files.
+            does not fit the files, or names others than the one that is there as well.
     """
     if not path.is_dir():
         shard, tensors = _read_shard(path)
         return Checkpoint(path, [shard], tensors)
     homes = _read_index(path)
+    if homes and SINGLE not in homes.values() and (path / SINGLE).exists():
+        # transformers prefers the one file, which would be copied as it is
+        raise CheckpointError(f"{path} has both {INDEX} and {SINGLE}; leave one of them in it")
     shards, tensors = [], {}
     for name in sorted(set(homes.values())) if homes else [SINGLE]:
         shard, own = _read_shard(path / name)
@@ -108,6 +112,21 @@ def read(path: Path) -> Checkpoint:
         if tensor not in tensors:
             raise CheckpointError(f"{path / INDEX} says {tensor!r} is in {name}, and it is not")
     return Checkpoint(path, shards, tensors)
+
+
+def require_file(path: Path) -> None:
+    """Refuse what is no file: to open a pipe would wait for whoever writes to it.
+
+    Args:
+        path: what is to be read.
+
+    Raises:
+        CheckpointError: if it does not exist, or is anything but a file.
+    """
+    if not os.path.exists(path):  # False too for a name that no file can have
+        raise CheckpointError(f"{path}: No such file or directory")
+    if not path.is_file():
+        raise CheckpointError(f"{path} is no file")
 
 
 def _read_index(folder: Path) -> dict[str, str]:
@@ -129,6 +148,7 @@ def _read_index(folder: Path) -> dict[str, str]:
 
 
 def _read_shard(path: Path) -> tuple[Shard, dict[str, Tensor]]:
+    require_file(path)
     try:
         with safe_open(path, framework="numpy"), path.open("rb") as file:
             start = 8 + int.from_bytes(file.read(8), "little")
@@ -139,12 +159,20 @@ def _read_shard(path: Path) -> tuple[Shard, dict[str, Tensor]]:
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or 'cannot be read'}") from None
     entries.pop("__metadata__", None)
+    for name, entry in entries.items():
+        if not isinstance(entry, dict):  # the format's own reader takes a list of the values too
+            raise CheckpointError(f"{path} describes {name!r} by a {type(entry).__name__}")
     ordered = sorted(entries.items(), key=lambda entry: entry[1]["data_offsets"])
     spans = {
         name: range(start + entry["data_offsets"][0], start + entry["data_offsets"][1])
         for name, entry in ordered
     }
-    tensors = {name: _tensor(mapped, spans[name], entry) for name, entry in ordered}
+    tensors = {}
+    for name, entry in ordered:
+        try:
+            tensors[name] = _tensor(mapped, spans[name], entry)
+        except (RuntimeError, TypeError, OverflowError):  # without an entry, but of 2**62 dims
+            raise CheckpointError(f"{path}: {name!r} has a shape beyond what torch has") from None
     return Shard(path, spans, len(mapped)), tensors
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gprune.checkpoints.reading import CheckpointError, read
+from gprune.checkpoints.reading import CheckpointError, read, require_file
 from gprune.trees import tensor_problem
 
 SUFFIXES = (".pt", ".pth", ".bin")
@@ -33,10 +34,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def _read_state(path: Path) -> dict[str, Tensor]:
     """Load a state dict without running anything that its pickle asks for."""
-    if not path.exists():
-        raise CheckpointError(f"{path}: No such file or directory")
+    require_file(path)
     try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with warnings.catch_warnings():  # what torch thinks of an old file is nobody's affair here
+            warnings.simplefilter("ignore")
+            state: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a hostile pickle can make the loader raise anything
         reason = type(error).__name__
         raise CheckpointError(
@@ -51,4 +53,6 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         if problem := tensor_problem(tensor):
             problem = problem.replace("a tensor or None", "a tensor")
             raise CheckpointError(f"{path} is no state dict: {name!r} {problem}")
+        if tensor.is_meta:
+            raise CheckpointError(f"{path} has no values for {name!r}: it is a meta tensor")
     return dict(state)

@@ -3,12 +3,13 @@
 Every byte is copied as it is, but for the entries that are pruned, whose bytes become zero. The
 copy grows in a folder of its own beside its final place, reaches the disk, and is then renamed, so
 whoever looks sees the old or the new. A failure removes that folder; a kill leaves it behind, under
-a name that begins with a dot. A folder cannot be renamed over another: between two renames, the
-one that is replaced is in there, whole.
+a name that begins with a dot. A folder cannot be renamed over another: Linux exchanges the two at
+once; elsewhere, between two renames, the one that is replaced is in there, whole.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import tempfile
@@ -84,7 +85,7 @@ def write(
     """
     require_free(checkpoint, out, force=force)
     rows: list[LeafSummary] = []
-    with _replacing(out) as fresh:
+    with _replacing(out, force) as fresh:
         if checkpoint.path.is_dir():
             _copy_others(checkpoint, fresh)
         for shard in checkpoint.shards:
@@ -97,8 +98,20 @@ def _copy_others(checkpoint: Checkpoint, fresh: Path) -> None:
     """Copy what a folder has besides: configuration, tokenizer and the like."""
     fresh.mkdir()
     for path in set(checkpoint.path.iterdir()) - {shard.path for shard in checkpoint.shards}:
-        copy = shutil.copytree if path.is_dir() else shutil.copy
-        copy(path, fresh / path.name)
+        if path.is_dir():
+            _refuse_loops(str(checkpoint.path), [path.name])
+            shutil.copytree(path, fresh / path.name, ignore=_refuse_loops)
+        else:
+            shutil.copy(path, fresh / path.name)
+
+
+def _refuse_loops(folder: str, names: list[str]) -> list[str]:
+    """Refuse a link back to a folder that it is in, which would be copied over and over."""
+    here = Path(folder).resolve()
+    for name in names:
+        if Path(folder, name).resolve() in (here, *here.parents):
+            raise CheckpointError(f"{Path(folder, name)} is a link to a folder that it is in")
+    return []
 
 
 def _write_shard(shard: Shard, plan: Plan, target: Path, advance: Advance) -> list[LeafSummary]:
@@ -140,11 +153,14 @@ def _masked(weight: Tensor, mask: Tensor, advance: Advance) -> Iterator[Tensor]:
 
 
 @contextmanager
-def _replacing(out: Path) -> Iterator[Path]:
+def _replacing(out: Path, force: bool) -> Iterator[Path]:
     """Give a path to write a file or folder to, which takes the place of another in the end.
 
     Yields:
         A path where nothing is yet, on the same file system.
+
+    Raises:
+        CheckpointError: if something is there in the end that is not to be replaced.
     """
     out = out.absolute()
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as room:
@@ -152,6 +168,11 @@ def _replacing(out: Path) -> Iterator[Path]:
         yield fresh
         for path in (fresh, *fresh.rglob("*")):
             _sync(path)
+        if not force and os.path.lexists(out):
+            raise CheckpointError(f"{out} has come into being meanwhile; it is not replaced")
+        if fresh.is_dir() and out.is_dir() and _exchange(fresh, out):
+            _sync(out.parent)
+            return
         try:
             if out.is_dir():
                 out.rename(replaced)
@@ -161,6 +182,15 @@ def _replacing(out: Path) -> Iterator[Path]:
                 replaced.rename(out)
             raise
     _sync(out.parent)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange what two names stand for, at once; say whether that is possible here."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)  # in Linux's C library alone
+    if rename is None:
+        return False
+    here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE
+    return bool(rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
 
 
 def _sync(path: Path) -> None:

@@ -75,7 +75,9 @@ def prune(
 
     Prunes floating point tensors of two dimensions or more. The checkpoint is a safetensors file or
     a Hugging Face folder; it is memory-mapped and may be larger than memory. lamp and l2 keep their
-    scores in a temporary file beside OUT, 4 bytes for each weight.
+    scores in a temporary file beside OUT, 4 bytes for each weight (8 if one has float64); lamp also
+    sorts, and holds 53 bytes for each entry of the largest tensor. Other files of a folder are
+    copied as they are, also where they hold the same weights in another format.
 
     Exits with 2 for bad input, 1 where the system fails; OUT is whole or as it was before.
     """

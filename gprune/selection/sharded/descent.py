@@ -1,9 +1,10 @@
 """The descent: the n-th of integers that are spread over the ranks, from counts alone.
 
 The integers lie between two bounds. All ranks count theirs in bins of equal width, and go on in the
-bin in which the n-th of all falls, until it holds one integer. Keys are integers, and so are flat
+bin in which the n-th of all falls, until it is of one integer, or has one, which who has it tells.
+How many there are is known, so the last bin need not be sent. Keys are integers, and so are flat
 indices, so one descent finds the value of a cut and another its index. Many go in step, and share
-the messages.
+the messages; the more there are, the fewer bins each has, down to two, which take the fewest bytes.
 """
 
 from __future__ import annotations
@@ -27,16 +28,18 @@ class Goal(NamedTuple):
         low: the lower bound.
         high: the upper bound, not below `low`.
         nth: which of them, from 1.
+        inside: how many there are on all ranks.
         values: streams those on this rank from one integer to another; others may be among them.
     """
 
     low: int
     high: int
     nth: int
+    inside: int
     values: Callable[[int, int], Iterable[Tensor]]
 
 
-def descend(ranks: Ranks, phase: str, goals: list[Goal]) -> list[tuple[int, int]]:
+def descend(ranks: Ranks, phase: str, goals: list[Goal]) -> list[Goal]:
     """Find the n-th integer of every goal.
 
     Args:
@@ -45,13 +48,14 @@ def descend(ranks: Ranks, phase: str, goals: list[Goal]) -> list[tuple[int, int]
         goals: the same on all ranks, but for their values.
 
     Returns:
-        Each integer, and which it is among those equal to it, from 1.
+        The goals, each with the integer as both bounds: which it is among those equal to it, from
+        1, and how many these are.
     """
     goals = list(goals)
     while unfinished := [i for i, goal in enumerate(goals) if goal.low < goal.high]:
-        bits = max(2, (SLOTS // len(unfinished)).bit_length() - 1)
+        bits = max(1, (SLOTS // len(unfinished)).bit_length() - 1)
         shifts = [_shift(goals[i], bits) for i in unfinished]
-        sizes = [_bins(goals[i], shift) for i, shift in zip(unfinished, shifts, strict=True)]
+        sizes = [_size(goals[i], shift) for i, shift in zip(unfinished, shifts, strict=True)]
 
         def count(unfinished: list[int] = unfinished, shifts: list[int] = shifts) -> Tensor:
             pairs = zip(unfinished, shifts, strict=True)
@@ -60,7 +64,7 @@ def descend(ranks: Ranks, phase: str, goals: list[Goal]) -> list[tuple[int, int]
         counts = torch.split(ranks.total(phase, sum(sizes), count), sizes)
         for i, shift, own in zip(unfinished, shifts, counts, strict=True):
             goals[i] = _narrow(goals[i], shift, own)
-    return [(goal.low, goal.nth) for goal in goals]
+    return goals
 
 
 def _shift(goal: Goal, bits: int) -> int:
@@ -68,26 +72,39 @@ def _shift(goal: Goal, bits: int) -> int:
     return max(0, (goal.high - goal.low).bit_length() - bits)
 
 
-def _bins(goal: Goal, shift: int) -> int:
-    return (goal.high >> shift) - (goal.low >> shift) + 1
+def _size(goal: Goal, shift: int) -> int:
+    """Say how many numbers a goal sends: a count for each bin but the last, or its one integer."""
+    return 1 if goal.inside == 1 else (goal.high >> shift) - (goal.low >> shift)
 
 
 def _count(goal: Goal, shift: int) -> Tensor:
-    """Count the integers of this rank in the bins of a goal."""
-    size, first = _bins(goal, shift), goal.low >> shift
+    """Count the integers of this rank in the bins of a goal, or give the one that there is."""
+    size, first = _size(goal, shift), goal.low >> shift
     total = torch.zeros(size, dtype=torch.int64)
     for values in goal.values(goal.low, goal.high):
         inside = values[(values >= goal.low) & (values <= goal.high)]
-        bins = (inside >> shift).sub_(first).to(torch.int64)
-        total += torch.bincount(bins, minlength=size).cpu()
+        if goal.inside == 1:
+            total += inside.sum().cpu()
+        else:
+            bins = (inside >> shift).sub_(first).to(torch.int64)
+            total += torch.bincount(bins, minlength=size + 1)[:-1].cpu()
     return total
 
 
 def _narrow(goal: Goal, shift: int, counts: Tensor) -> Goal:
     """Go on in the bin of the n-th."""
+    if goal.inside == 1:
+        found = int(counts)
+        return goal._replace(low=found, high=found)
+    counts = torch.cat([counts, goal.inside - counts.sum(0, keepdim=True)])
     behind = counts.cumsum(0)
     number = int(torch.searchsorted(behind, goal.nth))
     before = int(behind[number] - counts[number])
     first = ((goal.low >> shift) + number) << shift
     last = first + (1 << shift) - 1
-    return goal._replace(low=max(goal.low, first), high=min(goal.high, last), nth=goal.nth - before)
+    return goal._replace(
+        low=max(goal.low, first),
+        high=min(goal.high, last),
+        nth=goal.nth - before,
+        inside=int(counts[number]),
+    )

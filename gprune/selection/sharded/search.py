@@ -76,13 +76,13 @@ def find(ranks: Ranks, tasks: list[Task]) -> list[Found]:
     goals, seen = _bracketed(ranks, tasks)
     cuts = descend(ranks, "finding the value of the cut", goals)
     ties = [
-        Goal(0, task.part.entries - 1, nth, _tied(task.part, key, own))
-        for task, (key, nth), own in zip(tasks, cuts, seen, strict=True)
+        Goal(0, task.part.entries - 1, cut.nth, cut.inside, _tied(task.part, cut.low, own))
+        for task, cut, own in zip(tasks, cuts, seen, strict=True)
     ]
     indices = descend(ranks, "finding the index of the cut", ties)
     return [
-        Found(value_of(key, task.part.ranking.space), index, key, own)
-        for task, (key, _), (index, _), own in zip(tasks, cuts, indices, seen, strict=True)
+        Found(value_of(cut.low, task.part.ranking.space), index.low, cut.low, own)
+        for task, cut, index, own in zip(tasks, cuts, indices, seen, strict=True)
     ]
 
 
@@ -116,10 +116,11 @@ def _after_a_pass(
     """Say where the cut is once the bracket is counted, and what this rank has collected there."""
     (low, high), whole = bracket, _everything(task)
     if task.k <= below:
-        return whole._replace(high=low - 1), None
+        return whole._replace(high=low - 1, inside=below), None
     if task.k > below + inside:
-        return whole._replace(low=high + 1, nth=task.k - below - inside), None
-    within = whole._replace(low=low, high=high, nth=task.k - below)
+        nth, above = task.k - below - inside, task.candidates - below - inside
+        return whole._replace(low=high + 1, nth=nth, inside=above), None
+    within = whole._replace(low=low, high=high, nth=task.k - below, inside=inside)
     if own.keys is None:  # too many; that is this rank's own affair
         return within, None
     return within._replace(values=_all_of(own.keys)), own
@@ -127,7 +128,7 @@ def _after_a_pass(
 
 def _everything(task: Task) -> Goal:
     space = task.part.ranking.space
-    return Goal(-space.infinity, space.nan, task.k, _candidates(task.part))
+    return Goal(-space.infinity, space.nan, task.k, task.candidates, _candidates(task.part))
 
 
 def _brackets(ranks: Ranks, tasks: list[Task]) -> list[tuple[int, int]]:
@@ -142,11 +143,11 @@ def _brackets(ranks: Ranks, tasks: list[Task]) -> list[tuple[int, int]]:
     goals = []
     for task, drawn, size in zip(tasks, samples, sizes, strict=True):
         below, above = spread(size, task.k, task.candidates) if size else (-1, 0)
-        whole = _everything(task)._replace(values=_all_of(drawn))
+        whole = _everything(task)._replace(values=_all_of(drawn), inside=size)
         low = whole._replace(nth=below + 1) if below >= 0 else whole._replace(high=whole.low)
         high = whole._replace(nth=above + 1) if above < size else whole._replace(low=whole.high)
         goals += [low, high]
-    found = [key for key, _ in descend(ranks, "bracketing the cut", goals)]
+    found = [goal.low for goal in descend(ranks, "bracketing the cut", goals)]
     return list(zip(found[::2], found[1::2], strict=True))
 
 
