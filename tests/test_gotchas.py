@@ -87,6 +87,6 @@ def test_holes_need_none_in_the_dims_of_vmap() -> None:
         call = torch.vmap(lambda p: gp.global_unstructured(p, amount=1), (dims,), dims)
         return call(stacked)
 
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="in_dims"):
         run(0)
     assert (run(gp.vmap_dims(stacked))["weight"].sum(1) == 3).all()
