@@ -6,6 +6,7 @@ A property runs `max_examples` times, the law of exactness twenty times as often
 import os
 import sys
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
@@ -21,6 +22,12 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if in_ci else "q
 
 # one thread a process: pytest-xdist fills the cores, torch's threads would wait for each other
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the benchmarks out unless they are asked for, whatever else `-m` asks for."""
+    if "bench" not in config.getoption("markexpr"):
+        items[:] = [item for item in items if item.get_closest_marker("bench") is None]
 
 
 def pytest_sessionfinish() -> None:
