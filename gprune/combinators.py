@@ -57,6 +57,7 @@ def global_unstructured(
         ValueError: if an amount is out of range, or a structure or shape does not fit.
 
     Example:
+        >>> import torch
         >>> params = {"a": torch.tensor([0.1, -2.0]), "b": torch.tensor([[-0.3, 4.0]])}
         >>> global_unstructured(params, amount=2)
         {'a': tensor([False,  True]), 'b': tensor([[False,  True]])}
@@ -103,6 +104,7 @@ def layerwise(
         ValueError: if an amount is out of range, or a structure or shape does not fit.
 
     Example:
+        >>> import torch
         >>> params = {"a": torch.tensor([0.1, -2.0]), "b": torch.tensor([-3.0, 4.0])}
         >>> layerwise(params, amount={"a": 0, "b": 1})
         {'a': tensor([True, True]), 'b': tensor([False,  True])}
@@ -144,6 +146,7 @@ def find_cut(
         ValueError: if an amount is out of range, or a structure or shape does not fit.
 
     Example:
+        >>> import torch
         >>> find_cut([torch.tensor([3.0, -1.0, 2.0])], amount=2)
         Cut(value=tensor(2., dtype=torch.float64), index=tensor(2))
     """
@@ -172,6 +175,7 @@ def masks_at(cut: Cut, params: Tree, scores: Tree = None, *, masks: Tree = None)
         ValueError: if a structure or shape does not fit.
 
     Example:
+        >>> import torch
         >>> masks_at(Cut(2.0, -1), [torch.tensor([3.0, -1.0, 2.0])])
         [tensor([ True, False,  True])]
     """

@@ -1,9 +1,7 @@
 """Every public callable keeps the contracts of gprune.testing: the rows of tests/public_rows.py."""
 
-import re
 import textwrap
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -268,27 +266,32 @@ def test_meta(row: Row) -> None:
     assert_meta(lambda x: function({**x, "amount": amount}), {**trees, "amount": None})
 
 
-# --- the example in README --------------------------------------------------------------------
+# --- what a user sees of a broken selector ------------------------------------------------------
 
 
-def test_a_threshold_that_is_wrong_under_ties_is_caught_and_shrunk(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def at_most_threshold(params: Any, scores: Any, masks: Any, amount: float) -> Any:
+    """Compare with the k-th lowest score: wrong under ties."""
+    leaves = gp.trees.flatten(scores)[0]
+    flat = torch.cat([leaf.flatten() for leaf in leaves if leaf is not None])
+    k = int(gp.num_to_prune(amount, flat.numel()))
+    threshold = flat.sort().values[k - 1] if k else -1
+    return gp.trees.map_leaves(lambda x: None if x is None else ~(x <= threshold), scores)
+
+
+def test_a_threshold_that_is_wrong_under_ties_is_caught_and_shrunk() -> None:
     """To one leaf with at most three entries, in a message whose source reproduces it."""
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    [block] = [b for b in re.findall(r"^```python\n(.*?)^```$", readme, re.M | re.S) if BROKEN in b]
+
+    @settings(deadline=None, max_examples=1000, database=None)
+    @given(param_trees(dtypes=[torch.float32]))
+    def check(params: Any) -> None:
+        assert_mask_contract(at_most_threshold, params, gp.scores.magnitude(params), amount=0.5)
+
+    with pytest.raises(AssertionError, match="candidates are pruned, must be") as broken:
+        check()
+    message = str(broken.value)
+    assert message.startswith("at_most_threshold breaks assert_mask_contract:")
     scope: dict[str, Any] = {}
-    exec(compile(block, "README.md", "exec"), scope)
-    message = capsys.readouterr().out
-    assert BROKEN in message
-    assert "candidates are pruned, must be" in message
     repro = message[message.index("import torch") : message.index("\n  assert_mask_contract(")]
     exec(textwrap.dedent("  " + repro), scope)
     [leaf] = gp.trees.flatten(scope["params"])[0]
     assert leaf.numel() <= 3
-    comments = [line for line in block.splitlines() if line.startswith("#")]
-    shown = "\n".join(line.removeprefix("#").removeprefix(" ") for line in comments)
-    assert shown in "\n".join(line.rstrip() for line in message.splitlines())
-
-
-BROKEN = "at_most_threshold breaks assert_mask_contract:"
