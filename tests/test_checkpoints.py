@@ -395,6 +395,7 @@ def bytes_of(path: Path) -> Any:
     return contents(path) if path.is_dir() else path.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["writing", "syncing", "renaming"])
 def test_a_kill_leaves_the_old_output(pair: tuple[Path, Path], moment: str) -> None:
     source, old = pair
@@ -416,6 +417,7 @@ def test_at_no_moment_is_there_no_output(tmp_path: Path) -> None:
     assert contents(old) == contents(tmp_path / "new")
 
 
+@pytest.mark.slow
 def test_a_limit_on_the_size_of_files_leaves_the_old_output(pair: tuple[Path, Path]) -> None:
     source, old = pair
     before = contents(source.parent)
@@ -505,6 +507,7 @@ def test_links_in_a_folder(tmp_path: Path) -> None:
 # Memory.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("score", ["magnitude", "l2"])
 def test_memory_is_bounded(tmp_path: Path, score: str) -> None:
     """Of 640 MiB in matrices of 32, which would not fit into the bound."""

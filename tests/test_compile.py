@@ -43,6 +43,7 @@ def prune(amount: Any) -> Any:
     return gp.global_unstructured(WEIGHTS, amount=amount)
 
 
+@pytest.mark.slow
 def test_fifty_numbers_compile_at_most_twice() -> None:
     """As many as would reach the limit at which Dynamo gives up compiling for each value."""
     assert_compiles(prune, FRACTIONS, "eager", max_graphs=2)
@@ -70,6 +71,7 @@ def test_fifty_steps_compile_at_most_twice(schedule: gp.schedules.Schedule) -> N
     assert_compiles(schedule, range(50), "eager", max_graphs=2)
 
 
+@pytest.mark.slow
 def test_every_container_traces() -> None:
     """Also those without a tensor, through which Dynamo does not trace optree."""
     weight = torch.arange(6.0).reshape(2, 3)
@@ -89,6 +91,7 @@ def test_every_container_traces() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_training_step_with_inductor() -> None:
     """Fifty different sparsities, masks and update in one graph, compiled once by Inductor."""
     model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
@@ -120,6 +123,7 @@ def test_a_training_step_with_inductor() -> None:
     assert all((params[name][~mask] == 0).all() for name, mask in masks.items() if mask is not None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("amount", "words"),
     [(80.0, "did you mean 0.8"), (-1, "negative"), (27, "candidates, 26"), (float("nan"), "nan")],

@@ -230,6 +230,7 @@ def of_one_tree(*chosen: Row) -> Callable[[Any], Any]:
     return function
 
 
+@pytest.mark.slow
 @rows("compiles")
 def test_compiles_once_for_all_tensors(row: Row) -> None:
     assert_compiles(of_one_tree(row), EXAMPLES, atol=row.atol)
@@ -245,6 +246,7 @@ def test_compiles_twice_for_python_numbers(name: str) -> None:
     assert_compiles(of_one_tree(row), inputs, atol=row.atol, max_graphs=2)
 
 
+@pytest.mark.slow
 def test_compiles_with_inductor() -> None:
     """A dozen rows in one graph, which Inductor may fuse as it likes."""
     chosen = [row for row in ROWS if row.inductor]

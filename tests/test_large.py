@@ -13,6 +13,8 @@ from gprune.selection import ranking
 from tests import reference
 from tests.assertions import fail_if
 
+pytestmark = pytest.mark.slow
+
 ENTRIES = 2**19 + 12_345
 
 

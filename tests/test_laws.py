@@ -144,6 +144,7 @@ def test_exactness(case: Case) -> None:
     assert_masks(case.masks_for(gp.global_unstructured), expected, case.params)
 
 
+@pytest.mark.slow
 @exactness
 @given(cases(), sizes)
 def test_exactness_of_the_streaming_search(case: Case, small: Sizes) -> None:

@@ -317,6 +317,7 @@ class Recorded:
         return params, state, trained, grads
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRUNERS)
 def test_a_whole_run_compiles_once_and_its_masks_are_those_of_eager_code(name: str) -> None:
     """Bit by bit at every step, on what the compiled run hands to its pruner; resumed too."""

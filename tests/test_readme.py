@@ -28,6 +28,7 @@ def test_python_block(block: str, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert all(text in output for text in printed)
 
 
+@pytest.mark.slow
 def test_blocks_under_torchrun(tmp_path: Path) -> None:
     [block] = TOGETHER
     script = tmp_path / "train.py"

@@ -82,6 +82,7 @@ def empty_layers(masks: list[torch.Tensor]) -> int:
     return sum(not mask.any() for mask in masks)
 
 
+@pytest.mark.slow
 @settings(max_examples=settings().max_examples // 5)
 @given(seeds, st.floats(0.5, CRITICAL) | st.just(CRITICAL))
 def test_iterative_synflow_keeps_every_layer(seed: int, sparsity: float) -> None:
@@ -197,6 +198,7 @@ def test_taylor_does_not_see_signs_and_its_square_ranks_alike(params: Any) -> No
 # --- the curvature ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_hutchinson_converges_as_one_over_the_root_of_the_probes() -> None:
     """Its variance is exactly the sum of the squares beside the diagonal, over the probes."""
     generator = torch.Generator().manual_seed(0)

@@ -434,6 +434,7 @@ def inputs_of(model: Model, seed: int) -> Any:
     return {"params": model.params(seed), "x": x, "y": y}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("score", [gp.scores.snip, gp.scores.grasp, gp.scores.fisher])
 def test_scores_of_a_network_compile_whole(score: Any) -> None:
     """One network, since a trace of forward over reverse takes seconds; see test_contracts.py."""

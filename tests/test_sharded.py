@@ -43,6 +43,8 @@ from tests.sharded_cases import (
 )
 from tests.test_laws import METHODS, Sizes, sizes, streaming
 
+pytestmark = pytest.mark.slow
+
 WORLDS = [1, 2, 3, 4]
 # 60 cases in the quick profile, 500 in ci, shared by two properties and four world sizes
 EXAMPLES = 8 if settings().max_examples < 100 else 64 * settings().max_examples // 100

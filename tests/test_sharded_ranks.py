@@ -251,6 +251,7 @@ def lose_a_rank(phase: str) -> tuple[str, str, str, float] | None:
     return None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("phase", "name"),
     [
@@ -321,6 +322,7 @@ def messages(size: int, kind: str, dtype: torch.dtype) -> tuple[int, int, set[st
     return len(sent), sum(size for _, size in sent), {name for name, _ in sent}, exact
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["normal", "all tied"])
 @pytest.mark.parametrize("size", [10**4, 10**6, 10**8])
 def test_messages_do_not_grow_with_the_model(size: int, kind: str) -> None:
