@@ -738,7 +738,7 @@ FAULTS = [
     fault(
         "gradual prunes at every step",
         "pruners/gradual.py",
-        "sparsity = only_when(due(state.step), target)",
+        "sparsity = only_when(is_due(due, state.step), target)",
         "sparsity = target",
         PRUNERS,
     ),
@@ -822,8 +822,8 @@ FAULTS = [
     fault(
         "the number that RigL exchanges is rounded down",
         "pruners/rigl.py",
-        "mask.sum()).round()",
-        "mask.sum()).floor()",
+        "mask.sum().to(share.device)).round()",
+        "mask.sum().to(share.device)).floor()",
         PRUNERS,
     ),
     fault(
