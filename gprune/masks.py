@@ -230,9 +230,10 @@ def agreement(masks: Tree, others: Tree) -> Agreement:
     ours, theirs, treedef = _pair(masks, others, "others")
     pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if a is not None]
     hamming = [(a ^ b).sum(dtype=torch.int64) for a, b in pairs]
-    num_either = [(a | b).sum() for a, b in pairs]
+    num_either = [(a | b).sum().clamp(min=1) for a, b in pairs]
     both = zip(hamming, num_either, strict=True)
-    jaccard = [1 - apart.to(torch.float64) / either.clamp(min=1) for apart, either in both]
+    # one division of whole numbers: 1 - 9/10 is not 1/10
+    jaccard = [(either - apart).to(torch.float64) / either for apart, either in both]
     return Agreement(fill(treedef, ours, hamming), fill(treedef, ours, jaccard))
 
 

@@ -675,8 +675,8 @@ FAULTS = [
     fault(
         "seats are taken at whole quotas",
         "selection/apportion.py",
-        "key=lambda i: (counts[i] + 0.5) / weights[i]",
-        "key=lambda i: counts[i] / weights[i]",
+        "    queue = [((counts[i] + 0.5) / weights[i], i)",
+        "    queue = [(counts[i] / weights[i], i)",
         ALLOCATION,
     ),
     fault(
@@ -829,7 +829,7 @@ FAULTS = [
     fault(
         "Jaccard is taken over all entries",
         "masks.py",
-        "num_either = [(a | b).sum() for",
+        "num_either = [(a | b).sum().clamp(min=1) for",
         "num_either = [torch.tensor(a.numel()) for",
         MASKS,
     ),
