@@ -88,8 +88,8 @@ FAULTS = [
     fault(
         "a Python float taken as float32",
         "selection/amounts.py",
-        'dtype=torch.float64, device="cpu").mul(_as_float(number, name))',
-        'dtype=torch.float32, device="cpu").mul(_as_float(number, name))',
+        'dtype=torch.float64, device="cpu").mul(as_float(number, name))',
+        'dtype=torch.float32, device="cpu").mul(as_float(number, name))',
         FLOAT64,
     ),
     fault(
@@ -640,8 +640,8 @@ FAULTS = [
     fault(
         "n are pruned, not kept",
         "semi_structured.py",
-        "as_scalar((m - n) / m",
-        "as_scalar(n / m",
+        "(width - min(n, width)) / width",
+        "min(n, width) / width",
         SEMI,
     ),
     fault(
