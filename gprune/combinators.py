@@ -232,7 +232,7 @@ def _named(
         path = [name for name, leaf in zip(names, flat, strict=True) if leaf is not None][
             error.leaf
         ]
-        raise ValueError(f"{path}: {error.message}") from None
+        raise error.kind(f"{path}: {error.message}") from None
 
 
 def _per_leaf(value: Any, name: str, flat: list[Any], treedef: TreeDef) -> Any:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gprune.selection.errors import LeafError
 from gprune.selection.keys import SPACES
 from gprune.trees import (
     Tree,
@@ -184,6 +185,23 @@ def is_sharded(leaves: Sequence[Any]) -> bool:
     import gprune.selection.sharded  # noqa: F401  registers the rules of the operators
 
     return True
+
+
+def shape_error(
+    leaves: Leaves, leaf: int, message: str, kind: type[Exception] = ValueError
+) -> Exception:
+    """Make the error of a leaf whose shape does not fit.
+
+    Args:
+        leaves: the leaves.
+        leaf: the number of that leaf.
+        message: what is wrong.
+        kind: the class of the error.
+
+    Returns:
+        An error that is to be told the path of the leaf, or the plain one of a method of one.
+    """
+    return LeafError(leaf, "params", message, kind) if leaves.separately else kind(message)
 
 
 def check_one(scores: Any, mask: Any) -> Leaves:

@@ -234,9 +234,10 @@ def agreement(masks: Tree, others: Tree) -> Agreement:
     pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if a is not None]
     # not by sum(): that of a DTensor is one rank's share until somebody adds them up
     hamming = [num_pruned(a == b) for a, b in pairs]
-    num_either = [num_pruned(~(a | b)) for a, b in pairs]
+    num_either = [num_pruned(~(a | b)).clamp(min=1) for a, b in pairs]
     both = zip(hamming, num_either, strict=True)
-    jaccard = [1 - apart.to(torch.float64) / either.clamp(min=1) for apart, either in both]
+    # one division of whole numbers: 1 - 9/10 is not 1/10
+    jaccard = [(either - apart).to(torch.float64) / either for apart, either in both]
     return Agreement(fill(treedef, ours, hamming), fill(treedef, ours, jaccard))
 
 

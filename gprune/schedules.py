@@ -37,8 +37,8 @@ def constant(sparsity: float) -> Schedule:
         >>> constant(0.5)(0)
         tensor(0.5000, dtype=torch.float64)
     """
-    _check_sparsity(sparsity, "sparsity")
-    return lambda step: torch.full_like(_float64(step), sparsity)
+    fraction = _sparsity(sparsity, "sparsity")
+    return lambda step: torch.full_like(_float64(step), fraction)
 
 
 def one_shot(sparsity: float, *, step: int) -> Schedule:
@@ -60,10 +60,8 @@ def one_shot(sparsity: float, *, step: int) -> Schedule:
         >>> float(schedule(99)), float(schedule(100))
         (0.0, 0.5)
     """
-    _check_sparsity(sparsity, "sparsity")
-    _check_number(step, "step")
-    due = step
-    return lambda step: (_float64(step) >= due).to(torch.float64) * sparsity
+    fraction, due = _sparsity(sparsity, "sparsity"), _number(step, "step")
+    return lambda step: (_float64(step) >= due).to(torch.float64) * fraction
 
 
 def linear(sparsity: float, *, begin: int, end: int, initial: float = 0.0) -> Schedule:
@@ -116,8 +114,8 @@ def polynomial(
         >>> polynomial(0.8, begin=0, end=100)(50)
         tensor(0.7000, dtype=torch.float64)
     """
-    _check_ramp(sparsity, begin, end, initial)
-    _check_number(power, "power")
+    sparsity, initial = _ramp(sparsity, begin, end, initial)
+    power = _number(power, "power")
     if not power > 0:
         raise ValueError(f"power must be above 0, got {power}")
 
@@ -153,7 +151,7 @@ def exponential(sparsity: float, *, begin: int, end: int, initial: float = 0.0) 
         >>> float(schedule(50)), float(schedule(100))
         (0.5, 0.75)
     """
-    _check_ramp(sparsity, begin, end, initial)
+    sparsity, initial = _ramp(sparsity, begin, end, initial)
     if sparsity == 1 or initial == 1:
         raise ValueError("an exponential schedule never prunes all: its sparsities are below 1")
 
@@ -190,7 +188,7 @@ def cosine(sparsity: float, *, begin: int, end: int, initial: float = 0.0) -> Sc
         >>> round(float(drop(50)), 6), float(drop(100))
         (0.15, 0.0)
     """
-    _check_ramp(sparsity, begin, end, initial)
+    sparsity, initial = _ramp(sparsity, begin, end, initial)
 
     def schedule(step: int | Tensor) -> Tensor:
         wave = torch.cos(math.pi * _progress(step, begin, end))
@@ -232,7 +230,7 @@ def every(step: int | Tensor, *, begin: int, end: int, freq: int) -> Tensor:
 
 def _progress(step: int | Tensor, begin: int, end: int) -> Tensor:
     """Give how far a step is on its way, 0 to 1."""
-    return ((_float64(step) - begin) / (end - begin)).clamp(0, 1)
+    return ((_float64(step) - float(begin)) / float(end - begin)).clamp(0, 1)
 
 
 def _float64(step: int | Tensor) -> Tensor:
@@ -240,23 +238,24 @@ def _float64(step: int | Tensor) -> Tensor:
     return torch.ones((), dtype=torch.float64, device="cpu") * step
 
 
-def _check_ramp(sparsity: float, begin: int, end: int, initial: float) -> None:
-    _check_sparsity(sparsity, "sparsity")
-    _check_sparsity(initial, "initial")
-    _check_number(begin, "begin")
-    _check_number(end, "end")
-    if not begin < end:
+def _ramp(sparsity: float, begin: float, end: float, initial: float) -> tuple[float, float]:
+    """Check the numbers of a ramp and give its two sparsities."""
+    fractions = _sparsity(sparsity, "sparsity"), _sparsity(initial, "initial")
+    if not _number(begin, "begin") < _number(end, "end"):
         raise ValueError(f"begin must be before end, got begin={begin}, end={end}")
+    return fractions
 
 
-def _check_number(number: float, name: str) -> None:
+def _number(number: float, name: str) -> float:
     if isinstance(number, bool) or not isinstance(number, numbers.Real):
         raise TypeError(f"{name} must be a number, got {number!r}")
     if not math.isfinite(number):
         raise ValueError(f"{name} must be finite, got {number}")
+    return float(number)
 
 
-def _check_sparsity(sparsity: float, name: str) -> None:
-    _check_number(sparsity, name)
-    if not 0 <= sparsity <= 1:
+def _sparsity(sparsity: float, name: str) -> float:
+    fraction = _number(sparsity, name)
+    if not 0 <= fraction <= 1:
         raise ValueError(f"{name} must be from 0 to 1, got {sparsity}")
+    return fraction

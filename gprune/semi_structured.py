@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from gprune.comparison import rank
-from gprune.leaves import Leaves, check_one
+from gprune.leaves import Leaves, check_one, shape_error
 from gprune.masks import mask_leaves
 from gprune.methods import built_in
 from gprune.selection import operators
@@ -28,12 +28,14 @@ from gprune.trees import Tree, flatten, leaf_names
 
 def _n_of_m(leaves: Leaves, *, n: Any, m: Any, dim: Any = -1) -> list[Tensor]:
     _check_pattern(n, m, dim)
-    sparsity = as_scalar((m - n) / m, "sparsity")
     kept = []
     for leaf, scores in enumerate(leaves.scores):
         if not -scores.dim() <= dim < scores.dim():
-            raise ValueError(f"dim is {dim} for a leaf of shape {tuple(scores.shape)}")
+            message = f"dim is {dim} for a leaf of shape {tuple(scores.shape)}"
+            raise shape_error(leaves, leaf, message)
         groups = _groups(scores, m, dim)
+        width = groups.shape[1]
+        sparsity = as_scalar((width - min(n, width)) / width, "sparsity")
         prior = _priors_of_groups(leaves, leaf, m, dim)
         chosen = operators.select_rows(groups, prior, sparsity, leaves.unscored, True)
         kept.append(_ungroup(chosen, scores, dim))
@@ -44,7 +46,7 @@ def _blocks(
     leaves: Leaves, *, shape: Any, amount: Any = None, sparsity: Any = None
 ) -> list[Tensor]:
     _check_block(shape)
-    sizes = [_block_sizes(scores, shape) for scores in leaves.scores]
+    sizes = [_block_sizes(leaves, leaf, shape) for leaf in range(len(leaves.scores))]
     means = [_means(*pair, leaves.unscored) for pair in zip(leaves.scores, sizes, strict=True)]
     alive = [_tiles(mask, size).any(-1) for mask, size in zip(leaves.masks, sizes, strict=False)]
     of_blocks = leaves._replace(scores=means, masks=alive, unscored=False)
@@ -111,8 +113,8 @@ def blocks(
     NaN last.
 
     Args:
-        scores: any shape; float16 to float64, uint8, or int8 to int64; ranked as given. Means are
-            computed in float64, over pruned entries too.
+        scores: at least one dimension; float16 to float64, uint8, or int8 to int64; ranked as
+            given. Means are computed in float64, over pruned entries too.
         mask: prior bool mask of the same shape; what it has pruned stays pruned, and a block that
             it has pruned whole is no candidate.
         shape: the size of a block along each of the last dims; it is 1 along the dims before.
@@ -150,8 +152,8 @@ def check_n_of_m(masks: Tree, *, n: int, m: int, dim: int = -1) -> None:
 
     Raises:
         TypeError: if a mask is not a bool tensor, or n, m or the dim is not an int.
-        ValueError: if a group keeps more, naming every leaf that has one; or if n or m is out of
-            range.
+        ValueError: if a group keeps more or there is no such dim, naming every leaf of which that
+            is so; or if n or m is out of range.
 
     Example:
         >>> check_n_of_m([torch.tensor([True, False, True, True])], n=2, m=4)
@@ -183,6 +185,7 @@ def check_n_of_m(masks: Tree, *, n: int, m: int, dim: int = -1) -> None:
 
 def _groups(tensor: Tensor, m: int, dim: int) -> Tensor:
     """Lay every m entries along a dim in a row, the last ones padded with zeros."""
+    m = max(1, min(m, tensor.shape[dim]))  # no longer than the dim: padding takes memory
     moved = tensor.movedim(dim, -1)
     return pad(moved, (0, -moved.shape[-1] % m)).reshape(-1, m)
 
@@ -214,13 +217,15 @@ def _check_pattern(n: Any, m: Any, dim: Any) -> None:
 # --- blocks: each dim is split in two, blocks and entries of a block ------------------------------
 
 
-def _block_sizes(scores: Tensor, shape: Sequence[int]) -> list[int]:
+def _block_sizes(leaves: Leaves, leaf: int, shape: Sequence[int]) -> list[int]:
     """Give the size of a block along every dim of a leaf: none is longer than the leaf."""
+    scores = leaves.scores[leaf]
     if len(shape) > scores.dim():
-        raise ValueError(
+        message = (
             f"blocks of shape {tuple(shape)} have more dims than a leaf of shape "
             f"{tuple(scores.shape)}"
         )
+        raise shape_error(leaves, leaf, message)
     whole = [1] * (scores.dim() - len(shape)) + list(shape)
     return [max(1, min(block, size)) for block, size in zip(whole, scores.shape, strict=True)]
 

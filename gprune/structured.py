@@ -16,17 +16,24 @@ import torch
 from torch import Tensor
 
 from gprune.comparison import rank
-from gprune.leaves import Leaves, check_one
+from gprune.leaves import Leaves, check_one, shape_error
 from gprune.methods import built_in
-from gprune.selection.amounts import as_seed
+from gprune.selection.amounts import as_float, as_seed
 
 
 def _ln(
     leaves: Leaves, *, n: Any, dim: Any, amount: Any = None, sparsity: Any = None
 ) -> list[Tensor]:
-    _check_norm(n)
+    order = _order(n)
     channels = _channels(leaves, dim)
-    norms = [_norms(scores, n, dim % scores.dim()) for scores in leaves.scores]
+    for leaf, scores in enumerate(leaves.scores if order == "nuc" else []):
+        if scores.dim() != 3:
+            message = (
+                f"the nuclear norm is one of matrices: scores must have three dimensions, "
+                f"got {tuple(scores.shape)}"
+            )
+            raise shape_error(leaves, leaf, message)
+    norms = [_norms(scores, order, dim % scores.dim()) for scores in leaves.scores]
     kept = rank(channels._replace(scores=norms), "ln_structured", amount, sparsity, None)
     return _whole(leaves, kept, dim)
 
@@ -132,13 +139,14 @@ def _channels(leaves: Leaves, dim: Any) -> Leaves:
     """Give one score per channel, as yet without a value, and whether its prior keeps anything."""
     if isinstance(dim, bool) or not isinstance(dim, int):
         raise TypeError(f"dim must be an int, got {dim!r}")
-    for scores in leaves.scores:
+    for leaf, scores in enumerate(leaves.scores):
+        shape = tuple(scores.shape)
         if scores.dim() < 2:
-            raise ValueError(
-                f"channels need at least two dimensions, got a leaf of shape {tuple(scores.shape)}"
-            )
+            message = f"channels need at least two dimensions, got a leaf of shape {shape}"
+            raise shape_error(leaves, leaf, message)
         if not -scores.dim() <= dim < scores.dim():
-            raise IndexError(f"dim is {dim} for a leaf of shape {tuple(scores.shape)}")
+            message = f"dim is {dim} for a leaf of shape {shape}"
+            raise shape_error(leaves, leaf, message, IndexError)
     vectors = [scores.new_empty(scores.shape[dim]) for scores in leaves.scores]
     alive = [mask.any(_others(mask, dim % mask.dim())) for mask in leaves.masks]
     return leaves._replace(scores=vectors, masks=alive, unscored=False)
@@ -155,16 +163,11 @@ def _whole(leaves: Leaves, kept: list[Tensor], dim: int) -> list[Tensor]:
     return [a.expand(x.shape).contiguous() for a, x in zip(masks, leaves.scores, strict=True)]
 
 
-def _norms(scores: Tensor, n: Any, dim: int) -> Tensor:
+def _norms(scores: Tensor, n: float | str, dim: int) -> Tensor:
     """Give the norm of every channel."""
     if scores.dtype not in (torch.float32, torch.float64):
         scores = scores.to(torch.float64)
     others = _others(scores, dim)
-    if n == "nuc" and len(others) != 2:
-        raise ValueError(
-            f"the nuclear norm is one of matrices: scores must have three dimensions, "
-            f"got {tuple(scores.shape)}"
-        )
     if scores.numel() == 0:  # of nothing, norms of some orders are not defined
         return scores.new_zeros(scores.shape[dim])
     if n == "nuc":  # the decomposition refuses what is not finite
@@ -179,10 +182,13 @@ def _others(tensor: Tensor, dim: int) -> tuple[int, ...]:
     return tuple(d for d in range(tensor.dim()) if d != dim)
 
 
-def _check_norm(n: Any) -> None:
-    if n in ("fro", "nuc"):
-        return
+def _order(n: Any) -> float | str:
+    """Check the order of a norm and give it as what torch takes."""
+    if isinstance(n, str) and n in ("fro", "nuc"):
+        return n
     if isinstance(n, bool) or not isinstance(n, numbers.Real):
         raise TypeError(f"n must be a number, 'fro' or 'nuc', got {n!r}")
-    if math.isnan(n):
+    order = as_float(n, "n")
+    if math.isnan(order):
         raise ValueError(f"n must be a number, 'fro' or 'nuc', got {n}")
+    return order

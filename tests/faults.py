@@ -88,8 +88,8 @@ FAULTS = [
     fault(
         "a Python float taken as float32",
         "selection/amounts.py",
-        'dtype=torch.float64, device="cpu").mul(_as_float(number, name))',
-        'dtype=torch.float32, device="cpu").mul(_as_float(number, name))',
+        'dtype=torch.float64, device="cpu").mul(as_float(number, name))',
+        'dtype=torch.float32, device="cpu").mul(as_float(number, name))',
         FLOAT64,
     ),
     fault(
@@ -640,8 +640,8 @@ FAULTS = [
     fault(
         "n are pruned, not kept",
         "semi_structured.py",
-        "as_scalar((m - n) / m",
-        "as_scalar(n / m",
+        "(width - min(n, width)) / width",
+        "min(n, width) / width",
         SEMI,
     ),
     fault(
@@ -675,8 +675,8 @@ FAULTS = [
     fault(
         "seats are taken at whole quotas",
         "selection/apportion.py",
-        "key=lambda i: (counts[i] + 0.5) / weights[i]",
-        "key=lambda i: counts[i] / weights[i]",
+        "    queue = [((counts[i] + 0.5) / weights[i], i)",
+        "    queue = [(counts[i] / weights[i], i)",
         ALLOCATION,
     ),
     fault(
@@ -738,7 +738,7 @@ FAULTS = [
     fault(
         "gradual prunes at every step",
         "pruners/gradual.py",
-        "sparsity = only_when(due(state.step), target)",
+        "sparsity = only_when(is_due(due, state.step), target)",
         "sparsity = target",
         PRUNERS,
     ),
@@ -822,14 +822,14 @@ FAULTS = [
     fault(
         "the number that RigL exchanges is rounded down",
         "pruners/rigl.py",
-        "mask.sum()).round()",
-        "mask.sum()).floor()",
+        "mask.sum().to(share.device)).round()",
+        "mask.sum().to(share.device)).floor()",
         PRUNERS,
     ),
     fault(
         "Jaccard is taken over all entries",
         "masks.py",
-        "num_either = [num_pruned(~(a | b)) for",
+        "num_either = [num_pruned(~(a | b)).clamp(min=1) for",
         "num_either = [torch.tensor(a.numel()) for",
         MASKS,
     ),

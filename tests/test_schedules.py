@@ -1,6 +1,7 @@
 """The schedules, against the formulas of tests/reference.py."""
 
 import itertools
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import pytest
@@ -79,6 +80,15 @@ GOLDEN = [  # worked out by hand from the formulas
 def test_golden_values(schedule: gp.schedules.Schedule, values: dict[int, float]) -> None:
     got = {step: schedule(step).item() for step in values}
     assert got == pytest.approx(values, rel=0, abs=1e-15)
+
+
+def test_any_real_number_is_one() -> None:
+    half = Fraction(1, 2)
+    for name in ("linear", "polynomial", "exponential", "cosine"):
+        schedule = getattr(gp.schedules, name)(half, begin=Fraction(0), end=4, initial=half / 2)
+        same = getattr(gp.schedules, name)(0.5, begin=0, end=4, initial=0.25)
+        assert [schedule(step) for step in range(6)] == [same(step) for step in range(6)]
+    assert gp.schedules.constant(half)(0) == gp.schedules.one_shot(half, step=0)(0) == 0.5
 
 
 # --- against others -----------------------------------------------------------------------------

@@ -154,3 +154,25 @@ def test_what_pads_the_last_group_is_never_kept() -> None:
 def test_single_entries_that_the_prior_has_pruned_stay_pruned() -> None:
     scores, mask = torch.tensor([3.0, 4.0, 1.0, 1.0]), torch.tensor([True, False, True, True])
     assert gp.blocks(scores, mask, shape=(2,), amount=1).tolist() == [True, False, False, False]
+
+
+def test_groups_longer_than_the_dim_take_no_memory() -> None:
+    """A group of 2^40 entries, of which there are five; padded it would be a terabyte."""
+    scores, mask = torch.tensor([3.0, 1.0, 2.0, 5.0, 4.0]), torch.tensor([1, 1, 1, 0, 1]).bool()
+    got = gp.n_of_m(scores, n=2, m=2**40)
+    assert got.tolist() == [False, False, False, True, True]
+    assert gp.n_of_m(scores, mask, n=2, m=2**70).tolist() == [True, False, False, False, True]
+    assert gp.n_of_m(scores, n=2**40 - 1, m=2**40).all()
+    gp.check_n_of_m(got, n=2, m=2**40)
+    with pytest.raises(ValueError, match=r"keeps more than 1 of .* in 1 of 1 groups"):
+        gp.check_n_of_m(got, n=1, m=2**40)
+
+
+def test_errors_name_the_leaf() -> None:
+    params = {"fc": torch.ones(4, 4), "bias": torch.ones(4)}
+    with pytest.raises(ValueError, match=r"params\['bias'\]: dim is 1 for a leaf of shape \(4,\)"):
+        gp.layerwise(params, pruning_method=gp.n_of_m, n=1, m=2, dim=1)
+    with pytest.raises(ValueError, match=r"params\['bias'\]: blocks of shape \(2, 2\)"):
+        gp.layerwise(params, pruning_method=gp.blocks, shape=(2, 2), amount=1)
+    with pytest.raises(ValueError, match=r"^dim is 1 for a leaf"):
+        gp.n_of_m(params["bias"], n=1, m=2, dim=1)

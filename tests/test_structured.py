@@ -1,8 +1,10 @@
 """Structured methods: against torch's own, against an oracle, and by hand."""
 
 import math
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given
@@ -172,11 +174,26 @@ def test_layers_of_one_shape_are_drawn_apart_and_counted_apart() -> None:
 def test_errors_name_the_leaf() -> None:
     params = {"fc": torch.ones(3, 2), "bias": torch.ones(3)}
     method = {"pruning_method": gp.ln_structured, "n": 2, "dim": 0}
-    with pytest.raises(ValueError, match=r"two dimensions, got a leaf of shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"params\['bias'\]: .* two dim.* of shape \(3,\)"):
         gp.layerwise(params, amount=1, **method)
+    with pytest.raises(IndexError, match=r"params\['fc'\]: dim is 2"):
+        gp.layerwise({"fc": params["fc"]}, amount=1, **{**method, "dim": 2})
+    with pytest.raises(ValueError, match=r"params\['fc'\]: the nuclear norm"):
+        gp.layerwise({"fc": params["fc"]}, amount=1, **{**method, "n": "nuc"})
     params["bias"] = torch.ones(5, 2)
     with pytest.raises(ValueError, match=r"amount\['fc'\]: amount must be at most"):
         gp.layerwise(params, amount=4, **method)
+
+
+def test_the_order_of_a_norm_is_any_real_number() -> None:
+    scores = torch.tensor([[3.0, -4.0], [5.0, 1.0]])
+    for n, same in ((Fraction(1, 2), 0.5), (2**70, float(2**70)), (np.float32(2), 2)):
+        got = gp.ln_structured(scores, n=n, dim=0, amount=1)
+        assert got.equal(gp.ln_structured(scores, n=same, dim=0, amount=1))
+    with pytest.raises(ValueError, match="n must be within the range of a float"):
+        gp.ln_structured(scores, n=10**400, dim=0, amount=1)
+    with pytest.raises(TypeError, match="n must be a number"):
+        gp.ln_structured(scores, n=np.array([1, 2]), dim=0, amount=1)
 
 
 def test_the_oracle_itself() -> None:

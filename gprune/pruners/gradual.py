@@ -24,6 +24,7 @@ from gprune.pruners.pruner import (
     by_magnitude,
     check_functions,
     first_step,
+    is_due,
     only_when,
     shared,
     with_holes,
@@ -65,7 +66,7 @@ def update(
     weights = with_holes(params, state.masks)
     ranked = score_fn(params, grads) if scores is None else scores
     target = allocation(weights, sparsity=schedule(state.step))
-    sparsity = only_when(due(state.step), target)  # at 0 nothing more is pruned
+    sparsity = only_when(is_due(due, state.step), target)  # at 0 nothing more is pruned
     masks = prune(weights, ranked, masks=state.masks, sparsity=sparsity)
     return apply_masks(params, masks), GradualState(masks, state.step + 1)
 

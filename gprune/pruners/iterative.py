@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gprune.combinators import global_unstructured
+from gprune.combinators import global_unstructured, num_to_prune
 from gprune.masks import apply_masks, keep_all
 from gprune.pruners.pruner import (
     Due,
@@ -24,10 +24,10 @@ from gprune.pruners.pruner import (
     by_magnitude,
     check_functions,
     first_step,
+    is_due,
     only_when,
     with_holes,
 )
-from gprune.selection.amounts import as_scalar
 from gprune.trees import Tree, Where, map_leaves, prunable
 
 
@@ -66,9 +66,9 @@ def update(
     """At the end of a round, prune and rewind."""
     weights = with_holes(params, state.masks)
     ranked = score_fn(params, grads) if scores is None else scores
-    at_end = due(state.step)
+    at_end = is_due(due, state.step)
     masks = prune(weights, ranked, masks=state.masks, amount=only_when(at_end, amount))
-    early = _choose(state.step + 1 == rewind_to, params, state.early)
+    early = _choose(state.step + 1 == rewind_to, _detached(params), state.early)
     params = _choose(at_end, early, params)
     return apply_masks(params, masks), IterativeState(masks, state.step + 1, early)
 
@@ -101,7 +101,7 @@ def iterative(
 
     Raises:
         TypeError: if one of the functions is none, or a number is of another type.
-        ValueError: if `rewind_to` is negative.
+        ValueError: if `rewind_to` is negative, or the amount out of range.
 
     Example:
         >>> import gprune as gp
@@ -118,7 +118,7 @@ def iterative(
         Frankle & Carbin, 2019, arXiv:1803.03635, section 1.
         Frankle et al., 2019, arXiv:1903.01611, section 3.
     """
-    as_scalar(amount, "amount")
+    num_to_prune(amount, 2**62)  # a bad one is refused here, not at the end of the first round
     if isinstance(rewind_to, bool) or not isinstance(rewind_to, int):
         raise TypeError(f"rewind_to must be an int, got {rewind_to!r}")
     if rewind_to < 0:
@@ -135,6 +135,10 @@ def iterative(
             prune=prune,
         ),
     )
+
+
+def _detached(params: Tree) -> Tree:
+    return map_leaves(lambda leaf: None if leaf is None else leaf.detach(), params)
 
 
 def _choose(condition: Tensor, if_true: Tree, if_false: Tree) -> Tree:

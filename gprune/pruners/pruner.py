@@ -9,11 +9,21 @@ import torch
 from torch import Tensor
 
 from gprune.combinators import layerwise
+from gprune.leaves import misfit, score_problem
 from gprune.selection.amounts import as_scalar
-from gprune.trees import Tree, Where, flatten, map_leaves, match, prunable, unflatten
+from gprune.trees import (
+    Tree,
+    Where,
+    flatten,
+    leaf_names,
+    map_leaves,
+    match,
+    prunable,
+    unflatten,
+)
 from gprune.unstructured import random_unstructured
 
-Due: TypeAlias = Callable[[Tensor], Tensor]
+Due: TypeAlias = Callable[[Tensor], Tensor | bool]
 """Says whether something is to be done at a step: `step -> 0-dim bool tensor`."""
 
 ScoreFn: TypeAlias = Callable[[Tree, Tree], Tree]
@@ -66,6 +76,41 @@ def with_holes(params: Tree, masks: Tree) -> Tree:
     return unflatten(treedef, [None if mask is None else leaf for leaf, mask in pairs])
 
 
+def gradients_of(weights: Tree, grads: Tree) -> Tree:
+    """Give the gradients of the weights, with their holes, with every check."""
+    leaves, treedef = flatten(weights)
+    found = match(grads, treedef, "grads")
+    names = leaf_names(treedef, "grads")
+    trios = [
+        (name, leaf, grad)
+        for name, leaf, grad in zip(names, leaves, found, strict=True)
+        if leaf is not None
+    ]
+    problems = [(name, score_problem(grad)) for name, _, grad in trios]
+    if any(problem for _, problem in problems):
+        raise TypeError(_joined(problems))
+    problems = [(name, misfit(grad, leaf)) for name, leaf, grad in trios]
+    if any(problem for _, problem in problems):
+        raise ValueError(_joined(problems))
+    pairs = zip(leaves, found, strict=True)
+    return unflatten(treedef, [None if leaf is None else grad for leaf, grad in pairs])
+
+
+def is_due(due: Due, step: Tensor) -> Tensor:
+    """Ask whether a step is due; amounts are multiplied by the answer, so it must be 0 or 1."""
+    answer = due(step)
+    if isinstance(answer, bool):
+        return torch.full((), answer, device="cpu")
+    if not isinstance(answer, Tensor) or answer.dtype != torch.bool:
+        got = answer.dtype if isinstance(answer, Tensor) else repr(answer)
+        raise TypeError(
+            f"due must give a 0-dim bool tensor, got {got}; did you mean step % freq == 0?"
+        )
+    if answer.dim():
+        raise ValueError(f"due must give a 0-dim bool tensor, got shape {tuple(answer.shape)}")
+    return answer
+
+
 def only_when(due: Tensor, numbers: Tree) -> Tree:
     """Give a number or a tree of them, zeros at a step that is not due."""
     return map_leaves(
@@ -98,3 +143,7 @@ def check_functions(**functions: Any) -> None:
     for name, function in functions.items():
         if not callable(function):
             raise TypeError(f"{name} must be a function, got {function!r}")
+
+
+def _joined(problems: list[tuple[str, str | None]]) -> str:
+    return "; ".join(f"{name} {problem}" for name, problem in problems if problem)

@@ -25,6 +25,8 @@ from gprune.pruners.pruner import (
     by_magnitude,
     check_functions,
     first_step,
+    gradients_of,
+    is_due,
     only_when,
     sparse_from_the_start,
     with_holes,
@@ -74,11 +76,12 @@ def update(
         raise TypeError("rigl grows by gradients: update(params, state, grads), got None for grads")
     weights = with_holes(params, state.masks)
     ranked = score_fn(params, grads) if scores is None else scores
-    share = only_when(due(state.step), fraction(state.step))
+    share = only_when(is_due(due, state.step), fraction(state.step))
     k = map_leaves(lambda mask: None if mask is None else _num_exchanged(share, mask), state.masks)
     survivors = layerwise(weights, ranked, masks=state.masks, amount=k)
     free = map_leaves(lambda mask: None if mask is None else ~mask, survivors)
-    steepest_first = map_leaves(lambda grad: None if grad is None else -grad.abs(), grads)
+    slopes = gradients_of(weights, grads)
+    steepest_first = map_leaves(lambda grad: None if grad is None else -grad.abs(), slopes)
     still_free = layerwise(weights, steepest_first, masks=free, amount=k)
     masks = map_leaves(
         lambda old, before, after: None if old is None else old | (before ^ after),
@@ -105,8 +108,8 @@ def rigl(
 
     At a due step t a leaf with n weights exchanges k = round(f(t) n) of them; the number of weights
     never changes. `update` needs the gradients in all entries: those of the loss at the masked
-    parameters are, as they are not masked themselves. In the paper a due step takes the place of
-    the optimizer's step.
+    parameters are, as they are not masked themselves; a NaN among them grows last. In the paper a
+    due step takes the place of the optimizer's step.
 
     Args:
         sparsity: the fraction of all prunable entries that is pruned at any time, 0 to 1.
@@ -152,4 +155,5 @@ def rigl(
 
 
 def _num_exchanged(share: Tensor, mask: Tensor) -> Tensor:
-    return (share * mask.sum()).round().to(torch.int64)
+    # in float64 and where the share is: counts meet on the CPU
+    return (share.to(torch.float64) * mask.sum().to(share.device)).round().to(torch.int64)

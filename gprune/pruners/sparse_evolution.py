@@ -3,7 +3,8 @@
 Mocanu et al., 2018, "Scalable training of artificial neural networks with adaptive sparse
 connectivity inspired by network science", arXiv:1707.04780, algorithm 1. At a due step every leaf
 drops a fraction of its weights, those closest to zero, and grows as many where it had none. What
-was just dropped is not grown again: the new connections are new.
+was just dropped is not grown again: the new connections are new. The paper takes the fraction of
+the positive and of the negative weights apart; here, as in later work, all are ranked together.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from gprune.pruners.pruner import (
     by_magnitude,
     check_functions,
     first_step,
+    is_due,
     only_when,
     sparse_from_the_start,
     with_holes,
@@ -58,7 +60,7 @@ def init(
     where: Where,
 ) -> SparseEvolutionState:
     """Draw the first masks."""
-    start = as_seed(seed).clone()
+    start = as_seed(seed).to(torch.int64, copy=True)
     masks = sparse_from_the_start(params, sparsity, start, allocation, where)
     return SparseEvolutionState(masks, first_step(), start)
 
@@ -76,7 +78,7 @@ def update(
     """Drop the lowest and grow as many at random, if the step is due."""
     weights = with_holes(params, state.masks)
     ranked = score_fn(params, grads) if scores is None else scores
-    share = only_when(due(state.step), fraction(state.step))
+    share = only_when(is_due(due, state.step), fraction(state.step))
     k = map_leaves(lambda mask: None if mask is None else _num_exchanged(share, mask), state.masks)
     survivors = layerwise(weights, ranked, masks=state.masks, amount=k)
     free = map_leaves(lambda mask: None if mask is None else ~mask, state.masks)
@@ -158,6 +160,7 @@ def sparse_evolution(
 
 
 def _num_exchanged(share: Tensor, mask: Tensor) -> Tensor:
-    num_kept = mask.sum()
-    wanted = torch.round(share * num_kept).to(torch.int64)
-    return torch.minimum(wanted, mask.numel() - num_kept)
+    num_kept = mask.sum().to(share.device)  # counts meet on the CPU
+    wanted = torch.round(share.to(torch.float64) * num_kept).to(torch.int64)
+    k = torch.minimum(wanted, mask.numel() - num_kept)
+    return torch.where(wanted > num_kept, wanted, k)  # a fraction above 1 is refused

@@ -72,10 +72,22 @@ def as_scalar(number: Any, name: str, *, meta: bool = False, several: bool = Fal
         if not torch.compiler.is_compiling() and abs(number) >= 2**63:
             raise ValueError(f"{name} must fit in 64 bits, got {number}")
         return torch.ones((), dtype=torch.int64, device="cpu").mul(number)
-    return torch.ones((), dtype=torch.float64, device="cpu").mul(_as_float(number, name))
+    return torch.ones((), dtype=torch.float64, device="cpu").mul(as_float(number, name))
 
 
-def _as_float(number: Any, name: str) -> float:
+def as_float(number: Any, name: str) -> float:
+    """Turn a real number into a float.
+
+    Args:
+        number: the number.
+        name: what to call it in an error.
+
+    Returns:
+        The nearest float.
+
+    Raises:
+        ValueError: if it is beyond the range of a float.
+    """
     try:
         return float(number)
     except OverflowError:  # a fraction of large integers

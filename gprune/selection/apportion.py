@@ -9,7 +9,9 @@ in a queue at (c - 1/2) / w, ties by the leaf's number, and the first `total` of
 
 from __future__ import annotations
 
+import heapq
 import math
+from collections import Counter
 
 HALVINGS = 50
 """Of the interval in which the place in the queue lies: more than the digits of any count."""
@@ -29,24 +31,36 @@ def apportion(total: int, weights: list[float], low: list[int], high: list[int])
         rate common to all whom no bound stops.
     """
     counts = _near(total, weights, low, high)
+    waiting = [i for i in range(len(counts)) if counts[i] < high[i]]
+    queue = [((counts[i] + 0.5) / weights[i], i) for i in waiting]
+    heapq.heapify(queue)
     for _ in range(total - sum(counts)):
-        waiting = [i for i in range(len(counts)) if counts[i] < high[i]]
-        first = min(waiting, key=lambda i: (counts[i] + 0.5) / weights[i])
+        _, first = heapq.heappop(queue)
         counts[first] += 1
+        if counts[first] < high[first]:
+            heapq.heappush(queue, ((counts[first] + 0.5) / weights[first], first))
     return counts
 
 
 def _near(total: int, weights: list[float], low: list[int], high: list[int]) -> list[int]:
     """Find counts whose sum is the total, or less by a tie: halve the interval of the rate."""
     bounds = list(zip(weights, low, high, strict=True))
+    kinds = Counter(bounds)  # a model has many layers of few shapes
 
-    def at(rate: float) -> list[int]:
-        return [min(max(math.floor(rate * w + 0.5), least), most) for w, least, most in bounds]
+    def at(rate: float) -> dict[tuple[float, int, int], int]:
+        return {
+            (w, least, most): min(max(math.floor(rate * w + 0.5), least), most)
+            for w, least, most in kinds
+        }
 
-    below, above = 0.0, max([(most + 1) / w for w, _, most in bounds if w], default=0.0)
-    if sum(at(above)) <= total:
-        return at(above)
+    def given(rate: float) -> int:
+        return sum(kinds[kind] * count for kind, count in at(rate).items())
+
+    below, above = 0.0, max([(most + 1) / w for w, _, most in kinds if w], default=0.0)
+    if given(above) <= total:
+        below = above
     for _ in range(HALVINGS):
         rate = (below + above) / 2
-        below, above = (rate, above) if sum(at(rate)) <= total else (below, rate)
-    return at(below)
+        below, above = (rate, above) if given(rate) <= total else (below, rate)
+    counts = at(below)
+    return [counts[kind] for kind in bounds]

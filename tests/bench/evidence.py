@@ -112,19 +112,12 @@ def sparse_step(
 def straight_through_step(
     pruner: gp.pruners.Pruner, params: Tree, moments: Moments, state: Any, *batch: torch.Tensor
 ) -> tuple[Tree, Moments, Any]:
-    """All weights train all the time, under masks that are chosen afresh at every due step."""
+    """All weights train all the time, and only the forward pass is masked."""
     x, y, t, rate = batch
     grads = torch.func.grad(straight_through_loss)(params, x, y, state.masks)
     params, moments = adam(params, moments, grads, t, rate)
-    _, fresh = pruner.update(params, state._replace(masks=gp.keep_all(gp.prunable(params))))
-    due = t.sub(1).to(torch.int64) % FREQ == 0
-    masks = optree.tree_map(
-        lambda new, old: None if new is None else torch.where(due, new, old),
-        fresh.masks,
-        state.masks,
-        none_is_leaf=True,
-    )
-    return params, moments, fresh._replace(masks=masks)
+    _, new = pruner.update(params, state)  # what it masks is not taken: masked weights go on
+    return params, moments, new
 
 
 # --- the methods ----------------------------------------------------------------------------------
@@ -159,6 +152,14 @@ def static(sparsity: torch.Tensor, seed: torch.Tensor, steps: int) -> gp.pruners
     return gp.pruners.static_sparse(sparsity, seed=seed)
 
 
+def afresh(weights: Tree, scores: Tree, *, masks: Tree, sparsity: torch.Tensor) -> Tree:
+    """Choose among all weights; where none is to go, as at a step that is not due, stay."""
+    fresh = gp.global_unstructured(weights, scores, sparsity=sparsity)
+    return gp.trees.map_leaves(
+        lambda new, old: None if new is None else torch.where(sparsity > 0, new, old), fresh, masks
+    )
+
+
 LAYERWISE: dict[str, Any] = {"prune": gp.layerwise}
 METHODS: dict[str, tuple[Builder, Any]] = {
     "one-shot, half-way": (one_shot, sparse_step),
@@ -168,7 +169,10 @@ METHODS: dict[str, tuple[Builder, Any]] = {
         functools.partial(gradual, **LAYERWISE, allocation=gp.allocation.erdos_renyi),
         sparse_step,
     ),
-    "gradual, straight-through": (gradual, straight_through_step),
+    "gradual, straight-through": (
+        functools.partial(gradual, prune=afresh),
+        straight_through_step,
+    ),
     "static sparse, ERK": (static, sparse_step),
     "SET, ERK": (functools.partial(exchanging, gp.pruners.sparse_evolution), sparse_step),
     "RigL, ERK": (functools.partial(exchanging, gp.pruners.rigl), sparse_step),
