@@ -8,7 +8,6 @@ masks.
 from gprune import allocation, pruners, schedules, scores
 from gprune.combinators import find_cut, global_unstructured, layerwise, masks_at, num_to_prune
 from gprune.masks import (
-    agreement,
     apply_masks,
     intersect,
     keep_all,
@@ -20,7 +19,7 @@ from gprune.methods import pruning_method
 from gprune.selection.cut import Cut
 from gprune.semi_structured import blocks, check_n_of_m, n_of_m
 from gprune.structured import ln_structured, random_structured
-from gprune.summaries import summary
+from gprune.summaries import agreement, summary
 from gprune.trees import prunable, vmap_dims
 from gprune.unstructured import (
     identity,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -192,55 +192,6 @@ def intersect(*masks: Tree) -> Tree:
     return reduce(_intersect_two, masks)
 
 
-class Agreement(NamedTuple):
-    """How far two trees of masks agree.
-
-    Attributes:
-        hamming: how many entries of a leaf one keeps and the other does not, 0-dim int64.
-        jaccard: of the entries of a leaf that either keeps, the fraction that both keep, 0-dim
-            float64; 1 where neither keeps any.
-    """
-
-    hamming: Tree
-    jaccard: Tree
-
-
-@together
-def agreement(masks: Tree, others: Tree) -> Agreement:
-    """Compare two trees of masks, leaf by leaf: |A △ B| and |A ∩ B| / |A ∪ B|.
-
-    Of DTensors all entries are compared, on whichever rank; all ranks must call it.
-
-    Args:
-        masks: pytree of bool masks and holes.
-        others: another of that structure, with the same holes.
-
-    Returns:
-        Two trees of that structure, each in a field.
-
-    Raises:
-        TypeError: if a mask is not a bool tensor.
-        ValueError: if a structure, shape or device differs.
-
-    Example:
-        >>> mask, other = torch.tensor([True, True, False]), torch.tensor([True, False, False])
-        >>> agreement({"w": mask}, {"w": other}).jaccard
-        {'w': tensor(0.5000, dtype=torch.float64)}
-
-    References:
-        Jaccard, 1912, "The distribution of the flora in the alpine zone", p. 44.
-    """
-    ours, theirs, treedef = _pair(masks, others, "others")
-    pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if a is not None]
-    # not by sum(): that of a DTensor is one rank's share until somebody adds them up
-    hamming = [num_pruned(a == b) for a, b in pairs]
-    num_either = [num_pruned(~(a | b)).clamp(min=1) for a, b in pairs]
-    both = zip(hamming, num_either, strict=True)
-    # one division of whole numbers: 1 - 9/10 is not 1/10
-    jaccard = [(either - apart).to(torch.float64) / either for apart, either in both]
-    return Agreement(fill(treedef, ours, hamming), fill(treedef, ours, jaccard))
-
-
 def _masked(function: Callable[[Tensor, Tensor], Tensor], params: Tree, masks: Tree) -> Tree:
     leaves, kept, treedef = paired_with_masks(params, masks)
     return unflatten(
@@ -253,12 +204,12 @@ def _masked(function: Callable[[Tensor, Tensor], Tensor], params: Tree, masks: T
 
 
 def _intersect_two(left: Tree, right: Tree) -> Tree:
-    ours, theirs, treedef = _pair(left, right, "masks")
+    ours, theirs, treedef = paired_masks(left, right, "masks")
     both = [(a & b).contiguous() for a, b in zip(ours, theirs, strict=True) if a is not None]
     return fill(treedef, ours, both)
 
 
-def _pair(left: Tree, right: Tree, name: str) -> tuple[list[Any], list[Any], TreeDef]:
+def paired_masks(left: Tree, right: Tree, name: str) -> tuple[list[Any], list[Any], TreeDef]:
     """Flatten two trees of masks with the same holes, with every check."""
     ours, treedef = flatten(left)
     theirs = match(right, treedef, name, owner="the first masks")

@@ -1,13 +1,16 @@
-"""The summary: what is pruned, leaf by leaf, as rows and as a printed table."""
+"""What masks amount to, leaf by leaf: a table of one tree of them, the agreement of two."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
 
 from gprune.calls import together
-from gprune.masks import num_pruned, paired_with_masks
-from gprune.trees import Tree, dotted_paths
+from gprune.masks import num_pruned, paired_masks, paired_with_masks
+from gprune.trees import Tree, dotted_paths, fill
 
 
 @dataclass(frozen=True)
@@ -111,3 +114,52 @@ def _figures(leaf: LeafSummary) -> tuple[str, str, str]:
     if not leaf.prunable:
         return f"{leaf.entries:,}", "-", "-"
     return f"{leaf.entries:,}", f"{leaf.pruned:,}", f"{leaf.density:.4f}"
+
+
+class Agreement(NamedTuple):
+    """How far two trees of masks agree.
+
+    Attributes:
+        hamming: how many entries of a leaf one keeps and the other does not, 0-dim int64.
+        jaccard: of the entries of a leaf that either keeps, the fraction that both keep, 0-dim
+            float64; 1 where neither keeps any.
+    """
+
+    hamming: Tree
+    jaccard: Tree
+
+
+@together
+def agreement(masks: Tree, others: Tree) -> Agreement:
+    """Compare two trees of masks, leaf by leaf: |A △ B| and |A ∩ B| / |A ∪ B|.
+
+    Of DTensors all entries are compared, on whichever rank; all ranks must call it.
+
+    Args:
+        masks: pytree of bool masks and holes.
+        others: another of that structure, with the same holes.
+
+    Returns:
+        Two trees of that structure, each in a field.
+
+    Raises:
+        TypeError: if a mask is not a bool tensor.
+        ValueError: if a structure, shape or device differs.
+
+    Example:
+        >>> mask, other = torch.tensor([True, True, False]), torch.tensor([True, False, False])
+        >>> agreement({"w": mask}, {"w": other}).jaccard
+        {'w': tensor(0.5000, dtype=torch.float64)}
+
+    References:
+        Jaccard, 1912, "The distribution of the flora in the alpine zone", p. 44.
+    """
+    ours, theirs, treedef = paired_masks(masks, others, "others")
+    pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if a is not None]
+    # not by sum(): that of a DTensor is one rank's share until somebody adds them up
+    hamming = [num_pruned(a == b) for a, b in pairs]
+    num_either = [num_pruned(~(a | b)).clamp(min=1) for a, b in pairs]
+    both = zip(hamming, num_either, strict=True)
+    # one division of whole numbers: 1 - 9/10 is not 1/10
+    jaccard = [(either - apart).to(torch.float64) / either for apart, either in both]
+    return Agreement(fill(treedef, ours, hamming), fill(treedef, ours, jaccard))

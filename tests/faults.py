@@ -828,7 +828,7 @@ FAULTS = [
     ),
     fault(
         "Jaccard is taken over all entries",
-        "masks.py",
+        "summaries.py",
         "num_either = [num_pruned(~(a | b)).clamp(min=1) for",
         "num_either = [torch.tensor(a.numel()) for",
         MASKS,
