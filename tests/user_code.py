@@ -9,6 +9,7 @@ from torch import Tensor
 
 import gprune as gp
 import gprune.adapter as prune
+from gprune.pruners.gradual import GradualState
 
 Params = dict[str, Tensor]
 
@@ -35,7 +36,7 @@ def train(steps: int) -> Training:
     params: Params = {"inner": torch.randn(6, 4), "outer": torch.randn(2, 6)}
     due = partial(gp.schedules.every, begin=0, end=steps, freq=2)
     pruner = gp.pruners.gradual(gp.schedules.polynomial(0.5, begin=0, end=steps), due=due)
-    state = pruner.init(params)
+    state: GradualState = pruner.init(params)
     for _ in range(steps):
         x, y = torch.randn(8, 4), torch.randn(8, 2)
         grads: Params = torch.func.grad(loss_fn)(params, x, y)

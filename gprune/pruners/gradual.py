@@ -79,7 +79,7 @@ def gradual(
     score_fn: ScoreFn = by_magnitude,
     allocation: Allocation = shared,
     prune: Callable[..., Tree] = global_unstructured,
-) -> Pruner:
+) -> Pruner[GradualState]:
     """Build the pruner that follows a schedule from dense to sparse.
 
     At a due step t, max(0, round(s(t) n) - pruned) of the n prunable entries go: the lowest.

@@ -81,7 +81,7 @@ def iterative(
     where: Where = None,
     score_fn: ScoreFn = by_magnitude,
     prune: Callable[..., Tree] = global_unstructured,
-) -> Pruner:
+) -> Pruner[IterativeState]:
     """Build the pruner that prunes and rewinds in rounds.
 
     After r rounds with a fraction p as the amount, (1 - p)^r of the weights are left, at the values

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,7 +33,20 @@ Allocation: TypeAlias = Callable[..., Tree]
 """Shares a sparsity out: `(params, *, sparsity) -> sparsity`, a number or a tree of them."""
 
 
-class Pruner(NamedTuple):
+State = TypeVar("State")
+
+
+class Update(Protocol[State]):
+    """What is called once in every training step."""
+
+    def __call__(
+        self, params: Tree, state: State, grads: Tree = None, scores: Tree = None
+    ) -> tuple[Tree, State]:
+        """Give the masked parameters and the next state."""
+        ...
+
+
+class Pruner(NamedTuple, Generic[State]):
     """A pair of pure functions.
 
     Attributes:
@@ -51,8 +64,8 @@ class Pruner(NamedTuple):
         4.0
     """
 
-    init: Callable[[Tree], Any]
-    update: Callable[..., tuple[Tree, Any]]
+    init: Callable[[Tree], State]
+    update: Update[State]
 
 
 def by_magnitude(params: Tree, grads: Tree) -> None:

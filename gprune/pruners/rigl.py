@@ -103,7 +103,7 @@ def rigl(
     allocation: Allocation = erdos_renyi,
     where: Where = None,
     score_fn: ScoreFn = by_magnitude,
-) -> Pruner:
+) -> Pruner[RiglState]:
     """Build the pruner of RigL.
 
     At a due step t a leaf with n weights exchanges k = round(f(t) n) of them; the number of weights

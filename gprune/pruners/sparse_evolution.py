@@ -108,7 +108,7 @@ def sparse_evolution(
     allocation: Allocation = erdos_renyi,
     where: Where = None,
     score_fn: ScoreFn = by_magnitude,
-) -> Pruner:
+) -> Pruner[SparseEvolutionState]:
     """Build the pruner of sparse evolutionary training.
 
     At a due step t a leaf with n weights and z zeros exchanges k = min(round(ζ(t) n), z) of them;

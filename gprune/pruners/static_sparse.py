@@ -62,7 +62,7 @@ def static_sparse(
     seed: int | Tensor,
     allocation: Allocation = erdos_renyi,
     where: Where = None,
-) -> Pruner:
+) -> Pruner[StaticSparseState]:
     """Build the pruner whose masks never change.
 
     Args:

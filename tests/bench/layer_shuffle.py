@@ -76,6 +76,11 @@ def loss(params: Params, x: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(forward(params, x), y)
 
 
+def softened(params: Params, x: Tensor, y: Tensor) -> Tensor:
+    """The loss of which the authors of GraSP take the score in their code, at temperature 200."""
+    return F.cross_entropy(forward(params, x) / 200, y)
+
+
 # --- the masks --------------------------------------------------------------------------------
 
 Select = Callable[[Params, Params, Data, float, int], Any]
@@ -105,6 +110,9 @@ METHODS: dict[str, Select] = {
     "magnitude after training": by(lambda p, trained, data, seed: gp.scores.magnitude(trained)),
     "SNIP": by(lambda p, trained, data, seed: gp.scores.snip(loss, p, *some(data, seed))),
     "GraSP": by(lambda p, trained, data, seed: gp.scores.grasp(loss, p, *some(data, seed))),
+    "GraSP, logits / 200": by(
+        lambda p, trained, data, seed: gp.scores.grasp(softened, p, *some(data, seed))
+    ),
     "SynFlow": by_synflow,
     "magnitude at initialization": by(lambda p, trained, data, seed: gp.scores.magnitude(p)),
     "random": by(lambda p, trained, data, seed: gp.scores.random(p, seed=seed)),
