@@ -89,8 +89,8 @@ def gradual(
         due: whether to prune at a step, `step -> 0-dim bool tensor`: `schedules.every`.
         where: which leaves are prunable, as in `gprune.prunable`.
         score_fn: `(params, grads) -> scores`; magnitudes by default.
-        allocation: how the leaves share the sparsity, for `prune=layerwise`:
-            `allocation.erdos_renyi`. By default they are ranked together.
+        allocation: how the leaves share the sparsity: `allocation.erdos_renyi`, which goes with
+            `prune=layerwise`. By default they are ranked together.
         prune: `global_unstructured`, `layerwise`, or a partial of one with another method.
 
     Returns:
