@@ -2,8 +2,9 @@
 
 Zhu & Gupta, 2017, "To prune, or not to prune", arXiv:1710.01878, section 3. Every `freq` steps the
 weights with the lowest scores go, until the sparsity is that of the schedule; what is pruned stays
-pruned. With `gprune.straight_through` in the loss the pruned weights keep training all the same
-(see README), and then fresh scores may choose others: start each time from `keep_all`.
+pruned. With `gprune.straight_through` in the loss the pruned weights keep training all the same,
+and then fresh scores may choose others: a `prune` of one's own gives the masks that it is given
+where the sparsity is 0, as it is at steps that are not due, and else starts from `keep_all`.
 """
 
 from __future__ import annotations
