@@ -87,7 +87,8 @@ def gradual(
 
     Args:
         schedule: the sparsity at each step, `step -> 0-dim float64 tensor`.
-        due: whether to prune at a step, `step -> 0-dim bool tensor`: `schedules.every`.
+        due: whether to prune at a step, `step -> 0-dim bool tensor`: `schedules.every`. The last
+            sparsity of a schedule is reached only if its end, or a step after it, is due.
         where: which leaves are prunable, as in `gprune.prunable`.
         score_fn: `(params, grads) -> scores`; magnitudes by default.
         allocation: how the leaves share the sparsity: `allocation.erdos_renyi`, which goes with
