@@ -32,8 +32,9 @@ def uniform(
         params: pytree of tensors of any shape; `None` where a leaf is not prunable.
         sparsity: the fraction of all prunable entries that is to be pruned, 0 to 1.
         overrides: sparsities, 0 to 1, by glob on the dotted path, the first that matches; the
-            other leaves make up for them.
-        min_kept: how many entries a leaf keeps at least; all, if it has no more.
+            other leaves make up for them. Under a schedule that starts at 0 only 0 can be met.
+        min_kept: how many entries a leaf without an override keeps at least; all, if it has no
+            more.
 
     Returns:
         0-dim float64 tensors on the CPU, of the structure of `params`; for `sparsity=` of
@@ -66,15 +67,17 @@ def erdos_renyi(
 
     With the kernel, the density of a leaf of shape (n, m, h, w) is ε (n + m + h + w) / (n m h w);
     in the plain form it is ε (n + m) / (n m). A leaf whose density would exceed 1 is dense, and the
-    others share what is left: one ε for all of them makes the total right.
+    others share what is left: one ε for all of them makes the total right. A leaf of one dimension
+    has the density min(1, ε).
 
     Args:
         params: pytree of tensors; `None` where a leaf is not prunable.
         sparsity: the fraction of all prunable entries that is to be pruned, 0 to 1.
         kernel: whether all sizes of a leaf count ("ERK"), or the first two alone ("ER").
         overrides: sparsities, 0 to 1, by glob on the dotted path, the first that matches; the
-            other leaves make up for them.
-        min_kept: how many entries a leaf keeps at least; all, if it has no more.
+            other leaves make up for them. Under a schedule that starts at 0 only 0 can be met.
+        min_kept: how many entries a leaf without an override keeps at least; all, if it has no
+            more.
 
     Returns:
         0-dim float64 tensors on the CPU, of the structure of `params`; for `sparsity=` of

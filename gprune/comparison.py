@@ -13,6 +13,7 @@ from torch import Tensor
 from gprune.leaves import Leaves, is_sharded
 from gprune.selection import operators
 from gprune.selection.amounts import as_scalar, one_of
+from gprune.trees import is_leaf
 
 
 def rank(
@@ -40,10 +41,13 @@ def rank(
         The masks, one per leaf.
 
     Raises:
+        TypeError: if the number is a tree and the leaves are ranked together.
         ValueError: if `dim` is given for leaves that are sharded.
     """
     number, is_sparsity = one_of(amount, sparsity, caller)
     name = "sparsity" if is_sparsity else "amount"
+    if not leaves.separately and not is_leaf(number):
+        raise TypeError(f"{name} must be one number for all leaves; a tree is for layerwise")
     numbers = number if leaves.separately and isinstance(number, list) else [number]
     if leaves.separately and len(numbers) == 1:
         numbers = numbers * len(leaves.scores)

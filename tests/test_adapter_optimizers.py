@@ -82,6 +82,18 @@ def test_masks_of_later_rounds_are_followed_and_a_removed_hook_is_gone() -> None
     assert num_zeros(net) == 0
 
 
+def test_what_is_pruned_and_made_permanent_between_two_steps_is_projected_by_another_call() -> None:
+    net = pruned(16)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.1)
+    adapter.project_(optimizer, net)
+    train(net, optimizer)
+    adapter.global_unstructured([(net[0], "weight")], adapter.L1Unstructured, amount=16)
+    adapter.project_(optimizer, net)
+    adapter.make_permanent_(net)
+    train(net, optimizer)
+    assert num_zeros(net) == 32
+
+
 def test_a_pruned_scalar_keeps_its_count_of_steps() -> None:
     class Scale(nn.Module):
         def __init__(self) -> None:

@@ -50,6 +50,7 @@ def test_the_seed_of_set_may_have_any_integer_dtype(dtype: torch.dtype) -> None:
     [
         ({"w": None, "b": None}, TypeError, r"grads\['w'\] must be a tensor, got NoneType"),
         ({"w": 1.0, "b": None}, TypeError, r"grads\['w'\] must be a tensor, got float"),
+        ({"w": torch.ones(2, 3).byte(), "b": None}, TypeError, r"\['w'\] has dtype torch.uint8"),
         ({"w": torch.ones(3, 2), "b": 0}, ValueError, r"grads\['w'\] has shape \(3, 2\)"),
         ({"w": torch.ones(2, 3)}, ValueError, r"grads\['b'\] is missing"),
     ],
@@ -111,3 +112,10 @@ def test_the_fraction_is_taken_at_its_exact_value_and_held_to_its_range(build: A
         exchanged(2.0)
     with pytest.raises(ValueError, match="negative"):
         exchanged(-0.5)
+
+
+def test_an_allocation_is_for_layerwise() -> None:
+    params = {"w": torch.ones(2, 3)}
+    pruner = gp.pruners.gradual(HALF, due=always, allocation=gp.allocation.uniform)
+    with pytest.raises(TypeError, match="sparsity must be one number for all leaves"):
+        pruner.update(params, pruner.init(params))

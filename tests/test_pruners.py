@@ -115,6 +115,25 @@ def test_given_scores_take_the_place_of_its_own() -> None:
     assert state.masks["w"].tolist() == [True, False]
 
 
+def test_straight_through_chooses_afresh_when_it_is_due_and_only_then() -> None:
+    """Where a weight that was pruned has grown, it comes back; between, and after, nothing does."""
+
+    def afresh(weights: Any, scores: Any, *, masks: Any, sparsity: torch.Tensor) -> Any:
+        fresh = gp.global_unstructured(weights, scores, sparsity=sparsity)
+        return {name: torch.where(sparsity > 0, new, masks[name]) for name, new in fresh.items()}
+
+    due = every(2, end=2)
+    pruner = gp.pruners.gradual(gp.schedules.constant(0.5), due=due, where="*", prune=afresh)
+    rising, falling = torch.arange(4.0), torch.arange(4.0).flip(0)
+    state = pruner.init({"w": rising})
+    seen = []
+    for weight in (rising, falling, falling, rising, rising):
+        _, state = pruner.update({"w": weight}, state)
+        seen.append(state.masks["w"].tolist())
+    last, first = [False, False, True, True], [True, True, False, False]
+    assert seen == [last, last, first, first, first]
+
+
 # --- iterative ----------------------------------------------------------------------------------
 
 

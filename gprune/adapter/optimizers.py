@@ -20,10 +20,11 @@ from gprune.adapter.modules import masks_of, params_of
 def project_(optimizer: Optimizer, module: nn.Module) -> RemovableHandle:
     """Keep what is pruned in a module at zero, from now on and after every step of an optimizer.
 
-    The masks are those of the module at each step, and once a pruning is permanent the last that
-    there were. Every tensor that the optimizer keeps for a parameter and that has its shape, such
-    as a momentum, is masked like the parameter itself. The dense weights are gone with the first
-    step, so `detach_masks_` brings zeros back.
+    The masks are those of the module after each step, and once a pruning is permanent the last that
+    this or a step has seen: after pruning further, call it again before `make_permanent_`, or take
+    a step. Every tensor that the optimizer keeps for a parameter and that has its shape, such as a
+    momentum, is masked like the parameter itself. The dense weights are gone at once, so
+    `detach_masks_` brings zeros back, which stay until the hook is removed.
 
     Args:
         optimizer: the optimizer, of any class; its step gets a hook.

@@ -2,8 +2,9 @@
 
 Zhu & Gupta, 2017, "To prune, or not to prune", arXiv:1710.01878, section 3. Every `freq` steps the
 weights with the lowest scores go, until the sparsity is that of the schedule; what is pruned stays
-pruned. With `gprune.straight_through` in the loss the pruned weights keep training all the same
-(see README), and then fresh scores may choose others: start each time from `keep_all`.
+pruned. With `gprune.straight_through` in the loss the pruned weights keep training all the same,
+and then fresh scores may choose others: a `prune` of one's own gives the masks that it is given
+where the sparsity is 0, as it is at steps that are not due, and else starts from `keep_all`.
 """
 
 from __future__ import annotations
@@ -86,11 +87,12 @@ def gradual(
 
     Args:
         schedule: the sparsity at each step, `step -> 0-dim float64 tensor`.
-        due: whether to prune at a step, `step -> 0-dim bool tensor`: `schedules.every`.
+        due: whether to prune at a step, `step -> 0-dim bool tensor`: `schedules.every`. The last
+            sparsity of a schedule is reached only if its end, or a step after it, is due.
         where: which leaves are prunable, as in `gprune.prunable`.
         score_fn: `(params, grads) -> scores`; magnitudes by default.
-        allocation: how the leaves share the sparsity, for `prune=layerwise`:
-            `allocation.erdos_renyi`. By default they are ranked together.
+        allocation: how the leaves share the sparsity: `allocation.erdos_renyi`, which goes with
+            `prune=layerwise`. By default they are ranked together.
         prune: `global_unstructured`, `layerwise`, or a partial of one with another method.
 
     Returns:

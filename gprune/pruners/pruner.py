@@ -99,7 +99,7 @@ def gradients_of(weights: Tree, grads: Tree) -> Tree:
         for name, leaf, grad in zip(names, leaves, found, strict=True)
         if leaf is not None
     ]
-    problems = [(name, score_problem(grad)) for name, _, grad in trios]
+    problems = [(name, score_problem(grad) or _no_slope(grad)) for name, _, grad in trios]
     if any(problem for _, problem in problems):
         raise TypeError(_joined(problems))
     problems = [(name, misfit(grad, leaf)) for name, leaf, grad in trios]
@@ -156,6 +156,12 @@ def check_functions(**functions: Any) -> None:
     for name, function in functions.items():
         if not callable(function):
             raise TypeError(f"{name} must be a function, got {function!r}")
+
+
+def _no_slope(grad: Tensor) -> str | None:
+    if grad.is_floating_point():
+        return None
+    return f"has dtype {grad.dtype}, a gradient has a floating one"
 
 
 def _joined(problems: list[tuple[str, str | None]]) -> str:
