@@ -82,6 +82,16 @@ def test_no_miss_is_left_out() -> None:
     assert set(missed) == set(rows)
 
 
+def test_every_picture_is_in_the_repository() -> None:
+    """Not only on the disk of whoever drew it."""
+    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README)
+    assert pictures
+    assert all((ROOT / picture).stat().st_size < 400_000 for picture in pictures)
+    if (ROOT / ".git").exists():
+        tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+        assert set(pictures) <= set(tracked.stdout.splitlines())
+
+
 def test_readme_is_read_in_five_minutes() -> None:
     assert len(README.splitlines()) < 300
 
