@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from codeop import compile_command
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,17 @@ def test_python_block(block: str, tmp_path: Path, capsys: pytest.CaptureFixture[
     printed = re.findall(r"^print\(.*\)  # (.*)$", block, re.M)
     output = capsys.readouterr().out
     assert all(text in output for text in printed)
+
+
+@pytest.mark.parametrize("block", ALONE, ids=lambda block: block.strip().splitlines()[2][:40])
+def test_python_block_can_be_pasted_at_a_prompt(block: str) -> None:
+    """There an indented block ends with an empty line."""
+    statement: list[str] = []
+    for line in [*block.splitlines(), ""]:
+        statement.append(line)
+        if compile_command("\n".join(statement), symbol="single") is not None:
+            statement.clear()
+    assert not any(statement)
 
 
 @pytest.mark.slow
