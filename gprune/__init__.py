@@ -3,6 +3,9 @@
 Parameters and scores in, a mask pytree out; no module is touched. The names below stand in the
 order of the pipeline: which leaves, by which method, lifted to the tree, and what to do with the
 masks.
+
+Four rooms are imported by their own names, since most programs do without: `gprune.adapter` (masks
+in modules), `gprune.checkpoints` (on disk), `gprune.testing` (contracts for tests), `gprune.cli`.
 """
 
 from gprune import allocation, pruners, schedules, scores

@@ -1,6 +1,7 @@
 """Who is compared with whom: all leaves together, each leaf alone, or groups within a leaf.
 
-The unstructured methods come to this: their arguments, checked, and a call of an operator.
+The methods come to this, of entries, channels or blocks alike: their arguments, checked, and a call
+of an operator.
 """
 
 from __future__ import annotations

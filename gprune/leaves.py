@@ -76,7 +76,7 @@ def align(
     if problems:
         raise ValueError("; ".join(problems))
     chosen = [ranked[i].detach() for i in places]
-    is_sharded(chosen)
+    is_sharded(chosen)  # the operators must know of DTensors before they meet one
     priors = [priors[i] for i in places if priors]
     return Leaves(chosen, priors, separately, unscored=scores is None), leaves, treedef
 

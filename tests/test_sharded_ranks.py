@@ -332,7 +332,7 @@ def test_messages_do_not_grow_with_the_model(size: int, kind: str) -> None:
             assert exact
             assert names == {"all_reduce"}
             assert 5 <= number <= 36
-            assert payload <= 2**18  # of 2**20, which a mesh of four axes would take
+            assert payload <= 100_000  # as README says, for the one axis of this mesh
 
 
 def messages_of_layers(leaves: int) -> tuple[int, int]:

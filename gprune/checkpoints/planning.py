@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -14,6 +13,7 @@ import gprune as gp
 from gprune.checkpoints.reading import CheckpointError
 from gprune.checkpoints.scoring import Advance, Score, score_all
 from gprune.summaries import LeafSummary, Summary
+from gprune.trees import predicate
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
@@ -64,7 +64,8 @@ def choose(
         CheckpointError: if a glob matches no name, nothing is left, or the checkpoint has masks.
     """
     for glob in (*include, *exclude):
-        if not any(fnmatchcase(name, glob) for name in tensors):
+        matches = predicate(glob)
+        if not any(matches(name, tensor) for name, tensor in tensors.items()):
             raise CheckpointError(f"{glob!r} matches none of the {len(tensors)} tensors")
     masked = [name for name in tensors if name.endswith("_mask") and f"{name[:-5]}_orig" in tensors]
     if masked:
@@ -72,12 +73,11 @@ def choose(
             f"{masked[0]!r} is a mask of torch.nn.utils.prune; make it permanent first, with its "
             "remove() or gprune.adapter.make_permanent_()"
         )
+    included, excluded = predicate(include or "*"), predicate(exclude)
     chosen = {
         name: tensor
         for name, tensor in sorted(tensors.items())
-        if is_matrix(tensor)
-        and (not include or any(fnmatchcase(name, glob) for glob in include))
-        and not any(fnmatchcase(name, glob) for glob in exclude)
+        if is_matrix(tensor) and included(name, tensor) and not excluded(name, tensor)
     }
     if not chosen:
         raise CheckpointError("none of the tensors is a floating point matrix that is to be pruned")

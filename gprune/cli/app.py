@@ -25,6 +25,15 @@ class Method(StrEnum):
     layerwise = "layerwise"
 
 
+Amount = Annotated[
+    str, typer.Option(help="How many weights to prune: 0.5 is half of them, 1000 that many.")
+]
+Include = Annotated[
+    list[str] | None, typer.Option(metavar="GLOB", help="Prune only tensors of such a name.")
+]
+Exclude = Annotated[
+    list[str] | None, typer.Option(metavar="GLOB", help="Leave tensors of such a name alone.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -53,16 +62,10 @@ def demo(
 @app.command()
 def prune(
     checkpoint: Annotated[Path, typer.Argument(help="A .safetensors file or a folder of them.")],
-    amount: Annotated[
-        str, typer.Option(help="How many weights to prune: 0.5 is half of them, 1000 that many.")
-    ],
+    amount: Amount,
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the pruned copy goes.")],
-    include: Annotated[
-        list[str] | None, typer.Option(metavar="GLOB", help="Prune only tensors of such a name.")
-    ] = None,
-    exclude: Annotated[
-        list[str] | None, typer.Option(metavar="GLOB", help="Leave tensors of such a name alone.")
-    ] = None,
+    include: Include = None,
+    exclude: Exclude = None,
     score: Annotated[Score, typer.Option(help="What to rank by.")] = Score.magnitude,
     method: Annotated[
         Method, typer.Option(help="Rank all tensors together, or each alone.")

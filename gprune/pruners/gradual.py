@@ -1,6 +1,6 @@
 """Gradual pruning: the sparsity rises along a schedule while the weights train.
 
-Zhu & Gupta, 2017, "To prune, or not to prune", arXiv:1710.01878, section 3. Every `freq` steps the
+Zhu & Gupta, 2017, "To prune, or not to prune", arXiv:1710.01878, section 3. At each due step the
 weights with the lowest scores go, until the sparsity is that of the schedule; what is pruned stays
 pruned. With `gprune.straight_through` in the loss the pruned weights keep training all the same,
 and then fresh scores may choose others: a `prune` of one's own gives the masks that it is given

@@ -131,6 +131,22 @@ def only_when(due: Tensor, numbers: Tree) -> Tree:
     )
 
 
+def kept_and_share(mask: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+    """Count the weights of a leaf, and a share of them in float64; counts meet on the CPU."""
+    num_kept = mask.sum().to(share.device)
+    return num_kept, (share.to(torch.float64) * num_kept).round().to(torch.int64)
+
+
+def regrown(survivors: Tree, free: Tree, still_free: Tree) -> Tree:
+    """Give the survivors of an exchange with what was free before it and is no longer."""
+    return map_leaves(
+        lambda old, before, after: None if old is None else old | (before ^ after),
+        survivors,
+        free,
+        still_free,
+    )
+
+
 def sparse_from_the_start(
     params: Tree, sparsity: float | Tensor, seed: Tensor, allocation: Allocation, where: Where
 ) -> Tree:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from functools import partial
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from gprune.allocation import erdos_renyi
@@ -27,7 +26,9 @@ from gprune.pruners.pruner import (
     first_step,
     gradients_of,
     is_due,
+    kept_and_share,
     only_when,
+    regrown,
     sparse_from_the_start,
     with_holes,
 )
@@ -77,18 +78,15 @@ def update(
     weights = with_holes(params, state.masks)
     ranked = score_fn(params, grads) if scores is None else scores
     share = only_when(is_due(due, state.step), fraction(state.step))
-    k = map_leaves(lambda mask: None if mask is None else _num_exchanged(share, mask), state.masks)
+    k = map_leaves(
+        lambda mask: None if mask is None else kept_and_share(mask, share)[1], state.masks
+    )
     survivors = layerwise(weights, ranked, masks=state.masks, amount=k)
     free = map_leaves(lambda mask: None if mask is None else ~mask, survivors)
     slopes = gradients_of(weights, grads)
     steepest_first = map_leaves(lambda grad: None if grad is None else -grad.abs(), slopes)
     still_free = layerwise(weights, steepest_first, masks=free, amount=k)
-    masks = map_leaves(
-        lambda old, before, after: None if old is None else old | (before ^ after),
-        survivors,
-        free,
-        still_free,
-    )
+    masks = regrown(survivors, free, still_free)
     # new weights start at zero; what was there before and after keeps its value
     params = apply_masks(params, intersect(state.masks, masks))
     return params, RiglState(masks, state.step + 1)
@@ -128,7 +126,7 @@ def rigl(
         TypeError: if one of the functions is none, or a number is of another type.
 
     Example:
-        >>> import gprune as gp
+        >>> import torch, gprune as gp
         >>> half = gp.schedules.constant(0.5)
         >>> pruner = rigl(0.5, fraction=half, due=lambda step: step == 0, seed=0)
         >>> params = {"weight": torch.tensor([[3.0, 1.0, 0.0, 0.0]])}
@@ -152,8 +150,3 @@ def rigl(
         ),
         partial(update, fraction=fraction, due=due, score_fn=score_fn),
     )
-
-
-def _num_exchanged(share: Tensor, mask: Tensor) -> Tensor:
-    # in float64 and where the share is: counts meet on the CPU
-    return (share.to(torch.float64) * mask.sum().to(share.device)).round().to(torch.int64)

@@ -27,7 +27,9 @@ from gprune.pruners.pruner import (
     check_functions,
     first_step,
     is_due,
+    kept_and_share,
     only_when,
+    regrown,
     sparse_from_the_start,
     with_holes,
 )
@@ -89,12 +91,7 @@ def update(
         seed=state.seed + ((state.step + 1) << 32),  # no small seed meets another's steps
         amount=k,
     )
-    masks = map_leaves(
-        lambda old, before, after: None if old is None else old | (before ^ after),
-        survivors,
-        free,
-        still_free,
-    )
+    masks = regrown(survivors, free, still_free)
     # new weights start at zero, which is what is masked here: all but the survivors
     return apply_masks(params, survivors), SparseEvolutionState(masks, state.step + 1, state.seed)
 
@@ -160,7 +157,6 @@ def sparse_evolution(
 
 
 def _num_exchanged(share: Tensor, mask: Tensor) -> Tensor:
-    num_kept = mask.sum().to(share.device)  # counts meet on the CPU
-    wanted = torch.round(share.to(torch.float64) * num_kept).to(torch.int64)
+    num_kept, wanted = kept_and_share(mask, share)
     k = torch.minimum(wanted, mask.numel() - num_kept)
     return torch.where(wanted > num_kept, wanted, k)  # a fraction above 1 is refused

@@ -35,5 +35,5 @@ def random(params: Tree, *, seed: int | torch.Tensor) -> Tree:
     leaves, treedef = flatten(params)
     require_tensors(leaves, treedef, "params")
     tensors = [leaf.detach() for leaf in leaves if leaf is not None]
-    is_sharded(tensors)
+    is_sharded(tensors)  # the operator must know of DTensors before it meets one
     return fill(treedef, leaves, operators.random_scores(tensors, as_seed(seed)))
