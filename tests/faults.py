@@ -1241,10 +1241,10 @@ FAULTS = [
         f"{SCORES}::test_wanda_is_the_error_of_the_output_without_a_weight",
     ),
     fault(
-        "squares rounded by autocast",
+        "positions are added in float32, which autocast rounds",
         "scores/wanda.py",
-        "enabled=False",
-        "enabled=True",
+        "squares.to(device, torch.float64)",
+        "squares.to(device, torch.float32)",
         f"{SCORES}::test_squares_are_not_rounded_by_autocast",
     ),
     fault(

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import gprune as gp
@@ -126,6 +126,7 @@ def test_polynomial_is_cubic_sl_of_torch(initial: float) -> None:
 
 
 @given(st.integers(0, 60), st.integers(0, 40), st.integers(1, 20), st.integers(-5, 120))
+@example(1, 4, 2, 3)
 def test_every(begin: int, length: int, freq: int, step: int) -> None:
     due = step in range(begin, begin + length + 1, freq)
     for at in (step, torch.tensor(step), torch.tensor(step, dtype=torch.int32)):

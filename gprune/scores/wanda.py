@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._C import _functorch
-from torch.amp.autocast_mode import is_autocast_available
 from torch.nn import functional as F  # noqa: N812  torch's own name for it
 from torch.overrides import TorchFunctionMode
 
@@ -138,15 +136,16 @@ def _squared_inputs(
     # The layer is linear in W, so this holds wherever the derivative is taken, and for every
     # stride, padding and dilation. It is linear in x² too, so the examples are summed first, which
     # torch does in pairs. The derivative adds one position after the other to a sum that may be of
-    # millions: in float64. The rows of a group see the same inputs: one stands for all.
+    # millions: in float64, which autocast leaves alone. The rows of a group see the same inputs:
+    # one stands for all.
     groups = x.shape[1 - len(shape)] // shape[1] if shape[1] else 1
     squares = wide(x).square().unsqueeze(0)  # a layer takes one example alone, too
-    squares = squares.sum(tuple(range(squares.dim() + 1 - len(shape)))).unsqueeze(0)
-    squares = squares if x.device.type == "mps" else squares.double()  # which MPS has not
+    squares = squares.sum(tuple(range(squares.dim() + 1 - len(shape))))
+    device = "cpu" if x.device.type == "mps" else x.device  # MPS has no float64
+    squares = squares.to(device, torch.float64).unsqueeze(0)
     row = squares.new_zeros(groups, *shape[1:])
     derivative = torch.func.grad(lambda row: layer(squares, row, None, *args, **kwargs).sum())
-    with _no_autocast(x):  # it would round the squares
-        sums: Tensor = derivative(row)
+    sums: Tensor = derivative(row)
     return sums
 
 
@@ -167,17 +166,10 @@ def _over_examples(squares: Tensor, level: int) -> Tensor:
     return squares
 
 
-def _no_autocast(x: Tensor) -> AbstractContextManager[Any]:
-    device = x.device.type
-    if not is_autocast_available(device):  # of meta, autocast knows nothing
-        return nullcontext()
-    return torch.autocast(device, enabled=False)
-
-
 def _repeat(row: Tensor | None, weight: Tensor) -> Tensor | None:
     """Give every row of a group the norms of that group; without a copy if there is one group."""
     if row is None:
         return None
-    row = row.to(wide_dtype(weight)).unsqueeze(1)
+    row = row.to(weight.device, wide_dtype(weight)).unsqueeze(1)
     rows = row.expand(-1, weight.shape[0] // row.shape[0], *row.shape[2:])
     return rows.reshape(weight.shape)
