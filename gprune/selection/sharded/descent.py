@@ -30,6 +30,8 @@ class Goal(NamedTuple):
         nth: which of them, from 1.
         inside: how many there are on all ranks.
         values: streams those on this rank from one integer to another; others may be among them.
+        enough: with so few in its bin the descent may end, and the bounds are those of the bin; at
+            0 it ends at one integer.
     """
 
     low: int
@@ -37,6 +39,12 @@ class Goal(NamedTuple):
     nth: int
     inside: int
     values: Callable[[int, int], Iterable[Tensor]]
+    enough: int = 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether the bounds are close enough."""
+        return self.low == self.high or self.inside <= self.enough
 
 
 def descend(ranks: Ranks, phase: str, goals: list[Goal]) -> list[Goal]:
@@ -48,11 +56,11 @@ def descend(ranks: Ranks, phase: str, goals: list[Goal]) -> list[Goal]:
         goals: the same on all ranks, but for their values.
 
     Returns:
-        The goals, each with the integer as both bounds: which it is among those equal to it, from
-        1, and how many these are.
+        The goals, each with the integer as both bounds, or with bounds that hold few enough: which
+        it is among those between them, from 1, and how many these are.
     """
     goals = list(goals)
-    while unfinished := [i for i, goal in enumerate(goals) if goal.low < goal.high]:
+    while unfinished := [i for i, goal in enumerate(goals) if not goal.finished]:
         bits = max(1, (SLOTS // len(unfinished)).bit_length() - 1)
         shifts = [_shift(goals[i], bits) for i in unfinished]
         sizes = [_size(goals[i], shift) for i, shift in zip(unfinished, shifts, strict=True)]
