@@ -49,4 +49,4 @@ def together(function: Function) -> Function:
         finally:
             current.reset(token)
 
-    return run  # type: ignore[return-value]
+    return run  # type: ignore[return-value]  # wraps() keeps the signature

@@ -218,6 +218,13 @@ def paired_masks(left: Tree, right: Tree, name: str) -> tuple[list[Any], list[An
     return ours, theirs, treedef
 
 
+def with_holes(params: Tree, masks: Tree, name: str) -> Tree:
+    """Give the parameters that have a mask, holes for the others; `name` calls the masks."""
+    leaves, treedef = flatten(params)
+    pairs = zip(leaves, match(masks, treedef, name), strict=True)
+    return unflatten(treedef, [None if mask is None else leaf for leaf, mask in pairs])
+
+
 def paired_with_masks(params: Tree, masks: Tree) -> tuple[list[Any], list[Any], TreeDef]:
     """Flatten params and masks together, with every check."""
     leaves, treedef = flatten(params)

@@ -47,7 +47,7 @@ def pruning_method(kind: str) -> Callable[[Method], Method]:
         raise ValueError(f"a pruning method is one of {', '.join(PRUNING_TYPES)}, got {kind!r}")
 
     def decorate(function: Method) -> Method:
-        function.PRUNING_TYPE = kind  # type: ignore[attr-defined]
+        function.PRUNING_TYPE = kind  # type: ignore[attr-defined]  # functions have them
         return function
 
     return decorate
@@ -112,8 +112,8 @@ def built_in(kind: str, function: Callable[..., list[Tensor]]) -> Callable[[Meth
 
     def decorate(method: Method) -> Method:
         function.__qualname__ = method.__qualname__  # what Python's own TypeErrors name
-        function.method = method  # type: ignore[attr-defined]
-        method.over_leaves = function  # type: ignore[attr-defined]
+        function.method = method  # type: ignore[attr-defined]  # functions have them
+        method.over_leaves = function  # type: ignore[attr-defined]  # functions have them
         return pruning_method(kind)(method)
 
     return decorate

@@ -70,7 +70,7 @@ FILES = {
     "an empty tensor of 2^64 - 1 rows": of(a=entry(), b=entry(shape=[0, 2**64 - 1], **NONE)),
     "picture": b"\x89PNG\r\n\x1a\n" + bytes(100),
     "zip": b"PK\x03\x04" + bytes(100),
-}  # fmt: skip
+}  # fmt: skip  # one line a file
 
 
 class Harm:

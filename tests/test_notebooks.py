@@ -42,7 +42,7 @@ def test_there_are_notebooks() -> None:
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in NEEDS.get(path.stem, ()):
-        pytest.importorskip(module)
+        pytest.importorskip(module)  # of an extra that a reader may be without
     notebook = nbformat.read(path, as_version=4)
     stored, drawn = printed(notebook), pictures(notebook)
     for cell in notebook.cells:

@@ -235,7 +235,7 @@ IMPURE: dict[str, tuple[Callable[[Any], Any], str]] = {
     "leaf": (replace, "x['w'] is another object"),
     "torch's random state": (lambda x: torch.rand(1), "the random state of torch changed"),
     "Python's random state": (lambda x: random.random(), "the random state of Python changed"),
-    "numpy's random state": (lambda x: np.random.rand(), "the random state of numpy"),  # noqa: NPY002
+    "numpy's random state": (lambda x: np.random.rand(), "the random state of numpy"),  # noqa: NPY002 it is the fault
     "default dtype": (lambda x: torch.set_default_dtype(torch.float64), "the default dtype"),
     "default device": (lambda x: torch.set_default_device("meta"), "the default device changed"),
     "threads": (set_threads, "the number of threads changed"),

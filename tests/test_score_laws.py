@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F  # noqa: N812  torch's own name for it
 
 import gprune as gp
 from gprune.testing import param_trees

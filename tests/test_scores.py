@@ -6,7 +6,7 @@ from unittest import mock
 
 import pytest
 import torch
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F  # noqa: N812  torch's own name for it
 
 import gprune as gp
 from gprune.scores import curvature

@@ -143,7 +143,7 @@ def test_errors_are_those_of_torch(shape: tuple[int, ...], arguments: dict[str, 
     scores = torch.rand(shape)
     module = torch.nn.Module()
     module.weight = torch.nn.Parameter(scores)
-    with pytest.raises(Exception) as theirs:  # noqa: PT011
+    with pytest.raises(Exception) as theirs:  # noqa: PT011 torch says which
         torch_prune.ln_structured(module, "weight", **arguments)
     with pytest.raises(type(theirs.value)):
         gp.ln_structured(scores, **arguments)

@@ -228,7 +228,7 @@ def _masks_by_torch(weights: Sequence[_Weight], method: BasePruningMethod) -> tu
     container.add_pruning_method(method)
     scores = parameters_to_vector(weight.scores.reshape(-1) for weight in weights)
     priors = parameters_to_vector(_prior(weight).reshape(-1) for weight in weights)
-    mask: Tensor = container.compute_mask(scores, priors)  # type: ignore[no-untyped-call]
+    mask: Tensor = container.compute_mask(scores, priors)  # type: ignore[no-untyped-call]  # torch's
     parts = torch.split(mask, [weight.dense.numel() for weight in weights])
     return tuple(
         part.reshape(weight.dense.shape) for part, weight in zip(parts, weights, strict=True)

@@ -26,12 +26,12 @@ def write_masks(masks: Mapping[Pair, Tensor]) -> None:
     """Multiply a mask into each pair by torch's `custom_from_mask`, in this order, or into none."""
     with all_or_nothing(module for module, _ in masks):
         for (module, name), mask in masks.items():
-            custom_from_mask(module, name, mask)  # type: ignore[no-untyped-call]
+            custom_from_mask(module, name, mask)  # type: ignore[no-untyped-call]  # torch's prune has no types
 
 
 def make_final(module: nn.Module, name: str) -> None:
     """Replace a pruned tensor by its masked values for good, by torch's `remove`."""
-    remove(module, name)  # type: ignore[no-untyped-call]
+    remove(module, name)  # type: ignore[no-untyped-call]  # torch's prune has no types
 
 
 def restore_dense(module: nn.Module, name: str) -> None:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from gprune.combinators import global_unstructured
-from gprune.masks import apply_masks, keep_all
+from gprune.masks import apply_masks, keep_all, with_holes
 from gprune.pruners.pruner import (
     Allocation,
     Due,
@@ -28,7 +28,6 @@ from gprune.pruners.pruner import (
     is_due,
     only_when,
     shared,
-    with_holes,
 )
 from gprune.schedules import Schedule
 from gprune.trees import Tree, Where, prunable
@@ -64,7 +63,7 @@ def update(
     prune: Callable[..., Tree],
 ) -> tuple[Tree, GradualState]:
     """Prune up to the sparsity of the schedule, if the step is due."""
-    weights = with_holes(params, state.masks)
+    weights = with_holes(params, state.masks, "state.masks")
     ranked = score_fn(params, grads) if scores is None else scores
     target = allocation(weights, sparsity=schedule(state.step))
     sparsity = only_when(is_due(due, state.step), target)  # at 0 nothing more is pruned

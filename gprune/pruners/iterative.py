@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gprune.combinators import global_unstructured, num_to_prune
-from gprune.masks import apply_masks, keep_all
+from gprune.masks import apply_masks, keep_all, with_holes
 from gprune.pruners.pruner import (
     Due,
     Pruner,
@@ -26,7 +26,6 @@ from gprune.pruners.pruner import (
     first_step,
     is_due,
     only_when,
-    with_holes,
 )
 from gprune.trees import Tree, Where, map_leaves, prunable
 
@@ -64,7 +63,7 @@ def update(
     prune: Callable[..., Tree],
 ) -> tuple[Tree, IterativeState]:
     """At the end of a round, prune and rewind."""
-    weights = with_holes(params, state.masks)
+    weights = with_holes(params, state.masks, "state.masks")
     ranked = score_fn(params, grads) if scores is None else scores
     at_end = is_due(due, state.step)
     masks = prune(weights, ranked, masks=state.masks, amount=only_when(at_end, amount))

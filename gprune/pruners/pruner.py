@@ -82,13 +82,6 @@ def first_step() -> Tensor:
     return torch.zeros((), dtype=torch.int64, device="cpu")
 
 
-def with_holes(params: Tree, masks: Tree) -> Tree:
-    """Give the parameters that have a mask, holes for the others."""
-    leaves, treedef = flatten(params)
-    pairs = zip(leaves, match(masks, treedef, "state.masks"), strict=True)
-    return unflatten(treedef, [None if mask is None else leaf for leaf, mask in pairs])
-
-
 def gradients_of(weights: Tree, grads: Tree) -> Tree:
     """Give the gradients of the weights, with their holes, with every check."""
     leaves, treedef = flatten(weights)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gprune.allocation import erdos_renyi
 from gprune.combinators import layerwise
-from gprune.masks import apply_masks, intersect
+from gprune.masks import apply_masks, intersect, with_holes
 from gprune.pruners.pruner import (
     Allocation,
     Due,
@@ -30,7 +30,6 @@ from gprune.pruners.pruner import (
     only_when,
     regrown,
     sparse_from_the_start,
-    with_holes,
 )
 from gprune.schedules import Schedule
 from gprune.selection.amounts import as_scalar, as_seed
@@ -75,7 +74,7 @@ def update(
     """Drop the lowest and grow as many by their gradients, if the step is due."""
     if grads is None:
         raise TypeError("rigl grows by gradients: update(params, state, grads), got None for grads")
-    weights = with_holes(params, state.masks)
+    weights = with_holes(params, state.masks, "state.masks")
     ranked = score_fn(params, grads) if scores is None else scores
     share = only_when(is_due(due, state.step), fraction(state.step))
     k = map_leaves(

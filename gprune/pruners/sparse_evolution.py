@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gprune.allocation import erdos_renyi
 from gprune.combinators import layerwise
-from gprune.masks import apply_masks
+from gprune.masks import apply_masks, with_holes
 from gprune.pruners.pruner import (
     Allocation,
     Due,
@@ -31,7 +31,6 @@ from gprune.pruners.pruner import (
     only_when,
     regrown,
     sparse_from_the_start,
-    with_holes,
 )
 from gprune.schedules import Schedule
 from gprune.selection.amounts import as_scalar, as_seed
@@ -78,7 +77,7 @@ def update(
     score_fn: ScoreFn,
 ) -> tuple[Tree, SparseEvolutionState]:
     """Drop the lowest and grow as many at random, if the step is due."""
-    weights = with_holes(params, state.masks)
+    weights = with_holes(params, state.masks, "state.masks")
     ranked = score_fn(params, grads) if scores is None else scores
     share = only_when(is_due(due, state.step), fraction(state.step))
     k = map_leaves(lambda mask: None if mask is None else _num_exchanged(share, mask), state.masks)

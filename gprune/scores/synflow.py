@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from gprune.combinators import global_unstructured
-from gprune.masks import apply_masks, keep_all
+from gprune.masks import apply_masks, keep_all, with_holes
 from gprune.schedules import constant
 from gprune.scores.edge import require_positive, score_leaves, wide
 from gprune.scores.losses import over_tensors, require_floating
-from gprune.trees import Tree, flatten, match, prunable, unflatten
+from gprune.trees import Tree, prunable
 
 
 def synflow(
@@ -106,10 +106,7 @@ def iterative_synflow(
     constant(sparsity)  # refuses what is no sparsity
     require_positive(rounds, "rounds")
     masks = keep_all(prunable(params)) if masks is None else masks
-    leaves, treedef = flatten(params)
-    chosen = match(masks, treedef, "masks")
-    pairs = zip(leaves, chosen, strict=True)
-    weights = unflatten(treedef, [None if mask is None else leaf for leaf, mask in pairs])
+    weights = with_holes(params, masks, "masks")
     so_far = [1 - (1 - sparsity) ** (k / rounds) for k in range(1, rounds)]
     for now in [*so_far, sparsity]:
         scores = synflow(forward, apply_masks(params, masks), input_shape)

@@ -56,7 +56,7 @@ def undisturbed(function: Function) -> Function:
                 stack.callback(torch.set_flush_denormal, True)
             return function(*args, **kwargs)
 
-    return run  # type: ignore[return-value]
+    return run  # type: ignore[return-value]  # wraps() keeps the signature
 
 
 def _flushes_denormals() -> bool:

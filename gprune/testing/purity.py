@@ -247,7 +247,7 @@ def _global_state() -> dict[str, Any]:
         "grad mode": torch.is_grad_enabled(),
         "deterministic mode": torch.are_deterministic_algorithms_enabled(),
     }
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch's
         state["the random state of CUDA"] = _bits(torch.cuda.get_rng_state())
     return state
 

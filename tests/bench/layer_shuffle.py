@@ -24,7 +24,7 @@ import torch
 from mnist1d.data import get_dataset_args, make_dataset
 from rich.progress import Progress
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F  # noqa: N812  torch's own name for it
 
 import gprune as gp
 from gprune.trees import map_leaves

@@ -50,6 +50,7 @@ def test_pruning_8_gigabytes(model: Path, report: Report) -> None:
     command = [sys.executable, "-m", "gprune.cli", "prune", str(model), "-o", str(out)]
     peak = peak_anonymous([*command, "--amount", "0.5", "--json"])
     seconds = time.perf_counter() - start
+    assert sorted(x.name for x in out.iterdir()) == sorted(x.name for x in model.iterdir())
     shutil.rmtree(out)
     copying = (before + copied(model)) / 2  # the disk is shared: before and after
     report("8 GB checkpoint: memory beyond the largest tensor, MiB", peak - LARGEST, at_most=512)

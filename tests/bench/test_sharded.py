@@ -41,6 +41,8 @@ def sharded_and_whole(rounds: int) -> tuple[float, float]:
         dist.barrier()
         if rank == 0:
             alone.append(seconds(lambda: gp.global_unstructured(whole, amount=0.5)))
+    masks = gp.global_unstructured(shards, amount=0.5)
+    assert gp.num_pruned(masks) == sum(leaf.numel() for leaf in whole) // 2
     return median(together[1:]), median(alone[1:] or [0.0])
 
 
@@ -50,5 +52,6 @@ def test_two_processes(report: Report) -> None:
         answers = workers.run(sharded_and_whole, 9)
     finally:
         workers.stop()
+    assert not [answer for answer in answers if isinstance(answer, Exception)]
     slower, whole = max(sharded for sharded, _ in answers), answers[0][1]
     report("two processes with half each over one with all", slower / whole, at_most=0.7)
