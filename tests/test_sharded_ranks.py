@@ -332,6 +332,8 @@ def test_messages_do_not_grow_with_the_model(size: int, kind: str) -> None:
             assert exact
             assert names == {"all_reduce"}
             assert 5 <= number <= 36
+            if (size, kind, dtype) == (10**6, "normal", torch.float32):
+                assert number <= 9  # as search.py says; 11 if a bracket were found to one key
             assert payload <= 100_000  # as README says, for the one axis of this mesh
 
 
