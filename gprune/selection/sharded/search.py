@@ -2,18 +2,20 @@
 
 Each rank samples its share; two order statistics of all the samples bracket the k-th candidate. One
 pass over each rank's shards counts what is below the bracket, writes "above it" into the masks and
-collects the few candidates in it, among which a descent finds the k-th. Where a rank has too many
-to collect, or the bracket misses and the counts say on which side to look, the descent goes through
-the shards instead. A last one, over the flat indices of what ties at the cut, finds where among
-these it falls.
+collects the few candidates in it, among which a descent finds the k-th. Sample and pass send their
+counts as the first step of the descent that follows, so neither takes a message of its own. Where a
+rank has too many to collect, or the bracket misses and the counts say on which side to look, the
+descent goes through the shards instead. A last one, over the flat indices of what ties at the cut,
+finds where among these it falls.
 
-Searches for many cuts go in step and share their messages. One takes at most 26 messages of 8 KiB,
-for any number of weights; 9 for a million in float32.
+Searches for many cuts go in step and share their messages. One takes at most 25 messages of 8 KiB,
+for any number of weights; 7 for a million in float32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -23,13 +25,13 @@ from gprune.selection import search
 from gprune.selection.keys import keys, value_of
 from gprune.selection.passes import Divided, divide
 from gprune.selection.sample import sample, spread
-from gprune.selection.sharded.descent import Goal, descend
+from gprune.selection.sharded.descent import Goal, Tally, descend, narrow, tally
 from gprune.selection.sharded.parts import Part
 from gprune.selection.sharded.ranks import Ranks
 
 COARSE = 2**10
 """A bound of the bracket is found to this part of the sample: what it adds to what is collected is
-far below what the bracket holds anyway, and two messages of four are saved."""
+far below what the bracket holds anyway, and two messages of nine are saved."""
 
 
 class Task(NamedTuple):
@@ -97,37 +99,35 @@ def _bracketed(ranks: Ranks, tasks: list[Task]) -> tuple[list[Goal], list[Divide
     brackets = _brackets(ranks, tasks)
     seen: list[Divided] = []
 
-    def count() -> Tensor:
+    def below() -> Tensor:
         for task, (low, high) in zip(tasks, brackets, strict=True):
             ranking = task.part.ranking
             values = value_of(low, ranking.space), value_of(high, ranking.space)
             seen.append(divide(ranking, *values, limit=search.LIMIT, masks=task.masks))
-        return torch.tensor([(own.below, own.inside) for own in seen]).view(-1)
+        return torch.tensor([own.below for own in seen])
 
-    totals = ranks.total("counting what the bracket divides", 2 * len(tasks), count)
-    pairs = [
-        _after_a_pass(task, bracket, below, inside, own)
-        for task, bracket, (below, inside), own in zip(
-            tasks, brackets, totals.view(-1, 2).tolist(), seen, strict=True
-        )
+    goals = [
+        _everything(task)._replace(low=low, high=high, values=partial(_collected, task, seen, i))
+        for i, (task, (low, high)) in enumerate(zip(tasks, brackets, strict=True))
     ]
+    phase = "counting what the bracket divides"
+    belows, tallies = tally(ranks, phase, goals, len(tasks), below)
+    steps = zip(tasks, goals, belows.tolist(), tallies, seen, strict=True)
+    pairs = [_after_a_pass(*step) for step in steps]
     return [goal for goal, _ in pairs], [own for _, own in pairs]
 
 
 def _after_a_pass(
-    task: Task, bracket: tuple[int, int], below: int, inside: int, own: Divided
+    task: Task, goal: Goal, below: int, tally: Tally, own: Divided
 ) -> tuple[Goal, Divided | None]:
     """Say where the cut is once the bracket is counted, and what this rank has collected there."""
-    (low, high), whole = bracket, _everything(task)
+    whole, inside = _everything(task), tally.total
     if task.k <= below:
-        return whole._replace(high=low - 1, inside=below), None
+        return whole._replace(high=goal.low - 1, inside=below), None
     if task.k > below + inside:
         nth, above = task.k - below - inside, task.candidates - below - inside
-        return whole._replace(low=high + 1, nth=nth, inside=above), None
-    within = whole._replace(low=low, high=high, nth=task.k - below, inside=inside)
-    if own.keys is None:  # too many; that is this rank's own affair
-        return within, None
-    return within._replace(values=_all_of(own.keys)), own
+        return whole._replace(low=goal.high + 1, nth=nth, inside=above), None
+    return narrow(goal._replace(nth=task.k - below), tally), own if own.keys is not None else None
 
 
 def _everything(task: Task) -> Goal:
@@ -139,20 +139,28 @@ def _brackets(ranks: Ranks, tasks: list[Task]) -> list[tuple[int, int]]:
     """Guess two keys between which each cut lies."""
     samples: list[Tensor] = []
 
-    def count() -> Tensor:
+    def draw() -> Tensor:
         samples.extend(_sample(task) for task in tasks)
-        return torch.tensor([drawn.numel() for drawn in samples])
+        return torch.empty(0, dtype=torch.int64)
 
-    sizes = ranks.total("counting the sample", len(tasks), count).tolist()
+    wholes = [
+        _everything(task)._replace(values=partial(_sampled, samples, i))
+        for i, task in enumerate(tasks)
+    ]
+    _, tallies = tally(ranks, "counting the sample", wholes, 0, draw)
     goals = []
-    for task, drawn, size in zip(tasks, samples, sizes, strict=True):
+    for task, whole, drawn in zip(tasks, wholes, tallies, strict=True):
+        size = drawn.total
         below, above = spread(size, task.k, task.candidates) if size else (-1, 0)
-        whole = _everything(task)._replace(
-            values=_all_of(drawn), inside=size, enough=size // COARSE
-        )
-        low = whole._replace(nth=below + 1) if below >= 0 else whole._replace(high=whole.low)
-        high = whole._replace(nth=above + 1) if above < size else whole._replace(low=whole.high)
-        goals += [low, high]
+        whole = whole._replace(enough=size // COARSE)
+        goals += [
+            narrow(whole._replace(nth=below + 1), drawn)
+            if below >= 0
+            else whole._replace(high=whole.low),
+            narrow(whole._replace(nth=above + 1), drawn)
+            if above < size
+            else whole._replace(low=whole.high),
+        ]
     found = descend(ranks, "bracketing the cut", goals)
     return [(low.low, high.high) for low, high in zip(found[::2], found[1::2], strict=True)]
 
@@ -165,8 +173,17 @@ def _sample(task: Task) -> Tensor:
     return sample(ranking, of=task.part.entries)
 
 
-def _all_of(values: Tensor) -> Callable[[int, int], Iterable[Tensor]]:
-    return lambda low, high: [values]
+def _sampled(samples: list[Tensor], number: int, low: int, high: int) -> Iterable[Tensor]:
+    """Stream the keys of a sample, once it is drawn."""
+    return [samples[number]]
+
+
+def _collected(
+    task: Task, seen: list[Divided], number: int, low: int, high: int
+) -> Iterable[Tensor]:
+    """Stream the keys that a pass has collected, once it is made; if too many, those of all."""
+    found = seen[number].keys
+    return _candidates(task.part)(low, high) if found is None else [found]
 
 
 def _candidates(part: Part) -> Callable[[int, int], Iterable[Tensor]]:
