@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gprune.leaves import Leaves, is_sharded
+from gprune.leaves import Leaves, require_whole
 from gprune.selection import operators
 from gprune.selection.amounts import as_scalar, one_of
 from gprune.trees import is_leaf
@@ -54,10 +54,7 @@ def rank(
         numbers = numbers * len(leaves.scores)
     amounts = [as_scalar(one, name) for one in numbers]
     if dim is not None:
-        if is_sharded(leaves.scores):
-            raise ValueError(
-                "dim compares within whole leaves, these are sharded; use full_tensor()"
-            )
+        require_whole(leaves.scores, "dim")
         if seed is not None:  # drawn by the flat index in the leaf, however it is grouped
             leaves = leaves._replace(scores=operators.random_scores(leaves.scores, seed))
         return [

@@ -187,6 +187,22 @@ def is_sharded(leaves: Sequence[Any]) -> bool:
     return True
 
 
+def require_whole(leaves: Sequence[Any], who: str) -> None:
+    """Refuse DTensors where whole leaves are compared within.
+
+    Args:
+        leaves: tensors.
+        who: what compares.
+
+    Raises:
+        ValueError: if one is a DTensor.
+    """
+    if is_sharded(leaves):
+        raise ValueError(
+            f"{who} compares within whole leaves, these are sharded; use full_tensor()"
+        )
+
+
 def shape_error(
     leaves: Leaves, leaf: int, message: str, kind: type[Exception] = ValueError
 ) -> Exception:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from gprune.comparison import rank
-from gprune.leaves import Leaves, check_one, shape_error
+from gprune.leaves import Leaves, check_one, is_sharded, require_whole, shape_error
 from gprune.masks import mask_leaves
 from gprune.methods import built_in
 from gprune.selection import operators
@@ -28,6 +28,7 @@ from gprune.trees import Tree, flatten, leaf_names
 
 def _n_of_m(leaves: Leaves, *, n: Any, m: Any, dim: Any = -1) -> list[Tensor]:
     _check_pattern(n, m, dim)
+    require_whole(leaves.scores, "n_of_m")
     kept = []
     for leaf, scores in enumerate(leaves.scores):
         if not -scores.dim() <= dim < scores.dim():
@@ -46,6 +47,7 @@ def _blocks(
     leaves: Leaves, *, shape: Any, amount: Any = None, sparsity: Any = None
 ) -> list[Tensor]:
     _check_block(shape)
+    require_whole(leaves.scores, "blocks")
     sizes = [_block_sizes(leaves, leaf, shape) for leaf in range(len(leaves.scores))]
     means = [_means(*pair, leaves.unscored) for pair in zip(leaves.scores, sizes, strict=True)]
     alive = [_tiles(mask, size).any(-1) for mask, size in zip(leaves.masks, sizes, strict=False)]
@@ -145,7 +147,7 @@ def check_n_of_m(masks: Tree, *, n: int, m: int, dim: int = -1) -> None:
     """Check that no more than n of every m consecutive entries along a dim are kept.
 
     Args:
-        masks: pytree of bool masks and holes.
+        masks: pytree of bool masks and holes; of DTensors, one whole leaf is gathered at a time.
         n: how many of a group may be kept, 0 to m.
         m: how many entries are a group; the last group may be shorter.
         dim: along which the groups lie.
@@ -170,7 +172,7 @@ def check_n_of_m(masks: Tree, *, n: int, m: int, dim: int = -1) -> None:
         if not -mask.dim() <= dim < mask.dim():
             problems.append(f"{name} has shape {tuple(mask.shape)} and no dim {dim}")
             continue
-        full = _groups(mask, m, dim).sum(1) > n
+        full = _groups(mask.full_tensor() if is_sharded([mask]) else mask, m, dim).sum(1) > n
         if full.any():
             problems.append(
                 f"{name} keeps more than {n} of {m} along dim {dim} "

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gprune.comparison import rank
-from gprune.leaves import Leaves, check_one, shape_error
+from gprune.leaves import Leaves, check_one, require_whole, shape_error
 from gprune.methods import built_in
 from gprune.selection.amounts import as_float, as_seed
 
@@ -139,6 +139,7 @@ def _channels(leaves: Leaves, dim: Any) -> Leaves:
     """Give one score per channel, as yet without a value, and whether its prior keeps anything."""
     if isinstance(dim, bool) or not isinstance(dim, int):
         raise TypeError(f"dim must be an int, got {dim!r}")
+    require_whole(leaves.scores, "a structured method")
     for leaf, scores in enumerate(leaves.scores):
         shape = tuple(scores.shape)
         if scores.dim() < 2:

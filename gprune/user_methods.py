@@ -22,8 +22,8 @@ def whole(call: Callable[..., Any], method: Any, leaves: Leaves) -> Callable[...
     """Give the way to call a user's method, which must have all of what it ranks."""
     if is_sharded(leaves.scores):
         raise ValueError(
-            f"{name_of(method)} would need whole leaves, these are sharded; the built-in methods "
-            "do not"
+            f"{name_of(method)} would need whole leaves, these are sharded; the built-in "
+            "unstructured methods do not"
         )
     return functools.partial(call, method)
 

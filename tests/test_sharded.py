@@ -11,6 +11,7 @@ import math
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -196,6 +197,30 @@ def test_boxes(world: int) -> None:
 
 
 # --- in use ---------------------------------------------------------------------------------
+
+
+def check_scores(sharding: Sharding) -> list[str]:
+    """Scores of an entry by itself, of a leaf by its norm, and of a loss."""
+    torch.manual_seed(0)
+    whole, slopes = ([torch.randn(7, 5), torch.randn(4, 3).half()] for _ in range(2))
+    params, grads = placed(whole, sharding), placed(slopes, sharding)
+    score_fns: list[Callable[[Any, Any], Any]] = [
+        gp.scores.taylor,
+        gp.scores.obd,
+        lambda params, grads: gp.scores.movement(gp.scores.magnitude(grads), params, grads),
+        lambda params, grads: gp.scores.normalize_l2(params),
+        lambda params, grads: gp.scores.snip(lambda tree: tree[1].float().square().mean(), params),
+    ]
+    problems = []
+    for score_fn in score_fns:
+        got, expected = score_fn(params, grads), score_fn(whole, slopes)
+        problems += differences("scores", got, expected, sharding)
+    return problems
+
+
+@pytest.mark.parametrize("first", [(Shard(0),), (Shard(1),), (Replicate(),), None])
+def test_scores(first: tuple[Any, ...] | None) -> None:
+    all_well(2, check_scores, Sharding((2,), [first, (Shard(0),)]))
 
 
 def check_compiled() -> list[str]:

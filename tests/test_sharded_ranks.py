@@ -139,6 +139,28 @@ def test_a_value_that_is_wrong_on_one_rank_is_raised_on_all() -> None:
     assert all(text.startswith("scores['a']: int64 scores must") for _, text in first)
 
 
+def raise_in_a_score() -> list[tuple[str, str]]:
+    """Only rank 1 has a gradient that is not finite, or scores what is no floating point."""
+    mesh, rank = mesh_of((2,)), torch.distributed.get_rank()
+    params = {"a": place(torch.ones(4), mesh, (Shard(0),)), "b": torch.ones(2)}
+    grad = place(torch.tensor([1.0, 2, 3, torch.nan]), mesh, (Shard(0),))
+    grads = {"a": grad, "b": torch.ones(2)}
+    integers = {**grads, "b": torch.ones(2, dtype=torch.int64 if rank else torch.float32)}
+    return [
+        outcome(lambda: gp.scores.taylor(params, grads)),
+        outcome(lambda: gp.scores.taylor(params, integers)),
+    ]
+
+
+def test_a_score_that_is_wrong_on_one_rank_is_raised_on_all() -> None:
+    first, second = started(2).run(raise_in_a_score)
+    assert first == second
+    [(nan, text), (integer, other)] = first
+    assert (nan, integer) == ("ValueError", "TypeError")
+    assert text.startswith("grads['a']: NaN or infinity cannot be scored")
+    assert other.startswith("grads['b'] has dtype torch.int64")
+
+
 def raise_in_a_count() -> tuple[str, str]:
     return outcome(lambda: gp.sparsity(masks_of_ranks()))
 
@@ -199,6 +221,11 @@ def refusals() -> list[tuple[str, str]]:
         outcome(lambda: gp.global_unstructured([sharded], pruning_method=method)),
         outcome(lambda: gp.layerwise([sharded], pruning_method=method)),
         outcome(lambda: gp.layerwise([sharded], amount=0.5, dim=0)),
+        outcome(lambda: gp.layerwise([sharded], pruning_method=gp.n_of_m, n=1, m=2)),
+        outcome(lambda: gp.layerwise([sharded], pruning_method=gp.blocks, shape=[2], amount=1)),
+        outcome(lambda: gp.ln_structured(place(torch.ones(2, 2), mesh, (Shard(0),)), n=1, dim=0)),
+        outcome(lambda: gp.scores.lamp([sharded])),
+        outcome(lambda: gp.check_n_of_m([place(one > 0, mesh, (Shard(0),))], n=2, m=4)),
         outcome(lambda: gp.layerwise([sharded, one], amount=[1, 5])),
         outcome(lambda: gp.global_unstructured([sharded, one], amount=9)),
         outcome(lambda: gp.find_cut([sharded, one], amount=torch.tensor([0, 4, 9]))),
@@ -217,6 +244,11 @@ REFUSALS = [
     "would need whole leaves",
     "would need whole leaves",
     "dim compares within whole leaves",
+    "n_of_m compares within whole leaves",
+    "blocks compares within whole leaves",
+    "a structured method compares within whole leaves",
+    "lamp compares within whole leaves",
+    "masks[0] keeps more than 2 of 4 along dim -1 in 1 of 1 groups",
     "amount[1]: amount must be at most the number of candidates, 4",
     "amount must be at most the number of candidates, 8",
     "amount must be at most the number of candidates, 8",

@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gprune.leaves import misfit
+from gprune.calls import together
+from gprune.leaves import is_sharded, misfit
 from gprune.selection import operators
 from gprune.trees import Tree, TreeDef, flatten, leaf_names, match, require_tensors, unflatten
 
 
+@together
 def score_leaves(equation: Callable[..., Tensor], **trees: Tree) -> Tree:
     """Map an equation over the leaves of trees of one structure.
 
@@ -118,7 +120,9 @@ def _require_finite(scores: list[Any], columns: dict[str, list[Any]], treedef: T
     places = [i for i, score in enumerate(scores) if score is not None]
     if torch.compiler.is_compiling() or not places:
         return
-    finite = operators.all_finite([scores[i] for i in places]).tolist()
+    found = [scores[i] for i in places]
+    is_sharded(found)  # the operators must know of DTensors before they meet one
+    finite = operators.all_finite(found).tolist()
     wrong = [i for i, fine in zip(places, finite, strict=True) if not fine]
     if wrong:
         raise ValueError("; ".join(_why_not_finite(i, columns, treedef) for i in wrong))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gprune.leaves import require_whole
 from gprune.scores.edge import score_leaves
-from gprune.trees import Tree
+from gprune.trees import Tree, flatten
 
 
 def normalize_l2(scores: Tree) -> Tree:
@@ -54,7 +55,7 @@ def lamp(params: Tree) -> Tree:
 
     Raises:
         TypeError: if a leaf is not a floating point tensor.
-        ValueError: if a parameter is not finite.
+        ValueError: if a parameter is not finite, or is a DTensor.
 
     Example:
         >>> lamp([torch.tensor([1.0, -2.0, 0.0])])
@@ -70,6 +71,7 @@ def lamp(params: Tree) -> Tree:
         shares = torch.where(rest == 0, 0, squares / rest)
         return torch.zeros_like(shares).scatter(0, order, shares).reshape(leaf.shape).to(leaf.dtype)
 
+    require_whole(flatten(params)[0], "lamp")
     return score_leaves(equation, params=params)
 
 

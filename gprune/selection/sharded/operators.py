@@ -97,6 +97,19 @@ def random_scores_shards(leaves: list[Tensor], seed: Tensor, layout: str) -> lis
     ]
 
 
+@torch.library.custom_op("gprune::all_finite_shards", mutates_args=(), tags=TAGS)
+@undisturbed
+def all_finite_shards(leaves: list[Tensor], layout: str) -> Tensor:
+    """Say of each leaf whether all its entries, on all ranks, are finite."""
+    opened = shards.open_call(from_text(layout), leaves, [], False, None, ("all_finite",))
+
+    def count() -> Tensor:
+        return whole.all_finite(leaves).logical_not().to(torch.int64)
+
+    infinite: Tensor = opened.ranks.total("looking for what is not finite", len(leaves), count)
+    return infinite.logical_not()
+
+
 @torch.library.custom_op("gprune::num_pruned", mutates_args=(), tags=TAGS)
 @undisturbed
 def num_pruned(masks: list[Tensor]) -> Tensor:
@@ -159,6 +172,11 @@ def _(leaves: list[Tensor], seed: Tensor, layout: str) -> list[Tensor]:
     return [torch.empty(x.shape, dtype=torch.float64, device=x.device) for x in leaves]
 
 
+@all_finite_shards.register_fake
+def _(leaves: list[Tensor], layout: str) -> Tensor:
+    return torch.ones(len(leaves), dtype=torch.bool, device="cpu")
+
+
 @num_pruned.register_fake
 def _(masks: list[Tensor]) -> Tensor:
     return torch.empty((), dtype=torch.int64, device=masks[0].device)
@@ -208,6 +226,7 @@ for _operator, _own in (
     (whole.find_cut, find_cut_shards),
     (whole.masks_at, masks_at_shards),
     (whole.random_scores, random_scores_shards),
+    (whole.all_finite, all_finite_shards),
     (num_pruned, num_pruned_shards),
 ):
     _operator.register_torch_dispatch(DTensor, _by_shards(_own))
