@@ -104,10 +104,10 @@ def all_finite_shards(leaves: list[Tensor], layout: str) -> Tensor:
     opened = shards.open_call(from_text(layout), leaves, [], False, None, ("all_finite",))
 
     def count() -> Tensor:
-        return whole.all_finite(leaves).logical_not().to(torch.int64)
+        finite: Tensor = whole.all_finite(leaves)
+        return finite.logical_not().to(torch.int64)
 
-    infinite: Tensor = opened.ranks.total("looking for what is not finite", len(leaves), count)
-    return infinite.logical_not()
+    return opened.ranks.total("looking for what is not finite", len(leaves), count) == 0
 
 
 @torch.library.custom_op("gprune::num_pruned", mutates_args=(), tags=TAGS)
