@@ -1400,7 +1400,7 @@ FAULTS = [
         "selection/sharded/shards.py",
         "(seen.positions > last)",
         "(seen.positions >= last)",
-        SHARDED,
+        SHARDED_COUNTS,
     ),
     fault(
         "ties in replicas are kept",
