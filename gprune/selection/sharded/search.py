@@ -153,14 +153,10 @@ def _brackets(ranks: Ranks, tasks: list[Task]) -> list[tuple[int, int]]:
         size = drawn.total
         below, above = spread(size, task.k, task.candidates) if size else (-1, 0)
         whole = whole._replace(enough=size // COARSE)
-        goals += [
-            narrow(whole._replace(nth=below + 1), drawn)
-            if below >= 0
-            else whole._replace(high=whole.low),
-            narrow(whole._replace(nth=above + 1), drawn)
-            if above < size
-            else whole._replace(low=whole.high),
-        ]
+        lowest, highest = whole._replace(high=whole.low), whole._replace(low=whole.high)
+        low = narrow(whole._replace(nth=below + 1), drawn) if below >= 0 else lowest
+        high = narrow(whole._replace(nth=above + 1), drawn) if above < size else highest
+        goals += [low, high]
     found = descend(ranks, "bracketing the cut", goals)
     return [(low.low, high.high) for low, high in zip(found[::2], found[1::2], strict=True)]
 
