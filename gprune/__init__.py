@@ -9,7 +9,6 @@ in modules), `gprune.checkpoints` (on disk), `gprune.testing` (contracts for tes
 """
 
 from gprune import allocation, pruners, schedules, scores
-from gprune.combinators import find_cut, global_unstructured, layerwise, masks_at, num_to_prune
 from gprune.masks import (
     apply_masks,
     intersect,
@@ -19,7 +18,14 @@ from gprune.masks import (
     straight_through,
 )
 from gprune.methods import pruning_method
-from gprune.selection.cut import Cut
+from gprune.prune import (
+    find_threshold,
+    global_unstructured,
+    layerwise,
+    masks_from_threshold,
+    num_to_prune,
+)
+from gprune.select.cut import Threshold
 from gprune.semi_structured import blocks, check_n_of_m, n_of_m
 from gprune.structured import ln_structured, random_structured
 from gprune.summaries import agreement, summary
@@ -45,9 +51,9 @@ __all__ = [
     "pruning_method",
     "global_unstructured",
     "layerwise",
-    "Cut",
-    "find_cut",
-    "masks_at",
+    "Threshold",
+    "find_threshold",
+    "masks_from_threshold",
     "num_to_prune",
     "keep_all",
     "apply_masks",

@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from gprune.selection import operators
-from gprune.selection.amounts import as_scalar
+from gprune.select import operators
+from gprune.select.amounts import as_scalar
 from gprune.trees import Tree, dotted_paths, fill, flatten, predicate, require_tensors
 
 __all__ = ["erdos_renyi", "uniform"]

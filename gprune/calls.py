@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from gprune.leaves import is_sharded
-from gprune.selection.current import Call, current
+from gprune.inputs import is_sharded
+from gprune.select.current import Call, current
 from gprune.trees import flatten
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -42,7 +42,7 @@ def together(function: Function) -> Function:
         except Exception as error:
             leaves, _ = flatten(call.arguments)
             if not call.met and is_sharded(leaves):
-                from gprune.selection import sharded
+                from gprune.select import sharded
 
                 sharded.announce(error, leaves)
             raise

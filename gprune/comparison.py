@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
-from gprune.leaves import Leaves, require_whole
-from gprune.selection import operators
-from gprune.selection.amounts import as_scalar, one_of
+from gprune.inputs import Leaves, require_whole
+from gprune.select import operators
+from gprune.select.amounts import as_scalar, one_of
 from gprune.trees import is_leaf
 
 

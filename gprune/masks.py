@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gprune.calls import together
-from gprune.leaves import is_sharded, mask_problem, misfit
+from gprune.inputs import is_sharded, mask_problem, misfit
 from gprune.trees import (
     Tree,
     TreeDef,
@@ -137,7 +137,7 @@ def num_pruned(masks: Tree) -> Tensor:
     """
     tensors = mask_leaves(masks)
     if is_sharded(tensors):
-        from gprune.selection import sharded
+        from gprune.select import sharded
 
         counted: Tensor = sharded.num_pruned(tensors)
         return counted

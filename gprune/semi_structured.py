@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from gprune.comparison import rank
-from gprune.leaves import Leaves, check_one, is_sharded, require_whole, shape_error
+from gprune.inputs import Leaves, check_one, is_sharded, require_whole, shape_error
 from gprune.masks import mask_leaves
 from gprune.methods import built_in
-from gprune.selection import operators
-from gprune.selection.amounts import as_scalar
+from gprune.select import operators
+from gprune.select.amounts import as_scalar
 from gprune.trees import Tree, flatten, leaf_names
 
 

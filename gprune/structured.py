@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from gprune.comparison import rank
-from gprune.leaves import Leaves, check_one, require_whole, shape_error
+from gprune.inputs import Leaves, check_one, require_whole, shape_error
 from gprune.methods import built_in
-from gprune.selection.amounts import as_float, as_seed
+from gprune.select.amounts import as_float, as_seed
 
 
 def _ln(

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from gprune.comparison import rank
-from gprune.leaves import Leaves, check_one, is_sharded
+from gprune.inputs import Leaves, check_one, is_sharded
 from gprune.methods import built_in
-from gprune.selection.amounts import as_seed
+from gprune.select.amounts import as_seed
 
 
 def _lowest(

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gprune.leaves import Leaves, is_sharded
-from gprune.selection.keys import common_space
+from gprune.inputs import Leaves, is_sharded
+from gprune.select.keys import common_space
 
 
 def name_of(method: Any) -> str:

@@ -31,5 +31,5 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_sessionfinish() -> None:
-    if "tests.workers" in sys.modules:
-        sys.modules["tests.workers"].stop_all()
+    if "tests.support.workers" in sys.modules:
+        sys.modules["tests.support.workers"].stop_all()

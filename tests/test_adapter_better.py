@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 import gprune.adapter as prune
-from tests.adapter_state import assert_same_state, identities, num_zero, values
+from tests.support.adapter_state import assert_same_state, identities, num_zero, values
 
 L1 = torch_prune.L1Unstructured
 

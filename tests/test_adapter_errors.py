@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 import gprune.adapter as prune
-from tests.adapter_state import identities
+from tests.support.adapter_state import identities
 
 L1 = torch_prune.L1Unstructured
 

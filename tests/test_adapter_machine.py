@@ -31,7 +31,7 @@ from torch.func import functional_call
 from torch.nn.utils import prune as torch_prune
 
 import gprune.adapter as prune
-from tests.adapter_state import hook_chain, identities
+from tests.support.adapter_state import hook_chain, identities
 
 RATE = 0.25
 

@@ -13,7 +13,7 @@ from torch.nn.utils import prune as torch_prune
 
 import gprune as gp
 import gprune.adapter as prune
-from tests.adapter_state import assert_same_state, identities, num_zero
+from tests.support.adapter_state import assert_same_state, identities, num_zero
 
 L1 = torch_prune.L1Unstructured
 

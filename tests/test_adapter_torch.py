@@ -12,7 +12,7 @@ from torch.nn.utils import parameters_to_vector
 from torch.nn.utils import prune as torch_prune
 
 import gprune.adapter as prune
-from tests.adapter_state import assert_same_state, num_zero
+from tests.support.adapter_state import assert_same_state, num_zero
 
 LAYERS = {
     "linear": (lambda: nn.Linear(4, 3), (2, 4)),

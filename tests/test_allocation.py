@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gprune as gp
-from gprune.selection.apportion import apportion
+from gprune.select.apportion import apportion
 from gprune.testing import param_trees, scores_for
-from tests import reference, reference_patterns
-from tests.cases import fractions
+from tests.support import reference, reference_patterns
+from tests.support.cases import fractions
 
 ALLOCATIONS = [gp.allocation.uniform, gp.allocation.erdos_renyi]
 

@@ -1,4 +1,4 @@
-"""Bad input never yields a mask: the rows of tests/bad_inputs.py, and arbitrary objects."""
+"""Bad input never yields a mask: the rows of tests/support/bad_inputs.py, and arbitrary objects."""
 
 import contextlib
 import decimal
@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 import gprune as gp
 from gprune.testing import amounts, param_trees, prior_masks, scores_for, tensors
 from gprune.testing.purity import Snapshot
-from tests.bad_inputs import BAD, LIFTED, Bad
-from tests.public import public_callables
+from tests.support.bad_inputs import BAD, LIFTED, Bad
+from tests.support.public import public_callables
 
 
 @pytest.mark.parametrize("row", BAD, ids=[row.name for row in BAD])
@@ -37,7 +37,7 @@ def test_the_table_itself() -> None:
     assert [name for name, times in Counter(row.name for row in BAD).items() if times > 1] == []
     assert all(row.words for row in BAD)
     # these take anything: a tree of anything has dims, a cut and a pruner are pairs
-    cannot_fail = {"vmap_dims", "Cut", "pruners.Pruner"}
+    cannot_fail = {"vmap_dims", "Threshold", "pruners.Pruner"}
     covered = {row.function for row in BAD}
     missing = {name for name, function in public_callables() if function not in covered}
     assert missing == cannot_fail
@@ -188,7 +188,7 @@ class Good:
             "pruning_method": lambda: st.sampled_from(
                 [gp.lowest_unstructured, gp.random_unstructured, gp.identity]
             ),
-            "cut": lambda: st.builds(gp.Cut, st.floats(), st.integers(-1, 9)),
+            "cut": lambda: st.builds(gp.Threshold, st.floats(), st.integers(-1, 9)),
             "tensor": lambda: st.just(torch.arange(4.0)),
             "mask": lambda: st.none() | st.just(torch.ones(4).bool()),
             "count": lambda: st.integers(0, 20),
@@ -232,9 +232,9 @@ CALLS: dict[Callable[..., Any], tuple[list[str], dict[str, str]]] = {
     gp.pruning_method: (["kind"], {}),
     gp.global_unstructured: (["params", "scores"], LIFTED_KEYWORDS),
     gp.layerwise: (["params", "scores"], LIFTED_KEYWORDS),
-    gp.Cut: (["amount", "count"], {}),
-    gp.find_cut: (["params", "scores"], {"masks": "masks", **BUDGET}),
-    gp.masks_at: (["cut", "params", "scores"], {"masks": "masks"}),
+    gp.Threshold: (["amount", "count"], {}),
+    gp.find_threshold: (["params", "scores"], {"masks": "masks", **BUDGET}),
+    gp.masks_from_threshold: (["cut", "params", "scores"], {"masks": "masks"}),
     gp.num_to_prune: (["amount", "count"], {}),
     gp.keep_all: (["params"], {}),
     gp.apply_masks: (["params", "masks"], {}),

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 import gprune as gp
 from gprune.testing import SCORE_DTYPES, param_trees, prior_masks
-from tests import reference
-from tests.assertions import assert_equal_masks, assert_masks
+from tests.support import reference
+from tests.support.assertions import assert_equal_masks, assert_masks
 
 SIZE = 3
 

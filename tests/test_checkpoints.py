@@ -21,7 +21,7 @@ from gprune import checkpoints
 from gprune.checkpoints import CheckpointError, writing
 from gprune.cli.app import app
 from tests.bench.measure import peak_anonymous
-from tests.checkpoint_files import (
+from tests.support.checkpoint_files import (
     VALUES,
     Tensors,
     contents,

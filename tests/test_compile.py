@@ -11,7 +11,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 import gprune as gp
 from gprune.testing import assert_compiles
 from gprune.testing.strategies import Box
-from tests.assertions import assert_equal_masks
+from tests.support.assertions import assert_equal_masks
 
 
 class Layer(NamedTuple):

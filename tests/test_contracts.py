@@ -1,4 +1,4 @@
-"""Every public callable keeps the contracts of gprune.testing: the rows of tests/public_rows.py."""
+"""Every public callable keeps the contracts of gprune.testing: the rows of tests/support/public_rows.py."""
 
 import textwrap
 from collections.abc import Callable
@@ -23,11 +23,11 @@ from gprune.testing import (
     prior_masks,
     scores_for,
 )
-from tests import reference
-from tests.assertions import assert_same
-from tests.cases import map_tensors
-from tests.public import public_callables
-from tests.public_rows import ROWS, Row
+from tests.support import reference
+from tests.support.assertions import assert_same
+from tests.support.cases import map_tensors
+from tests.support.public import public_callables
+from tests.support.public_rows import ROWS, Row
 
 
 def rows(contract: str | None = None) -> Any:
@@ -46,7 +46,7 @@ per_row = settings(max_examples=settings().max_examples // 2)
 def test_every_public_callable_has_a_row() -> None:
     covered = {row.public for row in ROWS}
     missing = [name for name, function in public_callables() if function not in covered]
-    assert not missing, f"no row in tests/public_rows.py: {', '.join(missing)}"
+    assert not missing, f"no row in tests/support/public_rows.py: {', '.join(missing)}"
 
 
 def test_the_table_itself() -> None:
@@ -236,7 +236,14 @@ def test_compiles_once_for_all_tensors(row: Row) -> None:
     assert_compiles(of_one_tree(row), EXAMPLES, atol=row.atol)
 
 
-NUMBERS = ["global_unstructured", "layerwise", "find_cut", "num_to_prune", "random", "polynomial"]
+NUMBERS = [
+    "global_unstructured",
+    "layerwise",
+    "find_threshold",
+    "num_to_prune",
+    "random",
+    "polynomial",
+]
 
 
 @pytest.mark.parametrize("name", NUMBERS)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import gprune as gp
 from gprune.testing import prior_masks, tensors
-from tests import reference
+from tests.support import reference
 
 METHODS = {"lowest": gp.lowest_unstructured, "l1": gp.l1_unstructured}
 
@@ -83,7 +83,7 @@ def test_amounts_per_leaf_and_integer_amounts_per_group() -> None:
 def test_more_rows_than_a_block_holds(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = torch.randint(0, 5, (rows, 17), generator=torch.Generator().manual_seed(rows))
     whole = gp.lowest_unstructured(scores, amount=0.3, dim=-1)
-    monkeypatch.setattr("gprune.selection.rows.BLOCK", 40)
+    monkeypatch.setattr("gprune.select.rows.BLOCK", 40)
     assert torch.equal(gp.lowest_unstructured(scores, amount=0.3, dim=-1), whole)
 
 

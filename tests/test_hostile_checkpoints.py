@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from gprune.checkpoints import CheckpointError, read
 from gprune.cli.app import app
-from tests.checkpoint_files import INDEX, contents, raw, save, save_folder
+from tests.support.checkpoint_files import INDEX, contents, raw, save, save_folder
 
 TREE = {"a": torch.ones(2, 2), "b": torch.zeros(3, 1)}
 

@@ -17,12 +17,12 @@ LAYERS = [
     {"cli"},
     {"adapter", "checkpoints", "testing"},
     {"pruners", "scores"},
-    {"combinators", "summaries"},
+    {"prune", "summaries"},
     {"allocation", "schedules", "semi_structured", "structured", "unstructured", "user_methods"},
     {"comparison", "masks", "methods"},
     {"calls"},
-    {"leaves"},
-    {"selection"},
+    {"inputs"},
+    {"select"},
     {"trees"},
 ]
 

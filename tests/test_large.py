@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import gprune as gp
-from gprune.selection import ranking
-from tests import reference
-from tests.assertions import fail_if
+from gprune.select import ranking
+from tests.support import reference
+from tests.support.assertions import fail_if
 
 pytestmark = pytest.mark.slow
 
@@ -132,9 +132,9 @@ def test_masks_do_not_depend_on_the_block_size(
 ) -> None:
     generator = torch.Generator().manual_seed(4)
     tree = [torch.randn(size, generator=generator).half() for size in (300_001, 7, 50_000)]
-    before = gp.global_unstructured(tree, tree, sparsity=0.37), gp.find_cut(tree, amount=0.37)
+    before = gp.global_unstructured(tree, tree, sparsity=0.37), gp.find_threshold(tree, amount=0.37)
     monkeypatch.setattr(ranking, "BLOCK", 2**exponent)
-    after = gp.global_unstructured(tree, tree, sparsity=0.37), gp.find_cut(tree, amount=0.37)
+    after = gp.global_unstructured(tree, tree, sparsity=0.37), gp.find_threshold(tree, amount=0.37)
     assert all(a.equal(b) for a, b in zip(before[0], after[0], strict=True))
     assert before[1] == after[1]
 
@@ -160,7 +160,7 @@ def test_several_cuts_are_each_what_it_is_alone(dtype: torch.dtype, pruned: bool
     params = [weights[: 2**21].view(2**10, -1), weights[2**21 :]]
     masks = gp.global_unstructured(params, amount=0.3) if pruned else None
     amounts = torch.linspace(0.05, 0.95, 10, dtype=torch.float64)
-    together = gp.find_cut(params, masks=masks, amount=amounts)
-    alone = [gp.find_cut(params, masks=masks, amount=amount) for amount in amounts]
+    together = gp.find_threshold(params, masks=masks, amount=amounts)
+    alone = [gp.find_threshold(params, masks=masks, amount=amount) for amount in amounts]
     assert together.value.equal(torch.stack([cut.value for cut in alone]))
-    assert together.index.equal(torch.stack([cut.index for cut in alone]))
+    assert together.flat_index.equal(torch.stack([cut.flat_index for cut in alone]))

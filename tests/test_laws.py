@@ -1,4 +1,4 @@
-"""The laws of selection, each a property against tests/reference.py."""
+"""The laws of selection, each a property against tests/support/reference.py."""
 
 import itertools
 import math
@@ -14,10 +14,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import gprune as gp
-from gprune.selection import digits, keys, ranking, sample, search, several
+from gprune.select import digits, keys, ranking, sample, search, several
 from gprune.testing import SCORE_DTYPES, amounts, param_trees, tensors
-from tests import reference
-from tests.assertions import (
+from tests.support import reference
+from tests.support.assertions import (
     assert_are_masks,
     assert_cut,
     assert_entries,
@@ -26,7 +26,7 @@ from tests.assertions import (
     assert_same_structure,
     assert_subset,
 )
-from tests.cases import Case, cases, layerwise_cases, map_tensors
+from tests.support.cases import Case, cases, layerwise_cases, map_tensors
 
 # the law that everything rests on: 2,000 examples in the ci profile, 50,000 in nightly
 exactness = settings(max_examples=20 * settings().max_examples)
@@ -152,7 +152,7 @@ def test_exactness_of_the_streaming_search(case: Case, small: Sizes) -> None:
     expected = reference.global_masks(case.params, case.scores, case.k, case.masks)
     with streaming(small):
         assert_masks(case.masks_for(gp.global_unstructured), expected, case.params)
-        cut = case.masks_for(gp.find_cut)
+        cut = case.masks_for(gp.find_threshold)
     assert_cut(cut, reference.cut(case.params, case.scores, case.k, case.masks))
 
 
@@ -173,12 +173,12 @@ def test_exactness_of_several_cuts(
         for tree in (case.params, case.scores, case.masks)
     )
     with streaming(small), mock.patch.multiple(several, **bins):
-        cuts = gp.find_cut(case.params, case.scores, masks=case.masks, amount=vector)
+        cuts = gp.find_threshold(case.params, case.scores, masks=case.masks, amount=vector)
         batch = torch.vmap(prune, out_dims=gp.vmap_dims(flat))(vector)
     candidates = reference.num_candidates(case.params, case.masks)
     for i, amount in enumerate(amounts):
         k = reference.num_to_prune(amount, candidates)
-        cut = gp.Cut(cuts.value[i], cuts.index[i])
+        cut = gp.Threshold(cuts.value[i], cuts.flat_index[i])
         assert_cut(cut, reference.cut(case.params, case.scores, k, case.masks))
         expected = reference.global_masks(case.params, case.scores, k, case.masks)
         one = [None if leaf is None else leaf[i] for leaf in batch]
@@ -233,7 +233,7 @@ def test_what_the_search_learns_is_true(case: Case, small: Sizes) -> None:
         return learnt[-1]
 
     with streaming(small), mock.patch.object(search, "_learn", listen):
-        case.masks_for(gp.find_cut)
+        case.masks_for(gp.find_threshold)
     for known in learnt:
         least, most = (nan_last(keys.value_of(key, space)) for key in known[:2])
         assert known.before == sum(score < least for score in ranked)
@@ -261,10 +261,10 @@ def test_layerwise(drawn: tuple[Case, list[int | None]]) -> None:
 
 @given(cases())
 def test_cut_and_masks_at_it_are_the_two_halves(case: Case) -> None:
-    cut = case.masks_for(gp.find_cut)
-    assert isinstance(cut, gp.Cut)
+    cut = case.masks_for(gp.find_threshold)
+    assert isinstance(cut, gp.Threshold)
     assert_cut(cut, reference.cut(case.params, case.scores, case.k, case.masks))
-    masks = gp.masks_at(cut, case.params, case.scores, masks=case.masks)
+    masks = gp.masks_from_threshold(cut, case.params, case.scores, masks=case.masks)
     assert_equal_masks(masks, case.masks_for(gp.global_unstructured), case.params)
 
 
@@ -287,9 +287,9 @@ def cuts(draw: st.DrawFn, case: Case) -> reference.Cut:
 @given(st.data(), cases())
 def test_masks_at_any_cut(data: st.DataObject, case: Case) -> None:
     at = data.draw(cuts(case))
-    cut = gp.Cut(torch.tensor(at.value, dtype=torch.float64), torch.tensor(at.index))
-    masks = gp.masks_at(cut, case.params, case.scores, masks=case.masks)
-    expected = reference.masks_at(at, case.params, case.scores, case.masks)
+    cut = gp.Threshold(torch.tensor(at.value, dtype=torch.float64), torch.tensor(at.index))
+    masks = gp.masks_from_threshold(cut, case.params, case.scores, masks=case.masks)
+    expected = reference.masks_from_threshold(at, case.params, case.scores, case.masks)
     assert_masks(masks, expected, case.params)
 
 
@@ -304,9 +304,9 @@ def test_a_cut_between_neighbours_is_rounded_down(dtype: torch.dtype) -> None:
     for low, high in itertools.pairwise(rising):
         for part in (0.25, 0.5, 0.75):
             at = reference.Cut(low + part * (high - low), 5)
-            cut = gp.Cut(torch.tensor(at.value, dtype=torch.float64), torch.tensor(at.index))
-            expected = reference.masks_at(at, scores, scores, None)
-            assert_masks(gp.masks_at(cut, scores, scores), expected, scores)
+            cut = gp.Threshold(torch.tensor(at.value, dtype=torch.float64), torch.tensor(at.index))
+            expected = reference.masks_from_threshold(at, scores, scores, None)
+            assert_masks(gp.masks_from_threshold(cut, scores, scores), expected, scores)
 
 
 @given(cases())
@@ -372,8 +372,10 @@ def test_no_scores_are_magnitudes(case: Case) -> None:
     given_them = Case(case.params, magnitudes, case.masks, case.budget)
     masks = without.masks_for(gp.global_unstructured)
     assert_equal_masks(given_them.masks_for(gp.global_unstructured), masks, case.params)
-    cut = without.masks_for(gp.find_cut)
-    assert_equal_masks(gp.masks_at(cut, case.params, masks=case.masks), masks, case.params)
+    cut = without.masks_for(gp.find_threshold)
+    assert_equal_masks(
+        gp.masks_from_threshold(cut, case.params, masks=case.masks), masks, case.params
+    )
 
 
 # --- NaN, mixed dtypes, magnitudes ----------------------------------------------------------
@@ -439,7 +441,7 @@ def test_every_pair_of_dtypes(one: torch.dtype) -> None:
         for k in range(0, entries + 1, 3):
             expected = reference.global_masks(scores, scores, k)
             assert_masks(gp.global_unstructured(scores, scores, amount=k), expected, scores)
-        cut = gp.find_cut(scores, scores, amount=entries // 2)
+        cut = gp.find_threshold(scores, scores, amount=entries // 2)
         assert_cut(cut, reference.cut(scores, scores, entries // 2))
 
 
@@ -468,7 +470,7 @@ def test_magnitudes_are_exact(params: Any) -> None:
 def test_other_dtypes_are_refused(dtype: torch.dtype) -> None:
     params = {"fc": {"weight": torch.ones(2, 3)}}
     scores = {"fc": {"weight": torch.ones(2, 3).to(dtype)}}
-    for prune in (gp.global_unstructured, gp.layerwise, gp.find_cut):
+    for prune in (gp.global_unstructured, gp.layerwise, gp.find_threshold):
         with pytest.raises(TypeError, match=r"fc.*weight.*cast"):
             prune(params, scores, amount=1)
     with pytest.raises(TypeError, match="cast"):
@@ -484,7 +486,7 @@ def test_int64_beyond_float64_is_refused(score: int) -> None:
         lambda k: gp.global_unstructured(params, [scores], amount=k),
         lambda k: gp.global_unstructured(params, [scores], masks=masks, amount=k),
         lambda k: gp.layerwise(params, [scores], masks=masks, amount=k),
-        lambda k: gp.find_cut(params, [scores], amount=k),
+        lambda k: gp.find_threshold(params, [scores], amount=k),
         lambda k: gp.lowest_unstructured(scores, amount=k),
         lambda k: gp.lowest_unstructured(scores, masks[0], amount=k),
     ]

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import gprune as gp
-from tests import reference
 from tests.bench import layer_shuffle
+from tests.support import reference
 
 
 def test_a_shuffle_keeps_the_count_of_each_layer_and_moves_the_rest() -> None:

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 import gprune as gp
 from gprune.testing import param_trees, prior_masks
-from tests import reference
-from tests.assertions import (
+from tests.support import reference
+from tests.support.assertions import (
     assert_are_masks,
     assert_entries,
     assert_equal_masks,
     assert_same_structure,
 )
-from tests.cases import map_tensors
+from tests.support.cases import map_tensors
 
 
 @given(param_trees(), st.data())
@@ -79,7 +79,7 @@ def test_a_mask_at_a_hole_is_refused() -> None:
     params, masks = [torch.ones(2), None], [torch.ones(2).bool(), torch.ones(2).bool()]
     for call in (
         lambda: gp.global_unstructured(params, masks=masks, amount=1),
-        lambda: gp.find_cut(params, masks=masks, amount=1),
+        lambda: gp.find_threshold(params, masks=masks, amount=1),
         lambda: gp.apply_masks(params, masks),
         lambda: gp.intersect(gp.keep_all(params), masks),
     ):

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 import gprune as gp
 from gprune.testing import param_trees, prior_masks, scores_for, tensors
-from tests import reference
-from tests.assertions import (
+from tests.support import reference
+from tests.support.assertions import (
     assert_equal_masks,
     assert_masks,
     assert_same_structure,
 )
-from tests.cases import Case, budgets, cases, map_tensors
+from tests.support.cases import Case, budgets, cases, map_tensors
 
 
 @given(tensors(), st.data())

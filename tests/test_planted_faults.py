@@ -29,8 +29,8 @@ from gprune.testing import (
     scores_for,
 )
 from gprune.testing.reports import source
-from tests.assertions import assert_same
-from tests.cases import map_tensors
+from tests.support.assertions import assert_same
+from tests.support.cases import map_tensors
 
 nan, inf = float("nan"), float("inf")
 

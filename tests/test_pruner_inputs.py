@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import gprune as gp
-from tests.assertions import assert_same
+from tests.support.assertions import assert_same
 
 HALF = gp.schedules.constant(0.5)
 

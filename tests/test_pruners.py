@@ -13,8 +13,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import gprune as gp
 from gprune.testing import tensors
-from tests import reference, reference_patterns
-from tests.assertions import assert_same
+from tests.support import reference, reference_patterns
+from tests.support.assertions import assert_same
 
 FLOATS = [torch.float32, torch.float64, torch.bfloat16]
 SHAPES = st.sampled_from([(3, 4), (8, 2), (2, 3, 2), (1, 5)])

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from gprune.cli.app import app
 from tests.bench import evidence, layer_shuffle, minilm, readme
-from tests.checkpoint_files import save_folder
 from tests.readme_blocks import ALONE, BLOCKS, COMMANDS, PYTHON, README, TOGETHER, run
+from tests.support.checkpoint_files import save_folder
 
 ROOT = Path(__file__).parent.parent
 

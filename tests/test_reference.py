@@ -6,7 +6,7 @@ from collections import OrderedDict
 import pytest
 import torch
 
-from tests import reference
+from tests.support import reference
 
 inf, nan = math.inf, math.nan
 
@@ -147,9 +147,9 @@ def test_layerwise_counts_each_leaf_alone():
 def test_cut_is_the_kth_of_the_ranking(k, cut):
     params = [torch.tensor([nan, 0.0, -0.0]), torch.tensor([-inf, 5.0])]
     assert reference.cut(params, params, k) == cut
-    assert reference.masks_at(reference.Cut(*cut), params, params) == reference.global_masks(
-        params, params, k
-    )
+    assert reference.masks_from_threshold(
+        reference.Cut(*cut), params, params
+    ) == reference.global_masks(params, params, k)
 
 
 def test_cut_among_the_nans():
@@ -157,11 +157,11 @@ def test_cut_among_the_nans():
     value, index = reference.cut(params, params, 3)
     assert math.isnan(value)
     assert index == 2
-    assert reference.masks_at(reference.Cut(nan, 2), params, params) == [
+    assert reference.masks_from_threshold(reference.Cut(nan, 2), params, params) == [
         [False, False],
         [False, True],
     ]
-    assert reference.masks_at(reference.Cut(inf, 9), params, params) == [
+    assert reference.masks_from_threshold(reference.Cut(inf, 9), params, params) == [
         [True, False],
         [True, True],
     ]
@@ -170,10 +170,12 @@ def test_cut_among_the_nans():
 def test_masks_at_a_cut_between_two_scores():
     params = [torch.tensor([1.0, 1.0, 2.0], dtype=torch.bfloat16)]
     prior = [torch.tensor([True, False, True])]
-    assert reference.masks_at(reference.Cut(1.001, -1), params, params, prior) == [
+    assert reference.masks_from_threshold(reference.Cut(1.001, -1), params, params, prior) == [
         [False, False, True]
     ]
-    assert reference.masks_at(reference.Cut(1.0, 0), params, params) == [[False, True, True]]
+    assert reference.masks_from_threshold(reference.Cut(1.0, 0), params, params) == [
+        [False, True, True]
+    ]
 
 
 def test_magnitudes_of_integers_do_not_wrap():

@@ -1,4 +1,4 @@
-"""The schedules, against the formulas of tests/reference.py."""
+"""The schedules, against the formulas of tests/support/reference.py."""
 
 import itertools
 from fractions import Fraction
@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import gprune as gp
-from tests import reference
+from tests.support import reference
 
 
 class Scheduled(NamedTuple):

@@ -11,8 +11,8 @@ from torch.nn import functional as F  # noqa: N812  torch's own name for it
 
 import gprune as gp
 from gprune.testing import param_trees
-from tests import reference
-from tests.cases import map_tensors
+from tests.support import reference
+from tests.support.cases import map_tensors
 
 seeds = st.integers(0, 2**32 - 1)
 finite_trees = param_trees(dtypes=[torch.float32, torch.float64]).map(

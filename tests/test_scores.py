@@ -11,8 +11,8 @@ from torch.nn import functional as F  # noqa: N812  torch's own name for it
 import gprune as gp
 from gprune.scores import curvature
 from gprune.testing import assert_compiles, assert_pure, assert_vmaps
-from tests import reference
-from tests.models import MODELS, Model
+from tests.support import reference
+from tests.support.models import MODELS, Model
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 

@@ -12,12 +12,12 @@ from torch.nn.utils.prune import L1Unstructured
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gprune as gp
-from gprune.selection import digits, keys, operators, search
-from gprune.selection.draws import draw_range
-from gprune.selection.keys import BRAIN, DOUBLE, HALF, SINGLE, KeySpace
-from gprune.selection.marking import mark
-from gprune.selection.passes import Divided, divide
-from gprune.selection.ranking import Ranking
+from gprune.select import digits, keys, operators, search
+from gprune.select.draws import draw_range
+from gprune.select.keys import BRAIN, DOUBLE, HALF, SINGLE, KeySpace
+from gprune.select.marking import mark
+from gprune.select.passes import Divided, divide
+from gprune.select.ranking import Ranking
 
 CPU = torch.device("cpu")
 NARROW = {torch.float16: HALF, torch.bfloat16: BRAIN}
@@ -145,8 +145,8 @@ DENORMALS = torch.tensor([3, 1, 2, 5, 4], dtype=torch.int32).view(torch.float32)
 def test_denormals_count_also_where_arithmetic_flushes_them(leaves: list[torch.Tensor]) -> None:
     with flushed():
         masks = gp.global_unstructured(leaves, amount=3)
-        cut = gp.find_cut(leaves, amount=3)
-        again = gp.masks_at(cut, leaves)
+        cut = gp.find_threshold(leaves, amount=3)
+        again = gp.masks_from_threshold(cut, leaves)
         assert operators.num_to_prune(torch.tensor(1), 2) == 1
         still = DENORMALS.sum().item() == 0
     assert masks[0].tolist() == [False, False, False, True, True]
@@ -159,14 +159,14 @@ def test_a_default_device_changes_nothing(device: str) -> None:
     params = [torch.arange(1.0, 13).reshape(3, 4), torch.arange(5.0)]
     with torch.device(device):
         masks = gp.global_unstructured(params, amount=3)
-        cut = gp.find_cut(params, amount=0.5)
+        cut = gp.find_threshold(params, amount=0.5)
         sparsity = gp.schedules.polynomial(0.5, begin=0, end=10)(10)
         masked = gp.global_unstructured(params, sparsity=sparsity)
         drawn = gp.scores.random(params, seed=0)
         rows = gp.layerwise(params[:1], amount=1, dim=-1)
         large = gp.global_unstructured([torch.arange(20_000.0, device="cpu")], amount=10_000)
     assert int(gp.num_pruned(masks)) == 3
-    assert (float(cut.value), int(cut.index)) == (4.0, 3)
+    assert (float(cut.value), int(cut.flat_index)) == (4.0, 3)
     assert int(gp.num_pruned(masked)) == 8
     assert drawn[0].device.type == "cpu"
     assert rows[0].sum().item() == 9
@@ -179,7 +179,7 @@ def test_leaves_without_values_beside_others_are_refused() -> None:
         gp.global_unstructured({"a": meta, "b": torch.ones(2)}, amount=1)
     with pytest.raises(ValueError, match="amount must have a value"):
         gp.global_unstructured([torch.ones(3)], amount=torch.tensor(1, device="meta"))
-    assert gp.find_cut([meta], amount=1).value.is_meta
+    assert gp.find_threshold([meta], amount=1).value.is_meta
     with pytest.raises(ValueError, match=r"masks\[0\] is on meta, its parameter is on cpu"):
         gp.global_unstructured(
             [torch.ones(2)], masks=[torch.empty(2, dtype=torch.bool, device="meta")], amount=1
@@ -187,7 +187,7 @@ def test_leaves_without_values_beside_others_are_refused() -> None:
 
 
 def test_operators_meet_on_the_host() -> None:
-    for operator in (operators.select, operators.select_rows, operators.find_cut):
+    for operator in (operators.select, operators.select_rows, operators.find_threshold):
         assert torch.Tag.cudagraph_unsafe in operator._opoverload.tags
 
 
@@ -209,7 +209,7 @@ def test_an_accelerator_is_waited_for_as_often_however_large_the_model_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The search that accelerators take, and the marking, on leaves of many blocks and of one."""
-    monkeypatch.setattr("gprune.selection.ranking.BLOCK", 64)
+    monkeypatch.setattr("gprune.select.ranking.BLOCK", 64)
     numbers = []
     for leaves in (1, 2, 20):
         scores = [torch.arange(200.0) % 17 for _ in range(leaves)]
@@ -304,7 +304,7 @@ def test_errors_of_values_name_the_leaf() -> None:
     with pytest.raises(ValueError, match=r"amount\['a'\]: .*candidates, 2"):
         gp.layerwise(params, amount=3)
     integers = {"a": torch.ones(2, dtype=torch.int64), "b": torch.tensor([2**60])}
-    for prune in (gp.global_unstructured, gp.layerwise, gp.find_cut):
+    for prune in (gp.global_unstructured, gp.layerwise, gp.find_threshold):
         with pytest.raises(
             ValueError, match=r"scores\['b'\]: int64 scores must be at most 2\*\*53"
         ):
@@ -313,10 +313,10 @@ def test_errors_of_values_name_the_leaf() -> None:
 
 def test_cuts_that_are_none() -> None:
     for cut in (3, (1, 2, 3), None):
-        with pytest.raises(TypeError, match="must be a Cut"):
-            gp.masks_at(cut, [torch.ones(2)])
+        with pytest.raises(TypeError, match="must be a Threshold"):
+            gp.masks_from_threshold(cut, [torch.ones(2)])
     with pytest.raises(TypeError, match="index must be an integer"):
-        gp.masks_at((1.0, 2.0), [torch.ones(2)])
+        gp.masks_from_threshold((1.0, 2.0), [torch.ones(2)])
 
 
 def test_an_empty_batch_is_refused() -> None:
@@ -376,7 +376,7 @@ def test_a_pass_divides_at_both_ends_of_its_bracket(
 @pytest.mark.parametrize("pruned", [False, True])
 def test_what_pads_a_block_is_nowhere(monkeypatch: pytest.MonkeyPatch, pruned: bool) -> None:
     """The second block is padded to a whole word, over what the first has left in the scratch."""
-    monkeypatch.setattr("gprune.selection.ranking.BLOCK", 16)
+    monkeypatch.setattr("gprune.select.ranking.BLOCK", 16)
     for left in (3.0, 9.0):  # in the bracket, and above it
         scores = torch.cat([torch.full((16,), left), torch.ones(3)])
         masks = [torch.empty(19, dtype=torch.bool)]

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 import gprune as gp
 from gprune.testing import prior_masks, tensors
-from tests import reference, reference_patterns
-from tests.cases import fractions
+from tests.support import reference, reference_patterns
+from tests.support.cases import fractions
 
 
 def bits(*rows: str) -> list[list[bool]]:

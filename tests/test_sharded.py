@@ -26,11 +26,11 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.placement_types import _StridedShard
 
 import gprune as gp
-from gprune.selection import sample
-from gprune.selection.sharded.layouts import layout_of
-from tests import sharded_cases
-from tests.cases import Case, layerwise_cases
-from tests.sharded_cases import (
+from gprune.select import sample
+from gprune.select.sharded.layouts import layout_of
+from tests.support import sharded_cases
+from tests.support.cases import Case, layerwise_cases
+from tests.support.sharded_cases import (
     Sharding,
     all_well,
     differences,
@@ -58,17 +58,19 @@ few = settings(max_examples=EXAMPLES)
 def check_global(case: Case, sharding: Sharding, small: Sizes, slots: int) -> list[str]:
     sharded = Case(*(placed(tree, sharding) for tree in case[:3]), case.budget)
     problems = []
-    with streaming(small), mock.patch("gprune.selection.sharded.descent.SLOTS", slots):
-        cut, expected_cut = sharded.masks_for(gp.find_cut), case.masks_for(gp.find_cut)
+    with streaming(small), mock.patch("gprune.select.sharded.descent.SLOTS", slots):
+        cut, expected_cut = sharded.masks_for(gp.find_threshold), case.masks_for(gp.find_threshold)
         if repr(cut) != repr(expected_cut):
             problems.append(f"cut is {cut}, expected {expected_cut}")
         for method in METHODS:
             prune = functools.partial(gp.global_unstructured, **method)
             got, expected = sharded.masks_for(prune), case.masks_for(prune)
             problems += differences("masks", got, expected, sharding)
-        at = gp.masks_at(expected_cut, sharded.params, sharded.scores, masks=sharded.masks)
-        expected = gp.masks_at(expected_cut, case.params, case.scores, masks=case.masks)
-        problems += differences("masks_at", at, expected, sharding)
+        at = gp.masks_from_threshold(
+            expected_cut, sharded.params, sharded.scores, masks=sharded.masks
+        )
+        expected = gp.masks_from_threshold(expected_cut, case.params, case.scores, masks=case.masks)
+        problems += differences("masks_from_threshold", at, expected, sharding)
     if str(gp.summary(sharded.params, at)) != str(gp.summary(case.params, expected)):
         problems.append(f"summary is {gp.summary(sharded.params, at)}")
     whole = gp.agreement(expected, gp.keep_all(expected))
@@ -97,7 +99,7 @@ def test_global(world: int) -> None:
 def check_layerwise(case: Case, sharding: Sharding, small: Sizes, slots: int) -> list[str]:
     sharded = Case(*(placed(tree, sharding) for tree in case[:3]), case.budget)
     problems = []
-    with streaming(small), mock.patch("gprune.selection.sharded.descent.SLOTS", slots):
+    with streaming(small), mock.patch("gprune.select.sharded.descent.SLOTS", slots):
         for method in METHODS:
             prune = functools.partial(gp.layerwise, **method)
             got, expected = sharded.masks_for(prune), case.masks_for(prune)
@@ -130,7 +132,7 @@ def check_every_count(bracket: tuple[int, int] | None, limit: int) -> list[str]:
     mine, prior = placed(scores, sharding), placed(masks, sharding)
     guess = {"return_value": bracket} if bracket else {"wraps": sample.spread}
     problems = []
-    with streaming(small), mock.patch("gprune.selection.sharded.search.spread", **guess):
+    with streaming(small), mock.patch("gprune.select.sharded.search.spread", **guess):
         for k in range(1 + sum(int(mask.sum()) for mask in masks)):
             expected = gp.global_unstructured(scores, scores, masks=masks, amount=k)
             got = gp.global_unstructured(mine, mine, masks=prior, amount=k)
@@ -314,7 +316,7 @@ def test_importing_gprune_does_not_enter_the_room() -> None:
         "import sys, torch, optree; before = set(sys.modules); import gprune;"
         "new = [x for x in set(sys.modules) - before if x.startswith('torch.distributed')];"
         "assert not new, new; gprune.global_unstructured([torch.ones(3)], amount=1);"
-        "assert 'gprune.selection.sharded' not in sys.modules"
+        "assert 'gprune.select.sharded' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -337,6 +339,6 @@ def test_only_this_room_knows_torch_distributed() -> None:
             r"^\s*(import|from) torch(\.distributed|\._C\._distributed)", file.read_text(), re.M
         )
     }
-    assert knows == {"selection/sharded"}
+    assert knows == {"select/sharded"}
     helper = "_compute_local_shape_and_global_offset("
     assert sum(file.read_text().count(helper) for file in package.rglob("*.py")) == 1

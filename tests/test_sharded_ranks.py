@@ -15,9 +15,9 @@ from torch.distributed.tensor import DTensor, Partial, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
 
 import gprune as gp
-from tests.assertions import fail_if
-from tests.sharded_cases import mesh_of, place
-from tests.workers import Workers, started
+from tests.support.assertions import fail_if
+from tests.support.sharded_cases import mesh_of, place
+from tests.support.workers import Workers, started
 
 # --- what is refused, by all ranks at once --------------------------------------------------
 
@@ -132,7 +132,7 @@ def raise_in_a_shard(calls: list[Any]) -> list[tuple[str, str]]:
 
 def test_a_value_that_is_wrong_on_one_rank_is_raised_on_all() -> None:
     first, second = started(2).run(
-        raise_in_a_shard, [gp.global_unstructured, gp.layerwise, gp.find_cut]
+        raise_in_a_shard, [gp.global_unstructured, gp.layerwise, gp.find_threshold]
     )
     assert first == second
     assert {kind for kind, _ in first} == {"ValueError"}
@@ -185,14 +185,14 @@ def fail_within(phase: str) -> tuple[str, str]:
 
 
 PHASES = [
-    "gprune.selection.sharded.shards.Ranking",
-    "gprune.selection.sharded.search._sample",
-    "gprune.selection.sharded.search.divide",
-    "gprune.selection.sharded.descent._histogram",
-    "gprune.selection.sharded.descent._count",
-    "gprune.selection.sharded.parts.Part.places",
-    "gprune.selection.sharded.shards.keep",
-    "gprune.selection.sharded.operators.empty_masks",
+    "gprune.select.sharded.shards.Ranking",
+    "gprune.select.sharded.search._sample",
+    "gprune.select.sharded.search.divide",
+    "gprune.select.sharded.descent._histogram",
+    "gprune.select.sharded.descent._count",
+    "gprune.select.sharded.parts.Part.places",
+    "gprune.select.sharded.shards.keep",
+    "gprune.select.sharded.operators.empty_masks",
 ]
 
 
@@ -214,9 +214,9 @@ def refusals() -> list[tuple[str, str]]:
         outcome(lambda: gp.global_unstructured([sharded, in_pieces], amount=1)),
         outcome(lambda: gp.global_unstructured([sharded, short], amount=1)),
         outcome(lambda: gp.layerwise([sharded, place(one, other, (Shard(0),) * 2)], amount=1)),
-        outcome(lambda: gp.find_cut([sharded], [one], amount=1)),
-        outcome(lambda: gp.find_cut([one, sharded], [sharded, sharded], amount=1)),
-        outcome(lambda: gp.masks_at(gp.Cut(1.0, 0), [sharded], masks=[one > 0])),
+        outcome(lambda: gp.find_threshold([sharded], [one], amount=1)),
+        outcome(lambda: gp.find_threshold([one, sharded], [sharded, sharded], amount=1)),
+        outcome(lambda: gp.masks_from_threshold(gp.Threshold(1.0, 0), [sharded], masks=[one > 0])),
         outcome(lambda: gp.apply_masks([sharded], [one > 0])),
         outcome(lambda: gp.global_unstructured([sharded], pruning_method=method)),
         outcome(lambda: gp.layerwise([sharded], pruning_method=method)),
@@ -228,7 +228,7 @@ def refusals() -> list[tuple[str, str]]:
         outcome(lambda: gp.check_n_of_m([place(one > 0, mesh, (Shard(0),))], n=2, m=4)),
         outcome(lambda: gp.layerwise([sharded, one], amount=[1, 5])),
         outcome(lambda: gp.global_unstructured([sharded, one], amount=9)),
-        outcome(lambda: gp.find_cut([sharded, one], amount=torch.tensor([0, 4, 9]))),
+        outcome(lambda: gp.find_threshold([sharded, one], amount=torch.tensor([0, 4, 9]))),
     ]
 
 
@@ -288,9 +288,9 @@ def lose_a_rank(phase: str) -> tuple[str, str, str, float] | None:
 @pytest.mark.parametrize(
     ("phase", "name"),
     [
-        ("gprune.selection.sharded.shards.Ranking", "agreeing on the call"),
-        ("gprune.selection.sharded.search.divide", "counting what the bracket divides"),
-        ("gprune.selection.sharded.parts.Part.places", "finding the index of the cut"),
+        ("gprune.select.sharded.shards.Ranking", "agreeing on the call"),
+        ("gprune.select.sharded.search.divide", "counting what the bracket divides"),
+        ("gprune.select.sharded.parts.Part.places", "finding the index of the cut"),
     ],
 )
 def test_a_lost_rank_is_noticed(phase: str, name: str) -> None:
@@ -380,7 +380,7 @@ def messages_of_layers(leaves: int) -> tuple[int, int]:
 
 def messages_of_a_crowd(leaves: int, kind: str) -> tuple[int, int]:
     tree = [weights(kind, torch.float64, 200, 100) for _ in range(leaves)]
-    with mock.patch("gprune.selection.sharded.descent.SLOTS", leaves):
+    with mock.patch("gprune.select.sharded.descent.SLOTS", leaves):
         masks, sent = sent_by(lambda: gp.layerwise(tree, amount=0.5))
     assert all(int(gp.num_pruned(mask)) == 10_000 for mask in masks)
     return len(sent), sum(size for _, size in sent)

@@ -22,8 +22,8 @@ from gprune.testing import (
     tensors,
 )
 from gprune.testing.strategies import Box, Pair
-from tests import reference
-from tests.cases import Case, cases
+from tests.support import reference
+from tests.support.cases import Case, cases
 
 Condition = Callable[[Any], bool]
 

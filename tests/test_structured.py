@@ -13,8 +13,8 @@ from torch.nn.utils import prune as torch_prune
 
 import gprune as gp
 from gprune.testing import prior_masks, tensors
-from tests import reference, reference_patterns
-from tests.cases import fractions
+from tests.support import reference, reference_patterns
+from tests.support.cases import fractions
 
 NORMS = [1, 2, 3, 0.5, 1.7, 0, -1, -2.5, math.inf, -math.inf, "fro", "nuc"]
 

@@ -10,8 +10,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import gprune as gp
-from gprune.selection import operators
-from tests.assertions import assert_equal_masks
+from gprune.select import operators
+from tests.support.assertions import assert_equal_masks
 
 PARAMS = {"a": torch.linspace(-1, 1, 12).reshape(3, 4), "b": [torch.arange(5.0), None]}
 
@@ -34,8 +34,8 @@ SEED = torch.tensor(7)
         (operators.select, (TENSORS, [], [HALF], None, True, False)),
         (operators.select, (TENSORS, MASKS, [HALF], SEED, False, True)),
         (operators.select, (TENSORS, MASKS, [HALF, HALF], None, False, False)),
-        (operators.find_cut, (TENSORS, MASKS, HALF, True, False)),
-        (operators.masks_at, (HALF, SEED, TENSORS, MASKS, False)),
+        (operators.find_threshold, (TENSORS, MASKS, HALF, True, False)),
+        (operators.masks_from_threshold, (HALF, SEED, TENSORS, MASKS, False)),
         (operators.num_to_prune, (HALF, 9)),
         (operators.random_scores, (TENSORS, SEED)),
         (operators.all_finite, (TENSORS,)),
@@ -56,11 +56,11 @@ def test_opcheck(operator: Any, args: tuple[Any, ...]) -> None:
 def test_vmap_over_amounts(amounts: torch.Tensor) -> None:
     dims = gp.vmap_dims(PARAMS)
     masks = torch.vmap(lambda a: gp.global_unstructured(PARAMS, amount=a), out_dims=dims)(amounts)
-    cuts = torch.vmap(lambda a: gp.find_cut(PARAMS, amount=a))(amounts)
+    cuts = torch.vmap(lambda a: gp.find_threshold(PARAMS, amount=a))(amounts)
     for i, amount in enumerate(amounts):
         alone = gp.global_unstructured(PARAMS, amount=amount)
         assert_equal_masks(at(masks, i), alone, PARAMS)
-        assert (cuts.value[i], cuts.index[i]) == gp.find_cut(PARAMS, amount=amount)
+        assert (cuts.value[i], cuts.flat_index[i]) == gp.find_threshold(PARAMS, amount=amount)
 
 
 def test_nested_vmap_over_amounts_and_models() -> None:
@@ -145,11 +145,11 @@ def test_masks_are_copied_and_saved_like_any_tensors() -> None:
     masks = gp.global_unstructured(PARAMS, amount=0.5)
     assert_equal_masks(copy.deepcopy(masks), masks, PARAMS)
     file = io.BytesIO()
-    torch.save({"masks": masks, "cut": tuple(gp.find_cut(PARAMS, amount=0.5))}, file)
+    torch.save({"masks": masks, "cut": tuple(gp.find_threshold(PARAMS, amount=0.5))}, file)
     file.seek(0)
     loaded = torch.load(file, weights_only=True)
     assert_equal_masks(loaded["masks"], masks, PARAMS)
-    assert_equal_masks(gp.masks_at(gp.Cut(*loaded["cut"]), PARAMS), masks, PARAMS)
+    assert_equal_masks(gp.masks_from_threshold(gp.Threshold(*loaded["cut"]), PARAMS), masks, PARAMS)
 
 
 # --- tensors without data ---------------------------------------------------------------------

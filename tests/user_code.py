@@ -53,8 +53,8 @@ def select(params: Params) -> tuple[Params, Params]:
     masks = gp.layerwise(
         weights, masks=masks, sparsity=gp.allocation.uniform(weights, sparsity=0.5)
     )
-    cut: gp.Cut = gp.find_cut(weights, amount=3)
-    masks = gp.intersect(masks, gp.masks_at(cut, weights))
+    cut: gp.Threshold = gp.find_threshold(weights, amount=3)
+    masks = gp.intersect(masks, gp.masks_from_threshold(cut, weights))
     masks = gp.intersect(
         masks, gp.global_unstructured(weights, pruning_method=below, threshold=0.01)
     )

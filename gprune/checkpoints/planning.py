@@ -18,7 +18,7 @@ from gprune.trees import predicate
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 Tensors: TypeAlias = dict[str, Tensor]
-Method: TypeAlias = Callable[[Tensors, Tensors | None, float, Advance], dict[str, gp.Cut]]
+Method: TypeAlias = Callable[[Tensors, Tensors | None, float, Advance], dict[str, gp.Threshold]]
 """A function of weights, scores (or none, for magnitude) and an amount: a cut for each weight."""
 
 
@@ -33,12 +33,12 @@ class Plan(NamedTuple):
 
     weights: Tensors
     scores: Tensors | None
-    cuts: dict[str, gp.Cut]
+    cuts: dict[str, gp.Threshold]
 
     def mask(self, name: str) -> Tensor:
         """Make the mask of one weight."""
         scores = None if self.scores is None else self.scores[name]
-        mask: Tensor = gp.masks_at(self.cuts[name], self.weights[name], scores)
+        mask: Tensor = gp.masks_from_threshold(self.cuts[name], self.weights[name], scores)
         return mask
 
 
@@ -86,12 +86,12 @@ def choose(
 
 def together(
     weights: Tensors, scores: Tensors | None, amount: float, advance: Advance
-) -> dict[str, gp.Cut]:
+) -> dict[str, gp.Threshold]:
     """Rank all weights together, as `gprune.global_unstructured` does: one search."""
-    cut = gp.find_cut(weights, scores, amount=amount)
+    cut = gp.find_threshold(weights, scores, amount=amount)
     cuts, before = {}, 0
     for name, weight in weights.items():
-        cuts[name] = gp.Cut(cut.value, cut.index - before)
+        cuts[name] = gp.Threshold(cut.value, cut.flat_index - before)
         before += weight.numel()
         advance(weight.nbytes)
     return cuts
@@ -99,13 +99,13 @@ def together(
 
 def each_alone(
     weights: Tensors, scores: Tensors | None, amount: float, advance: Advance
-) -> dict[str, gp.Cut]:
+) -> dict[str, gp.Threshold]:
     """Rank each weight alone, as `gprune.layerwise` does."""
     cuts = {}
     for name, weight in weights.items():
         own = None if scores is None else scores[name]
         try:
-            cuts[name] = gp.find_cut(weight, own, amount=amount)
+            cuts[name] = gp.find_threshold(weight, own, amount=amount)
         except ValueError as error:
             raise CheckpointError(f"{name!r}: {error}") from None
         advance(weight.nbytes)

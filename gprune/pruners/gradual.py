@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from gprune.combinators import global_unstructured
 from gprune.masks import apply_masks, keep_all, with_holes
+from gprune.prune import global_unstructured
 from gprune.pruners.pruner import (
     Allocation,
     Due,

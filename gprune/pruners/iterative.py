@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gprune.combinators import global_unstructured, num_to_prune
 from gprune.masks import apply_masks, keep_all, with_holes
+from gprune.prune import global_unstructured, num_to_prune
 from gprune.pruners.pruner import (
     Due,
     Pruner,

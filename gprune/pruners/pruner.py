@@ -8,9 +8,9 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
-from gprune.combinators import layerwise
-from gprune.leaves import misfit, score_problem
-from gprune.selection.amounts import as_scalar
+from gprune.inputs import misfit, score_problem
+from gprune.prune import layerwise
+from gprune.select.amounts import as_scalar
 from gprune.trees import (
     Tree,
     Where,

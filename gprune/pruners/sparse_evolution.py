@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from gprune.allocation import erdos_renyi
-from gprune.combinators import layerwise
 from gprune.masks import apply_masks, with_holes
+from gprune.prune import layerwise
 from gprune.pruners.pruner import (
     Allocation,
     Due,
@@ -33,7 +33,7 @@ from gprune.pruners.pruner import (
     sparse_from_the_start,
 )
 from gprune.schedules import Schedule
-from gprune.selection.amounts import as_scalar, as_seed
+from gprune.select.amounts import as_scalar, as_seed
 from gprune.trees import Tree, Where, map_leaves
 from gprune.unstructured import random_unstructured
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from gprune.calls import together
-from gprune.leaves import is_sharded, misfit
-from gprune.selection import operators
+from gprune.inputs import is_sharded, misfit
+from gprune.select import operators
 from gprune.trees import Tree, TreeDef, flatten, leaf_names, match, require_tensors, unflatten
 
 

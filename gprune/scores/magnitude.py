@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gprune.selection.keys import SPACES
+from gprune.select.keys import SPACES
 from gprune.trees import Tree, fill, flatten, leaf_names, require_tensors
 
 

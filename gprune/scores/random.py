@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from gprune.leaves import is_sharded
-from gprune.selection import operators
-from gprune.selection.amounts import as_seed
+from gprune.inputs import is_sharded
+from gprune.select import operators
+from gprune.select.amounts import as_seed
 from gprune.trees import Tree, fill, flatten, require_tensors
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gprune.leaves import require_whole
+from gprune.inputs import require_whole
 from gprune.scores.edge import score_leaves
 from gprune.trees import Tree, flatten
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from gprune.combinators import global_unstructured
 from gprune.masks import apply_masks, keep_all, with_holes
+from gprune.prune import global_unstructured
 from gprune.schedules import constant
 from gprune.scores.edge import require_positive, score_leaves, wide
 from gprune.scores.losses import over_tensors, require_floating

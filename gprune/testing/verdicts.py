@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gprune.combinators import num_to_prune
+from gprune.prune import num_to_prune
 from gprune.trees import Tree, flatten, leaf_names
 
 

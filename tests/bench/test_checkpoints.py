@@ -12,7 +12,7 @@ import pytest
 
 from tests.bench.conftest import Report
 from tests.bench.measure import peak_anonymous
-from tests.checkpoint_files import save_large
+from tests.support.checkpoint_files import save_large
 
 pytestmark = pytest.mark.bench
 

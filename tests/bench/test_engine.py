@@ -193,10 +193,10 @@ def test_ten_amounts(report: Report) -> None:
     leaves, amounts = weights(), torch.linspace(0.05, 0.95, 10, dtype=torch.float64)
 
     def ten() -> None:
-        torch.vmap(lambda amount: gp.find_cut(leaves, amount=amount))(amounts)
+        torch.vmap(lambda amount: gp.find_threshold(leaves, amount=amount))(amounts)
 
     def one() -> None:
-        gp.find_cut(leaves, amount=0.5)
+        gp.find_threshold(leaves, amount=0.5)
 
     report("ten amounts in one search over one", ratio(ten, one), at_most=2)
 

@@ -14,8 +14,8 @@ from torch.distributed.tensor import DTensor, Shard
 
 import gprune as gp
 from tests.bench.conftest import Report
-from tests.sharded_cases import mesh_of
-from tests.workers import Workers
+from tests.support.sharded_cases import mesh_of
+from tests.support.workers import Workers
 
 pytestmark = pytest.mark.bench
 

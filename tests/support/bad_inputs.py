@@ -1,0 +1,1127 @@
+"""The table of bad inputs, as data: a call, the error that it raises, the words of its message.
+
+A row's inputs are made anew for each run, so that a row cannot spoil another. `PARAMS` has ten
+entries, in two leaves and a hole.
+"""
+
+import fractions
+import functools
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+import gprune as gp
+
+
+class Bad(NamedTuple):
+    """A call that must raise.
+
+    Attributes:
+        name: the function and what is wrong.
+        function: a public callable.
+        inputs: makes its positional and keyword arguments.
+        error: the class of the exception.
+        words: each of which the message holds.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    inputs: Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]
+    error: type[Exception]
+    words: tuple[str, ...]
+
+
+def bad(
+    function: Callable[..., Any],
+    what: str,
+    error: type[Exception],
+    words: str,
+    *args: Any,
+    **kwargs: Any,
+) -> Bad:
+    """A row; words are separated by spaces, what is callable with no name makes its argument."""
+
+    def inputs() -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return tuple(map(made, args)), {key: made(value) for key, value in kwargs.items()}
+
+    return Bad(f"{function.__name__}: {what}", function, inputs, error, tuple(words.split()))
+
+
+class Make(NamedTuple):
+    """An argument that is made when the row runs."""
+
+    how: Callable[[], Any]
+
+
+def made(value: Any) -> Any:
+    return value.how() if isinstance(value, Make) else value
+
+
+# --- what is passed ---------------------------------------------------------------------------
+
+
+def tree(weight: Any, bias: Any, out: Any) -> Any:
+    return {"fc": {"weight": weight, "bias": bias}, "out": out}
+
+
+def weight() -> torch.Tensor:
+    return torch.arange(6.0).reshape(2, 3)
+
+
+def out() -> torch.Tensor:
+    return torch.ones(4)
+
+
+PARAMS = Make(lambda: tree(weight(), None, out()))
+TEN = Make(lambda: torch.arange(10.0))
+ENTRIES = 10
+LEAF = Make(lambda: [torch.arange(10.0)])
+CUT = Make(lambda: gp.Threshold(torch.tensor(0.0), torch.tensor(0)))
+
+
+def nested() -> torch.Tensor:
+    return torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged)
+
+
+def number(value: Any, dtype: torch.dtype | None = None) -> Make:
+    return Make(lambda: torch.tensor(value, dtype=dtype))
+
+
+# --- amounts and sparsities -------------------------------------------------------------------
+
+T, V = TypeError, ValueError
+
+NUMBERS: list[tuple[str, Any, type[Exception], str]] = [
+    ("a string", "3", T, "'3'"),
+    ("a bool", True, T, "True"),
+    ("a bool tensor", number(True), T, "bool"),
+    ("complex", 3 + 0j, T, "(3+0j)"),
+    ("a complex tensor", number(3 + 0j), T, "complex"),
+    ("a set", {1, 2}, T, "{1, 2}"),
+    ("NaN", math.nan, V, "nan"),
+    ("a NaN tensor", number(math.nan), V, "nan"),
+    ("infinity", math.inf, V, "inf"),
+    ("minus infinity", -math.inf, V, "-inf"),
+    ("a negative int", -1, V, "negative -1"),
+    ("a negative float", -0.25, V, "negative -0.25"),
+    ("a negative int tensor", number(-1), V, "negative -1"),
+    ("a negative float tensor", number(-0.25), V, "negative -0.25"),
+    ("a little above 1", math.nextafter(1.0, 2.0), V, "1.0000000000000002"),
+    ("a percentage", 80.0, V, "80.0 mean 0.8?"),
+    ("a bfloat16 tensor above 1", number(1.5, torch.bfloat16), V, "1.5"),
+    ("above the candidates", ENTRIES + 1, V, "11"),
+    ("a tensor above the candidates", number(ENTRIES + 1), V, "11"),
+    ("beyond 64 bits", 2**70, V, "64 bits"),
+    ("a huge fraction", fractions.Fraction(10**400), V, "float"),
+    ("a sparse tensor", Make(lambda: torch.tensor(0.5).to_sparse()), T, "0-dim sparse_coo"),
+    ("a nested tensor", Make(lambda: nested()), T, "0-dim"),
+]
+VECTORS = [
+    ("one number in a tensor", number([0.5]), V, "0-dim (1,)"),
+    ("an empty tensor", number([]), V, "0-dim (0,)"),
+]
+ABOVE_ONE = [("two", 2, V, "2 at most"), ("a tensor of two", number(2), V, "2 at most")]
+
+TAKERS: list[tuple[Callable[..., Any], Any, dict[str, Any]]] = [
+    (gp.global_unstructured, PARAMS, {}),
+    (gp.layerwise, LEAF, {}),
+    (gp.find_threshold, PARAMS, {}),
+    (gp.lowest_unstructured, TEN, {}),
+    (gp.l1_unstructured, TEN, {}),
+    (gp.random_unstructured, TEN, {"seed": 0}),
+]
+
+AMOUNTS = [
+    bad(function, f"amount is {what}", error, f"amount {words}", first, amount=value, **more)
+    for function, first, more in TAKERS
+    for what, value, error, words in NUMBERS + VECTORS * (function is not gp.find_threshold)
+]
+SPARSITIES = [
+    bad(function, f"sparsity is {what}", error, f"sparsity {words}", first, sparsity=value, **more)
+    for function, first, more in TAKERS
+    for what, value, error, words in NUMBERS
+    + ABOVE_ONE
+    + VECTORS * (function is not gp.find_threshold)
+]
+SEVERAL = [
+    bad(gp.find_threshold, what, V, words, PARAMS, amount=number(value))
+    for what, value, words in [
+        ("a matrix of amounts", [[0.5]], "amount 0-dim or 1-D (1, 1)"),
+        ("a bad one among amounts", [0.5, 1.5], "amount at most 1 1.5"),
+        ("too large a one among counts", [0, ENTRIES + 1], "amount 11"),
+    ]
+]
+COUNTS = [
+    bad(gp.num_to_prune, f"amount is {what}", error, f"amount {words}", value, ENTRIES)
+    for what, value, error, words in NUMBERS + VECTORS
+] + [
+    bad(gp.num_to_prune, "candidates are a float", T, "candidates 10.0", 1, 10.0),
+    bad(gp.num_to_prune, "candidates are a bool", T, "candidates True", 1, True),
+    bad(gp.num_to_prune, "candidates are a tensor", T, "candidates", 1, number(10)),
+    bad(gp.num_to_prune, "candidates are negative", V, "candidates -1", 0, -1),
+    bad(gp.num_to_prune, "candidates beyond 64 bits", V, "candidates", 0, 2**63),
+]
+TREES_OF_AMOUNTS = [
+    bad(function, f"{name} is {value}", T, name, first, **{name: value}, **more)
+    for function, first, more in TAKERS
+    if function is not gp.layerwise
+    for name in ("amount", "sparsity")
+    for value in ([3], [1, 2], [], (3,), {"fc": 3})
+]
+BOTH_OR_NEITHER = [
+    bad(
+        function,
+        f"given {budget}",
+        T,
+        f"amount sparsity {got}",
+        first,
+        **budget,
+        **more,
+    )
+    for function, first, more in TAKERS
+    for got, budget in [
+        ("neither", {}),
+        ("neither", {"amount": None}),
+        ("both", {"amount": 1, "sparsity": 0.5}),
+        ("both", {"amount": 0, "sparsity": 0}),
+    ]
+]
+
+THREE_LEFT = Make(lambda: torch.tensor([True] * 3 + [False] * 7))
+THREE_IN_A_LIST = Make(lambda: [torch.tensor([True] * 3 + [False] * 7)])
+IN_A_LIST = Make(lambda: [torch.tensor([True] * 3 + [False] * 7)])
+CANDIDATES = [
+    bad(gp.lowest_unstructured, "above what is left", V, "3 4", TEN, THREE_LEFT, amount=4),
+    bad(
+        gp.global_unstructured,
+        "above what is left",
+        V,
+        "3 4",
+        LEAF,
+        masks=THREE_IN_A_LIST,
+        amount=4,
+    ),
+    bad(gp.layerwise, "above the smallest leaf", V, "4 5", PARAMS, amount=5),
+    bad(
+        gp.layerwise,
+        "no amount for a leaf",
+        V,
+        "amount ['fc']['weight'] missing",
+        PARAMS,
+        amount={"fc": {"bias": None}, "out": 1},
+    ),
+    bad(
+        gp.layerwise,
+        "None for a leaf",
+        V,
+        "amount['fc']['weight'] number",
+        PARAMS,
+        amount=tree(None, None, 1),
+    ),
+    bad(
+        gp.layerwise,
+        "a bool for a leaf",
+        T,
+        "amount True",
+        PARAMS,
+        amount=tree(1, None, True),
+    ),
+]
+
+# --- trees ------------------------------------------------------------------------------------
+
+LIFTED = [
+    (gp.global_unstructured, {"amount": 1}),
+    (gp.layerwise, {"amount": 1}),
+    (gp.find_threshold, {"amount": 1}),
+]
+
+BAD_SCORES: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
+    ("no bias", lambda: {"fc": {"weight": weight()}, "out": out()}, V, "bias"),
+    ("a list for a leaf", lambda: tree(weight(), None, [out()]), V, "scores out"),
+    ("more", lambda: {**tree(weight(), None, out()), "more": out()}, V, "scores['more']"),
+    ("a list", lambda: [weight(), None, out()], V, "scores structure"),
+    ("transposed", lambda: tree(weight().t(), None, out()), V, "['fc']['weight'] (3, 2) (2,"),
+    ("of one entry", lambda: tree(weight(), None, torch.ones(1)), V, "scores['out'] (1,) (4,)"),
+    ("0-dim", lambda: tree(weight(), None, torch.tensor(1.0)), V, "scores['out'] () (4,)"),
+    (
+        "two leaves",
+        lambda: tree(torch.ones(6), None, torch.ones(3)),
+        V,
+        "scores['fc']['weight'] (6,) scores['out'] (3,)",
+    ),
+    ("None at a leaf", lambda: tree(None, None, out()), V, "scores['fc']['weight'] None"),
+    ("bool", lambda: tree(weight().bool(), None, out()), T, "scores['fc']['weight'] bool cast"),
+    (
+        "two dtypes",
+        lambda: tree(weight().bool(), None, out().cfloat()),
+        T,
+        "scores['fc']['weight'] bool scores['out'] complex64",
+    ),
+    ("float8", lambda: tree(weight().to(torch.float8_e5m2), None, out()), T, "float8_e5m2 cast"),
+    ("uint16", lambda: tree(weight().to(torch.uint16), None, out()), T, "uint16 cast"),
+    ("a list of floats", lambda: tree([1.0] * 6, None, out()), V, "scores ['fc']['weight']"),
+    ("a float", lambda: tree(weight(), None, 1.0), T, "scores['out'] tensor float"),
+    ("a string", lambda: tree(weight(), None, "1"), T, "scores['out'] tensor str"),
+    ("sparse", lambda: tree(weight().to_sparse(), None, out()), T, "['fc']['weight'] to_dense"),
+    ("nested", lambda: tree(weight(), None, nested()), T, "scores['out']"),
+    ("on another device", lambda: tree(weight(), None, out().to("meta")), V, "scores['out'] meta"),
+    (
+        "int64 beyond 2^53",
+        lambda: tree(weight(), None, torch.full((4,), 2**53 + 1)),
+        V,
+        "53 int64",
+    ),
+]
+BAD_MASKS: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
+    (
+        "no bias",
+        lambda: {"fc": {"weight": weight().bool()}, "out": out().bool()},
+        V,
+        "masks structure bias",
+    ),
+    (
+        "transposed",
+        lambda: tree(weight().bool().t(), None, out().bool()),
+        V,
+        "masks['fc']['weight'] (3, 2) (2,",
+    ),
+    ("of one", lambda: tree(weight().bool(), None, out().bool()[:1]), V, "masks['out'] (1,) (4,)"),
+    ("float", lambda: tree(weight(), None, out().bool()), T, "masks['fc']['weight'] float32 bool"),
+    (
+        "two dtypes",
+        lambda: tree(weight().byte(), None, out().int()),
+        T,
+        "masks['fc']['weight'] uint8 masks['out'] int32",
+    ),
+    ("a bool", lambda: tree(weight().bool(), None, True), T, "masks['out'] tensor bool"),
+    (
+        "sparse",
+        lambda: tree(weight().bool().to_sparse(), None, out().bool()),
+        T,
+        "masks['fc']['weight'] to_dense",
+    ),
+]
+AT_HOLES = [
+    (
+        "a mask at a hole",
+        lambda: tree(weight().bool(), torch.ones(2).bool(), out().bool()),
+        V,
+        "masks['fc']['bias'] None",
+    )
+]
+FOR_SELECTION = [
+    *BAD_MASKS,
+    *AT_HOLES,
+    ("None at a leaf", lambda: tree(None, None, out().bool()), V, "masks['fc']['weight'] None"),
+]
+
+BAD_PARAMS: list[tuple[str, Any, type[Exception], str]] = [
+    ("None", None, V, "params prunable"),
+    ("an empty dict", {}, V, "params prunable"),
+    ("an empty list", [], V, "params prunable"),
+    ("holes only", {"a": None}, V, "params prunable"),
+    ("nested holes", [None, (None, {})], V, "params prunable"),
+    ("a float", {"a": {"b": 1.0}}, T, "params['a']['b'] float"),
+    ("a string", Make(lambda: [torch.ones(2), "x"]), T, "params[1] str"),
+    ("a module", Make(lambda: torch.nn.Linear(1, 1)), T, "params module"),
+    ("sparse", Make(lambda: {"a": torch.eye(2).to_sparse()}), T, "params['a'] to_dense"),
+    ("nested", Make(lambda: [nested()]), T, "params[0]"),
+    ("uninitialized", Make(lambda: [torch.nn.UninitializedParameter()]), T, "params[0] initiali"),
+]
+UNRANKED = [
+    ("bool", Make(lambda: {"a": torch.ones(2).bool()}), T, "params['a'] bool cast"),
+    ("complex", Make(lambda: {"a": torch.ones(2).cfloat()}), T, "params['a'] complex64 cast"),
+]
+
+SELECTIONS = [
+    row
+    for function, more in LIFTED
+    for row in (
+        *(
+            bad(function, f"scores: {what}", error, words, PARAMS, Make(scores), **more)
+            for what, scores, error, words in BAD_SCORES
+        ),
+        *(
+            bad(function, f"masks: {what}", error, words, PARAMS, masks=Make(masks), **more)
+            for what, masks, error, words in FOR_SELECTION
+        ),
+        *(
+            bad(function, f"params: {what}", error, words, params, **more)
+            for what, params, error, words in [*BAD_PARAMS, *UNRANKED]
+        ),
+    )
+]
+VECTOR = Make(lambda: (torch.tensor([1.0]), 2))
+AT_A_CUT = [
+    *(
+        bad(gp.masks_from_threshold, f"scores: {what}", error, words, CUT, PARAMS, Make(scores))
+        for what, scores, error, words in BAD_SCORES
+    ),
+    *(
+        bad(gp.masks_from_threshold, f"masks: {what}", error, words, CUT, PARAMS, masks=Make(masks))
+        for what, masks, error, words in FOR_SELECTION
+    ),
+    *(
+        bad(gp.masks_from_threshold, f"params: {what}", error, words, CUT, params)
+        for what, params, error, words in [*BAD_PARAMS, *UNRANKED]
+    ),
+    bad(gp.masks_from_threshold, "no cut", T, "cut 3", 3, PARAMS),
+    bad(gp.masks_from_threshold, "a cut of three", T, "cut", (1.0, 2, 3), PARAMS),
+    bad(
+        gp.masks_from_threshold,
+        "a value that is a string",
+        T,
+        "threshold.value '1'",
+        ("1", 2),
+        PARAMS,
+    ),
+    bad(
+        gp.masks_from_threshold,
+        "a value with dimensions",
+        V,
+        "threshold.value 0-dim",
+        VECTOR,
+        PARAMS,
+    ),
+    bad(
+        gp.masks_from_threshold, "an index that is a float", T, "flat_index 2.0", (1.0, 2.0), PARAMS
+    ),
+    bad(
+        gp.masks_from_threshold, "an index beyond 64 bits", V, "flat_index 64", (1.0, 2**63), PARAMS
+    ),
+]
+
+# --- methods ----------------------------------------------------------------------------------
+
+
+def unmarked(scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return mask
+
+
+def returns(how: Callable[[], Any]) -> Any:
+    @gp.pruning_method("unstructured")
+    def method(scores: torch.Tensor, mask: torch.Tensor) -> Any:
+        return how()
+
+    return method
+
+
+@gp.pruning_method("structured")
+def structured(scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return mask
+
+
+positional = functools.partial(gp.lowest_unstructured, torch.ones(10))
+
+GIVEN_METHODS: list[tuple[str, Any, dict[str, Any], type[Exception], str]] = [
+    ("unmarked", unmarked, {}, T, "unmarked pruning_method"),
+    ("a string", "lowest", {}, T, "lowest pruning_method"),
+    ("None", None, {}, T, "None pruning_method"),
+    ("structured", structured, {}, T, "structured layerwise"),
+    ("a structured partial", functools.partial(structured), {}, T, "structured layerwise"),
+    ("a positional partial", positional, {}, T, "keyword"),
+    ("colour", gp.lowest_unstructured, {"amount": 1, "colour": 3}, T, "lowest colour"),
+    ("lowest with a seed", gp.lowest_unstructured, {"amount": 1, "seed": 3}, T, "lowest seed"),
+    ("random without a seed", gp.random_unstructured, {"amount": 1}, T, "random seed"),
+    ("a float seed", gp.random_unstructured, {"amount": 1, "seed": 0.5}, T, "seed 0.5"),
+    ("a bool seed", gp.random_unstructured, {"amount": 1, "seed": True}, T, "seed True"),
+    ("a string seed", gp.random_unstructured, {"amount": 1, "seed": "x"}, T, "seed 'x'"),
+    ("a large seed", gp.random_unstructured, {"amount": 1, "seed": 2**64}, V, "seed 64"),
+    ("identity with an amount", gp.identity, {"amount": 1}, T, "identity amount"),
+    ("an amount too many", returns(lambda: None), {"amount": 1}, T, "method amount"),
+    ("too short", returns(lambda: torch.ones(9).bool()), {}, V, "method (10,) (9,)"),
+    ("two dimensions", returns(lambda: torch.ones(2, 5).bool()), {}, V, "method (10,) (2, 5)"),
+    ("floats", returns(lambda: torch.ones(10)), {}, V, "method bool float32"),
+    ("a list", returns(lambda: [True] * 10), {}, V, "method bool"),
+    ("nothing", returns(lambda: None), {}, V, "method None"),
+]
+METHODS = [
+    bad(function, f"method: {what}", error, words, first, pruning_method=method, **more)
+    for function, first in [(gp.global_unstructured, PARAMS), (gp.layerwise, LEAF)]
+    for what, method, more, error, words in GIVEN_METHODS
+    # layerwise takes structured methods, and calls a method with the leaf as it is
+    if function is gp.global_unstructured or "structured" not in what
+]
+
+DIMS: list[tuple[str, Any, type[Exception], str]] = [
+    ("a float", 0.5, T, "dim 0.5"),
+    ("a bool", True, T, "dim True"),
+    ("a string", "0", T, "dim '0'"),
+    ("no dims", (), T, "dim ()"),
+    ("a set", {0}, T, "dim {0}"),
+    ("beyond the last", 1, V, "dim 1 (10,)"),
+    ("before the first", -2, V, "dim -2 (10,)"),
+    ("one dim twice", (0, -1), V, "dim (0, -1) once"),
+]
+WITHIN = [
+    bad(function, f"dim is {what}", error, words, first, amount=1, dim=dim, **more)
+    for function, first, more in TAKERS
+    if function not in (gp.global_unstructured, gp.find_threshold)
+    for what, dim, error, words in DIMS
+] + [bad(gp.global_unstructured, "a dim", V, "dim layerwise", PARAMS, amount=1, dim=0)]
+
+ONES = Make(lambda: torch.ones(3))
+KEEP_TWO = Make(lambda: [torch.ones(2).bool()])
+FOUR = Make(lambda: torch.ones(4).bool())
+ONE_TENSOR: list[tuple[str, Any, Any, type[Exception], str]] = [
+    ("a longer mask", ONES, FOUR, V, "mask (4,) (3,)"),
+    ("a float mask", ONES, ONES, T, "mask bool"),
+    ("a list for a mask", ONES, [True] * 3, T, "mask list"),
+    ("a list for scores", [1.0, 2.0], None, T, "scores list"),
+    ("None for scores", None, None, T, "scores NoneType"),
+    ("bool scores", Make(lambda: torch.ones(3).bool()), None, T, "scores bool cast"),
+    ("sparse scores", Make(lambda: torch.ones(3).to_sparse()), None, T, "scores to_dense"),
+    ("a sparse mask", ONES, Make(lambda: torch.ones(3).bool().to_sparse()), T, "mask to_dense"),
+]
+METHODS_OF_ONE_TENSOR = [
+    bad(function, what, error, words, scores, mask, **more)
+    for function, more in [
+        (gp.lowest_unstructured, {"amount": 1}),
+        (gp.l1_unstructured, {"amount": 1}),
+        (gp.random_unstructured, {"amount": 1, "seed": 0}),
+        (gp.identity, {}),
+    ]
+    for what, scores, mask, error, words in ONE_TENSOR
+] + [
+    bad(gp.random_unstructured, "a float seed", T, "seed 0.5", TEN, amount=1, seed=0.5),
+    bad(gp.random_unstructured, "no seed", T, "random_unstructured seed", TEN, amount=1),
+    bad(gp.pruning_method, "another kind", V, "unstructured 'global'", "global"),
+    bad(gp.pruning_method, "no kind", V, "unstructured None", None),
+]
+
+# --- patterns -----------------------------------------------------------------------------------
+
+MATRIX = Make(lambda: torch.arange(10.0).reshape(10, 1))
+OF_GROUPS: list[tuple[Callable[..., Any], dict[str, Any]]] = [
+    (gp.ln_structured, {"n": 2, "dim": 0}),
+    (gp.random_structured, {"dim": 0, "seed": 0}),
+    (gp.blocks, {"shape": (1, 1)}),
+]
+PATTERN_BUDGETS = [
+    bad(function, f"{name} is {what}", error, f"{name} {words}", MATRIX, **{name: value}, **more)
+    for function, more in OF_GROUPS
+    for name in ("amount", "sparsity")
+    for what, value, error, words in (NUMBERS if name == "amount" else [*NUMBERS, *ABOVE_ONE])
+] + [
+    bad(
+        function,
+        f"given {got}",
+        T,
+        f"{function.__name__}() amount sparsity",
+        MATRIX,
+        **budget,
+        **more,
+    )
+    for function, more in OF_GROUPS
+    for got, budget in [("neither", {}), ("both", {"amount": 1, "sparsity": 0.5})]
+]
+CHANNEL_DIMS: list[tuple[str, Any, type[Exception], str]] = [
+    ("a float", 0.5, T, "dim int 0.5"),
+    ("a bool", True, T, "dim int True"),
+    ("a tuple", (0, 1), T, "dim int (0, 1)"),
+    ("None", None, T, "dim int None"),
+    ("beyond the last", 2, IndexError, "2 (10, 1)"),
+    ("before the first", -3, IndexError, "-3 (10, 1)"),
+]
+PATTERN_ROWS = [
+    bad(function, f"dim is {what}", error, words, MATRIX, amount=1, dim=dim, **more)
+    for function, more in [(gp.ln_structured, {"n": 2}), (gp.random_structured, {"seed": 0})]
+    for what, dim, error, words in CHANNEL_DIMS
+] + [
+    bad(gp.ln_structured, "a vector", V, "two dimensions (10,)", TEN, amount=1, n=2, dim=0),
+    bad(gp.random_structured, "a vector", V, "two (10,)", TEN, amount=1, dim=0, seed=0),
+    bad(gp.random_structured, "a float seed", T, "seed 0.5", MATRIX, amount=1, dim=0, seed=0.5),
+    bad(gp.ln_structured, "another norm", T, "n 'l2'", MATRIX, amount=1, n="l2", dim=0),
+    bad(gp.ln_structured, "a bool norm", T, "n True", MATRIX, amount=1, n=True, dim=0),
+    bad(gp.ln_structured, "a complex norm", T, "n 1j", MATRIX, amount=1, n=1j, dim=0),
+    bad(gp.ln_structured, "a NaN norm", V, "n nan", MATRIX, amount=1, n=math.nan, dim=0),
+    bad(gp.ln_structured, "a tensor", T, "n tensor", MATRIX, amount=1, n=number(2), dim=0),
+    bad(gp.ln_structured, "nuclear", V, "three (10, 1)", MATRIX, amount=1, n="nuc", dim=0),
+    bad(gp.ln_structured, "a float mask", T, "mask float32", MATRIX, MATRIX, amount=1, n=2, dim=0),
+    bad(gp.ln_structured, "a longer mask", V, "mask (4,)", MATRIX, FOUR, amount=1, n=2, dim=0),
+    bad(gp.random_structured, "a list", T, "scores list", [1.0], amount=1, dim=0, seed=0),
+    bad(gp.n_of_m, "more than m", V, "n=5 m=4", TEN, n=5, m=4),
+    bad(gp.n_of_m, "a negative n", V, "n=-1 m=4", TEN, n=-1, m=4),
+    bad(gp.n_of_m, "an m of 0", V, "n=0 m=0", TEN, n=0, m=0),
+    bad(gp.n_of_m, "a float n", T, "n 2.0", TEN, n=2.0, m=4),
+    bad(gp.n_of_m, "a bool m", T, "m True", TEN, n=1, m=True),
+    bad(gp.n_of_m, "a string dim", T, "dim '0'", TEN, n=1, m=2, dim="0"),
+    bad(gp.n_of_m, "no such dim", V, "dim 1 (10,)", TEN, n=1, m=2, dim=1),
+    bad(gp.n_of_m, "bool scores", T, "scores bool", FOUR, n=1, m=2),
+    bad(gp.blocks, "an int shape", T, "shape 2", TEN, amount=1, shape=2),
+    bad(gp.blocks, "no shape", T, "shape ()", TEN, amount=1, shape=()),
+    bad(gp.blocks, "a string shape", T, "shape '22'", TEN, amount=1, shape="22"),
+    bad(gp.blocks, "a float shape", T, "shape (2.0,)", TEN, amount=1, shape=(2.0,)),
+    bad(gp.blocks, "a block of nothing", V, "shape (0,)", TEN, amount=1, shape=(0,)),
+    bad(gp.blocks, "too many dims", V, "(10,) (2, 2)", TEN, amount=1, shape=(2, 2)),
+    bad(gp.check_n_of_m, "too many", V, "masks[0] 1 of 2 dim", KEEP_TWO, n=1, m=2),
+    bad(gp.check_n_of_m, "scores", T, "masks[0] float32", Make(lambda: [torch.ones(2)]), n=1, m=2),
+    bad(gp.check_n_of_m, "a float n", T, "n 0.5", KEEP_TWO, n=0.5, m=2),
+    bad(gp.check_n_of_m, "more than m", V, "n=3 m=2", KEEP_TWO, n=3, m=2),
+]
+
+# --- masks, scores, schedules -----------------------------------------------------------------
+
+NO_TENSORS: list[tuple[str, Any, str]] = [
+    ("sparse", Make(lambda: {"a": torch.eye(2).bool().to_sparse()}), "['a'] to_dense"),
+    ("nested", Make(lambda: [nested()]), "[0]"),
+    ("uninitialized", Make(lambda: [torch.nn.UninitializedParameter()]), "[0] initiali"),
+    ("a float", {"a": 1.0}, "['a'] float"),
+    ("two leaves", {"a": 1.0, "b": ["x"]}, "['a'] float ['b'][0] str"),
+]
+ON_MASKS = [
+    bad(function, f"masks: {what}", error, words, PARAMS, Make(masks))
+    for function in (gp.apply_masks, gp.straight_through, gp.summary)
+    for what, masks, error, words in [*BAD_MASKS, *AT_HOLES]
+] + [
+    row
+    for what, value, words in NO_TENSORS
+    for row in (
+        *(
+            bad(function, what, T, f"params{words}", value, value)
+            for function in (gp.apply_masks, gp.straight_through, gp.summary)
+        ),
+        bad(gp.keep_all, what, T, f"params{words}", value),
+        bad(gp.scores.magnitude, what, T, f"params{words}", value),
+        bad(gp.scores.random, what, T, f"params{words}", value, seed=0),
+        bad(gp.num_pruned, what, T, f"masks{words}", value),
+        bad(gp.sparsity, what, T, f"masks{words}", value),
+        bad(gp.intersect, what, T, f"masks{words}", value),
+    )
+]
+KEEP_THREE = Make(lambda: [torch.ones(3).bool()])
+REST = [
+    bad(gp.num_pruned, "scores", T, "masks[0] float32 bool", Make(lambda: [torch.ones(2)])),
+    bad(gp.sparsity, "scores", T, "masks[0] float32 bool", Make(lambda: [torch.ones(2)])),
+    bad(gp.intersect, "nothing", T, "intersect() at least one"),
+    bad(gp.intersect, "other holes", V, "masks[0] None", KEEP_TWO, [None]),
+    bad(
+        gp.intersect,
+        "other shapes",
+        V,
+        "masks[0] (3,) (2,)",
+        KEEP_TWO,
+        Make(lambda: [torch.ones(3).bool()]),
+    ),
+    bad(gp.intersect, "other structures", V, "masks structure", KEEP_TWO, []),
+    bad(gp.intersect, "floats", T, "masks[0] float32", KEEP_TWO, Make(lambda: [torch.ones(2)])),
+    bad(gp.prunable, "a number", T, "where 3", PARAMS, 3),
+    bad(gp.prunable, "a list with a number", T, "where ['a', 3]", PARAMS, ["a", 3]),
+    bad(gp.prunable, "a tensor", T, "where tensor", PARAMS, Make(lambda: torch.ones(2))),
+    bad(gp.prunable, "a set", T, "where {'a'}", PARAMS, {"a"}),
+    bad(
+        gp.straight_through,
+        "float8",
+        T,
+        "params['a'] float8_e5m2 cast",
+        Make(lambda: {"a": torch.ones(2).to(torch.float8_e5m2)}),
+        Make(lambda: {"a": torch.ones(2).bool()}),
+    ),
+    bad(gp.scores.magnitude, "bool", T, "bool cast", Make(lambda: [torch.ones(2).bool()])),
+    bad(gp.scores.random, "a float seed", T, "seed 0.5", PARAMS, seed=0.5),
+    bad(gp.scores.random, "no seed", T, "seed", PARAMS),
+    bad(gp.scores.random, "a bool seed", T, "seed True", PARAMS, seed=True),
+    bad(gp.scores.random, "seeds", V, "seed 0-dim (2,)", PARAMS, seed=number([1, 2])),
+    bad(gp.scores.random, "a large seed", V, "seed 64", PARAMS, seed=-(2**64)),
+]
+
+# --- scores of gradients, losses and forward passes -------------------------------------------
+
+
+def loss(params: Any, *args: Any) -> torch.Tensor:
+    return (params["fc"]["weight"] ** 2).sum() + (params["out"] ** 3).sum()
+
+
+def a_loss_for_each(params: Any, *args: Any) -> torch.Tensor:
+    return params["out"] ** 2
+
+
+def integers(params: Any, *args: Any) -> torch.Tensor:
+    return (params["out"] > 0).sum()
+
+
+def a_float(params: Any, *args: Any) -> float:
+    return float(params["out"].detach().sum())
+
+
+def a_pole(params: Any, *args: Any) -> torch.Tensor:
+    """The gradient of one leaf is infinite, for the weight 0 is in it."""
+    return params["fc"]["weight"].abs().sqrt().sum() + (params["out"] ** 2).sum()
+
+
+def forward(params: Any, x: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.linear(x, params["fc"]["weight"])
+
+
+def unseen(params: Any, x: torch.Tensor) -> torch.Tensor:
+    return x @ params["fc"]["weight"].T
+
+
+def overflowing(params: Any, x: torch.Tensor) -> torch.Tensor:
+    return forward(params, x).sum() * 1e30 * params["out"].sum() * 1e30
+
+
+Sc = gp.scores
+EXAMPLES = Make(lambda: torch.ones(2, 3))
+BATCHES = Make(lambda: [torch.ones(2, 3)])
+NAN = Make(lambda: tree(weight(), None, torch.tensor([1.0, math.nan, 1.0, 1.0])))
+NO_OUT = Make(lambda: tree(weight(), None, None))
+INTEGERS = Make(lambda: tree(weight(), None, torch.ones(4, dtype=torch.int64)))
+TWO_INTEGERS = Make(lambda: tree(weight().int(), None, torch.ones(4, dtype=torch.int64)))
+FLOAT8 = Make(lambda: tree(weight(), None, out().to(torch.float8_e5m2)))
+SHORT = Make(lambda: tree(weight(), None, torch.ones(3)))
+OTHER = Make(lambda: [weight(), None, out()])
+
+LOSSES: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = [
+    (Sc.snip, (), {}),
+    (Sc.grasp, (), {}),
+    (Sc.fisher, (EXAMPLES,), {}),
+    (Sc.hessian_diagonal, (), {"seed": 0}),
+]
+OF_A_LOSS = [
+    row
+    for score, args, more in LOSSES
+    for row in (
+        bad(
+            score,
+            "a loss of shape (4,)",
+            V,
+            "loss_fn (4,) mean",
+            a_loss_for_each,
+            PARAMS,
+            *args,
+            **more,
+        ),
+        bad(score, "an integer loss", T, "loss_fn int64", integers, PARAMS, *args, **more),
+        bad(score, "a loss that is a float", T, "loss_fn float", a_float, PARAMS, *args, **more),
+        bad(score, "no loss", T, "callable", "loss", PARAMS, *args, **more),
+        bad(
+            score,
+            "an infinite gradient",
+            V,
+            "['fc']['weight'] infinity",
+            a_pole,
+            PARAMS,
+            *args,
+            **more,
+        ),
+        bad(score, "a NaN parameter", V, "['out'] NaN", loss, NAN, *args, **more),
+        bad(score, "an integer leaf", T, "params['out'] int64 hole", loss, INTEGERS, *args, **more),
+        bad(
+            score,
+            "two integer leaves",
+            T,
+            "['weight'] int32 ['out'] int64",
+            loss,
+            TWO_INTEGERS,
+            *args,
+            **more,
+        ),
+        bad(score, "float8", T, "params['out'] float8 cast", loss, FLOAT8, *args, **more),
+        bad(score, "no tensor", V, "params tensor", loss, {"a": None}, *args, **more),
+        bad(
+            score,
+            "a module",
+            T,
+            "params module",
+            loss,
+            Make(lambda: torch.nn.Linear(1, 1)),
+            *args,
+            **more,
+        ),
+    )
+]
+PAIRS: list[tuple[Callable[..., Any], str, Callable[[Any], tuple[Any, ...]]]] = [
+    (Sc.taylor, "grads", lambda grads: (PARAMS, grads)),
+    (Sc.obd, "diagonal", lambda diagonal: (PARAMS, diagonal)),
+    (Sc.movement, "scores", lambda scores: (scores, PARAMS, PARAMS)),
+    (Sc.movement, "grads", lambda grads: (PARAMS, PARAMS, grads)),
+    (Sc.wanda, "input_norms", lambda norms: (PARAMS, norms)),
+]
+OF_PAIRS = [
+    row
+    for score, name, call in PAIRS
+    for row in (
+        bad(score, f"NaN in {name}", V, f"{name}['out'] NaN", *call(NAN)),
+        bad(score, f"integers in {name}", T, f"{name}['out'] int64", *call(INTEGERS)),
+        bad(score, f"a short leaf of {name}", V, f"{name}['out'] (3,) (4,)", *call(SHORT)),
+        bad(score, f"another structure of {name}", V, f"{name} structure", *call(OTHER)),
+        bad(
+            score,
+            f"no leaf of {name}",
+            V,
+            "['out'] None"
+            if score is not Sc.wanda
+            else "linear convolution params['out'] prunable",
+            *call(NO_OUT),
+        ),
+    )
+] + [
+    row
+    for score, call in [
+        (Sc.taylor, lambda params: (params, PARAMS)),
+        (Sc.obd, lambda params: (params, PARAMS)),
+        (Sc.movement, lambda params: (PARAMS, params, PARAMS)),
+        (Sc.wanda, lambda params: (params, PARAMS)),
+        (Sc.normalize_l2, lambda scores: (scores,)),
+        (Sc.lamp, lambda params: (params,)),
+    ]
+    for row in (
+        bad(score, "NaN", V, "['out'] NaN", *call(NAN)),
+        bad(score, "an integer leaf", T, "['out'] int64 hole", *call(INTEGERS)),
+        bad(score, "a float", T, "['a'] float", *call({"a": 1.0})),
+    )
+]
+OF_A_FORWARD = [
+    bad(Sc.synflow, "integers", T, "forward int64", integers, PARAMS, (1, 3)),
+    bad(Sc.synflow, "a list", T, "forward list", lambda params, x: [x], PARAMS, (1, 3)),
+    bad(
+        Sc.synflow,
+        "an overflow",
+        V,
+        "flow['fc']['weight'] flow['out'] float64",
+        overflowing,
+        PARAMS,
+        (1, 3),
+    ),
+    bad(Sc.synflow, "an integer leaf", T, "params['out'] int64", forward, INTEGERS, (1, 3)),
+    bad(Sc.synflow, "a float in the shape", T, "input_shape 3.0", forward, PARAMS, (1, 3.0)),
+    bad(Sc.synflow, "a negative size", V, "input_shape -1", forward, PARAMS, (-1, 3)),
+    bad(Sc.synflow, "a number for a shape", T, "int", forward, PARAMS, 3),
+    *(
+        bad(
+            Sc.iterative_synflow,
+            what,
+            error,
+            words,
+            forward,
+            PARAMS,
+            (1, 3),
+            **{"sparsity": 0.5, **more},
+        )
+        for what, error, words, more in [
+            ("a sparsity of 80", V, "sparsity 80", {"sparsity": 80}),
+            ("a string for a sparsity", T, "sparsity 'x'", {"sparsity": "x"}),
+            ("no rounds", V, "rounds 0", {"rounds": 0}),
+            ("a float for rounds", T, "rounds 2.0", {"rounds": 2.0}),
+            (
+                "masks that do not fit",
+                V,
+                "masks['out'] (3,) (4,)",
+                {"masks": Make(lambda: tree(None, None, torch.ones(3).bool()))},
+            ),
+            (
+                "masks of another structure",
+                V,
+                "masks structure params",
+                {"masks": Make(lambda: [torch.ones(4).bool()])},
+            ),
+        ]
+    ),
+    bad(
+        Sc.iterative_synflow, "integers", T, "forward int64", integers, PARAMS, (1, 3), sparsity=0.5
+    ),
+    bad(Sc.input_norms, "no batches", V, "batches empty", forward, PARAMS, []),
+    bad(
+        Sc.input_norms,
+        "an exhausted iterator",
+        V,
+        "batches empty",
+        forward,
+        PARAMS,
+        Make(lambda: iter(())),
+    ),
+    bad(Sc.input_norms, "a number for batches", T, "iterable", forward, PARAMS, 3),
+    bad(
+        Sc.input_norms, "nothing is seen", V, "forward linear convolution", unseen, PARAMS, BATCHES
+    ),
+    bad(
+        Sc.input_norms,
+        "an infinite input",
+        V,
+        "['fc']['weight'] infinity",
+        forward,
+        PARAMS,
+        Make(lambda: [torch.full((2, 3), math.inf)]),
+    ),
+    bad(Sc.input_norms, "an integer leaf", T, "params['out'] int64", forward, INTEGERS, BATCHES),
+]
+OF_MANY = [
+    bad(
+        Sc.taylor,
+        "an overflow",
+        V,
+        "params[0] overflows float64",
+        Make(lambda: [torch.full((2,), 1e30)]),
+        Make(lambda: [torch.full((2,), 1e30)]),
+    ),
+    bad(
+        Sc.taylor,
+        "an overflow in float64",
+        V,
+        "params[0] overflows scale",
+        Make(lambda: [torch.full((2,), 1e200, dtype=torch.float64)]),
+        Make(lambda: [torch.full((2,), 1e200, dtype=torch.float64)]),
+    ),
+    bad(Sc.fisher, "no examples", V, "args", loss, PARAMS),
+    bad(
+        Sc.fisher,
+        "an empty batch",
+        V,
+        "args examples",
+        loss,
+        PARAMS,
+        Make(lambda: torch.ones(0, 3)),
+    ),
+    bad(Sc.fisher, "a number among examples", V, "args[1] ()", loss, PARAMS, EXAMPLES, number(3.0)),
+    bad(Sc.fisher, "a float for examples", T, "args[0] float", loss, PARAMS, 1.0),
+    bad(
+        Sc.fisher,
+        "other numbers of examples",
+        V,
+        "args[0] (2,) args[1] (3,)",
+        loss,
+        PARAMS,
+        EXAMPLES,
+        Make(lambda: torch.ones(3)),
+    ),
+    bad(Sc.fisher, "no chunk", V, "chunk_size 0", loss, PARAMS, EXAMPLES, chunk_size=0),
+    bad(
+        Sc.fisher,
+        "a float for a chunk",
+        T,
+        "chunk_size 2.0",
+        loss,
+        PARAMS,
+        EXAMPLES,
+        chunk_size=2.0,
+    ),
+    bad(Sc.hessian_diagonal, "no seed", T, "seed", loss, PARAMS),
+    bad(Sc.hessian_diagonal, "a float seed", T, "seed 0.5", loss, PARAMS, seed=0.5),
+    bad(Sc.hessian_diagonal, "no probes", V, "num_probes 0", loss, PARAMS, seed=0, num_probes=0),
+    bad(
+        Sc.hessian_diagonal,
+        "a bool for probes",
+        T,
+        "num_probes True",
+        loss,
+        PARAMS,
+        seed=0,
+        num_probes=True,
+    ),
+    bad(Sc.accumulate, "no batches", V, "batches empty", lambda batch: batch, []),
+    bad(
+        Sc.accumulate,
+        "an exhausted iterator",
+        V,
+        "batches empty",
+        lambda batch: batch,
+        Make(lambda: iter(())),
+    ),
+    bad(Sc.accumulate, "a number for batches", T, "iterable", lambda batch: batch, 3),
+    bad(
+        Sc.accumulate,
+        "NaN in the second batch",
+        V,
+        "grads['out'] NaN",
+        lambda batch: batch,
+        Make(lambda: [PARAMS.how(), NAN.how()]),
+    ),
+    bad(
+        Sc.accumulate,
+        "another structure",
+        V,
+        "grads structure",
+        lambda batch: batch,
+        Make(lambda: [PARAMS.how(), OTHER.how()]),
+    ),
+    bad(
+        Sc.accumulate,
+        "a leaf less",
+        V,
+        "grads['out'] None zeros",
+        lambda batch: batch,
+        Make(lambda: [PARAMS.how(), NO_OUT.how()]),
+    ),
+    bad(
+        Sc.accumulate,
+        "a leaf less at first",
+        V,
+        "grads['out'] None zeros",
+        lambda batch: batch,
+        Make(lambda: [NO_OUT.how(), PARAMS.how()]),
+    ),
+    bad(
+        Sc.accumulate,
+        "integers",
+        T,
+        "grads['out'] int64",
+        lambda batch: batch,
+        Make(lambda: [INTEGERS.how()]),
+    ),
+]
+
+S = gp.schedules
+RAMP: dict[str, Any] = {"begin": 0, "end": 10}
+SCHEDULED: list[tuple[Callable[..., Any], dict[str, Any]]] = [
+    (S.constant, {}),
+    (S.one_shot, {"step": 3}),
+    (S.linear, RAMP),
+    (S.polynomial, RAMP),
+    (S.exponential, RAMP),
+    (S.cosine, RAMP),
+]
+SCHEDULES = [
+    bad(function, f"sparsity is {value!r}", error, f"sparsity {value!r}", value, **more)
+    for function, more in SCHEDULED
+    for value, error in [
+        ("x", T),
+        (True, T),
+        (None, T),
+        (1j, T),
+        (-0.5, V),
+        (1.5, V),
+        (80, V),
+        (math.nan, V),
+    ]
+] + [
+    bad(S.linear, "begin is end", V, "begin=5 end=5", 0.5, begin=5, end=5),
+    bad(S.polynomial, "begin is after end", V, "begin=6 end=5", 0.5, begin=6, end=5),
+    bad(S.linear, "initial above 1", V, "initial 2", 0.5, initial=2, **RAMP),
+    bad(S.polynomial, "initial is a string", T, "initial 'x'", 0.5, initial="x", **RAMP),
+    bad(S.polynomial, "a power of 0", V, "power 0", 0.5, power=0, **RAMP),
+    bad(S.polynomial, "a negative power", V, "power -1", 0.5, power=-1, **RAMP),
+    bad(S.one_shot, "no step", T, "step", 0.5),
+    bad(S.one_shot, "a string step", T, "step 'x'", 0.5, step="x"),
+    bad(S.one_shot, "steps", T, "step tensor", 0.5, step=number([1, 2])),
+    bad(S.linear, "begins", T, "begin tensor", 0.5, begin=number([1, 2]), end=3),
+    bad(S.linear, "a string end", T, "end 'x'", 0.5, begin=1, end="x"),
+    bad(S.polynomial, "ends", T, "end tensor", 0.5, begin=1, end=number([1, 2])),
+    bad(S.polynomial, "powers", T, "power tensor", 0.5, power=number([1, 2]), **RAMP),
+    bad(S.exponential, "all", V, "exponential below 1", 1.0, **RAMP),
+    bad(S.exponential, "all at first", V, "exponential below 1", 0.5, initial=1, **RAMP),
+    bad(S.cosine, "begin is end", V, "begin=5 end=5", 0.5, begin=5, end=5),
+    bad(S.every, "a float begin", T, "begin 0.5", 3, begin=0.5, end=9, freq=1),
+    bad(S.every, "a bool end", T, "end True", 3, begin=0, end=True, freq=1),
+    bad(S.every, "a tensor for freq", T, "freq tensor", 3, begin=0, end=9, freq=number(1)),
+    bad(S.every, "a freq of 0", V, "freq 0", 3, begin=0, end=9, freq=0),
+    bad(S.every, "an end before begin", V, "begin=9 end=0", 3, begin=9, end=0, freq=1),
+    bad(S.polynomial, "a bool power", T, "power True", 0.5, power=True, **RAMP),
+]
+
+# --- allocation -----------------------------------------------------------------------------------
+
+A = gp.allocation
+ALLOCATIONS = (
+    [
+        bad(function, f"sparsity is {what}", error, f"sparsity {words}", PARAMS, sparsity=value)
+        for function in (A.uniform, A.erdos_renyi)
+        for what, value, error, words in [*NUMBERS, *ABOVE_ONE]
+    ]
+    + [
+        bad(function, what, error, words, PARAMS, sparsity=0.5, **more)
+        for function in (A.uniform, A.erdos_renyi)
+        for what, more, error, words in [
+            ("a list of overrides", {"overrides": [0.5]}, T, "overrides globs [0.5]"),
+            ("a key that is no glob", {"overrides": {3: 0.5}}, T, "overrides globs 3"),
+            ("a string override", {"overrides": {"fc*": "x"}}, T, "overrides['fc*'] 'x'"),
+            ("a bool override", {"overrides": {"fc*": True}}, T, "overrides['fc*'] True"),
+            ("an override above 1", {"overrides": {"fc*": 1.5}}, V, "overrides['fc*'] 1.5"),
+            ("a NaN override", {"overrides": {"fc*": math.nan}}, V, "overrides['fc*'] nan"),
+            ("a glob for a hole", {"overrides": {"fc.bias": 0}}, V, "overrides 'fc.bias'"),
+            ("too dense overrides", {"overrides": {"*": 0}}, V, "sparsity 5 of 10 10"),
+            ("a float floor", {"min_kept": 0.5}, T, "min_kept 0.5"),
+            ("a bool floor", {"min_kept": True}, T, "min_kept True"),
+            ("a negative floor", {"min_kept": -1}, V, "min_kept -1"),
+            ("a floor beyond the total", {"min_kept": 4}, V, "sparsity 5 min_kept 8"),
+        ]
+    ]
+    + [
+        bad(A.erdos_renyi, "a string kernel", T, "kernel 'x'", PARAMS, sparsity=0.5, kernel="x"),
+        bad(A.uniform, "a float", T, "params['a'] float", {"a": 1.0}, sparsity=0.5),
+        bad(A.erdos_renyi, "a float", T, "params['a'] float", {"a": 1.0}, sparsity=0.5),
+        bad(A.erdos_renyi, "no sparsity", T, "sparsity", PARAMS),
+    ]
+)
+
+# --- pruners ------------------------------------------------------------------------------------
+
+P = gp.pruners
+ALWAYS = Make(lambda: lambda step: step >= 0)
+HALF = Make(lambda: gp.schedules.constant(0.5))
+EXCHANGE: dict[str, Any] = {"fraction": HALF, "due": ALWAYS, "seed": 0}
+BUILDERS: list[tuple[Callable[..., Any], Any, dict[str, Any]]] = [
+    (P.gradual, HALF, {"due": ALWAYS}),
+    (P.iterative, 0.5, {"due": ALWAYS}),
+    (P.static_sparse, 0.5, {"seed": 0}),
+    (P.sparse_evolution, 0.5, EXCHANGE),
+    (P.rigl, 0.5, EXCHANGE),
+]
+PRUNERS = (
+    [
+        bad(
+            function,
+            f"{name} is no function",
+            T,
+            f"{name} function 0.5",
+            first,
+            **{**more, name: 0.5},
+        )
+        for function, first, more in BUILDERS
+        for name in ("due", "fraction", "score_fn", "allocation", "prune")
+        if name in inspect.signature(function).parameters
+    ]
+    + [
+        bad(function, what, error, words, first, **{**more, "seed": seed})
+        for function, first, more in BUILDERS
+        if "seed" in more
+        for what, seed, error, words in [
+            ("a float seed", 0.5, T, "seed 0.5"),
+            ("a large seed", 2**64, V, "seed 64"),
+            ("seeds", number([1, 2]), V, "seed 0-dim (2,)"),
+        ]
+    ]
+    + [
+        bad(P.gradual, "a sparsity for a schedule", T, "schedule function 0.5", 0.5, due=ALWAYS),
+        bad(P.gradual, "no due", T, "due", HALF),
+        bad(P.iterative, "a string amount", T, "amount 'x'", "x", due=ALWAYS),
+        bad(P.iterative, "a float rewind_to", T, "rewind_to 0.5", 0.5, due=ALWAYS, rewind_to=0.5),
+        bad(P.iterative, "a negative rewind_to", V, "rewind_to -1", 0.5, due=ALWAYS, rewind_to=-1),
+        bad(P.static_sparse, "a string sparsity", T, "sparsity 'x'", "x", seed=0),
+        bad(P.rigl, "a schedule for a sparsity", T, "sparsity function", HALF, **EXCHANGE),
+        bad(gp.agreement, "other holes", V, "masks[0] None", KEEP_TWO, [None]),
+        bad(gp.agreement, "other shapes", V, "masks[0] (3,) (2,)", KEEP_TWO, KEEP_THREE),
+        bad(gp.agreement, "other structures", V, "others structure", KEEP_TWO, []),
+        bad(gp.agreement, "scores", T, "masks[0] float32", Make(lambda: [torch.ones(2)]), KEEP_TWO),
+    ]
+)
+
+BAD = [
+    *AMOUNTS,
+    *SPARSITIES,
+    *SEVERAL,
+    *COUNTS,
+    *TREES_OF_AMOUNTS,
+    *BOTH_OR_NEITHER,
+    *CANDIDATES,
+    *SELECTIONS,
+    *AT_A_CUT,
+    *METHODS,
+    *WITHIN,
+    *METHODS_OF_ONE_TENSOR,
+    *PATTERN_BUDGETS,
+    *PATTERN_ROWS,
+    *ON_MASKS,
+    *REST,
+    *OF_A_LOSS,
+    *OF_PAIRS,
+    *OF_A_FORWARD,
+    *OF_MANY,
+    *SCHEDULES,
+    *ALLOCATIONS,
+    *PRUNERS,
+]
