@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gprune.inputs import Leaves, require_whole
 from gprune.select import operators
-from gprune.select.amounts import as_scalar, one_of
+from gprune.select.counts import as_scalar, one_of
 from gprune.trees import is_leaf
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gprune.select.errors import LeafError
-from gprune.select.keys import SPACES
+from gprune.select.keys import FORMATS
 from gprune.trees import (
     Tree,
     TreeDef,
@@ -130,8 +130,8 @@ def score_problem(scores: Any) -> str | None:
 
 def dtype_problem(scores: Tensor) -> str | None:
     """Say what is wrong with the dtype of one leaf of scores, or nothing."""
-    if scores.dtype not in SPACES:
-        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in SPACES)
+    if scores.dtype not in FORMATS:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in FORMATS)
         return f"has dtype {scores.dtype}, which cannot be ranked; cast it to one of {names}"
     return None
 

@@ -15,7 +15,7 @@ from gprune.calls import together
 from gprune.inputs import align
 from gprune.methods import over_leaves, unwrap
 from gprune.select import operators
-from gprune.select.amounts import as_scalar, one_of
+from gprune.select.counts import as_scalar, one_of
 from gprune.select.cut import Threshold
 from gprune.select.errors import LeafError
 from gprune.trees import Tree, TreeDef, fill, is_leaf, leaf_names, match

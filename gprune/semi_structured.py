@@ -22,7 +22,7 @@ from gprune.inputs import Leaves, check_one, is_sharded, require_whole, shape_er
 from gprune.masks import mask_leaves
 from gprune.methods import built_in
 from gprune.select import operators
-from gprune.select.amounts import as_scalar
+from gprune.select.counts import as_scalar
 from gprune.trees import Tree, flatten, leaf_names
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from gprune.comparison import rank
 from gprune.inputs import Leaves, check_one, require_whole, shape_error
 from gprune.methods import built_in
-from gprune.select.amounts import as_float, as_seed
+from gprune.select.counts import as_float, as_seed
 
 
 def _ln(

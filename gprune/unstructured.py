@@ -10,7 +10,7 @@ from torch import Tensor
 from gprune.comparison import rank
 from gprune.inputs import Leaves, check_one, is_sharded
 from gprune.methods import built_in
-from gprune.select.amounts import as_seed
+from gprune.select.counts import as_seed
 
 
 def _lowest(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gprune.inputs import Leaves, is_sharded
-from gprune.select.keys import common_space
+
 
 
 def name_of(method: Any) -> str:
@@ -35,7 +35,7 @@ def joined(method: Any, leaves: Leaves, **kwargs: Any) -> list[Tensor]:
             f"{name_of(method)} needs all leaves on one device; the built-in methods do not"
         )
     dtypes = {x.dtype for x in leaves.scores}
-    exact = dtypes.pop() if len(dtypes) == 1 else common_space(dtypes).floating
+    exact = dtypes.pop() if len(dtypes) == 1 else torch.float64
     scores = torch.cat([x.reshape(-1).to(exact) for x in leaves.scores])
     prior = torch.cat([mask.reshape(-1) for mask in _priors(leaves)])
     kept = _call(method, scores, prior, kwargs)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from gprune.checkpoints.planning import is_matrix
 from gprune.checkpoints.reading import CheckpointError
-from gprune.select.ranking import flat_blocks
+from gprune.select.blocks import flat_blocks
 from gprune.summaries import LeafSummary, Summary
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 import gprune as gp
 from gprune.checkpoints.reading import CheckpointError
-from gprune.select.ranking import BLOCK
+from gprune.select.blocks import BLOCK
 
 Score: TypeAlias = Callable[[Tensor], Iterable[Tensor]]
 """A function of one weight: its scores in flat order, as 1-D blocks of float32 or float64."""

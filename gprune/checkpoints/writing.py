@@ -24,7 +24,7 @@ from torch import Tensor
 from gprune.checkpoints.planning import Plan, row
 from gprune.checkpoints.reading import INDEX, SINGLE, Checkpoint, CheckpointError, Shard
 from gprune.checkpoints.scoring import Advance, write_blocks
-from gprune.select.ranking import flat_blocks
+from gprune.select.blocks import flat_blocks
 from gprune.summaries import LeafSummary, Summary
 
 COPIED = 2**22

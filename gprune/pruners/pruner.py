@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gprune.inputs import misfit, score_problem
 from gprune.prune import layerwise
-from gprune.select.amounts import as_scalar
+from gprune.select.counts import as_scalar
 from gprune.trees import (
     Tree,
     Where,

@@ -33,7 +33,7 @@ from gprune.pruners.pruner import (
     sparse_from_the_start,
 )
 from gprune.schedules import Schedule
-from gprune.select.amounts import as_scalar, as_seed
+from gprune.select.counts import as_scalar, as_seed
 from gprune.trees import Tree, Where, map_leaves
 from gprune.unstructured import random_unstructured
 

@@ -20,7 +20,7 @@ from gprune.pruners.pruner import (
     first_step,
     sparse_from_the_start,
 )
-from gprune.select.amounts import as_scalar, as_seed
+from gprune.select.counts import as_scalar, as_seed
 from gprune.trees import Tree, Where
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gprune.select.keys import SPACES
+from gprune.select.keys import FORMATS
 from gprune.trees import Tree, fill, flatten, leaf_names, require_tensors
 
 
@@ -36,7 +36,7 @@ def magnitude(params: Tree) -> Tree:
     unfit = [
         f"{name} has dtype {leaf.dtype}, whose magnitude cannot be ranked; cast it"
         for name, leaf in zip(leaf_names(treedef, "params"), leaves, strict=True)
-        if leaf is not None and leaf.dtype not in SPACES and not leaf.is_complex()
+        if leaf is not None and leaf.dtype not in FORMATS and not leaf.is_complex()
     ]
     if unfit:
         raise TypeError("; ".join(unfit))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gprune.select.ranking import BLOCK
+from gprune.select import blocks
 
 
 def by_loop(operator: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
@@ -38,7 +38,7 @@ def by_loop(operator: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
     return rule
 
 
-def of_find_cut(find_threshold: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
+def of_find_threshold(find_threshold: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
     """Make the rule of `find_threshold`: many amounts in one search, or each model in its turn.
 
     Args:
@@ -90,7 +90,7 @@ def of_select(
         alike = len({(leaf.dtype, leaf.device) for leaf in scores}) == 1
         leaves = [_batched(*pair, info) for pair in zip(scores, in_dims[0], strict=True)]
         sizes = [leaf[0].numel() for leaf in leaves]
-        if in_dims[2][0] is not None or not alike or sum(sizes) > BLOCK // 8:
+        if in_dims[2][0] is not None or not alike or sum(sizes) > blocks.BLOCK // 8:
             return loop(info, in_dims, *args)
         priors = [_batched(*pair, info) for pair in zip(masks, in_dims[1], strict=True)]
         prior = [_joined(priors)] if priors else []

@@ -1,41 +1,53 @@
-"""Order-preserving keys: every score as an integer that compares as the score does.
+"""Order-preserving integer keys for scores.
 
-The bits of a non-negative IEEE float, read as an integer, are in the order of the float. So the
-key of a score is the bits of its magnitude, negated where the score is negative. That makes `-0.0`
-and `0.0` the same key, all NaNs one key above infinity, and every comparison in the search exact:
-no rounding of a threshold into a leaf's dtype, no denormal flushed to zero, no NaN that compares
-false.
+A *key* is an integer that compares as its score does. The bits of a non-negative IEEE float, read
+as an integer, are in the order of the float. So the key of a float is the bits of its magnitude,
+negated where the float is negative: `-0.0` and `0.0` share a key, and all NaNs share one key above
+infinity. The key of an integer is the integer. Keys are made from bits by integer operations only,
+so no score is rounded, and no setting of the process (flushed denormals, autocast) can change one.
 
-A pass over all the weights cannot afford to compute such keys: what it does per block is bound by
-memory. It compares *raw* keys, which one operator makes from the bits (four where signs count), in
-the order of the keys but for two liberties: NaNs have many raw keys, all on top, and `-0.0` has its
-own just below that of `0.0`. The thresholds are moved accordingly, so what they divide is the same.
+A pass over all weights is bound by memory and cannot afford these keys. It uses *raw* keys, which
+take one to four operations and keep the same order, with two exceptions: NaNs have many raw keys,
+all at the top, and `-0.0` has its own just below that of `0.0`. `raw_bounds` takes care of both.
+
+Leaves of different dtypes are compared as float64 keys, which hold every score exactly.
 """
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from gprune.select.errors import LeafError
-from gprune.select.host import to_host
 
-
-class KeySpace(NamedTuple):
-    """A floating dtype, the integer dtype of its bits, and the key of its infinity.
+class Format(NamedTuple):
+    """How the scores of a dtype are laid out in bits.
 
     Attributes:
-        floating: the dtype that scores are converted to, exactly.
-        integer: the dtype of the keys.
-        infinity: the key of `inf`; keys run from `-infinity` to `nan`.
+        integer: the signed dtype of the bits.
+        mantissa: how many bits the mantissa has; 0 for integers.
+        infinity: the key of infinity; 0 for integers.
     """
 
-    floating: torch.dtype
     integer: torch.dtype
-    infinity: int
+    mantissa: int = 0
+    infinity: int = 0
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the scores are floats."""
+        return self.mantissa > 0
+
+    @property
+    def num_bits(self) -> int:
+        """The width of a score."""
+        return torch.iinfo(self.integer).bits
+
+    @property
+    def largest(self) -> int:
+        """The largest integer of the width; as bits, those of the magnitude."""
+        return torch.iinfo(self.integer).max
 
     @property
     def nan(self) -> int:
@@ -43,152 +55,202 @@ class KeySpace(NamedTuple):
         return self.infinity + 1
 
     @property
-    def bits(self) -> int:
-        """The width of a key."""
-        return torch.iinfo(self.integer).bits
-
-    @property
-    def largest(self) -> int:
-        """The largest integer of the width: at once the mask of the magnitude."""
-        return torch.iinfo(self.integer).max
+    def bias(self) -> int:
+        """The bias of the exponent."""
+        return self.infinity >> (self.mantissa + 1)
 
     @property
     def rotation(self) -> int:
-        """What makes the raw key of `-inf` the lowest and wraps negative NaNs to the top."""
+        """What moves the raw key of `-inf` to the bottom, and negative NaNs to the top."""
         return self.infinity - self.largest
 
+    def key_range(self, absolute: bool) -> tuple[int, int]:
+        """Give the lowest and the highest key that there may be."""
+        if self.is_float:
+            return (0 if absolute else -self.infinity), self.nan
+        return (0 if absolute else -self.largest - 1), self.largest + int(absolute)
 
-HALF = KeySpace(torch.float16, torch.int16, 0x7C00)
-BRAIN = KeySpace(torch.bfloat16, torch.int16, 0x7F80)
-SINGLE = KeySpace(torch.float32, torch.int32, 0x7F80_0000)
-DOUBLE = KeySpace(torch.float64, torch.int64, 0x7FF0_0000_0000_0000)
 
-SPACES = {
-    torch.float16: HALF,
-    torch.bfloat16: BRAIN,
-    torch.float32: SINGLE,
-    torch.uint8: SINGLE,
-    torch.int8: SINGLE,
-    torch.int16: SINGLE,
-    torch.float64: DOUBLE,
-    torch.int32: DOUBLE,
-    torch.int64: DOUBLE,
+FLOAT16 = Format(torch.int16, 10, 0x7C00)
+BFLOAT16 = Format(torch.int16, 7, 0x7F80)
+FLOAT32 = Format(torch.int32, 23, 0x7F80_0000)
+FLOAT64 = Format(torch.int64, 52, 0x7FF0_0000_0000_0000)
+INT64 = Format(torch.int64)
+
+FORMATS = {
+    torch.float16: FLOAT16,
+    torch.bfloat16: BFLOAT16,
+    torch.float32: FLOAT32,
+    torch.float64: FLOAT64,
+    torch.uint8: Format(torch.int16),  # no signed integer of 8 bits holds it
+    torch.int8: Format(torch.int8),
+    torch.int16: Format(torch.int16),
+    torch.int32: Format(torch.int32),
+    torch.int64: INT64,
 }
-"""The dtypes that scores may have, and the narrowest space in which each is exact."""
+"""The format of every dtype that scores may have."""
 
-LARGEST_INT64 = 2**53  # float64 holds every integer up to here
-
-
-def common_space(dtypes: set[torch.dtype]) -> KeySpace:
-    """Give the narrowest space in which all these dtypes are exact."""
-    spaces = {SPACES[dtype] for dtype in dtypes}
-    if len(spaces) == 1:
-        return spaces.pop()
-    return DOUBLE if DOUBLE in spaces else SINGLE
+LARGEST_INT64 = 2**53
+"""float64 holds every integer up to here, and no int64 score may be larger."""
 
 
-def keys(scores: Tensor, space: KeySpace, *, absolute: bool) -> Tensor:
-    """Turn scores into keys.
+def to_bits(scores: Tensor, form: Format) -> Tensor:
+    """Read scores as the integers of a format.
 
     Args:
-        scores: 1-D, of a dtype that is exact in `space`.
-        space: where the keys live.
-        absolute: whether to rank by absolute value. The magnitude of an integer is taken after
-            conversion, so the lowest integer of a dtype does not wrap.
+        scores: any shape; of the format's dtype, or integers where the format is another.
+        form: the format.
 
     Returns:
-        Fresh keys of the same shape, of dtype `space.integer`.
+        Integers of the same shape and of dtype `form.integer`; a view where that is possible.
     """
-    bits = scores.to(space.floating).view(space.integer)
-    magnitude = torch.bitwise_and(bits, space.largest).clamp_max_(space.nan)
-    if absolute:
-        return magnitude
-    negative = (bits < 0) & (magnitude < space.nan)
-    return torch.where(negative, -magnitude, magnitude)
+    if not scores.is_floating_point():
+        if not form.is_float:
+            return scores.to(form.integer)
+        scores = scores.to(torch.float64)  # exact, and never a denormal
+    return scores.view(form.integer)
 
 
-def raw_keys(scores: Tensor, space: KeySpace, *, absolute: bool, out: Tensor) -> Tensor:
-    """Turn a block of scores into raw keys.
+def keys_of(bits: Tensor, form: Format, *, absolute: bool) -> Tensor:
+    """Turn bits into keys.
 
     Args:
-        scores: 1-D, at least one entry, of a dtype that is exact in `space`.
-        space: where the keys live.
+        bits: any shape, from `to_bits`.
+        form: their format.
         absolute: whether to rank by absolute value.
-        out: 1-D of the same length and of dtype `space.integer`, for the result.
+
+    Returns:
+        Fresh keys of the same shape, of dtype `form.integer`, or int64 if the scores are integers.
+    """
+    if not form.is_float:
+        bits = bits.to(torch.int64, copy=True)
+        return bits.abs_() if absolute else bits
+    magnitude = torch.bitwise_and(bits, form.largest).clamp_max_(form.nan)
+    if absolute:
+        return magnitude
+    is_negative = (bits < 0).logical_and_(magnitude < form.nan)
+    return torch.where(is_negative, -magnitude, magnitude)
+
+
+def raw_keys(bits: Tensor, form: Format, *, absolute: bool, out: Tensor) -> Tensor:
+    """Turn a block of bits into raw keys.
+
+    Args:
+        bits: 1-D, from `to_bits`.
+        form: their format.
+        absolute: whether to rank by absolute value.
+        out: 1-D, of the same length and dtype, for the result.
 
     Returns:
         `out`.
     """
-    bits = scores.to(space.floating).view(space.integer)
+    if not form.is_float:  # the lowest integer has no absolute value, but one less of it
+        return torch.abs(bits, out=out).sub_(1) if absolute else out.copy_(bits)
     if absolute:
-        return torch.bitwise_and(bits, space.largest, out=out)
-    torch.bitwise_right_shift(bits, space.bits - 1, out=out)  # all ones where negative
-    return out.bitwise_and_(space.largest).bitwise_xor_(bits).add_(space.rotation)
+        return torch.bitwise_and(bits, form.largest, out=out)
+    torch.bitwise_right_shift(bits, form.num_bits - 1, out=out)  # all ones where negative
+    return out.bitwise_and_(form.largest).bitwise_xor_(bits).add_(form.rotation)
 
 
-def raw_bounds(low: float, high: float, space: KeySpace, *, absolute: bool) -> tuple[int, int]:
-    """Give the raw keys between which the scores from `low` to `high` lie.
+def raw_bounds(
+    low: int, high: int, form: Format, common: Format, *, absolute: bool
+) -> tuple[int, int]:
+    """Give the raw keys between which the scores with keys from `low` to `high` lie.
 
     Args:
-        low: any float, as all scores are compared by exact value; may be NaN.
-        high: not below `low`; may be NaN.
-        space: the space of the raw keys.
-        absolute: whether they are of absolute values.
+        low: the lowest key, in the common format.
+        high: the highest key, not below `low`.
+        form: the format of the raw keys.
+        common: the format of the keys.
+        absolute: whether the raw keys are of absolute values.
 
     Returns:
-        The least and the greatest raw key: a score is in `[low, high]` if and only if its raw key
-        is in this range; one below it is lower, one above it higher.
+        The least and the greatest raw key: a score is in the range if and only if its raw key is.
     """
-    least, exact = key_below(low, space)
-    least += 0 if exact else 1  # rounded down: what has that key is still lower than `low`
-    greatest, _ = key_below(high, space)
+    if form != common:
+        low, is_exact = round_down(low, form)
+        low, (high, _) = low + (not is_exact), round_down(high, form)
+    if not form.is_float:
+        return low - absolute, high - absolute
+    is_nan = high == form.nan
     if not absolute:  # a negative key -m has the raw key -m - 1, and -0.0 stands beside 0
-        least = (least if least > 0 else least - 1) + space.rotation
-        greatest = (greatest if greatest >= 0 else greatest - 1) + space.rotation
-    return least, space.largest if math.isnan(high) else greatest
+        low = (low if low > 0 else low - 1) + form.rotation
+        high = (high if high >= 0 else high - 1) + form.rotation
+    return low, form.largest if is_nan else high
 
 
-def key_below(value: float, space: KeySpace) -> tuple[int, bool]:
-    """Round a value *down* into a space: exactly the scores `<= value` have keys up to the result.
+def to_float64_keys(keys: Tensor, form: Format) -> Tensor:
+    """Turn the keys of any format into those of the same values in float64.
 
     Args:
-        value: any float, NaN and infinities included.
-        space: the space to round into.
+        keys: any shape.
+        form: their format.
 
     Returns:
-        The key, and whether it is the key of `value` itself, that is, nothing was rounded.
+        int64 keys of the same shape.
     """
-    rounded = torch.tensor([value], dtype=torch.float64).to(space.floating)
-    key = int(keys(rounded, space, absolute=False))
-    if rounded.item() > value:
-        key -= 1
-    return key, math.isnan(value) or rounded.item() == value
+    keys = keys.to(torch.int64)
+    if not form.is_float:
+        return keys_of(keys.to(torch.float64).view(torch.int64), FLOAT64, absolute=False)
+    if form == FLOAT64:
+        return keys
+    magnitude = keys.abs()
+    rebias = (FLOAT64.bias - form.bias) << FLOAT64.mantissa
+    wide = (magnitude << (FLOAT64.mantissa - form.mantissa)) + rebias
+    # A denormal is an integer times a power of two. Both factors are normal, and so is the product.
+    unit = 2.0 ** (1 - form.bias - form.mantissa)
+    denormal = (magnitude.to(torch.float64) * unit).view(torch.int64)
+    wide = torch.where(magnitude < (1 << form.mantissa), denormal, wide)
+    wide = torch.where(
+        magnitude >= form.infinity, FLOAT64.infinity + magnitude - form.infinity, wide
+    )
+    return torch.where(keys < 0, -wide, wide)
 
 
-def value_of(key: int, space: KeySpace) -> float:
-    """Give the score that a key stands for."""
-    if key == space.nan:
-        return math.nan
-    magnitude = torch.tensor(abs(key), dtype=space.integer).view(space.floating)
-    return math.copysign(magnitude.item(), key)
-
-
-def check_exact(scores: list[Tensor]) -> None:
-    """Refuse int64 scores that float64 cannot hold.
+def round_down(key: int, form: Format) -> tuple[int, bool]:
+    """Round a float64 key down to a narrower float format.
 
     Args:
-        scores: tensors of any dtype and shape.
+        key: the key.
+        form: the format to round to.
 
-    Raises:
-        LeafError: if an int64 score is beyond 2^53 in magnitude.
+    Returns:
+        The highest key of the format whose value is not above, and whether it is equal.
     """
-    wide = [i for i, leaf in enumerate(scores) if leaf.dtype == torch.int64 and leaf.numel()]
-    bounds = to_host([bound for i in wide for bound in torch.aminmax(scores[i])])
-    for number, low, high in zip(wide, bounds[::2], bounds[1::2], strict=True):
-        if low < -LARGEST_INT64 or high > LARGEST_INT64:
-            raise LeafError(
-                number,
-                "scores",
-                "int64 scores must be at most 2**53 in magnitude to compare exactly, "
-                f"got {low if low < -LARGEST_INT64 else high}; cast them to float64",
-            )
+    magnitude = abs(key)
+    shift = FLOAT64.mantissa - form.mantissa
+    rebiased = magnitude - ((FLOAT64.bias - form.bias) << FLOAT64.mantissa)
+    one = 1 << FLOAT64.mantissa
+    if magnitude >= FLOAT64.infinity:
+        narrow = magnitude - FLOAT64.infinity + form.infinity
+    elif rebiased >= one:
+        narrow = min(rebiased >> shift, form.infinity - 1)
+    else:  # below the normal numbers, each lower exponent shifts out one bit more of 1.mantissa
+        significand = magnitude % one + (one if magnitude >= one else 0)
+        narrow = significand >> (shift + 1 - (rebiased >> FLOAT64.mantissa))
+    narrow = narrow if key >= 0 else -narrow  # towards zero, so far
+    if _to_float64_key(narrow, form) > key:
+        narrow -= 1
+    return narrow, _to_float64_key(narrow, form) == key
+
+
+def _to_float64_key(key: int, form: Format) -> int:
+    return int(to_float64_keys(torch.tensor(key, device="cpu"), form))
+
+
+def values_of(keys: Tensor, form: Format) -> Tensor:
+    """Give the scores that keys stand for.
+
+    Args:
+        keys: int64, any shape.
+        form: their format.
+
+    Returns:
+        float64 values of the same shape, exact.
+    """
+    if not form.is_float:
+        return keys.to(torch.float64)
+    wide = to_float64_keys(keys, form)
+    sign = torch.where(wide < 0, torch.iinfo(torch.int64).min, 0)
+    bits = (wide.abs() | sign).masked_fill(wide == FLOAT64.nan, FLOAT64.nan | 1 << 51)
+    return bits.view(torch.float64)

@@ -1,39 +1,44 @@
 """The operators: selection as torch.library custom operators, opaque to every transform.
 
-Under `torch.compile` the search is data-dependent control flow, which cannot be traced, and masks
-written elementwise per leaf cost the compiler seconds per hundred leaves. So the graph sees one
-node: a list of tensors in, a list of fresh bool masks out. Each operator has a fake rule (shapes
-for tracing, `meta` and export) and a batching rule (for `vmap`). None has a gradient: a selection
-is piecewise constant, and its inputs are detached before they get here.
-`cudagraph_unsafe`, since counts meet on the host.
+Under `torch.compile` the search is control flow that depends on data, which cannot be traced. So
+the graph sees one node: a list of tensors in, a list of fresh bool masks out. Each operator has a
+fake rule (shapes, for tracing, `meta` and export) and a batching rule (for `vmap`). None has a
+gradient: a selection is piecewise constant, and its inputs are detached before they get here. The
+operators are `cudagraph_unsafe`, because counts are read by the host.
 
-The only room that imports `torch.library`. What is wrong with values is raised from here, in eager
-and in compiled code alike.
+Wrong values raise from here, in eager and in compiled code alike.
 """
 
 # No `from __future__ import annotations`: the schemas are inferred from the annotations themselves.
 
+from collections.abc import Sequence
 from typing import Optional
 
 import torch
 from torch import Tensor
 
-from gprune.select import batching, rows, several
-from gprune.select.amounts import resolve, resolve_amount, resolve_sparsity
+from gprune.select import batching, rows
 from gprune.select.apportion import apportion as share_out
-from gprune.select.draws import draw_range
+from gprune.select.blocks import Query, RankedLeaves
+from gprune.select.counter_rng import draw
+from gprune.select.counts import resolve, resolve_amount, resolve_sparsity
 from gprune.select.errors import LeafError
-from gprune.select.host import undisturbed
-from gprune.select.keys import check_exact
-from gprune.select.marking import empty_masks, mark
-from gprune.select.ranking import Ranking
-from gprune.select.search import prune
+from gprune.select.keys import (
+    FORMATS,
+    LARGEST_INT64,
+    keys_of,
+    to_bits,
+    to_float64_keys,
+    values_of,
+)
+from gprune.select.partition import copy_priors, empty_masks, write_masks
+from gprune.select.refine import OneProcess, Reduce
+from gprune.select.search import Search, batches
 
 TAGS = (torch.Tag.cudagraph_unsafe,)
 
 
 @torch.library.custom_op("gprune::select", mutates_args=(), tags=TAGS)
-@undisturbed
 def select(
     scores: list[Tensor],
     masks: list[Tensor],
@@ -42,27 +47,28 @@ def select(
     absolute: bool,
     sparsity: bool,
 ) -> list[Tensor]:
-    """Find the cut and make the masks.
+    """Find thresholds and make the masks at them.
 
     Args:
         scores: one tensor per prunable leaf.
         masks: their prior masks, or empty.
-        amounts: one, to rank all leaves together, or one per leaf, to rank each alone.
-        seed: ranks by random draws if given.
-        absolute: ranks by absolute value.
+        amounts: one, to rank all leaves together; or one per leaf, to rank each by itself.
+        seed: if given, random draws are ranked.
+        absolute: whether to rank by absolute value.
         sparsity: whether the amounts are sparsities.
 
     Returns:
         The masks, one per leaf.
     """
-    ranking = _ranking(scores, masks, absolute, seed)
-    if len(amounts) == 1:
-        return _select_together(ranking, amounts[0], sparsity)
-    return [_select_alone(ranking, leaf, amount, sparsity) for leaf, amount in enumerate(amounts)]
+    number = None if seed is None else int(seed.item())
+    ranked = RankedLeaves(scores, masks, absolute, number)
+    check_exact(ranked)
+    kept = empty_masks(scores)
+    select_into(kept, ranked, amounts, sparsity, OneProcess())
+    return kept
 
 
 @torch.library.custom_op("gprune::select_rows", mutates_args=(), tags=TAGS)
-@undisturbed
 def select_rows(
     scores: Tensor,
     masks: list[Tensor],
@@ -70,74 +76,72 @@ def select_rows(
     absolute: bool,
     sparsity: bool,
 ) -> Tensor:
-    """Find a cut for every row and make the masks.
+    """Find a threshold for every row and make the masks.
 
     Args:
         scores: (rows, entries).
         masks: the prior mask, or empty.
-        amount: what each row is to be pruned by.
-        absolute: ranks by absolute value.
+        amount: by what each row is pruned.
+        absolute: whether to rank by absolute value.
         sparsity: whether the amount is a sparsity.
 
     Returns:
         The mask, (rows, entries).
     """
-    return rows.select(_ranking([scores], masks, absolute), amount, sparsity)
+    check_exact(RankedLeaves([scores], masks))
+    prior = masks[0] if masks else None
+    return rows.select_rows(scores, prior, amount, absolute=absolute, is_sparsity=sparsity)
 
 
 @torch.library.custom_op("gprune::find_threshold", mutates_args=(), tags=TAGS)
-@undisturbed
 def find_threshold(
     scores: list[Tensor], masks: list[Tensor], amount: Tensor, absolute: bool, sparsity: bool
 ) -> tuple[Tensor, Tensor]:
-    """Find a cut for every amount of a tensor; the other arguments are those of `select`."""
-    ranking = _ranking(scores, masks, absolute)
-    ks = [resolve(one, ranking.entries, ranking.candidates, sparsity) for one in amount.view(-1)]
-    values, indices = zip(*several.find(ranking, ks), strict=True) if ks else ([], [])
-    return (
-        torch.tensor(values, dtype=torch.float64).view(amount.shape),
-        torch.tensor(indices, dtype=torch.int64).view(amount.shape),
-    )
+    """Find a threshold for every amount of a tensor; the other arguments are those of `select`."""
+    ranked = RankedLeaves(scores, masks, absolute)
+    check_exact(ranked)
+    return find_thresholds(ranked, amount, sparsity, OneProcess())
 
 
 @torch.library.custom_op("gprune::masks_from_threshold", mutates_args=(), tags=TAGS)
-@undisturbed
 def masks_from_threshold(
     value: Tensor, index: Tensor, scores: list[Tensor], masks: list[Tensor], absolute: bool
 ) -> list[Tensor]:
-    """Make the masks at a cut; the other arguments are those of `select`."""
-    return mark(_ranking(scores, masks, absolute), float(value.item()), int(index.item()))
+    """Make the masks at a threshold; the other arguments are those of `select`."""
+    ranked = RankedLeaves(scores, masks, absolute, exact=True)
+    check_exact(ranked)
+    kept = empty_masks(scores)
+    write_at(kept, ranked, value, index)
+    return kept
 
 
 @torch.library.custom_op("gprune::num_to_prune", mutates_args=(), tags=TAGS)
-@undisturbed
 def num_to_prune(amount: Tensor, candidates: int) -> Tensor:
     """Count what an amount prunes."""
-    return torch.tensor(resolve_amount(amount, candidates), dtype=torch.int64)
+    return torch.tensor(resolve_amount(amount, candidates), dtype=torch.int64, device="cpu")
 
 
 @torch.library.custom_op("gprune::random_scores", mutates_args=(), tags=TAGS)
-@undisturbed
 def random_scores(leaves: list[Tensor], seed: Tensor) -> list[Tensor]:
-    """Draw the scores that `select` ranks by when it is given a seed."""
+    """Draw the scores by which `select` ranks when it is given a seed."""
     number = int(seed.item())
     return [
-        draw_range(number, leaf, 0, like.numel(), like.device).view(like.shape)
+        draw(number, leaf, torch.arange(like.numel(), device=like.device)).view(like.shape)
         for leaf, like in enumerate(leaves)
     ]
 
 
 @torch.library.custom_op("gprune::all_finite", mutates_args=(), tags=TAGS)
-@undisturbed
 def all_finite(leaves: list[Tensor]) -> Tensor:
     """Say of each leaf whether all its entries, of the whole batch under `vmap`, are finite."""
     # NaN goes through aminmax, which is one pass; isfinite is several
-    ends = [torch.stack(leaf.aminmax()) if leaf.numel() else torch.zeros(2) for leaf in leaves]
-    return torch.tensor([bool(end.isfinite().all()) for end in ends], dtype=torch.bool)
+    ends = [leaf.aminmax() for leaf in leaves if leaf.numel()]
+    finite = iter([bool(torch.stack(end).isfinite().all()) for end in ends])
+    found = [leaf.numel() == 0 or next(finite) for leaf in leaves]
+    return torch.tensor(found, dtype=torch.bool, device="cpu")
 
 
 @torch.library.custom_op("gprune::apportion", mutates_args=(), tags=TAGS)
-@undisturbed
 def apportion(
     sparsity: Tensor, sizes: list[int], weights: list[float], low: list[int], high: list[int]
 ) -> list[Tensor]:
@@ -165,33 +169,115 @@ def apportion(
         )
     counts = share_out(total, weights, low, high)
     return [
-        torch.tensor((size - count) / max(1, size), dtype=torch.float64)
+        torch.tensor((size - count) / max(1, size), dtype=torch.float64, device="cpu")
         for count, size in zip(counts, sizes, strict=True)
     ]
 
 
-def _ranking(
-    scores: list[Tensor], masks: list[Tensor], absolute: bool, seed: Tensor | None = None
-) -> Ranking:
-    if seed is not None:
-        return Ranking(scores, masks, seed=int(seed.item()))
-    check_exact(scores)
-    return Ranking(scores, masks, absolute)
+def check_exact(ranked: RankedLeaves) -> None:
+    """Refuse int64 scores that float64 cannot hold.
+
+    Args:
+        ranked: what is ranked.
+
+    Raises:
+        LeafError: if an int64 score is beyond 2^53 in magnitude.
+    """
+    for number, leaf in enumerate(ranked.scores):
+        if leaf.dtype == torch.int64 and leaf.numel() and ranked.seed is None:
+            low, high = torch.stack(leaf.aminmax()).tolist()
+            if low < -LARGEST_INT64 or high > LARGEST_INT64:
+                raise LeafError(
+                    number,
+                    "scores",
+                    "int64 scores must be at most 2**53 in magnitude to compare exactly, "
+                    f"got {low if low < -LARGEST_INT64 else high}; cast them to float64",
+                )
 
 
-def _select_alone(ranking: Ranking, leaf: int, amount: Tensor, sparsity: bool) -> Tensor:
-    try:
-        [mask] = _select_together(ranking.only(leaf), amount, sparsity)
-    except ValueError as error:
-        raise LeafError(leaf, "sparsity" if sparsity else "amount", str(error)) from None
-    return mask
+def select_into(
+    kept: list[Tensor],
+    ranked: RankedLeaves,
+    amounts: Sequence[Tensor],
+    is_sparsity: bool,
+    reduce: Reduce,
+) -> None:
+    """Write the masks that prune all leaves by one amount, or each leaf by its own.
+
+    Args:
+        kept: one contiguous bool mask per leaf, to be written.
+        ranked: what is ranked.
+        amounts: one, or one per leaf.
+        is_sparsity: whether the amounts are sparsities.
+        reduce: sums counts over the processes.
+    """
+    all_leaves = range(len(ranked.scores))
+    scopes = [all_leaves] if len(amounts) == 1 else [range(leaf, leaf + 1) for leaf in all_leaves]
+    queries = []
+    pairs = zip(amounts, scopes, count_candidates(ranked, scopes, reduce), strict=True)
+    for number, (amount, leaves, num_candidates) in enumerate(pairs):
+        entries = ranked.tree_starts[leaves.stop] - ranked.tree_starts[leaves.start]
+        try:
+            k = resolve(amount, entries, num_candidates, is_sparsity)
+        except ValueError as error:
+            if len(amounts) == 1:
+                raise
+            raise LeafError(number, "sparsity" if is_sparsity else "amount", str(error)) from None
+        if k == 0:
+            copy_priors(ranked, leaves, kept)
+        else:
+            queries.append(Query(leaves, k, num_candidates))
+    for some in batches(queries, reduce):
+        Search(ranked, some, reduce, kept).run()
 
 
-def _select_together(ranking: Ranking, amount: Tensor, sparsity: bool) -> list[Tensor]:
-    k = resolve(amount, ranking.entries, ranking.candidates, sparsity)
-    if k == 0 and ranking.masks:  # what a step that is not due costs: one copy of the masks
-        return [mask.clone(memory_format=torch.contiguous_format) for mask in ranking.masks]
-    return prune(ranking, k)
+def find_thresholds(
+    ranked: RankedLeaves, amount: Tensor, is_sparsity: bool, reduce: Reduce
+) -> tuple[Tensor, Tensor]:
+    """Find the threshold of all leaves at every amount of a tensor.
+
+    Returns:
+        The values, float64, and the flat indices, int64, on the CPU, of the shape of the amount.
+    """
+    leaves = range(len(ranked.scores))
+    [num_candidates] = count_candidates(ranked, [leaves], reduce)
+    entries = ranked.tree_starts[-1]
+    ks = [resolve(one, entries, num_candidates, is_sparsity) for one in amount.view(-1)]
+    wanted = sorted(set(ks) - {0})
+    found = {0: (-torch.inf, -1)}
+    if wanted:
+        queries = [Query(leaves, k, num_candidates) for k in wanted]
+        keys, indices = zip(*Search(ranked, queries, reduce).run(), strict=True)
+        values = values_of(torch.tensor(keys, device="cpu"), ranked.common).tolist()
+        found |= dict(zip(wanted, zip(values, indices, strict=True), strict=True))
+    return (
+        torch.tensor([found[k][0] for k in ks], dtype=torch.float64, device="cpu").view(
+            amount.shape
+        ),
+        torch.tensor([found[k][1] for k in ks], dtype=torch.int64, device="cpu").view(amount.shape),
+    )
+
+
+def write_at(kept: list[Tensor], ranked: RankedLeaves, value: Tensor, index: Tensor) -> None:
+    """Write the masks at a threshold, given by its value and its flat index in the tree."""
+    form, tree_index = FORMATS[value.dtype], int(index.item())
+    key = int(to_float64_keys(keys_of(to_bits(value, form), form, absolute=False), form))
+    for own in (ranked, ranked.not_counted()):
+        if own is not None:
+            blocks = own.blocks(range(len(own.scores)))
+            write_masks(own, blocks, key, own.last_position(tree_index), kept)
+
+
+def count_candidates(ranked: RankedLeaves, scopes: list[range], reduce: Reduce) -> list[int]:
+    """Count the candidates of some leaves in all processes."""
+    if not ranked.priors:
+        starts = ranked.tree_starts
+        return [starts[leaves.stop] - starts[leaves.start] for leaves in scopes]
+
+    def count() -> Tensor:
+        return torch.stack([ranked.num_candidates(leaves) for leaves in scopes])
+
+    return reduce.sum("counting the candidates", len(scopes), count).tolist()
 
 
 @select.register_fake
@@ -252,7 +338,7 @@ def _(
 
 
 select.register_vmap(batching.of_select(select, select_rows, find_threshold, masks_from_threshold))
-find_threshold.register_vmap(batching.of_find_cut(find_threshold))
+find_threshold.register_vmap(batching.of_find_threshold(find_threshold))
 for _operator in (select_rows, masks_from_threshold, num_to_prune, random_scores, apportion):
     _operator.register_vmap(batching.by_loop(_operator))
 all_finite.register_vmap(lambda info, in_dims, leaves: (all_finite(leaves), None))

@@ -1,185 +1,453 @@
-"""The search: from a ranking and a count to the cut and the masks at it, exactly.
+"""The search: from counts of entries to prune to thresholds and the masks at them, exactly.
 
-A sample of the candidates says between which two scores the k-th of them lies, but for bad luck.
-One pass over the weights then counts what is below that bracket, writes "above it" into the masks
-and collects the few candidates in it; the k-th of all is among those. Where so many candidates tie
-that they cannot be collected, the bracket is a single score, and counting is enough.
+A sample says between which two keys each threshold probably is. One pass over the weights counts
+what is below that bracket, writes "above the bracket" into the masks, and collects the few
+candidates inside. The threshold is then found among those: first its key, then its flat index.
 
-The guess only guides. A bracket that misses costs its pass, and says on which side to look. After
-`GUESSES` passes the search stops guessing and finds the k-th key digit by digit, most significant
-first, in one pass for every 16 bits (see `digits.py`). So a search makes at most
-`GUESSES + bits / 16 + 2` passes, seven for float32 and nine for float64, whatever the values are;
-two, with the sample, is what it nearly always takes. It holds one block, the sample and at most
-`LIMIT` collected candidates. Only integers are compared and counted, so the cut is the same for
-every block size, thread count and order of evaluation.
+A bracket that misses tells on which side to look. If a bracket holds too many candidates to
+collect, one key that many of them share is counted by itself, or a pass counts keys in bins and the
+search goes on in one bin. After `GUESSES` passes the sample is no longer asked: each pass over bins
+then finds `max_pass_bits` bits of the key, until so few candidates are left that they can be
+collected, or one key. So a search takes at most `GUESSES + ceil(bits / max_pass_bits) + 2` passes
+for its key, whatever the scores are; nearly always it takes one. It holds one block, the sample,
+and at most `LIMIT` candidates.
+
+All counts are sums over the processes that hold the leaves, so every process finds the same
+thresholds. On one machine a sum is the count itself.
 """
 
 from __future__ import annotations
 
-import math
+import functools
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from gprune.select import digits
-from gprune.select.keys import value_of
-from gprune.select.marking import empty_masks, mark, mark_chunks
-from gprune.select.passes import Divided, divide
-from gprune.select.ranking import Ranking
-from gprune.select.sample import sample, spread
+from gprune.select.blocks import Query, RankedLeaves
+from gprune.select.counting import concatenate
+from gprune.select.partition import (
+    Bins,
+    PartitionPass,
+    count_keys,
+    count_ties,
+    tied_indices,
+    write_masks,
+)
+from gprune.select.refine import Found, Integers, Reduce, Remaining, pick, refine
+from gprune.select.sampling import POWER, Guess, guess_brackets
 
 LIMIT = 2**20
-"""Candidates that may be collected, with some 16 bytes for each."""
+"""Candidates that a process may collect, with some 32 bytes for each."""
 
-FEW = 2**14
-"""So few candidates are collected outright."""
+FEW = 2**16
+"""So few candidates are all collected, without a sample."""
+
+SPREAD = 4
+"""Of N candidates, about `SPREAD * N^(1 - POWER / 2)` fall into a bracket."""
 
 GUESSES = 3
+"""Passes that the sample may guide."""
 
 
-def find(ranking: Ranking, k: int) -> tuple[float, int]:
-    """Find the cut that prunes exactly k candidates.
+class Threshold(NamedTuple):
+    """Where a query divides its candidates.
+
+    Attributes:
+        key: the key of the last pruned candidate, in the common format.
+        tree_index: the flat index of that candidate in the tree.
+    """
+
+    key: int
+    tree_index: int
+
+
+class Interval(NamedTuple):
+    """Where an integer that is searched for is known to be.
+
+    Attributes:
+        low: the lowest value that it may have.
+        high: the highest value that it may have.
+        num_below: how many candidates are below `low`.
+        num_inside: how many candidates are from `low` to `high`.
+    """
+
+    low: int
+    high: int
+    num_below: int
+    num_inside: int
+
+
+class Settled(NamedTuple):
+    """A pass, and which queries it has settled.
+
+    Attributes:
+        made: the pass.
+        queries: for each query of the pass its number in the search, or -1 if it is not settled.
+        is_collected: whether every process has collected its candidates inside the brackets.
+    """
+
+    made: PartitionPass
+    queries: list[int]
+    is_collected: bool
+
+
+class Collected(NamedTuple):
+    """What the passes have collected in this process, for the queries that they have settled.
+
+    Attributes:
+        keys: int64 or narrower, 1-D.
+        query: the number of the query of each candidate, or `None` if the search has one query.
+        passes: the passes; in their order are the candidates.
+        kept: the places of these candidates among all of the passes, or `None` if they are all.
+    """
+
+    keys: Tensor
+    query: Tensor | None
+    passes: list[PartitionPass]
+    kept: Tensor | None
+
+    def look_up(self, numbers: list[int], index: Tensor | None = None) -> Tensor | int:
+        """Give, for each candidate or for those at `index`, the number that its query has."""
+        if self.query is None:
+            return numbers[0]
+        query = self.query if index is None else self.query.index_select(0, index)
+        return torch.tensor(numbers, device="cpu").index_select(0, query)
+
+    def positions(self, index: Tensor) -> Tensor:
+        """Give the positions of the candidates at some places."""
+        if self.kept is not None:
+            index = self.kept.index_select(0, index)
+        if len(self.passes) == 1:
+            return self.passes[0].positions(index)
+        every = [made.positions(torch.arange(made.keys.numel())) for made in self.passes]
+        return concatenate(every).index_select(0, index)
+
+
+class Search:
+    """A search for the thresholds of some queries, which advance in lockstep."""
+
+    def __init__(
+        self,
+        ranked: RankedLeaves,
+        queries: Sequence[Query],
+        reduce: Reduce,
+        masks: list[Tensor] | None = None,
+    ) -> None:
+        """Prepare a search.
+
+        Args:
+            ranked: what is ranked.
+            queries: what is searched for. If there are masks, no two queries share a leaf.
+            reduce: sums counts over the processes.
+            masks: one contiguous bool mask per leaf, to be written; or `None`.
+        """
+        self._ranked, self._queries, self._reduce, self._masks = ranked, queries, reduce, masks
+        lowest, highest = ranked.key_range
+        self._intervals = [Interval(lowest, highest, 0, q.num_candidates) for q in queries]
+        self._passes: list[Settled] = []
+
+    def run(self) -> list[Threshold]:
+        """Find the threshold of every query, and write the masks."""
+        ranked, queries, reduce = self._ranked, self._queries, self._reduce
+        can_collect = all(leaf.device.type == "cpu" for leaf in ranked.scores)  # else blocks wait
+        limit = LIMIT if can_collect else 0
+        guesses = self._guess() if can_collect else [None] * len(queries)
+        pending = list(range(len(queries)))
+        for attempt in itertools.count():
+            most = max(Counter(queries[i].leaves for i in pending).values())
+            share = limit * reduce.num_processes // most  # queries of the same leaves share it
+            brackets, crowded = {}, {}
+            for i in pending:
+                guess = guesses[i] if attempt < GUESSES else None
+                low, high, expected = choose_bracket(self._intervals[i], guess, share)
+                (crowded if expected > share and low < high else brackets)[i] = low, high
+            if crowded:
+                self._count_in_bins(crowded)
+                continue
+            chosen = [queries[i] for i in pending]
+            made = PartitionPass(ranked, chosen, list(brackets.values()), self._masks, limit)
+            counts = reduce.sum("counting around the brackets", made.num_counts, made.run)
+            settled = self._settle(made, pending, counts.tolist())
+            pending = [i for i, own in zip(pending, settled, strict=True) if own < 0]
+            if not pending:
+                break
+        thresholds = self._find_indices(*self._find_keys())
+        if self._masks is not None:
+            write = functools.partial(self._write_rest, thresholds, self._masks)
+            reduce.sum("writing the masks", 0, write)
+        return thresholds
+
+    def _guess(self) -> list[Guess | None]:
+        """Guess from a sample where the thresholds are that have many candidates."""
+        many = [i for i, query in enumerate(self._queries) if query.num_candidates > FEW]
+        guesses: list[Guess | None] = [None] * len(self._queries)
+        if many:
+            queries = [self._queries[i] for i in many]
+            for i, guess in zip(many, guess_brackets(self._ranked, queries, self._reduce)):
+                guesses[i] = guess
+        return guesses
+
+    def _count_in_bins(self, brackets: dict[int, tuple[int, int]]) -> None:
+        """Make a pass that counts keys in bins, and narrow the intervals of some queries to one."""
+        chosen = [self._queries[i] for i in brackets]
+        num_bins = min(
+            1 << self._reduce.max_pass_bits, max(2, self._reduce.max_counts // len(chosen))
+        )
+        hulls: dict[range, tuple[int, int]] = {}
+        for query, (low, high) in zip(chosen, brackets.values(), strict=True):
+            lowest, highest = hulls.get(query.leaves, (low, high))
+            hulls[query.leaves] = min(low, lowest), max(high, highest)
+        bins = [Bins.covering(*hulls[query.leaves], num_bins) for query in chosen]
+        count = functools.partial(count_keys, self._ranked, chosen, bins)
+        counts = self._reduce.sum("counting keys in bins", len(chosen) * (num_bins + 2), count)
+        picked = pick(counts.view(len(chosen), -1), [query.k for query in chosen])
+        rows = zip(*(column.tolist() for column in picked), strict=True)
+        for i, own, (number, below, inside) in zip(brackets, bins, rows, strict=True):
+            low, high = self._intervals[i].low, self._intervals[i].high
+            if number > 0:
+                low = max(low, own.first + ((number - 1) << own.shift))
+            if number <= num_bins:
+                high = min(high, own.first + (number << own.shift) - 1)
+            self._intervals[i] = Interval(low, high, below, inside)
+
+    def _settle(self, made: PartitionPass, pending: list[int], counts: list[int]) -> list[int]:
+        """Narrow the intervals by the counts of a pass, and note which queries it has settled."""
+        size, is_collected, settled = len(pending), counts[-1] == 0, []
+        rows = zip(pending, made.brackets, counts[:size], counts[size:-1], strict=True)
+        for i, (low, high), below, inside in rows:
+            own, k = self._intervals[i], self._queries[i].k
+            if k <= below:
+                new = Interval(own.low, low - 1, own.num_below, below - own.num_below)
+            elif k > below + inside:
+                rest = own.num_below + own.num_inside - below - inside
+                new = Interval(high + 1, own.high, below + inside, rest)
+            else:
+                new = Interval(low, high, below, inside)
+            self._intervals[i] = new
+            is_inside = below < k <= below + inside
+            settled.append(i if is_inside and (is_collected or low == high) else -1)
+        self._passes.append(Settled(made, settled, is_collected))
+        return settled
+
+    @functools.cached_property
+    def _collected(self) -> Collected:
+        passes = [settled for settled in self._passes if settled.is_collected]
+        made = [settled.made for settled in passes]
+        keys = concatenate([one.keys for one in made])
+        if len(self._queries) == 1:  # its other passes missed, and collected what is not inside
+            last = [made[-1]] if made and passes[-1].queries == [0] else []
+            return Collected(concatenate([one.keys for one in last]), None, last, None)
+        parts = [
+            torch.tensor(settled.queries, device="cpu").index_select(0, settled.made.query)
+            for settled in passes
+        ]
+        query, kept = concatenate(parts), None
+        if any(-1 in settled.queries for settled in passes):
+            kept = (query >= 0).nonzero().view(-1)
+            keys, query = keys.index_select(0, kept), query.index_select(0, kept)
+        return Collected(keys, query, made, kept)
+
+    def _find_keys(self) -> tuple[list[Found], Remaining]:
+        """Find the key of every query: its interval is one key, or its candidates are collected.
+
+        Returns:
+            The keys, how many candidates are below each, and how many have it; and what is left of
+            the collected candidates of this process, as offsets from the intervals.
+        """
+        intervals = self._intervals
+        some = [i for one in self._passes if one.is_collected for i in one.queries if i >= 0]
+        place = {i: number for number, i in enumerate(some)}
+        numbers = [place.get(i, -1) for i in range(len(intervals))]
+        low = [own.low for own in intervals]
+
+        def offsets() -> Integers:
+            own = self._collected
+            values = own.keys if low == [0] else own.keys - own.look_up(low)
+            query = own.look_up(numbers)
+            return Integers(values, query if isinstance(query, Tensor) else None)
+
+        remaining = Remaining(offsets)
+        found = [Found(own.low, own.num_below, own.num_inside) for own in intervals]
+        if some:
+            num_bits = max(intervals[i].high - low[i] for i in some).bit_length()
+            known = [found[i]._replace(prefix=0) for i in some]
+            nth, phase = [self._queries[i].k for i in some], "finding the keys of the thresholds"
+            new = refine(self._reduce, phase, remaining, num_bits, nth, known)
+            for i, own in zip(some, new, strict=True):
+                found[i] = own._replace(prefix=low[i] + own.prefix)
+        return found, remaining
+
+    def _find_indices(self, keys: list[Found], remaining: Remaining) -> list[Threshold]:
+        """Find the last pruned entry of every query among those that have its key.
+
+        Args:
+            keys: the keys of the thresholds.
+            remaining: the collected candidates among which are all that have these keys.
+
+        Returns:
+            The thresholds.
+        """
+        queries, ranked = self._queries, self._ranked
+        nth = [query.k - key.num_below for query, key in zip(queries, keys, strict=True)]
+        starts = ranked.tree_starts
+        ties = [
+            Interval(starts[query.leaves.start], starts[query.leaves.stop] - 1, 0, key.num_inside)
+            for query, key in zip(queries, keys, strict=True)
+        ]
+        streamed = []
+        for made, settled, is_collected in self._passes:
+            for number, i in enumerate([] if is_collected else settled):
+                if i >= 0:
+                    streamed.append(i)
+                    ties[i] = self._narrow_ties(made, number, i, keys[i].prefix, nth[i], ties[i])
+        low, key = [own.low for own in ties], [own.prefix for own in keys]
+
+        def offsets() -> Integers:
+            own, index = self._collected, remaining.get().index
+            index = torch.arange(own.keys.numel(), device="cpu") if index is None else index
+            index = index[own.keys.index_select(0, index) == own.look_up(key, index)]
+            found = ranked.tree_index(own.positions(index)) - own.look_up(low, index)
+            values, query = [found], [] if own.query is None else [own.query.index_select(0, index)]
+            for i in streamed:
+                for found in tied_indices(ranked, queries[i].leaves, key[i], low[i], ties[i].high):
+                    values.append((found - low[i]).cpu())
+                    query.append(torch.full_like(values[-1], i))
+            return Integers(concatenate(values), concatenate(query) if len(queries) > 1 else None)
+
+        num_bits = max(own.high - own.low for own in ties).bit_length()
+        known = [Found(0, own.num_below, own.num_inside) for own in ties]
+        phase = "finding the flat indices of the thresholds"
+        last = refine(self._reduce, phase, Remaining(offsets), num_bits, nth, known)
+        pairs = zip(key, low, last, strict=True)
+        return [Threshold(own, first + found.prefix) for own, first, found in pairs]
+
+    def _narrow_ties(
+        self, made: PartitionPass, number: int, i: int, key: int, nth: int, own: Interval
+    ) -> Interval:
+        """Narrow the flat indices that the n-th tie may have, until the ties there are few.
+
+        One process knows how many ties each block has. The blocks of several processes differ, so
+        they count in bins of flat indices.
+        """
+        reduce, leaves = self._reduce, self._queries[i].leaves
+        if reduce.num_processes == 1:
+            blocks = [block for block in made.counted if block.query == number]
+            counts = torch.stack([block.num_inside.cpu() for block in blocks]).view(1, -1)
+            chosen, below, inside = (int(x) for x in pick(counts, [nth]))
+            return Interval(blocks[chosen].start, blocks[chosen].stop - 1, below, inside)
+        while own.low < own.high and own.num_inside > LIMIT:
+            bins = Bins.covering(own.low, own.high, 1 << reduce.max_bits)
+            ends = own.low, own.high
+            count = functools.partial(count_ties, self._ranked, leaves, key, *ends, bins)
+            counts = reduce.sum("counting the ties", bins.num_bins, count).view(1, -1)
+            chosen, below, inside = (int(x) for x in pick(counts, [nth - own.num_below]))
+            low = max(own.low, bins.first + (chosen << bins.shift))
+            high = min(own.high, bins.first + ((chosen + 1) << bins.shift) - 1)
+            own = Interval(low, high, own.num_below + below, inside)
+        return own
+
+    def _write_rest(self, thresholds: list[Threshold], masks: list[Tensor]) -> Tensor:
+        """Write what the passes have not: joined leaves, collected candidates, and replicas."""
+        ranked, alone = self._ranked, list[int]()
+        lasts = [ranked.last_position(threshold.tree_index) for threshold in thresholds]
+        for made, settled, is_collected in self._passes:
+            for number, i in enumerate(settled):
+                if i < 0:
+                    continue
+                leaves = self._queries[i].leaves
+                blocks = ranked.joined_blocks(leaves)
+                if made.is_whole(number):
+                    blocks = ranked.blocks(leaves)
+                elif is_collected:
+                    alone += [group[0] for group in ranked.groups(leaves) if len(group) == 1]
+                else:  # the masks say "above the key" so far, but later ties are kept
+                    blocks = itertools.chain(blocks, ranked.blocks(leaves, lasts[i] + 1))
+                write_masks(ranked, blocks, thresholds[i].key, lasts[i], masks)
+        if alone:
+            self._write_collected(thresholds, lasts, sorted(alone), masks)
+        replicas = ranked.not_counted()
+        if replicas is not None:
+            for query, (key, tree_index) in zip(self._queries, thresholds, strict=True):
+                end = replicas.last_position(tree_index)
+                write_masks(replicas, replicas.blocks(query.leaves), key, end, masks)
+        return torch.empty(0, dtype=torch.int64, device="cpu")
+
+    def _write_collected(
+        self,
+        thresholds: list[Threshold],
+        lasts: list[int],
+        alone: list[int],
+        masks: list[Tensor],
+    ) -> None:
+        """Keep those of the collected candidates that are behind their thresholds.
+
+        Args:
+            thresholds: the thresholds.
+            lasts: the position of the last pruned entry of each.
+            alone: the leaves that were streamed alone, ascending.
+            masks: the masks, in which these candidates are pruned so far.
+        """
+        own, starts = self._collected, self._ranked.starts
+        key = own.look_up([threshold.key for threshold in thresholds])
+        index = (own.keys >= key).nonzero().view(-1)
+        positions = own.positions(index)
+        is_above = own.keys.index_select(0, index) > (key if isinstance(key, int) else key[index])
+        positions = positions[is_above | (positions > own.look_up(lasts, index))].sort().values
+        bounds = torch.tensor([(starts[leaf], starts[leaf + 1]) for leaf in alone], device="cpu")
+        ends = torch.searchsorted(positions, bounds).tolist()
+        for leaf, (start, end) in zip(alone, ends, strict=True):
+            if start < end:
+                places = positions[start:end] - starts[leaf]
+                masks[leaf].view(-1).index_fill_(0, places, True)
+
+
+def choose_bracket(own: Interval, guess: Guess | None, share: int) -> tuple[int, int, int]:
+    """Choose between which keys to look next.
 
     Args:
-        ranking: what is ranked.
-        k: how many to prune, from 0 to the number of candidates.
+        own: what is known.
+        guess: what the sample says, or `None`.
+        share: how many candidates may be collected.
 
     Returns:
-        The value and the flat index of the cut, as `gprune.Cut` describes them.
+        The lowest and the highest key, and how many candidates are expected there.
     """
-    value, index, _ = _search(ranking, k, None)
-    return value, index
+    if guess is None or guess.high < own.low or guess.low > own.high:
+        return own.low, own.high, own.num_inside
+    low, high = max(own.low, guess.low), min(own.high, guess.high)
+    at_low = guess.at_low if low == guess.low else 0
+    at_high = guess.at_high if high == guess.high else 0
+    expected = guess.between + at_low + at_high
+    if (low, high) == (own.low, own.high):
+        expected = own.num_inside
+    if expected > share and 4 * max(at_low, at_high) > share:
+        # one key that fills the bracket is counted by itself, and need not be collected
+        low, high = (low, low) if at_low >= at_high else (high, high)
+    return low, high, expected
 
 
-def prune(ranking: Ranking, k: int) -> list[Tensor]:
-    """Make the masks that prune exactly k candidates.
+def batches(queries: Sequence[Query], reduce: Reduce) -> Iterator[list[Query]]:
+    """Split queries into runs whose candidates in brackets may all be held at once.
 
     Args:
-        ranking: what is ranked.
-        k: how many to prune, from 0 to the number of candidates.
+        queries: what is searched for.
+        reduce: knows how many processes share the candidates.
 
-    Returns:
-        One fresh contiguous bool mask per leaf, of its shape and on its device.
+    Yields:
+        The queries of each run.
     """
-    masks = empty_masks(ranking.scores)
-    value, index, marked = _search(ranking, k, masks)
-    if not marked:
-        return mark(ranking, value, index)
-    # a pass writes those of large leaves only
-    mark_chunks(ranking, ranking.joined_chunks(), value, index, masks)
-    return masks
-
-
-def _search(ranking: Ranking, k: int, masks: list[Tensor] | None) -> tuple[float, int, bool]:
-    """Find the cut, and say whether the masks were written on the way."""
-    if k == 0:
-        return -math.inf, -1, False
-    if any(leaf.device.type != "cpu" for leaf in ranking.scores):
-        return *digits.find(ranking, k), False  # collecting would wait for the device at each block
-    space = ranking.space
-    known = _Known(-space.infinity, space.nan, 0, ranking.candidates)
-    sampled = sample(ranking) if ranking.candidates > FEW else None
-    for _ in range(GUESSES):
-        low, high = _bracket(known, k, sampled)
-        values = value_of(low, space), value_of(high, space)
-        seen = divide(ranking, *values, limit=LIMIT, masks=masks)
-        nth = k - seen.below
-        if 0 < nth <= seen.inside and seen.keys is not None:
-            return _among(ranking, seen, nth, masks)
-        if 0 < nth <= seen.inside and low == high:
-            return values[0], digits.index_of_tie(ranking, low, seen.counts, nth), False
-        known = _learn(known, low, high, seen, k)
-    return *digits.find(ranking, k), False
-
-
-class _Known(NamedTuple):
-    """Where the k-th candidate is: one of `among` with keys from `least` to `most`.
-
-    `before` candidates have a lower key than `least`.
-    """
-
-    least: int
-    most: int
-    before: int
-    among: int
-
-
-def _bracket(known: _Known, k: int, sampled: Tensor | None) -> tuple[int, int]:
-    """Give the keys of a bracket that should hold the k-th candidate, and few enough to collect."""
-    if sampled is None or known.among <= FEW:
-        return known.least, known.most
-    sampled = _between(sampled, known.least, known.most)
-    size = sampled.numel()
-    if size == 0:
-        return known.least, known.most
-    rank = k - known.before
-    below, above = spread(size, rank, known.among)
-    low = int(sampled[below]) if below >= 0 else known.least
-    high = int(sampled[above]) if above < size else known.most
-    inside = _between(sampled, low, high)
-    if inside.numel() * known.among < LIMIT * size:
-        return low, high
-    # Too many to collect. If one score alone is to blame, get it out of the way: count it, and
-    # know on which side of it to look. Else the counts of this bracket lead to a narrower one.
-    scores, times = torch.unique_consecutive(inside, return_counts=True)
-    heaviest = int(scores[times.argmax()])
-    heavy = int(times.max()) * known.among >= LIMIT // 4 * size
-    return (heaviest, heaviest) if heavy else (low, high)
-
-
-def _between(ascending: Tensor, low: int, high: int) -> Tensor:
-    """Take the part of ascending keys from `low` to `high`."""
-    ends = torch.tensor([low, high], dtype=ascending.dtype)
-    start = int(torch.searchsorted(ascending, ends[0]))
-    return ascending[start : int(torch.searchsorted(ascending, ends[1], right=True))]
-
-
-def _learn(known: _Known, low: int, high: int, seen: Divided, k: int) -> _Known:
-    """Narrow what is known by a pass over a bracket that did not settle it."""
-    behind = seen.below + seen.inside
-    if k <= seen.below:
-        return _Known(known.least, low - 1, known.before, seen.below - known.before)
-    if k > behind:
-        return _Known(high + 1, known.most, behind, known.before + known.among - behind)
-    return _Known(low, high, seen.below, seen.inside)
-
-
-def _among(
-    ranking: Ranking, seen: Divided, nth: int, masks: list[Tensor] | None
-) -> tuple[float, int, bool]:
-    """Find the cut among the collected candidates, and put the masks right for them."""
-    assert seen.keys is not None
-    assert seen.positions is not None
-    key, index = pick(seen.keys, seen.positions, nth)
-    if masks is not None:
-        kept = (seen.keys > key) | ((seen.keys == key) & (seen.positions > index))
-        keep(ranking, masks, seen.positions[kept])
-    return value_of(key, ranking.space), index, masks is not None
-
-
-def pick(keys: Tensor, positions: Tensor, nth: int) -> tuple[int, int]:
-    """Find the n-th of collected candidates.
-
-    Args:
-        keys: their keys.
-        positions: their flat indices, ascending.
-        nth: which of them in the order of (key, flat index), from 1.
-
-    Returns:
-        Its key and its flat index.
-    """
-    key = torch.kthvalue(keys, nth).values
-    tied = nth - int((keys < key).sum())
-    return int(key), int(positions[keys == key][tied - 1])
-
-
-def keep(ranking: Ranking, masks: list[Tensor], positions: Tensor) -> None:
-    """Set the masks of the leaves that are streamed alone true at ascending flat indices."""
-    alone = [piece.start for piece in ranking.pieces if len(piece) == 1]
-    bounds = [(ranking.offsets[leaf], ranking.offsets[leaf + 1]) for leaf in alone]
-    ends = torch.searchsorted(positions, torch.tensor(bounds)).tolist()
-    for leaf, (start, end) in zip(alone, ends, strict=True):
-        if start < end:
-            places = positions[start:end] - ranking.offsets[leaf]
-            masks[leaf].view(-1).index_fill_(0, places, True)
+    run, held = list[Query](), 0.0
+    for query in queries:
+        total = query.num_candidates
+        expected = total if total <= FEW else SPREAD * total ** (1 - POWER / 2)
+        if run and held + expected > LIMIT * reduce.num_processes:
+            yield run
+            run, held = [], 0.0
+        run.append(query)
+        held += expected
+    if run:
+        yield run

@@ -1,0 +1,284 @@
+"""Leaves as a stream of blocks in flat order, never more than `BLOCK` entries at a time.
+
+A large leaf is streamed in several blocks. Small leaves that follow each other are joined into one
+block, so a model of ten thousand tiny leaves costs little more than one of a few large ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate, pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gprune.select.counter_rng import draw_integers
+from gprune.select.keys import FLOAT64, FORMATS, INT64, Format, keys_of, to_bits, to_float64_keys
+from gprune.select.slices import ShardSlice
+
+BLOCK = 2**20
+"""Entries of a block: so many that the cost of calling an operator does not count."""
+
+
+class Query(NamedTuple):
+    """A threshold to search for.
+
+    Attributes:
+        leaves: the number of one leaf, or those of all.
+        k: how many candidates are pruned, from 1 to all of them.
+        num_candidates: how many candidates there are, in all processes.
+    """
+
+    leaves: range
+    k: int
+    num_candidates: int
+
+
+class Block(NamedTuple):
+    """Consecutive entries: a part of one leaf, or several whole small leaves.
+
+    Attributes:
+        start: the position of the first entry; positions count the local entries of all leaves.
+        bits: the scores as integers, 1-D.
+        form: the format of the bits.
+        prior: the prior mask of these entries, 1-D bool, or `None`.
+        leaves: the numbers of the leaves, none of them empty.
+        sizes: how many entries of each leaf are here.
+        offset: the position of the first entry in its leaf.
+    """
+
+    start: int
+    bits: Tensor
+    form: Format
+    prior: Tensor | None
+    leaves: list[int]
+    sizes: list[int]
+    offset: int
+
+    @property
+    def stop(self) -> int:
+        """The position behind the last entry."""
+        return self.start + self.bits.numel()
+
+
+@dataclass(frozen=True)
+class RankedLeaves:
+    """The leaves that are ranked, and how.
+
+    Attributes:
+        scores: one tensor per prunable leaf, of any shape and layout; of a DTensor its local shard.
+        priors: the prior mask of each leaf, or an empty list if nothing is pruned yet.
+        absolute: whether to rank by absolute value.
+        seed: if given, random draws are ranked, and the values of `scores` do not matter.
+        slices: where each local shard lies in its leaf; empty if all leaves are whole.
+        counted: for each leaf whether this process counts its entries. A replicated leaf is counted
+            by one process only. Empty if all leaves are counted.
+        exact: whether the keys are float64 keys, whatever the dtypes of the leaves are.
+    """
+
+    scores: list[Tensor]
+    priors: list[Tensor]
+    absolute: bool = False
+    seed: int | None = None
+    slices: Sequence[ShardSlice] = ()
+    counted: Sequence[bool] = ()
+    exact: bool = False
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """The position of each leaf's first entry, then the number of entries counted here."""
+        counted = self.counted or [True] * len(self.scores)
+        sizes = [x.numel() if own else 0 for x, own in zip(self.scores, counted, strict=True)]
+        return [0, *accumulate(sizes)]
+
+    @cached_property
+    def tree_starts(self) -> list[int]:
+        """The flat index of each leaf's first entry in the whole tree, then the tree's size."""
+        if not self.slices:
+            return self.starts
+        return [0, *accumulate(piece.num_entries for piece in self.slices)]
+
+    def not_counted(self) -> RankedLeaves | None:
+        """Give the leaves that another process counts, or `None` if there are none."""
+        if all(self.counted):
+            return None
+        return replace(self, counted=[not own for own in self.counted])
+
+    @cached_property
+    def common(self) -> Format:
+        """The format in which the scores of all leaves are compared."""
+        if self.seed is not None:
+            return INT64
+        formats = {FORMATS[leaf.dtype] for leaf in self.scores}
+        return FLOAT64 if self.exact or len(formats) > 1 else next(iter(formats), FLOAT64)
+
+    @cached_property
+    def device(self) -> torch.device:
+        """The device of all leaves, or the CPU if they are on several."""
+        devices = {leaf.device for leaf in self.scores}
+        return devices.pop() if len(devices) == 1 else torch.device("cpu")
+
+    @cached_property
+    def key_range(self) -> tuple[int, int]:
+        """The lowest and the highest key that there may be."""
+        return self.common.key_range(self.absolute)
+
+    def form(self, leaf: int) -> Format:
+        """Give the format in which a leaf is streamed: integers among floats become float64."""
+        own = INT64 if self.seed is not None else FORMATS[self.scores[leaf].dtype]
+        return own if own.is_float else self.common
+
+    def num_candidates(self, leaves: range) -> Tensor:
+        """Count the entries of some leaves that are counted here and that the prior masks keep."""
+        if not self.priors:
+            return torch.tensor(self.starts[leaves.stop] - self.starts[leaves.start], device="cpu")
+        kept = [
+            self.priors[leaf].count_nonzero().to(self.device)
+            for leaf in leaves
+            if self.starts[leaf] < self.starts[leaf + 1]
+        ]
+        return torch.stack(kept).sum() if kept else torch.zeros((), dtype=torch.int64, device="cpu")
+
+    def keys(self, bits: Tensor, form: Format) -> Tensor:
+        """Turn bits into keys of the common format; int64, or of a narrower dtype."""
+        keys = keys_of(bits, form, absolute=self.absolute)
+        return keys if form == self.common else to_float64_keys(keys, form)
+
+    def blocks(self, leaves: range, first: int = 0, last: int | None = None) -> Iterator[Block]:
+        """Stream the entries of leaves that are counted here, in flat order.
+
+        Args:
+            leaves: the number of one leaf, or those of all.
+            first: blocks before this position are left out.
+            last: blocks behind this position are left out.
+
+        Yields:
+            Blocks of at most `BLOCK` entries.
+        """
+        end = self.starts[leaves.stop] if last is None else last + 1
+        for group in self.groups(leaves):
+            if self.starts[group[-1] + 1] <= first or self.starts[group[0]] >= end:
+                continue
+            if len(group) > 1:
+                yield self.joined_block(group)
+                continue
+            for block in self._leaf_blocks(group[0]):
+                if block.stop > first and block.start < end:
+                    yield block
+
+    def joined_blocks(self, leaves: range) -> Iterator[Block]:
+        """Stream the blocks of several leaves only."""
+        return (self.joined_block(group) for group in self.groups(leaves) if len(group) > 1)
+
+    def groups(self, leaves: range) -> list[list[int]]:
+        """Group the leaves that are streamed together: one leaf, or all of them.
+
+        A large leaf is a group of its own, and small neighbours are joined. Empty leaves are in no
+        group.
+        """
+        if len(leaves) == 1:
+            [leaf] = leaves
+            return [[leaf]] if self.starts[leaf] < self.starts[leaf + 1] else []
+        return self._groups
+
+    @cached_property
+    def _groups(self) -> list[list[int]]:
+        groups: list[list[int]] = []
+        for leaf in range(len(self.scores)):
+            if self.starts[leaf] == self.starts[leaf + 1]:
+                continue
+            if groups and self._can_join(groups[-1], leaf):
+                groups[-1].append(leaf)
+            else:
+                groups.append([leaf])
+        return groups
+
+    def _can_join(self, group: list[int], leaf: int) -> bool:
+        first, scores = self.scores[group[0]], self.scores[leaf]
+        is_small = max(first.numel(), scores.numel()) <= BLOCK // 8 and self.seed is None
+        is_alike = scores.dtype == first.dtype and scores.device == first.device
+        return is_small and is_alike and self.starts[leaf + 1] - self.starts[group[0]] <= BLOCK
+
+    def joined_block(self, group: list[int]) -> Block:
+        """Copy several leaves into one block."""
+        return self._only_block if len(self._groups) == 1 else self._join(group)
+
+    @cached_property
+    def _only_block(self) -> Block:
+        """The block of a small model, which is made once."""
+        return self._join(self._groups[0])
+
+    def _join(self, group: list[int]) -> Block:
+        form = self.form(group[0])
+        # as bits, since autocast promotes the floats that it finds in `cat`
+        bits = torch.cat([to_bits(self.scores[leaf].reshape(-1), form) for leaf in group])
+        prior = torch.cat([self.priors[i].reshape(-1) for i in group]) if self.priors else None
+        sizes = [self.scores[leaf].numel() for leaf in group]
+        return Block(self.starts[group[0]], bits, form, prior, group, sizes, 0)
+
+    def _leaf_blocks(self, leaf: int) -> Iterator[Block]:
+        form, offset = self.form(leaf), 0
+        for scores, *prior in flat_blocks(self.scores[leaf], *self.priors[leaf : leaf + 1]):
+            size = scores.numel()
+            if self.seed is None:
+                bits = to_bits(scores, form)
+            else:
+                places = torch.arange(offset, offset + size, device=scores.device)
+                places = self.slices[leaf].leaf_index(places) if self.slices else places
+                bits = draw_integers(self.seed, leaf, places)
+            start = self.starts[leaf] + offset
+            yield Block(start, bits, form, prior[0] if prior else None, [leaf], [size], offset)
+            offset += size
+
+    def tree_index(self, positions: Tensor) -> Tensor:
+        """Give the flat indices in the whole tree of some positions."""
+        if not self.slices:
+            return positions
+        ascending, order = positions.sort()
+        starts = torch.tensor(self.starts, device=positions.device)
+        ends = torch.searchsorted(ascending, starts).tolist()
+        found = torch.empty_like(positions)
+        for leaf, (start, end) in enumerate(pairwise(ends)):
+            if start < end:
+                places = ascending[start:end] - self.starts[leaf]
+                found[start:end] = self.slices[leaf].leaf_index(places) + self.tree_starts[leaf]
+        return torch.empty_like(found).index_copy_(0, order, found)
+
+    def last_position(self, tree_index: int) -> int:
+        """Give the position of the last entry here up to a flat index of the tree, or -1."""
+        if not self.slices:
+            return tree_index
+        return -1 + sum(
+            self.slices[leaf].num_before(tree_index + 1 - self.tree_starts[leaf])
+            for leaf in range(len(self.scores))
+            if self.starts[leaf] < self.starts[leaf + 1]
+        )
+
+
+def flat_blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Split tensors of one shape into 1-D blocks in flat (row-major) order.
+
+    A contiguous tensor is only viewed. Of any other layout, one block at a time is copied.
+
+    Args:
+        *tensors: tensors of one shape; nothing is yielded if they are empty.
+
+    Yields:
+        One 1-D block of each tensor, all of the same entries, at most `BLOCK`.
+    """
+    shape = tensors[0].shape
+    if shape.numel() == 0:
+        return
+    if all(tensor.is_contiguous() for tensor in tensors):
+        yield from zip(*(torch.split(tensor.view(-1), BLOCK) for tensor in tensors), strict=True)
+    elif shape.numel() <= BLOCK:
+        yield tuple(tensor.reshape(-1) for tensor in tensors)
+    elif (rows := BLOCK // shape[1:].numel()) > 0:
+        for group in zip(*(torch.split(tensor, rows) for tensor in tensors), strict=True):
+            yield from flat_blocks(*group)
+    else:
+        for group in zip(*(tensor.unbind(0) for tensor in tensors), strict=True):
+            yield from flat_blocks(*group)

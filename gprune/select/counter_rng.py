@@ -1,0 +1,59 @@
+"""Counter-based random numbers: each is a hash of a seed, a leaf's number and a flat index.
+
+There is no generator state. Any part of a leaf can be drawn alone, so a random selection is pure,
+can be streamed, and does not depend on how a leaf is split into blocks or shards. The hash is the
+output function of SplitMix64 applied to a counter (Steele, Lea and Flood, 2014, "Fast Splittable
+Pseudorandom Number Generators", figure 17).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+GAMMA = 0x9E37_79B9_7F4A_7C15
+FIRST, SECOND = 0xBF58_476D_1CE4_E5B9, 0x94D0_49BB_1331_11EB
+WORD = 2**64
+
+NUM_BITS = 53
+"""The width of a draw: every integer of this width is exact in float64."""
+
+
+def draw_integers(seed: int, leaf: int, flat_indices: Tensor) -> Tensor:
+    """Draw integers for some entries of a leaf.
+
+    Args:
+        seed: any 64-bit integer.
+        leaf: the leaf's number among the prunable leaves.
+        flat_indices: the entries' flat indices in the leaf, int64; overwritten.
+
+    Returns:
+        int64 tensor of the same shape, uniform on the integers of 53 bits.
+    """
+    stream = _mix(_mix((seed + GAMMA) % WORD) + leaf * GAMMA)
+    z = flat_indices.add_(1).mul_(_signed(GAMMA)).add_(_signed(stream))
+    z = z.bitwise_xor_(_shift_right(z, 30)).mul_(_signed(FIRST))
+    z = z.bitwise_xor_(_shift_right(z, 27)).mul_(_signed(SECOND))
+    z = z.bitwise_xor_(_shift_right(z, 31))
+    return _shift_right(z, 64 - NUM_BITS)
+
+
+def draw(seed: int, leaf: int, flat_indices: Tensor) -> Tensor:
+    """Draw float64 numbers, uniform on the multiples of 2^-53 in [0, 1); see `draw_integers`."""
+    return draw_integers(seed, leaf, flat_indices).to(torch.float64).mul_(2.0**-NUM_BITS)
+
+
+def _mix(z: int) -> int:
+    z %= WORD
+    z = (z ^ (z >> 30)) * FIRST % WORD
+    z = (z ^ (z >> 27)) * SECOND % WORD
+    return z ^ (z >> 31)
+
+
+def _signed(word: int) -> int:
+    return (word + WORD // 2) % WORD - WORD // 2
+
+
+def _shift_right(z: Tensor, num_places: int) -> Tensor:
+    # torch shifts copies of the sign in, and the mask removes them
+    return torch.bitwise_and(z >> num_places, 2 ** (64 - num_places) - 1)

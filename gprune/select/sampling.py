@@ -1,0 +1,239 @@
+"""A sample of the scores, which says between which two keys a threshold probably lies.
+
+One entry is drawn from each of many equal strata of the positions, at a hashed place in it, so no
+stride of the data can hide from the sample. The order statistics around the wanted rank bracket the
+threshold in all but one of two hundred searches. The sample only guides the search: a bracket that
+misses costs a pass, and never a wrong mask.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from statistics import NormalDist
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gprune.select.blocks import Query, RankedLeaves
+from gprune.select.counter_rng import NUM_BITS, draw
+from gprune.select.keys import Format, to_bits
+from gprune.select.refine import (
+    Digit,
+    Found,
+    Integers,
+    Reduce,
+    Remaining,
+    find_digit,
+    narrow,
+    split_digits,
+)
+
+POWER = 2 / 3
+"""Of N entries, N^(2/3) are sampled. The cost of a sample grows with its size, and what is left to
+collect falls with the square root of it; their sum is least here."""
+
+LARGEST = 2**20
+SEED = 0x5EED
+
+MISSES = 1 / 200
+"""How many searches have a bracket that misses."""
+
+COARSE = 2**10
+"""An end of a bracket is found to this part of the sample. What that adds to what is collected is
+far less than what the bracket holds anyway, and it saves messages."""
+
+
+class Guess(NamedTuple):
+    """Where a threshold probably is.
+
+    Attributes:
+        low: the lowest key that it may have.
+        high: the highest key that it may have.
+        at_low: about how many candidates have the lowest key; 0 if it is not known to be shared.
+        at_high: about how many have the highest key; 0 if that is the lowest too.
+        between: about how many others are between the two.
+    """
+
+    low: int
+    high: int
+    at_low: int
+    at_high: int
+    between: int
+
+
+def guess_brackets(ranked: RankedLeaves, queries: Sequence[Query], reduce: Reduce) -> list[Guess]:
+    """Guess between which two keys each threshold is.
+
+    Args:
+        ranked: what is ranked, on the CPU.
+        queries: what is searched for.
+        reduce: sums counts over the processes.
+
+    Returns:
+        The guesses.
+    """
+    phase, lowest, size = "counting the sample", ranked.key_range[0], len(queries)
+    num_bits = (ranked.key_range[1] - lowest).bit_length()
+    sample = Remaining(lambda: _draw_all(ranked, queries, lowest))
+    first, *digits = split_digits(num_bits, reduce, 2 * size)
+    counts = reduce.sum(phase, size << first.width, lambda: sample.count(first, size))
+    counts = counts.view(size, -1)
+    sizes = counts.sum(1).tolist()
+    ranks = [bracket_ranks(n, query, size) for n, query in zip(sizes, queries, strict=True)]
+    lower = [min(max(low, 1), n) for (low, _), n in zip(ranks, sizes, strict=True)]
+    upper = [min(high, n) for (_, high), n in zip(ranks, sizes, strict=True)]
+    unknown = [Found(0, 0, n) for n in sizes]
+    low_digit, low = narrow(unknown, first, counts, lower)
+    high_digit, high = narrow(unknown, first, counts, upper)
+    ends = Remaining(lambda: _keep_both(sample.get(), first, low_digit, high_digit))
+    found, num_unknown = [*low, *high], first.shift
+    enough = [max(n // COARSE, 4) for n in sizes] * 2
+    for digit in digits:
+        if all(own.num_inside <= most for own, most in zip(found, enough, strict=True)):
+            break
+        found = find_digit(reduce, phase, ends, digit, [*lower, *upper], found)
+        num_unknown = digit.shift
+    rows = zip(found[:size], found[size:], ranks, sizes, queries, strict=True)
+    return [_to_guess(*row, num_unknown, ranked.key_range) for row in rows]
+
+
+def _to_guess(
+    lower: Found,
+    upper: Found,
+    ranks: tuple[int, int],
+    size: int,
+    query: Query,
+    num_unknown: int,
+    key_range: tuple[int, int],
+) -> Guess:
+    """Turn the ends of a bracket in the sample into keys and estimates.
+
+    Args:
+        lower: what is found of the lower end.
+        upper: what is found of the upper end.
+        ranks: the ranks of the two ends in the sample.
+        size: how many candidates are sampled.
+        query: what is searched for.
+        num_unknown: how many bits of the ends are not known.
+        key_range: the lowest and the highest key that there may be.
+
+    Returns:
+        The guess.
+    """
+    lowest, highest = key_range
+    if size == 0:
+        return Guess(lowest, highest, 0, 0, query.num_candidates)
+    low, before, at_low = lowest, 0, 0
+    high, up_to, at_high = highest, size, 0
+    if ranks[0] >= 1:
+        low, before = lowest + lower.prefix, lower.num_below
+        at_low = 0 if num_unknown else lower.num_inside
+    if ranks[1] <= size:
+        high = min(highest, lowest + upper.prefix + (1 << num_unknown) - 1)
+        up_to = upper.num_below + upper.num_inside
+        at_high = 0 if num_unknown or high == low else upper.num_inside
+    between = up_to - before - at_low - at_high
+    scale = query.num_candidates / size
+    return Guess(low, high, *(math.ceil(n * scale) for n in (at_low, at_high, between)))
+
+
+def bracket_ranks(size: int, query: Query, num_queries: int) -> tuple[int, int]:
+    """Give the ranks in a sample between which the k-th of all candidates probably lies.
+
+    Args:
+        size: how many candidates are sampled.
+        query: what is searched for.
+        num_queries: how many queries the search has; one search in two hundred may miss.
+
+    Returns:
+        The lower rank, 0 if nothing sampled is low enough, and the upper rank, `size + 1` if
+        nothing is high enough.
+    """
+    q = (query.k - 0.5) / query.num_candidates
+    sigmas = NormalDist().inv_cdf(1 - MISSES / 2 / num_queries)
+    width = sigmas * math.sqrt(size * q * (1 - q)) + 2
+    lower, upper = math.floor(q * size - width) + 1, math.ceil(q * size + width) + 1
+    return max(0, lower), min(size + 1, upper)
+
+
+def _draw_all(ranked: RankedLeaves, queries: Sequence[Query], lowest: int) -> Integers:
+    """Draw the samples of all queries, as offsets from the lowest key."""
+    leaves = [query.leaves for query in queries]
+    samples = {own: draw_sample(ranked, own).sub_(lowest) for own in dict.fromkeys(leaves)}
+    if len(leaves) == 1:
+        return Integers(samples[leaves[0]], None)
+    sizes = torch.tensor([samples[own].numel() for own in leaves], device="cpu")
+    query = torch.arange(len(leaves), device="cpu").repeat_interleave(sizes)
+    return Integers(torch.cat([samples[own] for own in leaves]), query)
+
+
+def _keep_both(sample: Integers, digit: Digit, low: Tensor, high: Tensor) -> Integers:
+    """Keep what is needed to find both ends; the upper ends are queries of their own."""
+    digits, query = digit.of(sample.values), sample.query
+    parts = [
+        sample.keep(digits == (end if query is None else end.index_select(0, query)))
+        for end in (low, high)
+    ]
+    numbers = [
+        torch.full_like(part.values, i * low.numel(), dtype=torch.int64)
+        if part.query is None
+        else part.query + i * low.numel()
+        for i, part in enumerate(parts)
+    ]
+    return Integers(torch.cat([part.values for part in parts]), torch.cat(numbers))
+
+
+def draw_sample(ranked: RankedLeaves, leaves: range) -> Tensor:
+    """Draw some of the candidates.
+
+    Args:
+        ranked: what is ranked, on the CPU.
+        leaves: the number of one leaf, or those of all.
+
+    Returns:
+        Their keys in the common format, int64, in no order. Where the leaves are sharded, this
+        process draws its share.
+    """
+    first, last = ranked.starts[leaves.start], ranked.starts[leaves.stop]
+    num_entries = ranked.tree_starts[leaves.stop] - ranked.tree_starts[leaves.start]
+    if first == last:
+        return torch.empty(0, dtype=torch.int64, device="cpu")
+    size = math.ceil(min(num_entries**POWER, LARGEST) * (last - first) / num_entries)
+    jitter = draw(SEED, 0, torch.arange(size, device="cpu"))
+    if ranked.seed is not None:  # random draws are uniform, whichever entries are candidates
+        return (jitter.add_(torch.arange(size, device="cpu")) / size * 2**NUM_BITS).to(torch.int64)
+    strata = jitter.add_(torch.arange(size, device="cpu")).mul_((last - first) / size)
+    positions = strata.to(torch.int64).clamp_(max=last - first - 1).add_(first)
+    groups = ranked.groups(leaves)
+    bounds = torch.tensor([*(ranked.starts[group[0]] for group in groups), last], device="cpu")
+    ends = torch.searchsorted(positions, bounds).tolist()
+    taken: dict[Format, list[Tensor]] = {}
+    for group, (start, end) in zip(groups, pairwise(ends), strict=True):
+        if start < end:
+            form = ranked.form(group[0])
+            places = positions[start:end] - ranked.starts[group[0]]
+            taken.setdefault(form, []).append(_take(ranked, group, form, places))
+    found = [ranked.keys(torch.cat(bits), form).to(torch.int64) for form, bits in taken.items()]
+    return torch.cat(found)
+
+
+def _take(ranked: RankedLeaves, group: list[int], form: Format, places: Tensor) -> Tensor:
+    """Take the bits of the candidates at some places of a group of leaves."""
+    if len(group) > 1:
+        block = ranked.joined_block(group)
+        bits, prior = block.bits, block.prior
+        chosen = places if prior is None else places[prior.index_select(0, places)]
+        return bits.index_select(0, chosen)
+    [leaf] = group
+    if ranked.priors:
+        places = places[_at(ranked.priors[leaf], places)]
+    return to_bits(_at(ranked.scores[leaf], places), form)
+
+
+def _at(tensor: Tensor, places: Tensor) -> Tensor:
+    if tensor.is_contiguous():
+        return tensor.view(-1).index_select(0, places)
+    return tensor[torch.unravel_index(places, tensor.shape)]
