@@ -218,7 +218,7 @@ RAMP = {"begin": "step", "end": "step", "initial": "sparsity"}
 ALLOCATED = {"sparsity": "sparsity", "overrides": "overrides", "min_kept": "count"}
 EXCHANGED = {"fraction": "function", "due": "function", "seed": "seed"}
 CALLS: dict[Callable[..., Any], tuple[list[str], dict[str, str]]] = {
-    gp.prunable: (["params", "where"], {}),
+    gp.prunable: (["params", "where"], {"exclude": "where"}),
     gp.vmap_dims: (["params", "dim"], {}),
     gp.lowest_unstructured: (["tensor", "mask"], {**BUDGET, "dim": "dim"}),
     gp.l1_unstructured: (["tensor", "mask"], {**BUDGET, "dim": "dim"}),

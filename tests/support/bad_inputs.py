@@ -613,6 +613,7 @@ REST = [
     bad(gp.prunable, "a list with a number", T, "where ['a', 3]", PARAMS, ["a", 3]),
     bad(gp.prunable, "a tensor", T, "where tensor", PARAMS, Make(lambda: torch.ones(2))),
     bad(gp.prunable, "a set", T, "where {'a'}", PARAMS, {"a"}),
+    bad(gp.prunable, "a number to exclude", T, "exclude 3", PARAMS, exclude=3),
     bad(
         gp.straight_through,
         "float8",

@@ -210,6 +210,11 @@ TREES = [
         lambda params, *_: gp.keep_all(gp.prunable(params, WHERE)),
     ),
     Row(
+        "prunable without some",
+        gp.prunable,
+        lambda params, *_: gp.keep_all(gp.prunable(params, exclude=WHERE)),
+    ),
+    Row(
         "prunable by predicate",
         gp.prunable,
         lambda params, *_: gp.keep_all(gp.prunable(params, lambda path, x: "weight" in path)),
