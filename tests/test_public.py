@@ -58,7 +58,7 @@ ALLOCATION = ["uniform", "erdos_renyi"]
 PRUNERS = ["Pruner", "gradual", "iterative", "rigl", "sparse_evolution", "static_sparse"]
 SCHEDULES = ["constant", "one_shot", "linear", "polynomial", "exponential", "cosine", "every"]
 ADAPTER = ["attach_masks_", "detach_masks_", "global_unstructured", "make_permanent_"]
-ADAPTER += ["masks_of", "params_of", "project_"]
+ADAPTER += ["masks_of", "params_of", "prior_masks", "project_", "prune_"]
 
 
 def test_top_level_names() -> None:

@@ -67,6 +67,7 @@ def migrate() -> dict[str, Tensor | None]:
     net = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
     pairs: list[tuple[torch.nn.Module, str]] = [(net[0], "weight"), (net[1], "weight")]
     prune.global_unstructured(pairs, prune.L1Unstructured, amount=0.5)
+    net = prune.prune_(net, sparsity=0.75)
     masks = prune.masks_of(net)
     prune.make_permanent_(net)
     return masks

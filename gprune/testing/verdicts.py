@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gprune.prune import num_to_prune
+from gprune.select.amounts import as_scalar, resolve_sparsity
 from gprune.trees import Tree, flatten, leaf_names
 
 
@@ -147,7 +148,7 @@ def _count(prior: Tensor, budget: dict[str, Any]) -> int | None:
     if budget.get("amount") is not None:
         return int(num_to_prune(budget["amount"], candidates))
     if budget.get("sparsity") is not None:
-        return max(0, round(float(budget["sparsity"]) * entries) - (entries - candidates))
+        return resolve_sparsity(as_scalar(budget["sparsity"], "sparsity"), entries, candidates)
     return None
 
 
