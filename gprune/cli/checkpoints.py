@@ -13,7 +13,7 @@ from rich.progress import Progress
 
 from gprune import checkpoints
 from gprune.cli.printing import as_dict, printable, progress_bar, table
-from gprune.summaries import LeafSummary, Summary, combined
+from gprune.summaries import LeafSummary, Summary, add_up
 
 SCORES = {"magnitude": None, "lamp": checkpoints.lamp, "l2": checkpoints.l2}
 METHODS = {"global": checkpoints.together, "layerwise": checkpoints.each_alone}
@@ -84,8 +84,8 @@ def show_pruned(pruned: Summary, as_json: bool, **asked: Any) -> None:
 
 def show_density(found: Summary, as_json: bool, **asked: Any) -> None:
     """Print the zeros of each tensor, of all matrices and of all tensors."""
-    matrices = combined("matrices", [leaf for leaf in found.leaves if leaf.prunable])
-    everything = combined("all", found.leaves)
+    matrices = add_up("matrices", [leaf for leaf in found.leaves if leaf.prunable])
+    everything = add_up("all", found.leaves)
     if as_json:
         _print_json("zeros", found, {"matrices": matrices, "all": everything}, asked)
     else:

@@ -711,7 +711,7 @@ OF_A_LOSS = [
             **more,
         ),
         bad(score, "a NaN parameter", V, "['out'] NaN", loss, NAN, *args, **more),
-        bad(score, "an integer leaf", T, "params['out'] int64 hole", loss, INTEGERS, *args, **more),
+        bad(score, "an integer leaf", T, "params['out'] int64 None", loss, INTEGERS, *args, **more),
         bad(
             score,
             "two integer leaves",
@@ -773,7 +773,7 @@ OF_PAIRS = [
     ]
     for row in (
         bad(score, "NaN", V, "['out'] NaN", *call(NAN)),
-        bad(score, "an integer leaf", T, "['out'] int64 hole", *call(INTEGERS)),
+        bad(score, "an integer leaf", T, "['out'] int64 None", *call(INTEGERS)),
         bad(score, "a float", T, "['a'] float", *call({"a": 1.0})),
     )
 ]
