@@ -23,7 +23,7 @@ def pruning_hooks(module: nn.Module) -> dict[str, int]:
 
 
 def write_masks(masks: Mapping[Pair, Tensor]) -> None:
-    """Write a mask for each pair by torch's `custom_from_mask`; if one fails, write none."""
+    """Multiply a mask into each pair by torch's `custom_from_mask`; if one fails, write none."""
     with all_or_nothing(module for module, _ in masks):
         for (module, name), mask in masks.items():
             custom_from_mask(module, name, mask)  # type: ignore[no-untyped-call]  # torch's prune has no types
