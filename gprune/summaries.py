@@ -10,7 +10,7 @@ import torch
 
 from gprune.calls import together
 from gprune.masks import num_pruned, paired_masks, paired_with_masks
-from gprune.trees import Tree, dotted_paths, fill
+from gprune.trees import Tree, dotted_paths, unflatten_like
 
 
 @dataclass(frozen=True)
@@ -164,4 +164,4 @@ def agreement(masks: Tree, others: Tree) -> Agreement:
     both = zip(hamming, num_either, strict=True)
     # one division of integers is exact to rounding; 1 - 9/10 is not 1/10
     jaccard = [(either - differ).to(torch.float64) / either for differ, either in both]
-    return Agreement(fill(treedef, ours, hamming), fill(treedef, ours, jaccard))
+    return Agreement(unflatten_like(treedef, ours, hamming), unflatten_like(treedef, ours, jaccard))

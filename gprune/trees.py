@@ -170,7 +170,7 @@ def unflatten(treedef: TreeDef, leaves: list[Any]) -> Tree:
     return optree.tree_unflatten(treedef, leaves)
 
 
-def is_leaf(tree: Tree) -> bool:
+def is_single_leaf(tree: Tree) -> bool:
     """Return whether a tree is a single leaf, a tensor or `None`, and no container."""
     leaves, _ = flatten(tree)
     return len(leaves) == 1 and leaves[0] is tree
@@ -183,7 +183,7 @@ def map_leaves(function: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
     return unflatten(treedef, [function(*group) for group in zip(leaves, *others, strict=True)])
 
 
-def fill(treedef: TreeDef, leaves: list[Any], tensors: list[Tensor]) -> Tree:
+def unflatten_like(treedef: TreeDef, leaves: list[Any], tensors: list[Tensor]) -> Tree:
     """Rebuild the tree of `leaves` with `tensors` in place of its tensors; `None`s stay."""
     results = iter(tensors)
     return unflatten(treedef, [None if leaf is None else next(results) for leaf in leaves])

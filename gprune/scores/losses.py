@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gprune.scores.score_map import floating_leaves
-from gprune.trees import Tree, fill
+from gprune.trees import Tree, unflatten_like
 
 
 def flatten_function(
@@ -39,7 +39,7 @@ def flatten_function(
         raise ValueError("params has no tensor to score: it is empty, or every leaf is None")
 
     def tree_of(tensors: list[Tensor]) -> Tree:
-        return fill(treedef, leaves, tensors)
+        return unflatten_like(treedef, leaves, tensors)
 
     def flat_function(tensors: list[Tensor], *args: Any) -> Any:
         return function(tree_of(tensors), *args)

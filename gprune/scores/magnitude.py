@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gprune.select.keys import SPACES
-from gprune.trees import Tree, fill, flatten, leaf_names, require_tensors
+from gprune.trees import Tree, flatten, leaf_names, require_tensors, unflatten_like
 
 
 def magnitude(params: Tree) -> Tree:
@@ -41,7 +41,7 @@ def magnitude(params: Tree) -> Tree:
     ]
     if unfit:
         raise TypeError("; ".join(unfit))
-    return fill(treedef, leaves, [_absolute(leaf) for leaf in leaves if leaf is not None])
+    return unflatten_like(treedef, leaves, [_absolute(leaf) for leaf in leaves if leaf is not None])
 
 
 def _absolute(leaf: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from gprune.inputs import is_sharded
 from gprune.select import operators
 from gprune.select.amounts import as_seed
-from gprune.trees import Tree, fill, flatten, require_tensors
+from gprune.trees import Tree, flatten, require_tensors, unflatten_like
 
 
 def random(params: Tree, *, seed: int | torch.Tensor) -> Tree:
@@ -36,4 +36,4 @@ def random(params: Tree, *, seed: int | torch.Tensor) -> Tree:
     require_tensors(leaves, treedef, "params")
     tensors = [leaf.detach() for leaf in leaves if leaf is not None]
     is_sharded(tensors)  # registers the operator for DTensors, if there are any
-    return fill(treedef, leaves, operators.random_scores(tensors, as_seed(seed)))
+    return unflatten_like(treedef, leaves, operators.random_scores(tensors, as_seed(seed)))
