@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gprune.calls import together
-from gprune.inputs import is_sharded, mask_problem, misfit
+from gprune.inputs import is_sharded, mask_problem, mismatch
 from gprune.trees import (
     Tree,
     TreeDef,
@@ -252,8 +252,8 @@ def _check(
     wrong = [
         i
         for i, (leaf, mask) in enumerate(zip(leaves, masks, strict=True))
-        if (holes_match or mask is not None) and misfit(mask, leaf)
+        if (holes_match or mask is not None) and mismatch(mask, leaf)
     ]
     if wrong:
         names = leaf_names(treedef, "masks")
-        raise ValueError("; ".join(f"{names[i]} {misfit(masks[i], leaves[i])}" for i in wrong))
+        raise ValueError("; ".join(f"{names[i]} {mismatch(masks[i], leaves[i])}" for i in wrong))

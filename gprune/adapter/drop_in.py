@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 from torch.nn.utils.prune import BasePruningMethod, L1Unstructured, PruningContainer
 
-from gprune import prune, unstructured
+from gprune import methods, prune
 from gprune.adapter.state import Pair, pruning_hooks, write_masks
 
 # What the engine compares exactly. int64 is left to torch, which ranks it beyond 2^53 as well.
@@ -199,7 +199,7 @@ def _masks_by_engine(weights: Sequence[_Weight], amount: Any) -> tuple[Tensor, .
     masks: tuple[Tensor, ...] = prune.global_unstructured(
         scores,
         masks=priors,
-        pruning_method=unstructured.l1_unstructured,
+        pruning_method=methods.l1_unstructured,
         amount=_num_to_prune(amount, available),
     )
     return masks

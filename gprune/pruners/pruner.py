@@ -8,7 +8,8 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
-from gprune.inputs import misfit, score_problem
+from gprune.inputs import mismatch, score_problem
+from gprune.methods import random_unstructured
 from gprune.prune import layerwise
 from gprune.select.amounts import as_scalar
 from gprune.trees import (
@@ -21,7 +22,6 @@ from gprune.trees import (
     prunable,
     unflatten,
 )
-from gprune.unstructured import random_unstructured
 
 Due: TypeAlias = Callable[[Tensor], Tensor | bool]
 """Says whether something is to be done at a step: `step -> 0-dim bool tensor`."""
@@ -95,7 +95,7 @@ def gradients_of(weights: Tree, grads: Tree) -> Tree:
     problems = [(name, score_problem(grad) or _no_slope(grad)) for name, _, grad in trios]
     if any(problem for _, problem in problems):
         raise TypeError(_joined(problems))
-    problems = [(name, misfit(grad, leaf)) for name, leaf, grad in trios]
+    problems = [(name, mismatch(grad, leaf)) for name, leaf, grad in trios]
     if any(problem for _, problem in problems):
         raise ValueError(_joined(problems))
     pairs = zip(leaves, found, strict=True)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gprune.allocation import erdos_renyi
 from gprune.masks import apply_masks, with_holes
+from gprune.methods import random_unstructured
 from gprune.prune import layerwise
 from gprune.pruners.pruner import (
     Allocation,
@@ -35,7 +36,6 @@ from gprune.pruners.pruner import (
 from gprune.schedules import Schedule
 from gprune.select.amounts import as_scalar, as_seed
 from gprune.trees import Tree, Where, map_leaves
-from gprune.unstructured import random_unstructured
 
 
 class SparseEvolutionState(NamedTuple):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gprune.calls import together
-from gprune.inputs import is_sharded, misfit
+from gprune.inputs import is_sharded, mismatch
 from gprune.select import operators
 from gprune.trees import Tree, TreeDef, flatten, leaf_names, match, require_tensors, unflatten
 
@@ -106,7 +106,7 @@ def _fitting(tree: Tree, name: str, owners: list[Any], treedef: TreeDef, owner: 
     others = match(tree, treedef, name, owner=owner)
     leaves = [o if mine is not None else None for o, mine in zip(others, owners, strict=True)]
     floating_leaves(unflatten(treedef, leaves), name)
-    problems = [misfit(other, mine) for other, mine in zip(leaves, owners, strict=True)]
+    problems = [mismatch(other, mine) for other, mine in zip(leaves, owners, strict=True)]
     if any(problems):
         pairs = zip(leaf_names(treedef, name), problems, strict=True)
         raise ValueError("; ".join(f"{place} {problem}" for place, problem in pairs if problem))
