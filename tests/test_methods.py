@@ -25,11 +25,17 @@ def test_methods_of_one_tensor(scores: torch.Tensor, data: st.DataObject) -> Non
     mask = data.draw(st.none() | prior_masks(scores))
     budget = data.draw(budgets(reference.num_candidates(scores, mask)))
     k = reference.count(scores, mask, **budget)
-    lowest = gp.lowest_unstructured(scores, mask, **budget)
+    param = torch.zeros(scores.shape)  # what the scores are of does not matter
+    lowest = gp.lowest_unstructured(param, scores, mask=mask, **budget)
     assert_masks(lowest, reference.global_masks(scores, scores, k, mask), scores)
-    l1 = gp.l1_unstructured(scores, mask, **budget)
-    assert_masks(l1, reference.global_masks(scores, None, k, mask), scores)
-    assert_masks(gp.identity(scores, mask), reference.priors(scores, mask), scores)
+    by_magnitude = reference.global_masks(scores, None, k, mask)
+    for masks in (
+        gp.lowest_unstructured(scores, mask=mask, **budget),
+        gp.l1_unstructured(scores, mask=mask, **budget),
+        gp.l1_unstructured(param, scores, mask=mask, **budget),
+    ):
+        assert_masks(masks, by_magnitude, scores)
+    assert_masks(gp.identity(scores, mask=mask), reference.priors(scores, mask), scores)
 
 
 @given(cases())
@@ -117,10 +123,11 @@ def test_every_group_is_a_tensor_of_its_own(dims: tuple[int, ...]) -> None:
     generator = torch.Generator().manual_seed(0)
     scores = torch.randint(1, 4, (4, 5, 6), generator=generator)
     masks = torch.rand(4, 5, 6, generator=generator) < 0.7
-    got = gp.lowest_unstructured(scores, masks, amount=0.4, dim=dims)
+    got = gp.lowest_unstructured(scores, scores, mask=masks, amount=0.4, dim=dims)
     places = [[slice(None)] if d in dims else range(n) for d, n in enumerate(scores.shape)]
     for place in itertools.product(*places):
-        alone = gp.lowest_unstructured(scores[place], masks[place], amount=0.4)
+        group = scores[place]
+        alone = gp.lowest_unstructured(group, group, mask=masks[place], amount=0.4)
         assert torch.equal(got[place], alone)
 
 
@@ -138,9 +145,13 @@ def test_vmap_over_any_dimension(method: Any, dim: int) -> None:
     scores = torch.randn(4, 4, 4, generator=generator)
     masks = torch.rand(4, 4, 4, generator=generator) < 0.8
     for kwargs in ({"amount": 5}, {"sparsity": 0.6}, {"amount": 1, "dim": 0}):
-        got = torch.vmap(functools.partial(method, **kwargs), in_dims=dim)(scores, masks)
+
+        def prune(score: Any, mask: Any, kwargs: Any = kwargs) -> torch.Tensor:
+            return method(score, score, mask=mask, **kwargs)
+
+        got = torch.vmap(prune, in_dims=dim)(scores, masks)
         for i in range(4):
-            alone = method(scores.select(dim, i), masks.select(dim, i), **kwargs)
+            alone = prune(scores.select(dim, i), masks.select(dim, i))
             assert torch.equal(got[i], alone)
 
 
@@ -152,14 +163,18 @@ def test_a_users_method_sees_the_whole_tree_once(params: Any, data: st.DataObjec
     seen = []
 
     @gp.pruning_method("unstructured")
-    def method(scores: torch.Tensor, mask: torch.Tensor, *, word: str) -> torch.Tensor:
-        seen.append((scores.tolist(), mask.tolist(), word))
+    def method(param: Any, scores: Any, *, mask: torch.Tensor, word: str) -> torch.Tensor:
+        given = None if scores is None else scores.tolist()
+        seen.append((param.tolist(), given, mask.tolist(), word))
         return answer
 
     got = gp.global_unstructured(params, scores, masks=masks, pruning_method=method, word="yes")
     prior = reference.priors(params, masks)
     flat_prior = [keep for leaf in prior for keep in leaf or []]
-    own = reference.lists(params if scores is None else scores)
-    assert repr(seen) == repr([([s for leaf in own for s in leaf or []], flat_prior, "yes")])
+    flat_params = [entry for leaf in reference.lists(params) for entry in leaf or []]
+    flat_scores = None
+    if scores is not None:
+        flat_scores = [s for leaf in reference.scores_of(params, scores) for s in leaf or []]
+    assert repr(seen) == repr([(flat_params, flat_scores, flat_prior, "yes")])
     flat = [keep and new for keep, new in zip(flat_prior, answer.tolist(), strict=True)]
     assert_masks(got, reference.unflatten(flat, prior), params)

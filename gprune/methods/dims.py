@@ -36,6 +36,9 @@ def input_dims(path: str, leaf: Tensor) -> tuple[int, ...]:
     Returns:
         The dims.
 
+    Raises:
+        TypeError: if the leaf is not a tensor.
+
     Example:
         >>> import torch
         >>> import gprune as gp
@@ -51,6 +54,8 @@ def input_dims(path: str, leaf: Tensor) -> tuple[int, ...]:
     References:
         Sun et al., 2024, arXiv:2306.11695, section 3 (comparison per output).
     """
+    if not isinstance(leaf, Tensor):
+        raise TypeError(f"leaf must be a tensor, got {type(leaf).__name__}")
     return tuple(range(1, leaf.dim())) or (0,)
 
 
