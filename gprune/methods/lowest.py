@@ -86,7 +86,7 @@ def _select_in_groups(
     """Prune the lowest of every group along `dims`: each group becomes a row of a matrix."""
     order = [d for d in range(scores.dim()) if d not in dims] + dims
     moved = [x.permute(order) for x in (scores, *priors)]
-    group_size = math.prod(scores.shape[d] for d in dims)
+    group_size = math.prod([scores.shape[d] for d in dims])  # Dynamo takes no generator
     num_groups = math.prod(moved[0].shape[: scores.dim() - len(dims)])
     matrix, *prior_rows = (x.reshape(num_groups, group_size) for x in moved)
     kept = select_rows(leaf, matrix, prior_rows, amount, absolute=absolute, name=name)
