@@ -125,25 +125,24 @@ def align(
     if not all(map(_is_plain, flat)):
         require_tensors(flat, treedef, names[0])
     given = flat if scores is None else match(scores, treedef, names[1], names[0])
-    # without prior masks the parameters stand for them: None in either place is not ranked
+    # without prior masks the parameters stand in for them: a leaf is ranked if neither is None
     priors = flat if masks is None else match(masks, treedef, names[2], names[0])
     wrong_types: list[tuple[int, str, str]] = []  # each as (leaf, tree, problem)
     wrong_values: list[tuple[int, str, str]] = []
     positions = []
     for i, param in enumerate(flat):
-        mask = priors[i]
-        if masks is not None:
-            if problem := mask is not None and mask_problem(mask):
+        if masks is not None and priors[i] is not None:
+            if problem := mask_problem(priors[i]):
                 wrong_types.append((i, names[2], problem))
-            elif problem := mask is not None and mismatch(mask, param):
+            elif problem := mismatch(priors[i], param):
                 wrong_values.append((i, names[2], problem))
-        if mask is None or param is None:
-            continue
+        if param is None or priors[i] is None:
+            continue  # not ranked
         positions.append(i)
         if scores is None:
             if param.dtype not in SCORE_DTYPES:
                 wrong_types.append((i, names[0], _dtype_problem(param)))
-        elif problem := given[i] is not None and score_problem(given[i], names[2]):
+        elif given[i] is not None and (problem := score_problem(given[i], names[2])):
             wrong_types.append((i, names[1], problem))
         elif problem := mismatch(given[i], param):
             wrong_values.append((i, names[1], problem))

@@ -53,7 +53,11 @@ def select_lowest(
     name = "sparsity" if is_sparsity else "amount"
     if not per_leaf and not is_leaf(number):
         raise TypeError(f"{name} must be one number for all leaves; a tree is for layerwise")
-    amounts = [as_scalar(one, name) for one in (number if per_leaf else [number])]
+    numbers = number if per_leaf else [number]
+    if all(one is numbers[0] for one in numbers):  # one number for all leaves is converted once
+        amounts = [as_scalar(numbers[0], name)] * len(numbers)
+    else:
+        amounts = [as_scalar(one, name) for one in numbers]
     scores = leaves.ranked
     if dim is None:
         kept: list[Tensor] = operators.select(

@@ -23,8 +23,8 @@ def wanda(params: Tree, input_norms: Tree) -> Tree:
     """Score each entry by the output it carries: |W_ij| ‖X_j‖₂.
 
     For a linear layer its square is exactly the squared error of the output, over all inputs, if
-    that one weight is removed. The paper compares within each row of the output:
-    `layerwise(weights, scores, amount=0.5, dim=-1)`.
+    that one weight is removed. The paper compares the inputs of each output:
+    `layerwise(weights, scores, amount=0.5, dim=gprune.input_dims)`.
 
     Args:
         params: pytree of floating point tensors of any shape; `None` stays `None`. What is not a
