@@ -445,7 +445,7 @@ def test_where_says_what_is_pruned_and_what_counts():
 
 def test_prune_by_another_method():
     @gp.pruning_method("unstructured")
-    def negative(scores, mask=None, *, amount):
+    def negative(param, scores=None, *, mask=None, amount):
         return scores >= 0
 
     net = make()

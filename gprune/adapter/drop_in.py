@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 from torch.nn.utils.prune import BasePruningMethod, L1Unstructured, PruningContainer
 
-from gprune import prune, unstructured
+from gprune import methods, prune
 from gprune.adapter.state import Pair, pruning_hooks, write_masks
 
 # The dtypes that gprune compares exactly. torch selects int64, which it ranks beyond 2^53 too.
@@ -208,7 +208,7 @@ def _select_by_gprune(weights: Sequence[_Weight], amount: Any) -> tuple[Tensor, 
     masks: tuple[Tensor, ...] = prune.global_unstructured(
         scores,
         masks=priors,
-        pruning_method=unstructured.l1_unstructured,
+        pruning_method=methods.l1_unstructured,
         amount=_checked_amount(amount, available),
     )
     return masks

@@ -20,10 +20,10 @@ from gprune.adapter.state import (
     write_masks,
 )
 from gprune.masks import keep_all
+from gprune.methods import lowest_unstructured
 from gprune.prune import global_unstructured
 from gprune.select.amounts import one_of
 from gprune.trees import Where, prunable
-from gprune.unstructured import lowest_unstructured
 
 M = TypeVar("M", bound=nn.Module)
 

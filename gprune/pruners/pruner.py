@@ -9,7 +9,8 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
-from gprune.inputs import misfit, score_problem
+from gprune.inputs import mismatch, score_problem
+from gprune.methods import random_unstructured
 from gprune.prune import layerwise
 from gprune.select.amounts import as_scalar, as_seed
 from gprune.trees import (
@@ -22,7 +23,6 @@ from gprune.trees import (
     prunable,
     unflatten,
 )
-from gprune.unstructured import random_unstructured
 
 Due: TypeAlias = Callable[[Tensor], Tensor | bool]
 """Says whether to change the masks at a step: `step -> 0-dim bool tensor`."""
@@ -192,7 +192,7 @@ def gradients_of(weights: Tree, grads: Tree) -> Tree:
     problems = [(name, score_problem(grad) or _grad_dtype_problem(grad)) for name, _, grad in rows]
     if any(problem for _, problem in problems):
         raise TypeError(_join_problems(problems))
-    problems = [(name, misfit(grad, leaf)) for name, leaf, grad in rows]
+    problems = [(name, mismatch(grad, leaf)) for name, leaf, grad in rows]
     if any(problem for _, problem in problems):
         raise ValueError(_join_problems(problems))
     pairs = zip(leaves, found, strict=True)

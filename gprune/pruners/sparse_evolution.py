@@ -22,6 +22,7 @@ from torch import Tensor
 
 from gprune.allocation import erdos_renyi
 from gprune.masks import apply_masks, with_holes
+from gprune.methods import random_unstructured
 from gprune.prune import layerwise
 from gprune.pruners.pruner import (
     Allocation,
@@ -41,7 +42,6 @@ from gprune.pruners.pruner import (
 from gprune.schedules import Schedule
 from gprune.select.amounts import as_seed
 from gprune.trees import Tree, Where, map_leaves
-from gprune.unstructured import random_unstructured
 
 
 class SparseEvolutionState(NamedTuple):

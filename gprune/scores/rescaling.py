@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gprune.inputs import require_whole
+from gprune.inputs import require_unsharded
 from gprune.scores.score_map import score_leaves
 from gprune.trees import Tree, flatten
 
@@ -72,7 +72,7 @@ def lamp(params: Tree) -> Tree:
         shares = torch.where(rest == 0, 0, squares / rest)
         return torch.zeros_like(shares).scatter(0, order, shares).reshape(leaf.shape).to(leaf.dtype)
 
-    require_whole(flatten(params)[0], "lamp")
+    require_unsharded(flatten(params)[0], "lamp")
     return score_leaves(equation, params=params)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gprune.calls import together
-from gprune.inputs import is_sharded, misfit
+from gprune.inputs import is_sharded, mismatch
 from gprune.select import operators
 from gprune.trees import Tree, TreeDef, flatten, leaf_names, match, require_tensors, unflatten
 
@@ -111,7 +111,7 @@ def _matching_leaves(
         for leaf, first in zip(match(tree, treedef, name, owner=owner), first_leaves, strict=True)
     ]
     floating_leaves(unflatten(treedef, leaves), name)
-    problems = [misfit(leaf, first) for leaf, first in zip(leaves, first_leaves, strict=True)]
+    problems = [mismatch(leaf, first) for leaf, first in zip(leaves, first_leaves, strict=True)]
     if any(problems):
         pairs = zip(leaf_names(treedef, name), problems, strict=True)
         raise ValueError("; ".join(f"{path} {problem}" for path, problem in pairs if problem))

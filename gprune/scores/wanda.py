@@ -24,7 +24,7 @@ def wanda(params: Tree, input_norms: Tree) -> Tree:
 
     For a linear layer the square of the score is exactly the squared error of the output, summed
     over all inputs, if that one weight is removed. The paper compares the weights of each output:
-    `layerwise(weights, scores, amount=0.5, dim=-1)`.
+    `layerwise(weights, scores, amount=0.5, dim=gprune.input_dims)`.
 
     Args:
         params: pytree of floating point tensors of any shape; `None` stays `None`. Parameters that
