@@ -1,11 +1,12 @@
 """gprune: exact pruning masks as pure functions over `torch.func`.
 
-Parameters and scores in, a mask pytree out; no module is touched. The names below stand in the
-order of the pipeline: which leaves, by which method, lifted to the tree, and what to do with the
-masks.
+Functions take parameters and scores and return a pytree of masks; no module is changed. The names
+below are in the order of the data flow: which leaves, which method, its application to the tree,
+and what to do with the masks.
 
-Four rooms are imported by their own names, since most programs do without: `gprune.adapter` (masks
-in modules), `gprune.checkpoints` (on disk), `gprune.testing` (contracts for tests), `gprune.cli`.
+Four submodules are imported by their own names, since most programs do not need them:
+`gprune.adapter` (masks in modules), `gprune.checkpoints` (pruning files), `gprune.testing`
+(contracts for tests) and `gprune.cli` (the command line).
 """
 
 from gprune import allocation, pruners, schedules, scores
@@ -17,25 +18,29 @@ from gprune.masks import (
     sparsity,
     straight_through,
 )
-from gprune.methods import pruning_method
+from gprune.methods import (
+    blocks,
+    check_n_of_m,
+    identity,
+    input_dims,
+    l1_unstructured,
+    ln_structured,
+    lowest_unstructured,
+    n_of_m,
+    pruning_method,
+    random_structured,
+    random_unstructured,
+)
 from gprune.prune import (
+    Threshold,
     find_threshold,
     global_unstructured,
     layerwise,
     masks_from_threshold,
     num_to_prune,
 )
-from gprune.select.cut import Threshold
-from gprune.semi_structured import blocks, check_n_of_m, n_of_m
-from gprune.structured import ln_structured, random_structured
 from gprune.summaries import agreement, summary
 from gprune.trees import prunable, vmap_dims
-from gprune.unstructured import (
-    identity,
-    l1_unstructured,
-    lowest_unstructured,
-    random_unstructured,
-)
 
 __all__ = [
     "prunable",
@@ -48,6 +53,7 @@ __all__ = [
     "random_structured",
     "n_of_m",
     "blocks",
+    "input_dims",
     "pruning_method",
     "global_unstructured",
     "layerwise",

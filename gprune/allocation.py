@@ -1,7 +1,8 @@
-"""Allocation: how much of a sparsity each leaf takes. Trees of sparsities for `layerwise`.
+"""Allocation: the sparsity of each leaf, so that all leaves together have a given sparsity.
 
-The leaves' counts are whole numbers that sum to exactly `round(sparsity * entries)`, and none of
-them falls when the sparsity rises, so an allocation can follow a schedule.
+Each function returns a tree of sparsities for `layerwise`. The numbers of pruned entries per leaf
+are integers, and their sum is exactly `round(sparsity * entries)`. No leaf's number falls when the
+sparsity rises, so an allocation can follow a schedule.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from gprune.select import operators
-from gprune.select.counts import as_scalar
-from gprune.trees import Tree, dotted_paths, fill, flatten, predicate, require_tensors
+from gprune.select.amounts import as_scalar
+from gprune.trees import Tree, dotted_paths, flatten, predicate, require_tensors, unflatten_like
 
 __all__ = ["erdos_renyi", "uniform"]
 
@@ -26,23 +27,25 @@ def uniform(
     overrides: Mapping[str, float] | None = None,
     min_kept: int = 0,
 ) -> Tree:
-    """Give every leaf the same sparsity, as nearly as whole numbers allow.
+    """Return the same sparsity for every leaf, rounded to a whole number of entries.
 
     Args:
         params: pytree of tensors of any shape; `None` where a leaf is not prunable.
         sparsity: the fraction of all prunable entries that is to be pruned, 0 to 1.
-        overrides: sparsities, 0 to 1, by glob on the dotted path, the first that matches; the
-            other leaves make up for them. Under a schedule that starts at 0 only 0 can be met.
-        min_kept: how many entries a leaf without an override keeps at least; all, if it has no
-            more.
+        overrides: the sparsities, 0 to 1, of leaves whose dotted path matches a glob; the first
+            glob that matches counts. The other leaves are pruned so that the total is right, or an
+            error is raised if they cannot be: from a schedule that starts at 0, only if every
+            override is 0.
+        min_kept: the least number of entries that a leaf without an override keeps, or all of them
+            if it has no more.
 
     Returns:
         0-dim float64 tensors on the CPU, of the structure of `params`; for `sparsity=` of
         `layerwise`, which prunes exactly the apportioned counts.
 
     Raises:
-        TypeError: if a leaf, a number or a glob is not of the right type.
-        ValueError: if a number is out of range, a glob matches nothing, or the total cannot be met.
+        TypeError: if a leaf, a number or a glob has the wrong type.
+        ValueError: if a number is out of range, a glob matches no leaf, or the total cannot be met.
 
     Example:
         >>> import torch
@@ -63,29 +66,31 @@ def erdos_renyi(
     overrides: Mapping[str, float] | None = None,
     min_kept: int = 0,
 ) -> Tree:
-    """Give a leaf a density in proportion to the sum of its sizes over their product.
+    """Return lower sparsities for smaller leaves: density ∝ sum of the sizes / their product.
 
-    With the kernel, the density of a leaf of shape (n, m, h, w) is ε (n + m + h + w) / (n m h w);
-    in the plain form it is ε (n + m) / (n m). A leaf whose density would exceed 1 is dense, and the
-    others share what is left: one ε for all of them makes the total right. A leaf of one dimension
-    has the density min(1, ε).
+    With the kernel, the density of a leaf of shape (n, m, h, w) is ε (n + m + h + w) / (n m h w).
+    Without it, the density is ε (n + m) / (n m). ε is the same for all leaves, and chosen so that
+    the total is right. A leaf whose density would exceed 1 is dense. A vector has the density
+    min(1, ε).
 
     Args:
         params: pytree of tensors; `None` where a leaf is not prunable.
         sparsity: the fraction of all prunable entries that is to be pruned, 0 to 1.
-        kernel: whether all sizes of a leaf count ("ERK"), or the first two alone ("ER").
-        overrides: sparsities, 0 to 1, by glob on the dotted path, the first that matches; the
-            other leaves make up for them. Under a schedule that starts at 0 only 0 can be met.
-        min_kept: how many entries a leaf without an override keeps at least; all, if it has no
-            more.
+        kernel: whether all sizes of a leaf count ("ERK"), or only the first two ("ER").
+        overrides: the sparsities, 0 to 1, of leaves whose dotted path matches a glob; the first
+            glob that matches counts. The other leaves are pruned so that the total is right, or an
+            error is raised if they cannot be: from a schedule that starts at 0, only if every
+            override is 0.
+        min_kept: the least number of entries that a leaf without an override keeps, or all of them
+            if it has no more.
 
     Returns:
         0-dim float64 tensors on the CPU, of the structure of `params`; for `sparsity=` of
         `layerwise`, which prunes exactly the apportioned counts.
 
     Raises:
-        TypeError: if a leaf, a number or a glob is not of the right type.
-        ValueError: if a number is out of range, a glob matches nothing, or the total cannot be met.
+        TypeError: if a leaf, a number or a glob has the wrong type.
+        ValueError: if a number is out of range, a glob matches no leaf, or the total cannot be met.
 
     Example:
         >>> import torch
@@ -114,34 +119,34 @@ def _allocate(
     overrides: Any,
     min_kept: Any,
 ) -> Tree:
-    """Apportion what is kept in proportion to shares, within bounds."""
+    """Return sparsities whose kept entries are in proportion to `share(leaf)`, within bounds."""
     leaves, treedef = flatten(params)
     require_tensors(leaves, treedef, "params")
-    _check(min_kept, overrides)
+    _check_bounds(min_kept, overrides)
     paths = [p for p, x in zip(dotted_paths(treedef), leaves, strict=True) if x is not None]
     tensors = [leaf for leaf in leaves if leaf is not None]
     sizes = [leaf.numel() for leaf in tensors]
-    own = _own(paths, overrides or {})
-    high = [n if s is None else n - round(s * n) for n, s in zip(sizes, own, strict=True)]
-    low = [min(min_kept, most) if s is None else most for most, s in zip(high, own, strict=True)]
+    fixed = _override_per_path(paths, overrides or {})
+    high = [n if s is None else n - round(s * n) for n, s in zip(sizes, fixed, strict=True)]
+    low = [min(min_kept, most) if s is None else most for most, s in zip(high, fixed, strict=True)]
     shares = [share(leaf) if leaf.numel() else 0.0 for leaf in tensors]
     total = as_scalar(sparsity, "sparsity")
-    return fill(treedef, leaves, operators.apportion(total, sizes, shares, low, high))
+    return unflatten_like(treedef, leaves, operators.apportion(total, sizes, shares, low, high))
 
 
-def _own(paths: list[str], overrides: Mapping[str, float]) -> list[float | None]:
-    """Give each path its own sparsity, `None` where no glob matches."""
-    chosen = {glob: predicate(glob) for glob in overrides}
-    idle = [glob for glob in overrides if not any(chosen[glob](path, None) for path in paths)]
-    if idle:
-        raise ValueError(f"overrides match no prunable leaf: {', '.join(map(repr, idle))}")
+def _override_per_path(paths: list[str], overrides: Mapping[str, float]) -> list[float | None]:
+    """Return the sparsity of the first glob that matches each path, or `None`."""
+    matches = {glob: predicate(glob) for glob in overrides}
+    unused = [glob for glob in overrides if not any(matches[glob](path, None) for path in paths)]
+    if unused:
+        raise ValueError(f"overrides match no prunable leaf: {', '.join(map(repr, unused))}")
     return [
-        next((overrides[glob] for glob in overrides if chosen[glob](path, None)), None)
+        next((overrides[glob] for glob in overrides if matches[glob](path, None)), None)
         for path in paths
     ]
 
 
-def _check(min_kept: Any, overrides: Any) -> None:
+def _check_bounds(min_kept: Any, overrides: Any) -> None:
     if isinstance(min_kept, bool) or not isinstance(min_kept, int):
         raise TypeError(f"min_kept must be an int, got {min_kept!r}")
     if min_kept < 0:

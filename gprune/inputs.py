@@ -1,21 +1,20 @@
-"""The public edge: params, scores and prior masks, checked once, as aligned lists of leaves.
+"""Checks at the public edge: params, scores and prior masks become aligned lists of leaves.
 
-Behind this room the types are trusted. Every bad leaf is named, by its path, in one error.
+Everything behind this module trusts the types. One error names every wrong leaf by its path.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
-from gprune.select.errors import LeafError
-from gprune.select.keys import FORMATS
 from gprune.trees import (
     Tree,
     TreeDef,
+    dotted_paths,
     flatten,
     leaf_names,
     match,
@@ -23,122 +22,179 @@ from gprune.trees import (
     tensor_problem,
 )
 
+SCORE_DTYPES = {
+    torch.float16: torch.float16,
+    torch.bfloat16: torch.bfloat16,
+    torch.float32: torch.float32,
+    torch.float64: torch.float64,
+    torch.uint8: torch.float32,
+    torch.int8: torch.float32,
+    torch.int16: torch.float32,
+    torch.int32: torch.float64,
+    torch.int64: torch.float64,
+}
+"""The dtypes that scores may have, and the floating dtype that holds each exactly."""
 
-class Leaves(NamedTuple):
-    """The prunable leaves: what selection works on.
+PLAIN = (Tensor, torch.nn.Parameter)
+"""The exact types that need no check for DTensors or for parameters without values."""
+
+
+class LeafError(ValueError):
+    """An error in one leaf, raised where the leaf's path is not known.
+
+    The public functions catch it and raise an error of `kind` that names the leaf; see
+    `raise_with_path`.
 
     Attributes:
-        scores: one detached tensor per prunable leaf, in pytree order.
-        masks: the prior mask of each, or an empty list where nothing is pruned yet.
-        separately: whether each leaf is ranked alone.
-        unscored: whether the scores are the parameters themselves, for want of any.
+        leaf: the index of the leaf among the ranked leaves.
+        what: the tree that is wrong: `params`, `scores`, `amount` or `sparsity`.
+        message: what is wrong.
+        kind: the class of the error to raise.
     """
 
-    scores: list[Tensor]
+    def __init__(
+        self, leaf: int, what: str, message: str, kind: type[Exception] = ValueError
+    ) -> None:
+        super().__init__(f"{what} of ranked leaf {leaf}: {message}")
+        self.leaf = leaf
+        self.what = what
+        self.message = message
+        self.kind = kind
+
+
+class Leaves(NamedTuple):
+    """The leaves that a call ranks, as aligned lists in pytree order.
+
+    Attributes:
+        params: the parameters, detached.
+        scores: the scores, detached; `None` if the call has none, and magnitudes rank.
+        masks: the prior masks; an empty list where nothing is pruned yet.
+        flat: every leaf of the tree, with `None` for a leaf that is not ranked.
+        treedef: the structure of the tree.
+    """
+
+    params: list[Tensor]
+    scores: list[Tensor] | None
     masks: list[Tensor]
-    separately: bool = False
-    unscored: bool = False
+    flat: list[Any]
+    treedef: TreeDef
+
+    @property
+    def ranked(self) -> list[Tensor]:
+        """The tensors that rank: the scores, or the parameters if there are no scores."""
+        return self.params if self.scores is None else self.scores
+
+    def paths(self) -> list[str]:
+        """Return the dotted path of every ranked leaf."""
+        return self._ranked_only(dotted_paths(self.treedef))
+
+    def names(self, tree: str) -> list[str]:
+        """Return every ranked leaf as Python source, `params['fc']['weight']`."""
+        return self._ranked_only(leaf_names(self.treedef, tree))
+
+    def _ranked_only(self, values: list[str]) -> list[str]:
+        pairs = zip(values, self.flat, strict=True)
+        return [value for value, leaf in pairs if leaf is not None]
 
 
 def align(
-    params: Tree, scores: Tree, masks: Tree, separately: bool = False
-) -> tuple[Leaves, list[Any], TreeDef]:
-    """Check the three trees against each other and take their prunable leaves.
+    params: Tree,
+    scores: Tree,
+    masks: Tree,
+    names: tuple[str, str, str] = ("params", "scores", "masks"),
+) -> Leaves:
+    """Check params, scores and prior masks against each other, and list the leaves to rank.
+
+    A leaf is ranked where `params` has a tensor and `masks` does not have `None`. Scores at the
+    other leaves do not matter.
 
     Args:
-        params: pytree of tensors and holes.
-        scores: a tree of that structure, whose leaves at holes do not matter, or `None` for the
-            parameters themselves.
-        masks: a tree of bool masks of that structure, with the same holes, or `None`.
-        separately: goes into the result.
+        params: pytree of tensors and `None`.
+        scores: pytree of that structure, or `None` to rank by magnitude.
+        masks: pytree of bool masks of that structure, or `None` where nothing is pruned yet.
+        names: what errors call the three.
 
     Returns:
-        The leaves, and the flattened params with their structure, to rebuild a tree of masks from.
+        The ranked leaves.
 
     Raises:
-        TypeError: if a leaf is not a tensor or has an unfit dtype.
-        ValueError: if a structure, shape or device differs, or no leaf is prunable.
+        TypeError: if a leaf is not a dense tensor or has the wrong dtype.
+        ValueError: if a structure, shape or device differs, or there is no leaf to rank.
     """
-    leaves, treedef = flatten(params)
-    require_tensors(leaves, treedef, "params")
-    places = [i for i, leaf in enumerate(leaves) if leaf is not None]
-    if not places:
-        raise ValueError(
-            "params has no prunable leaf: every leaf is None; did the globs of prunable() match?"
-        )
-    ranked = leaves if scores is None else match(scores, treedef, "scores")
-    priors = [] if masks is None else match(masks, treedef, "masks")
-    problems = [*_type_problems(leaves, ranked, priors, treedef, scores is None)]
-    if problems:
-        raise TypeError("; ".join(problems))
-    problems = [*_value_problems(leaves, ranked, priors, treedef)]
-    problems += _meta_problems([ranked[i] for i in places], places, treedef)
-    if problems:
-        raise ValueError("; ".join(problems))
-    chosen = [ranked[i].detach() for i in places]
-    is_sharded(chosen)  # the operators must know of DTensors before they meet one
-    priors = [priors[i] for i in places if priors]
-    return Leaves(chosen, priors, separately, unscored=scores is None), leaves, treedef
+    flat, treedef = flatten(params)
+    if not all(map(_is_plain, flat)):
+        require_tensors(flat, treedef, names[0])
+    given = flat if scores is None else match(scores, treedef, names[1], names[0])
+    # without prior masks the parameters stand in for them: a leaf is ranked if neither is None
+    priors = flat if masks is None else match(masks, treedef, names[2], names[0])
+    wrong_types: list[tuple[int, str, str]] = []  # each as (leaf, tree, problem)
+    wrong_values: list[tuple[int, str, str]] = []
+    positions = []
+    for i, param in enumerate(flat):
+        if masks is not None and priors[i] is not None:
+            if problem := mask_problem(priors[i]):
+                wrong_types.append((i, names[2], problem))
+            elif problem := mismatch(priors[i], param):
+                wrong_values.append((i, names[2], problem))
+        if param is None or priors[i] is None:
+            continue  # not ranked
+        positions.append(i)
+        if scores is None:
+            if param.dtype not in SCORE_DTYPES:
+                wrong_types.append((i, names[0], _dtype_problem(param)))
+        elif given[i] is not None and (problem := score_problem(given[i], names[2])):
+            wrong_types.append((i, names[1], problem))
+        elif problem := mismatch(given[i], param):
+            wrong_values.append((i, names[1], problem))
+    if wrong_types:
+        raise TypeError(_listed(wrong_types, treedef))
+    if not positions:
+        raise ValueError(_nothing_to_rank(flat, names))
+    on_meta = [i for i in positions if flat[i].is_meta]
+    if 0 < len(on_meta) < len(positions):
+        problem = "is on the meta device, others have values"
+        wrong_values += [(i, names[0], problem) for i in on_meta]
+    if wrong_values:
+        raise ValueError(_listed(wrong_values, treedef))
+    ranked = None if scores is None else [given[i].detach() for i in positions]
+    tensors = [flat[i].detach() for i in positions]
+    is_sharded(tensors)  # the operators must know of DTensors before they meet one
+    prior_list = [] if masks is None else [priors[i] for i in positions]
+    if len(positions) < len(flat):
+        flat = [None if mask is None else leaf for leaf, mask in zip(flat, priors, strict=True)]
+    return Leaves(tensors, ranked, prior_list, flat, treedef)
 
 
-def _type_problems(
-    leaves: list[Any], scores: list[Any], masks: list[Any], treedef: TreeDef, own: bool
-) -> Iterator[str]:
-    """Name the leaves whose type or dtype does not fit."""
-    for i, leaf in enumerate(leaves):
-        if leaf is not None and scores[i] is not None:
-            # the parameters themselves are known to be tensors
-            problem = dtype_problem(scores[i]) if own else score_problem(scores[i])
-            if problem:
-                yield f"{leaf_names(treedef, 'params' if own else 'scores')[i]} {problem}"
-        if masks and masks[i] is not None:
-            problem = mask_problem(masks[i])
-            if problem:
-                yield f"{leaf_names(treedef, 'masks')[i]} {problem}"
+def raise_with_path(error: LeafError, leaves: Leaves) -> NoReturn:
+    """Raise a `LeafError` as an error of its `kind` that names the leaf by its path."""
+    name = leaves.names(error.what)[error.leaf]
+    is_bare = name == error.what  # the tree is one tensor, which has no path
+    raise error.kind(error.message if is_bare else f"{name}: {error.message}") from None
 
 
-def _value_problems(
-    leaves: list[Any], scores: list[Any], masks: list[Any], treedef: TreeDef
-) -> Iterator[str]:
-    """Name the leaves that are missing or whose shape or device does not fit."""
-    for i, leaf in enumerate(leaves):
-        if leaf is not None:
-            problem = misfit(scores[i], leaf)
-            if problem:
-                yield f"{leaf_names(treedef, 'scores')[i]} {problem}"
-        if masks:
-            problem = misfit(masks[i], leaf)
-            if problem:
-                yield f"{leaf_names(treedef, 'masks')[i]} {problem}"
+def score_problem(scores: Any, masks: str = "masks") -> str | None:
+    """Return what is wrong with the type of one leaf of scores, or `None`.
 
+    Args:
+        scores: the leaf.
+        masks: the argument that takes prior masks, for the remedy where the leaf is bool.
 
-def _meta_problems(scores: list[Any], places: list[int], treedef: TreeDef) -> list[str]:
-    """Name the leaves that have no values beside others that have."""
-    empty = [i for i, leaf in zip(places, scores, strict=True) if leaf is not None and leaf.is_meta]
-    if not empty or len(empty) == len(places):
-        return []
-    names = leaf_names(treedef, "params")
-    return [f"{names[i]} is on the meta device, others have values" for i in empty]
-
-
-def score_problem(scores: Any) -> str | None:
-    """Say what is wrong with the type of one leaf of scores, or nothing."""
+    Returns:
+        The end of a sentence that starts with the leaf's name, or `None`.
+    """
+    if _is_plain(scores) and scores is not None and scores.dtype in SCORE_DTYPES:
+        return None
     if problem := tensor_problem(scores):
         return problem.replace("a tensor or None", "a tensor")
-    return dtype_problem(scores)
-
-
-def dtype_problem(scores: Tensor) -> str | None:
-    """Say what is wrong with the dtype of one leaf of scores, or nothing."""
-    if scores.dtype not in FORMATS:
-        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in FORMATS)
-        return f"has dtype {scores.dtype}, which cannot be ranked; cast it to one of {names}"
-    return None
+    if scores.dtype in SCORE_DTYPES:
+        return None
+    remedy = f"; pass a prior mask as {masks}=" if scores.dtype == torch.bool else ""
+    return _dtype_problem(scores) + remedy
 
 
 def mask_problem(mask: Any) -> str | None:
-    """Say what is wrong with the type of one mask, or nothing."""
-    if problem := tensor_problem(mask):
+    """Return what is wrong with the type of one mask, or `None`."""
+    if not _is_plain(mask) and (problem := tensor_problem(mask)):
         return problem
     if mask.dtype != torch.bool:
         return (
@@ -147,29 +203,28 @@ def mask_problem(mask: Any) -> str | None:
     return None
 
 
-def misfit(other: Tensor | None, leaf: Tensor | None) -> str | None:
-    """Say how one leaf of scores or masks does not fit its parameter, or nothing."""
-    if leaf is None:
+def mismatch(other: Tensor | None, param: Tensor | None) -> str | None:
+    """Return how a leaf of scores or masks does not fit its parameter, or `None`."""
+    if param is None:
         return None if other is None else "is a tensor, its parameter is None (not prunable)"
     if other is None:
-        return "is None, its parameter is a tensor; pass prunable(params), with the same holes"
-    if other.shape != leaf.shape:
-        return f"has shape {tuple(other.shape)}, its parameter has {tuple(leaf.shape)}"
-    if other.device != leaf.device:
-        return f"is on {other.device}, its parameter is on {leaf.device}"
-    if _placing(other) != _placing(leaf):
-        return f"is placed as {_placing(other)}, its parameter as {_placing(leaf)}; redistribute it"
+        return "is None, its parameter is a tensor; pass prunable(params), with the same Nones"
+    if other.shape != param.shape:
+        return f"has shape {tuple(other.shape)}, its parameter has {tuple(param.shape)}"
+    if other.device != param.device:
+        return f"is on {other.device}, its parameter is on {param.device}"
+    if type(other) in PLAIN and type(param) in PLAIN:
+        return None
+    if _placement(other) != _placement(param):
+        return (
+            f"is placed as {_placement(other)}, its parameter as {_placement(param)}; "
+            "redistribute it"
+        )
     return None
 
 
-def _placing(leaf: Tensor) -> Any:
-    """Give the placements and the mesh of a DTensor; `None` of a plain tensor."""
-    mesh = getattr(leaf, "device_mesh", None)
-    return None if mesh is None else (getattr(leaf, "placements", None), mesh)
-
-
 def is_sharded(leaves: Sequence[Any]) -> bool:
-    """Say whether there is a DTensor among some leaves; from then on the operators know it.
+    """Return whether there is a DTensor among some leaves; from then on the operators know it.
 
     A DTensor is told by its mesh, and not by its class: asking for that would import
     `torch.distributed`, which most programs do without.
@@ -180,66 +235,61 @@ def is_sharded(leaves: Sequence[Any]) -> bool:
     Returns:
         Whether one is a DTensor.
     """
-    if not any(isinstance(leaf, Tensor) and hasattr(leaf, "device_mesh") for leaf in leaves):
+    others = [leaf for leaf in leaves if type(leaf) not in PLAIN and isinstance(leaf, Tensor)]
+    if not any(hasattr(leaf, "device_mesh") for leaf in others):
         return False
     import gprune.select.sharded  # noqa: F401  registers the rules of the operators
 
     return True
 
 
-def require_whole(leaves: Sequence[Any], who: str) -> None:
-    """Refuse DTensors where whole leaves are compared within.
+def require_unsharded(leaves: Sequence[Any], caller: str) -> None:
+    """Raise an error for DTensors, where entries of one leaf are compared with each other.
 
     Args:
         leaves: tensors.
-        who: what compares.
+        caller: the function to name in the error.
 
     Raises:
         ValueError: if one is a DTensor.
     """
     if is_sharded(leaves):
-        raise ValueError(
-            f"{who} compares within whole leaves, these are sharded; use full_tensor()"
+        raise ValueError(f"{caller} needs unsharded leaves, these are DTensors; use full_tensor()")
+
+
+def _is_plain(leaf: Any) -> bool:
+    """Return whether a leaf is certainly a dense tensor or `None`; a cheap first check."""
+    return leaf is None or (
+        type(leaf) in PLAIN
+        and leaf.layout == torch.strided
+        and not leaf.is_nested
+        and not leaf.is_quantized
+    )
+
+
+def _dtype_problem(leaf: Tensor) -> str:
+    names = ", ".join(str(dtype).removeprefix("torch.") for dtype in SCORE_DTYPES)
+    return f"has dtype {leaf.dtype}, which cannot be ranked; cast it to one of {names}"
+
+
+def _nothing_to_rank(flat: list[Any], names: tuple[str, str, str]) -> str:
+    params, _, masks = names
+    if all(leaf is None for leaf in flat):
+        return (
+            f"{params} has no prunable leaf: every leaf is None; did the globs of prunable() match?"
         )
+    return (
+        f"{masks} has no mask for a prunable leaf: every mask there is None, which means that the "
+        f"leaf is not ranked; pass keep_all({params}), or {masks}=None if nothing is pruned yet"
+    )
 
 
-def shape_error(
-    leaves: Leaves, leaf: int, message: str, kind: type[Exception] = ValueError
-) -> Exception:
-    """Make the error of a leaf whose shape does not fit.
-
-    Args:
-        leaves: the leaves.
-        leaf: the number of that leaf.
-        message: what is wrong.
-        kind: the class of the error.
-
-    Returns:
-        An error that is to be told the path of the leaf, or the plain one of a method of one.
-    """
-    return LeafError(leaf, "params", message, kind) if leaves.separately else kind(message)
+def _listed(problems: list[tuple[int, str, str]], treedef: TreeDef) -> str:
+    names = {tree: leaf_names(treedef, tree) for tree in {tree for _, tree, _ in problems}}
+    return "; ".join(f"{names[tree][i]} {problem}" for i, tree, problem in problems)
 
 
-def check_one(scores: Any, mask: Any) -> Leaves:
-    """Check the arguments of a method of one tensor.
-
-    Args:
-        scores: the scores to check.
-        mask: the prior mask to check, or `None`.
-
-    Returns:
-        The leaves of a tree of one.
-
-    Raises:
-        TypeError: if a type or dtype does not fit.
-        ValueError: if the shape or device of the mask does not fit.
-    """
-    if problem := score_problem(scores):
-        raise TypeError(f"scores {problem}")
-    if mask is None:
-        return Leaves([scores.detach()], [])
-    if problem := mask_problem(mask):
-        raise TypeError(f"mask {problem}")
-    if problem := misfit(mask, scores):
-        raise ValueError(f"mask {problem}".replace("its parameter has", "scores have"))
-    return Leaves([scores.detach()], [mask])
+def _placement(leaf: Tensor) -> Any:
+    """Return the placements and the mesh of a DTensor; `None` of a plain tensor."""
+    mesh = getattr(leaf, "device_mesh", None)
+    return None if mesh is None else (getattr(leaf, "placements", None), mesh)

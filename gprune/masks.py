@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from gprune.calls import together
-from gprune.inputs import is_sharded, mask_problem, misfit
+from gprune.inputs import is_sharded, mask_problem, mismatch
 from gprune.trees import (
     Tree,
     TreeDef,
-    fill,
     flatten,
     leaf_names,
     match,
     require_tensors,
     unflatten,
+    unflatten_like,
 )
 
 
@@ -45,7 +45,7 @@ def keep_all(params: Tree) -> Tree:
     leaves, treedef = flatten(params)
     require_tensors(leaves, treedef, "params")
     tensors = [leaf for leaf in leaves if leaf is not None]
-    return fill(treedef, leaves, [_ones(leaf) for leaf in tensors])
+    return unflatten_like(treedef, leaves, [_ones(leaf) for leaf in tensors])
 
 
 def _ones(leaf: Tensor) -> Tensor:
@@ -206,7 +206,7 @@ def _masked(function: Callable[[Tensor, Tensor], Tensor], params: Tree, masks: T
 def _intersect_two(left: Tree, right: Tree) -> Tree:
     ours, theirs, treedef = paired_masks(left, right, "masks")
     both = [(a & b).contiguous() for a, b in zip(ours, theirs, strict=True) if a is not None]
-    return fill(treedef, ours, both)
+    return unflatten_like(treedef, ours, both)
 
 
 def paired_masks(left: Tree, right: Tree, name: str) -> tuple[list[Any], list[Any], TreeDef]:
@@ -252,8 +252,8 @@ def _check(
     wrong = [
         i
         for i, (leaf, mask) in enumerate(zip(leaves, masks, strict=True))
-        if (holes_match or mask is not None) and misfit(mask, leaf)
+        if (holes_match or mask is not None) and mismatch(mask, leaf)
     ]
     if wrong:
         names = leaf_names(treedef, "masks")
-        raise ValueError("; ".join(f"{names[i]} {misfit(masks[i], leaves[i])}" for i in wrong))
+        raise ValueError("; ".join(f"{names[i]} {mismatch(masks[i], leaves[i])}" for i in wrong))

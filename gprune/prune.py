@@ -1,26 +1,41 @@
-"""Combinators: lift a pruning method from one tensor to a pytree.
+"""Combinators: apply a pruning method to a pytree.
 
-`global_unstructured` ranks all leaves together, `layerwise` each alone. `find_threshold` and `masks_from_threshold`
-are the two halves of the first, for whoever wants to keep, send or compare the cut.
+`global_unstructured` ranks the entries of all leaves together, `layerwise` ranks each leaf alone.
+`find_threshold` and `masks_from_threshold` are the two halves of `global_unstructured`, for
+programs that keep, send or compare the threshold.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from gprune.calls import together
-from gprune.inputs import align
-from gprune.methods import over_leaves, unwrap
+from gprune.inputs import LeafError, Leaves, align, raise_with_path
+from gprune.methods import lowest_unstructured
+from gprune.methods.method import PER_LEAF, check_arguments, unwrap_partials
 from gprune.select import operators
-from gprune.select.counts import as_scalar, one_of
-from gprune.select.cut import Threshold
-from gprune.select.errors import LeafError
-from gprune.trees import Tree, TreeDef, fill, is_leaf, leaf_names, match
-from gprune.unstructured import lowest_unstructured
-from gprune.user_methods import each, joined, name_of, whole
+from gprune.select.amounts import as_scalar, one_of
+from gprune.trees import Tree, is_single_leaf, match, unflatten_like
+
+
+class Threshold(NamedTuple):
+    """The score and the flat index of the last pruned entry; they fix the masks of a whole model.
+
+    All candidates are ordered by (score, flat index), ascending. A candidate is pruned if its score
+    is below `value`, or equal to it at a flat index up to `flat_index`. The flat index counts the
+    entries of the prunable leaves in pytree order. A threshold that prunes nothing is `(-inf, -1)`.
+    One among NaN scores has the value NaN.
+
+    Attributes:
+        value: float64 tensor on the CPU, 0-dim, or 1-D for several amounts.
+        flat_index: int64 tensor on the CPU, of the same shape.
+    """
+
+    value: Tensor
+    flat_index: Tensor
 
 
 @together
@@ -32,29 +47,33 @@ def global_unstructured(
     pruning_method: Callable[..., Tensor] = lowest_unstructured,
     **kwargs: Any,
 ) -> Tree:
-    """Rank the entries of all leaves together and prune the least important.
+    """Rank the entries of all leaves together and prune the lowest.
 
-    The pure counterpart of `torch.nn.utils.prune.global_unstructured`. Built-in methods stream over
-    the leaves; a method of yours is called once, with the 1-D concatenation of all scores, in flat
-    order, and of the prior masks (all `True` if there are none).
+    This is the pure counterpart of `torch.nn.utils.prune.global_unstructured`. The methods of
+    gprune stream over the leaves. A method of yours is called once, with the 1-D concatenations of
+    all parameters, all scores and all prior masks.
 
     Args:
         params: pytree of tensors; `None` where a leaf is not prunable (see `prunable`).
-        scores: pytree of that structure and those shapes, larger = more important. `None` hands the
-            method the parameters themselves, which `lowest_unstructured` ranks by magnitude.
-        masks: prior bool masks of that structure; what they have pruned stays pruned.
+        scores: pytree of that structure and those shapes, larger = more important. Without scores
+            the magnitude of the parameters ranks.
+        masks: prior bool masks of that structure; what they have pruned stays pruned. A leaf whose
+            mask is `None` is not ranked, and its mask in the result is `None`. `masks=None` means
+            that nothing is pruned yet.
         pruning_method: a method whose `PRUNING_TYPE` is `"unstructured"`, or a
             `functools.partial` of one.
-        **kwargs: the method's own, such as `amount` (how many more, or the fraction of what is
-            left), `sparsity` (the fraction of all prunable entries) or `seed`.
+        **kwargs: the arguments of the method, such as `amount` (how many more, or the fraction of
+            the candidates), `sparsity` (the fraction of all prunable entries) or `seed`.
 
     Returns:
-        Bool masks, `True` = keep, of the structure of `params`, `None` at its holes.
+        Bool masks of the structure of `params`, `True` = keep, `None` for leaves that are not
+        ranked.
 
     Raises:
         TypeError: if the method is not unstructured, an argument of it is unknown or missing, or a
-            leaf has an unfit type.
-        ValueError: if an amount is out of range, or a structure or shape does not fit.
+            leaf has the wrong type.
+        ValueError: if a number is out of range, a structure or shape differs, or there is no leaf
+            to rank.
 
     Example:
         >>> import torch
@@ -62,18 +81,22 @@ def global_unstructured(
         >>> global_unstructured(params, amount=2)
         {'a': tensor([False,  True]), 'b': tensor([[False,  True]])}
     """
-    method, bound = unwrap(pruning_method)
+    method, bound = unwrap_partials(pruning_method)
     if method.PRUNING_TYPE != "unstructured":
         raise TypeError(
-            f"global_unstructured takes methods of PRUNING_TYPE 'unstructured', {name_of(method)} "
-            f"is {method.PRUNING_TYPE!r}; use layerwise"
+            "global_unstructured takes methods of PRUNING_TYPE 'unstructured', "
+            f"{method.__name__} is {method.PRUNING_TYPE!r}; use layerwise"
         )
     arguments = {**bound, **kwargs}
-    if arguments.get("dim") is not None and over_leaves(method):
-        raise ValueError("dim compares within each leaf, not globally; use layerwise")
-    leaves, flat, treedef = align(params, scores, masks)
-    run = over_leaves(method) or whole(joined, method, leaves)
-    return fill(treedef, flat, _named(flat, treedef, run, leaves, **arguments))
+    leaves = align(params, scores, masks)
+    try:
+        kept = method.select(leaves, per_leaf=False, **arguments)
+    except LeafError as error:
+        raise_with_path(error, leaves)
+    except TypeError:
+        check_arguments(method, arguments)
+        raise
+    return unflatten_like(leaves.treedef, leaves.flat, kept)
 
 
 @together
@@ -89,19 +112,24 @@ def layerwise(
 
     Args:
         params: pytree of tensors; `None` where a leaf is not prunable (see `prunable`).
-        scores: pytree of that structure and those shapes, larger = more important. `None` hands the
-            method the parameters themselves, which `lowest_unstructured` ranks by magnitude.
-        masks: prior bool masks of that structure; what they have pruned stays pruned.
+        scores: pytree of that structure and those shapes, larger = more important. Without scores
+            the magnitude of the parameters ranks.
+        masks: prior bool masks of that structure; what they have pruned stays pruned. A leaf whose
+            mask is `None` is not ranked, and its mask in the result is `None`. `masks=None` means
+            that nothing is pruned yet.
         pruning_method: a method of any `PRUNING_TYPE`, or a `functools.partial` of one.
-        **kwargs: the method's own. `amount` and `sparsity` may be trees of the structure of
-            `params`, one number or 0-dim tensor per leaf.
+        **kwargs: the arguments of the method. `amount` and `sparsity` may be trees of the structure
+            of `params`, with one number or 0-dim tensor per leaf; what they have at a leaf that is
+            not ranked does not matter.
 
     Returns:
-        Bool masks, `True` = keep, of the structure of `params`, `None` at its holes.
+        Bool masks of the structure of `params`, `True` = keep, `None` for leaves that are not
+        ranked.
 
     Raises:
-        TypeError: if an argument of the method is unknown or missing, or a leaf has an unfit type.
-        ValueError: if an amount is out of range, or a structure or shape does not fit.
+        TypeError: if an argument of the method is unknown or missing, or a leaf has the wrong type.
+        ValueError: if a number is out of range, a structure or shape differs, or there is no leaf
+            to rank.
 
     Example:
         >>> import torch
@@ -109,14 +137,20 @@ def layerwise(
         >>> layerwise(params, amount={"a": 0, "b": 1})
         {'a': tensor([True, True]), 'b': tensor([False,  True])}
     """
-    method, bound = unwrap(pruning_method)
-    leaves, flat, treedef = align(params, scores, masks, separately=True)
+    method, bound = unwrap_partials(pruning_method)
+    leaves = align(params, scores, masks)
     arguments = {
-        name: _per_leaf(value, name, flat, treedef) if name in ("amount", "sparsity") else value
+        name: _numbers_per_leaf(value, name, leaves) if name in PER_LEAF else value
         for name, value in {**bound, **kwargs}.items()
     }
-    run = over_leaves(method) or whole(each, method, leaves)
-    return fill(treedef, flat, _named(flat, treedef, run, leaves, **arguments))
+    try:
+        kept = method.select(leaves, per_leaf=True, **arguments)
+    except LeafError as error:
+        raise_with_path(error, leaves)
+    except TypeError:
+        check_arguments(method, arguments)
+        raise
+    return unflatten_like(leaves.treedef, leaves.flat, kept)
 
 
 @together
@@ -128,22 +162,25 @@ def find_threshold(
     sparsity: float | Tensor | None = None,
     masks: Tree = None,
 ) -> Threshold:
-    """Find where `global_unstructured` cuts, without making masks.
+    """Find the threshold of `global_unstructured`, without making masks.
 
     Args:
         params: pytree of tensors; `None` where a leaf is not prunable.
         scores: pytree of that structure and those shapes, or `None` for magnitude.
-        amount: how many candidates to prune (int), or the fraction of them (float, 0 to 1); a 1-D
-            tensor of several costs two passes over the scores, however many they are.
-        sparsity: the fraction of all prunable entries that is to be pruned, 0 to 1, or several.
-        masks: prior bool masks of that structure.
+        amount: how many candidates to prune (int), or the fraction of them (float, 0 to 1); or a
+            1-D tensor of several, which are found in one search.
+        sparsity: the fraction of all prunable entries that is to be pruned, 0 to 1; or a 1-D tensor
+            of several.
+        masks: prior bool masks of that structure, as in `global_unstructured`.
 
     Returns:
-        The cut: two tensors on the CPU, of the shape of the amount.
+        The threshold: two tensors on the CPU, of the shape of the amount.
 
     Raises:
-        TypeError: if both or neither of `amount` and `sparsity` are given, or a leaf is unfit.
-        ValueError: if an amount is out of range, or a structure or shape does not fit.
+        TypeError: if both or neither of `amount` and `sparsity` are given, or a leaf has the wrong
+            type.
+        ValueError: if a number is out of range, a structure or shape differs, or there is no leaf
+            to rank.
 
     Example:
         >>> import torch
@@ -151,50 +188,69 @@ def find_threshold(
         Threshold(value=tensor(2., dtype=torch.float64), flat_index=tensor(2))
     """
     number, is_sparsity = one_of(amount, sparsity, "find_threshold")
-    leaves, flat, treedef = align(params, scores, masks)
+    leaves = align(params, scores, masks)
     numbers = as_scalar(number, "sparsity" if is_sparsity else "amount", several=True)
-    arguments = leaves.scores, leaves.masks, numbers, leaves.unscored, is_sparsity
-    return Threshold(*_named(flat, treedef, operators.find_threshold, *arguments))
+    absolute = leaves.scores is None
+    try:
+        found = operators.find_threshold(
+            leaves.ranked, leaves.masks, numbers, absolute, is_sparsity
+        )
+    except LeafError as error:
+        raise_with_path(error, leaves)
+    return Threshold(*found)
 
 
 @together
 def masks_from_threshold(
     threshold: Threshold, params: Tree, scores: Tree = None, *, masks: Tree = None
 ) -> Tree:
-    """Make the masks at a cut.
+    """Make the masks of a threshold.
 
     Args:
-        threshold: from `find_threshold`, or any value and flat index.
+        threshold: from `find_threshold`, or any value and flat index: numbers, 0-dim tensors, or
+            1-D tensors of one length.
         params: pytree of tensors; `None` where a leaf is not prunable.
         scores: pytree of that structure and those shapes, or `None` for magnitude.
-        masks: prior bool masks of that structure; what they have pruned stays pruned.
+        masks: prior bool masks of that structure, as in `global_unstructured`.
 
     Returns:
-        Bool masks, `True` = keep, of the structure of `params`, `None` at its holes.
+        Bool masks of the structure of `params`, `True` = keep, `None` for leaves that are not
+        ranked. For a 1-D threshold a list of such trees, one per entry.
 
     Raises:
-        TypeError: if the cut is not two numbers or 0-dim tensors, or a leaf is unfit.
-        ValueError: if a structure or shape does not fit.
+        TypeError: if the threshold is not two numbers or tensors, or a leaf has the wrong type.
+        ValueError: if a structure or shape differs, or there is no leaf to rank.
 
     Example:
         >>> import torch
-        >>> masks_from_threshold(Threshold(2.0, -1), [torch.tensor([3.0, -1.0, 2.0])])
+        >>> params = [torch.tensor([3.0, -1.0, 2.0])]
+        >>> masks_from_threshold(Threshold(2.0, -1), params)
         [tensor([ True, False,  True])]
+        >>> threshold = find_threshold(params, amount=torch.tensor([1, 2]))
+        >>> masks_from_threshold(threshold, params)
+        [[tensor([ True, False,  True])], [tensor([ True, False, False])]]
     """
     if not isinstance(threshold, tuple) or len(threshold) != 2:
-        raise TypeError(f"cut must be a Threshold(value, index), got {threshold!r}")
-    leaves, flat, treedef = align(params, scores, masks)
-    meta = all(leaf.is_meta for leaf in leaves.scores)
-    value = as_scalar(threshold[0], "threshold.value", meta=meta)
-    index = as_scalar(threshold[1], "threshold.flat_index", meta=meta)
+        raise TypeError(f"threshold must be a Threshold(value, flat_index), got {threshold!r}")
+    leaves = align(params, scores, masks)
+    meta = all(leaf.is_meta for leaf in leaves.params)
+    value = as_scalar(threshold[0], "threshold.value", meta=meta, several=True)
+    index = as_scalar(threshold[1], "threshold.flat_index", meta=meta, several=True)
     if index.is_floating_point():
         raise TypeError(f"threshold.flat_index must be an integer, got {threshold[1]!r}")
-    arguments = value, index, leaves.scores, leaves.masks, leaves.unscored
-    return fill(treedef, flat, _named(flat, treedef, operators.masks_from_threshold, *arguments))
+    if value.shape != index.shape:
+        raise ValueError(
+            f"threshold.flat_index has shape {tuple(index.shape)}, "
+            f"threshold.value has {tuple(value.shape)}"
+        )
+    if value.dim() == 1:
+        pairs = zip(value.unbind(), index.unbind(), strict=True)
+        return [_masks_at(one, position, leaves) for one, position in pairs]
+    return _masks_at(value, index, leaves)
 
 
 def num_to_prune(amount: float | Tensor, candidates: int) -> Tensor:
-    """Count the candidates that an amount prunes: the law of counts.
+    """Count the candidates that an amount prunes.
 
     `amount` if it is an integer, else `round(amount * candidates)` in float64, half to even.
 
@@ -223,30 +279,28 @@ def num_to_prune(amount: float | Tensor, candidates: int) -> Tensor:
     return k
 
 
-def _named(
-    flat: list[Any], treedef: TreeDef, run: Callable[..., Any], *args: Any, **kwargs: Any
-) -> Any:
-    """Run what may find one leaf at fault, and name the leaf by its path then."""
+def _masks_at(value: Tensor, flat_index: Tensor, leaves: Leaves) -> Tree:
+    absolute = leaves.scores is None
     try:
-        return run(*args, **kwargs)
+        kept = operators.masks_from_threshold(
+            value, flat_index, leaves.ranked, leaves.masks, absolute
+        )
     except LeafError as error:
-        names = leaf_names(treedef, error.what)
-        path = [name for name, leaf in zip(names, flat, strict=True) if leaf is not None][
-            error.leaf
-        ]
-        raise error.kind(f"{path}: {error.message}") from None
+        raise_with_path(error, leaves)
+    return unflatten_like(leaves.treedef, leaves.flat, kept)
 
 
-def _per_leaf(value: Any, name: str, flat: list[Any], treedef: TreeDef) -> Any:
-    """Take a tree of numbers as a list with one per prunable leaf; a single number stays itself."""
-    if is_leaf(value):
-        return value
-    numbers = match(value, treedef, name)
-    missing = [
-        path
-        for path, leaf, number in zip(leaf_names(treedef, name), flat, numbers, strict=True)
-        if leaf is not None and number is None
-    ]
-    if missing:
-        raise ValueError(f"{', '.join(missing)} must be a number where params has a tensor")
-    return [number for leaf, number in zip(flat, numbers, strict=True) if leaf is not None]
+def _numbers_per_leaf(value: Any, name: str, leaves: Leaves) -> list[Any] | None:
+    """Return one number per ranked leaf, from a single number or a tree of them."""
+    if value is None:
+        return None
+    if is_single_leaf(value):
+        return [value] * len(leaves.params)
+    numbers = match(value, leaves.treedef, name)
+    pairs = zip(numbers, leaves.flat, strict=True)
+    numbers = [number for number, leaf in pairs if leaf is not None]
+    if any(number is None for number in numbers):
+        names = zip(leaves.names(name), numbers, strict=True)
+        missing = ", ".join(path for path, number in names if number is None)
+        raise ValueError(f"{missing} must be a number where params has a tensor")
+    return numbers

@@ -1,8 +1,8 @@
-"""Schedules: pure functions `step -> sparsity`, a 0-dim float64 tensor.
+"""Schedules: pure functions from a step to a sparsity, a 0-dim float64 tensor.
 
-`step` is a Python int or a 0-dim tensor, so a schedule can live inside a compiled step: a tensor
-that counts compiles once. The result goes to `sparsity=` of `global_unstructured` or `layerwise`,
-which prune up to it and never beyond. `every` says when.
+A step is a Python int or a 0-dim tensor. Inside a compiled step use a tensor that counts: then one
+compilation serves all steps. Pass the result as `sparsity=` to `global_unstructured` or
+`layerwise`, which prune to it and never restore weights. `every` says at which steps to prune.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Schedule: TypeAlias = Callable[[int | Tensor], Tensor]
 
 
 def constant(sparsity: float) -> Schedule:
-    """Ask for one sparsity at every step.
+    """Build a schedule with the same sparsity at every step.
 
     Args:
         sparsity: fraction pruned, 0 to 1.
@@ -42,11 +42,11 @@ def constant(sparsity: float) -> Schedule:
 
 
 def one_shot(sparsity: float, *, step: int) -> Schedule:
-    """Ask for nothing before a step and for the whole sparsity from it on.
+    """Build a schedule that is 0 before a step and the given sparsity from that step on.
 
     Args:
         sparsity: fraction pruned from `step` on, 0 to 1.
-        step: when to prune.
+        step: the first step with the given sparsity.
 
     Returns:
         The schedule.
@@ -60,12 +60,14 @@ def one_shot(sparsity: float, *, step: int) -> Schedule:
         >>> float(schedule(99)), float(schedule(100))
         (0.0, 0.5)
     """
-    fraction, due = _sparsity(sparsity, "sparsity"), _number(step, "step")
-    return lambda step: (_float64(step) >= due).to(torch.float64) * fraction
+    fraction, first = _sparsity(sparsity, "sparsity"), _number(step, "step")
+    return lambda step: (_float64(step) >= first).to(torch.float64) * fraction
 
 
 def linear(sparsity: float, *, begin: int, end: int, initial: float = 0.0) -> Schedule:
-    """Raise the sparsity in a straight line between two steps.
+    """Build a schedule that is linear between two steps: s_i + (s_f - s_i) t.
+
+    t rises from 0 at `begin` to 1 at `end`, and is constant before and after.
 
     Args:
         sparsity: fraction pruned from `end` on, 0 to 1.
@@ -90,10 +92,10 @@ def linear(sparsity: float, *, begin: int, end: int, initial: float = 0.0) -> Sc
 def polynomial(
     sparsity: float, *, begin: int, end: int, initial: float = 0.0, power: float = 3
 ) -> Schedule:
-    """Raise the sparsity fast at first, then slower: s_f + (s_i - s_f) (1 - t)^power.
+    """Build a schedule that rises fast at first, then slower: s_f + (s_i - s_f) (1 - t)^power.
 
-    t runs from 0 at `begin` to 1 at `end`. With the power 3 it is the cubic schedule of Zhu &
-    Gupta, 2017, arXiv:1710.01878, eq. 1.
+    t rises from 0 at `begin` to 1 at `end`, and is constant before and after. With power 3 this is
+    the cubic schedule of Zhu & Gupta, 2017, arXiv:1710.01878, eq. 1.
 
     Args:
         sparsity: fraction pruned from `end` on, s_f, 0 to 1.
@@ -127,11 +129,12 @@ def polynomial(
 
 
 def exponential(sparsity: float, *, begin: int, end: int, initial: float = 0.0) -> Schedule:
-    """Prune the same fraction of what is left at every step: 1 - (1 - s_i)^(1-t) (1 - s_f)^t.
+    """Build a schedule that prunes the same fraction of the remaining weights at every step.
 
-    t runs from 0 at `begin` to 1 at `end`. In n equal rounds it is the schedule of iterative
-    pruning, which keeps the fraction p^(1/n) of the rest in each (Frankle & Carbin, 2019,
-    arXiv:1803.03635, section 1).
+    The sparsity is 1 - (1 - s_i)^(1-t) (1 - s_f)^t. t rises from 0 at `begin` to 1 at `end`, and is
+    constant before and after. Taken in n equal rounds it is the schedule of iterative pruning,
+    which keeps the fraction (1 - s_f)^(1/n) of the remaining weights in each round (Frankle &
+    Carbin, 2019, arXiv:1803.03635, section 1).
 
     Args:
         sparsity: fraction pruned from `end` on, s_f, 0 to below 1.
@@ -153,7 +156,7 @@ def exponential(sparsity: float, *, begin: int, end: int, initial: float = 0.0) 
     """
     sparsity, initial = _ramp(sparsity, begin, end, initial)
     if sparsity == 1 or initial == 1:
-        raise ValueError("an exponential schedule never prunes all: its sparsities are below 1")
+        raise ValueError("the sparsities of an exponential schedule must be below 1, got 1")
 
     low, high = sorted((initial, sparsity))
 
@@ -165,10 +168,11 @@ def exponential(sparsity: float, *, begin: int, end: int, initial: float = 0.0) 
 
 
 def cosine(sparsity: float, *, begin: int, end: int, initial: float = 0.0) -> Schedule:
-    """Move the sparsity along half a wave: s_f + (s_i - s_f) (1 + cos πt) / 2.
+    """Build a schedule that follows half a cosine wave: s_f + (s_i - s_f) (1 + cos πt) / 2.
 
-    t runs from 0 at `begin` to 1 at `end`. From an initial value down to 0 it is the annealing of
-    the fraction that RigL exchanges (Evci et al., 2020, arXiv:1911.11134, eq. 1).
+    t rises from 0 at `begin` to 1 at `end`, and is constant before and after. From an initial value
+    down to 0 it is the annealing of the fraction that RigL exchanges (Evci et al., 2020,
+    arXiv:1911.11134, eq. 1).
 
     Args:
         sparsity: fraction pruned from `end` on, s_f, 0 to 1.
@@ -198,13 +202,13 @@ def cosine(sparsity: float, *, begin: int, end: int, initial: float = 0.0) -> Sc
 
 
 def every(step: int | Tensor, *, begin: int, end: int, freq: int) -> Tensor:
-    """Say whether a step is one of `begin`, `begin + freq`, ... up to `end`.
+    """Return whether a step is one of `begin`, `begin + freq`, ... up to `end`.
 
     Args:
         step: the step, an int or a 0-dim integer tensor.
-        begin: the first step that is.
-        end: the last one that may be.
-        freq: steps from one to the next, at least 1.
+        begin: the first of these steps.
+        end: an upper bound of these steps, included.
+        freq: the distance between these steps, at least 1.
 
     Returns:
         0-dim bool tensor.
@@ -229,17 +233,18 @@ def every(step: int | Tensor, *, begin: int, end: int, freq: int) -> Tensor:
 
 
 def _progress(step: int | Tensor, begin: int, end: int) -> Tensor:
-    """Give how far a step is on its way, 0 to 1."""
+    """Return t: 0 until `begin`, then rising to 1 at `end`."""
     return ((_float64(step) - float(begin)) / float(end - begin)).clamp(0, 1)
 
 
 def _float64(step: int | Tensor) -> Tensor:
-    # A multiplication, since Dynamo compiles it at most twice for Python numbers; see amounts.py.
+    # Dynamo compiles a multiplication at most twice for Python numbers, and torch.full once per
+    # value; see select/amounts.py.
     return torch.ones((), dtype=torch.float64, device="cpu") * step
 
 
 def _ramp(sparsity: float, begin: float, end: float, initial: float) -> tuple[float, float]:
-    """Check the numbers of a ramp and give its two sparsities."""
+    """Check the arguments of a schedule between two steps, and return its two sparsities."""
     fractions = _sparsity(sparsity, "sparsity"), _sparsity(initial, "initial")
     if not _number(begin, "begin") < _number(end, "end"):
         raise ValueError(f"begin must be before end, got begin={begin}, end={end}")

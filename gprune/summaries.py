@@ -1,4 +1,4 @@
-"""What masks amount to, leaf by leaf: a table of one tree of them, the agreement of two."""
+"""Summaries of masks: how much of each leaf is pruned, and how far two trees of masks agree."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import torch
 
 from gprune.calls import together
 from gprune.masks import num_pruned, paired_masks, paired_with_masks
-from gprune.trees import Tree, dotted_paths, fill
+from gprune.trees import Tree, dotted_paths, unflatten_like
 
 
 @dataclass(frozen=True)
 class LeafSummary:
-    """One line of a summary.
+    """One row of a summary.
 
     Attributes:
         path: the leaf's dotted path.
         shape: its shape.
-        entries: how many entries it has.
-        pruned: how many of them are pruned; 0 for a leaf that is not prunable.
+        entries: the number of its entries.
+        pruned: the number of pruned entries; 0 if the leaf is not prunable.
         prunable: whether it has a mask.
     """
 
@@ -33,13 +33,13 @@ class LeafSummary:
 
     @property
     def density(self) -> float:
-        """The fraction that is kept; 1 for an empty leaf."""
+        """The fraction of the entries that is kept; 1 if there are none."""
         return 1.0 - self.pruned / self.entries if self.entries else 1.0
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What is pruned, leaf by leaf; prints as a table.
+    """How much of each leaf is pruned. Prints as a table.
 
     Attributes:
         leaves: one `LeafSummary` per parameter, in pytree order.
@@ -49,8 +49,8 @@ class Summary:
 
     @property
     def total(self) -> LeafSummary:
-        """All prunable leaves as one."""
-        return combined("total", [leaf for leaf in self.leaves if leaf.prunable])
+        """The sums over all prunable leaves."""
+        return add_up("total", [leaf for leaf in self.leaves if leaf.prunable])
 
     def __str__(self) -> str:
         rows = [("leaf", "shape", "entries", "pruned", "density")]
@@ -70,14 +70,16 @@ class Summary:
 
 @together
 def summary(params: Tree, masks: Tree) -> Summary:
-    """Say for each leaf what is pruned; of DTensors on all ranks, which must all call it.
+    """Count the pruned entries of each leaf.
+
+    If the masks are DTensors, the entries of all ranks are counted, and all ranks must call it.
 
     Args:
         params: pytree of tensors.
         masks: bool masks of that structure, `None` where a leaf is not prunable.
 
     Returns:
-        One row per leaf; `print` shows a table with the total over the prunable leaves.
+        One row per leaf. `print` shows a table with the total over the prunable leaves.
 
     Raises:
         TypeError: if a mask is not a bool tensor.
@@ -104,8 +106,8 @@ def summary(params: Tree, masks: Tree) -> Summary:
     return Summary(tuple(rows))
 
 
-def combined(path: str, leaves: Sequence[LeafSummary]) -> LeafSummary:
-    """Take several leaves as one, under a name of its own."""
+def add_up(path: str, leaves: Sequence[LeafSummary]) -> LeafSummary:
+    """Return the sums over several leaves, as one row with the given path."""
     entries, pruned = sum(x.entries for x in leaves), sum(x.pruned for x in leaves)
     return LeafSummary(path, (), entries, pruned, prunable=True)
 
@@ -117,12 +119,12 @@ def _figures(leaf: LeafSummary) -> tuple[str, str, str]:
 
 
 class Agreement(NamedTuple):
-    """How far two trees of masks agree.
+    """How far two trees of masks agree, for each leaf.
 
     Attributes:
-        hamming: how many entries of a leaf one keeps and the other does not, 0-dim int64.
-        jaccard: of the entries of a leaf that either keeps, the fraction that both keep, 0-dim
-            float64; 1 where neither keeps any.
+        hamming: the number of entries that one mask keeps and the other does not, 0-dim int64.
+        jaccard: the number of entries that both masks keep over the number that at least one keeps,
+            0-dim float64; 1 if neither keeps any.
     """
 
     hamming: Tree
@@ -131,16 +133,16 @@ class Agreement(NamedTuple):
 
 @together
 def agreement(masks: Tree, others: Tree) -> Agreement:
-    """Compare two trees of masks, leaf by leaf: |A △ B| and |A ∩ B| / |A ∪ B|.
+    """Compare two trees of masks leaf by leaf: |A △ B| and |A ∩ B| / |A ∪ B|.
 
-    Of DTensors all entries are compared, on whichever rank; all ranks must call it.
+    If the masks are DTensors, the entries of all ranks are compared, and all ranks must call it.
 
     Args:
-        masks: pytree of bool masks and holes.
-        others: another of that structure, with the same holes.
+        masks: pytree of bool masks and `None`s.
+        others: another tree of that structure, with `None` at the same leaves.
 
     Returns:
-        Two trees of that structure, each in a field.
+        Two trees of that structure, one for each measure.
 
     Raises:
         TypeError: if a mask is not a bool tensor.
@@ -156,10 +158,10 @@ def agreement(masks: Tree, others: Tree) -> Agreement:
     """
     ours, theirs, treedef = paired_masks(masks, others, "others")
     pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if a is not None]
-    # not by sum(): that of a DTensor is one rank's share until somebody adds them up
+    # num_pruned counts over all ranks; the sum of a DTensor would be the part of this rank
     hamming = [num_pruned(a == b) for a, b in pairs]
     num_either = [num_pruned(~(a | b)).clamp(min=1) for a, b in pairs]
     both = zip(hamming, num_either, strict=True)
-    # one division of whole numbers: 1 - 9/10 is not 1/10
-    jaccard = [(either - apart).to(torch.float64) / either for apart, either in both]
-    return Agreement(fill(treedef, ours, hamming), fill(treedef, ours, jaccard))
+    # one division of integers is exact to rounding; 1 - 9/10 is not 1/10
+    jaccard = [(either - differ).to(torch.float64) / either for differ, either in both]
+    return Agreement(unflatten_like(treedef, ours, hamming), unflatten_like(treedef, ours, jaccard))

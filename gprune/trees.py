@@ -1,13 +1,13 @@
-"""Pytrees: flattening with holes, paths, structure checks, and which leaves may be pruned.
+"""Pytrees: flattening with `None` leaves, paths, structure checks, and which leaves to prune.
 
-The only room that imports optree, but for a node that `gprune.testing` registers. Everywhere else
-a tree is a list of leaves and a way back. `None` is a leaf, a *hole*: a place in the tree that is
-not pruned. Dict keys are sorted, as optree does, so "flat order" means the same thing whatever
-order a dict was filled in.
+Everywhere else in gprune a tree is a list of leaves and a structure to rebuild it from. `None` is a
+leaf: it marks a place in the tree that is not pruned. Dict keys are sorted, as optree sorts them,
+so the flat order does not depend on the order in which a dict was filled.
 
-Dynamo cannot trace optree through a dict without a tensor in it, such as a batch norm whose two
-parameters are holes: it folds the constant dict into an optree object that it cannot represent.
-So under a trace this room walks dicts itself, into a `TracedDef`.
+Only this file imports optree, except for one node class that `gprune.testing` registers.
+
+Dynamo cannot trace optree through a dict that holds no tensor, such as a batch norm whose two
+parameters are `None`. So inside a trace this file walks the tree itself; see `TracedDef`.
 """
 
 from __future__ import annotations
@@ -28,19 +28,23 @@ Tree: TypeAlias = Any
 """A pytree: nested dicts, lists, tuples, named tuples, registered nodes of tensors and `None`."""
 
 Where: TypeAlias = Callable[[str, Any], bool] | str | Sequence[str] | None
-"""What `prunable` selects by: a predicate of (path, leaf), a glob, a list of globs, or `None`."""
+"""Which leaves: a predicate `(path, leaf) -> bool`, a glob, a list of globs, or the default."""
+
+_NOT_WEIGHTS = ("bias", "norm", "token", "tokens", "pos", "position", "positions")
+"""Parts of the names of parameters that are not weights: `in_proj_bias`, `cls_token`, ..."""
 
 
 @dataclass(frozen=True)
 class TracedDef:
-    """The structure of a tree under a trace, as `optree.PyTreeSpec` is in eager code.
+    """The structure of a tree inside a trace, where optree's own `PyTreeSpec` is not available.
 
     Attributes:
         kind: the type of the node, `None` for a leaf.
-        metadata: what must agree for two nodes to be of one structure, besides the children.
-        entries: how each child is reached, as Python source and as part of a dotted path.
+        metadata: what two nodes of one structure must have in common besides their children, such
+            as the keys of a dict.
+        entries: how to reach each child: as Python source, and as a part of a dotted path.
         children: the structures of the children.
-        rebuild: makes the node from its children.
+        rebuild: builds the node from its children.
     """
 
     kind: type | None = None
@@ -50,13 +54,13 @@ class TracedDef:
     rebuild: Callable[[list[Any]], Any] | None = field(default=None, compare=False)
 
     def unflatten(self, leaves: Iterator[Any]) -> Any:
-        """Take as many leaves as the structure has, and rebuild it."""
+        """Rebuild the tree from the next leaves of an iterator, as many as it needs."""
         if self.rebuild is None:
             return next(leaves)
         return self.rebuild([child.unflatten(leaves) for child in self.children])
 
     def paths(self, source: str, dotted: str) -> list[tuple[str, str]]:
-        """Give every leaf's place, as Python source and as a dotted path."""
+        """Return the path of every leaf, as Python source and dotted."""
         if self.kind is None:
             return [(source, dotted)]
         found = []
@@ -68,47 +72,80 @@ class TracedDef:
 TreeDef: TypeAlias = optree.PyTreeSpec | TracedDef
 
 
-def prunable(params: Tree, where: Where = None) -> Tree:
-    """Give the tree with `None` where a leaf is not to be pruned.
+def prunable(params: Tree, where: Where = None, *, exclude: Where = None) -> Tree:
+    """Return the tree with `None` in place of the leaves that are not to be pruned.
+
+    By default the floating point leaves of at least two dimensions are taken: the weights of
+    linear, convolution, embedding and recurrent layers. Two kinds of such leaves are left out:
+
+    - Leaves whose own name says that they are not weights. The name is the last component of the
+      dotted path, `bias_k` in `attention.bias_k`. The leaf is left out if one of the parts of its
+      name between underscores is bias, norm, token, tokens, pos, position or positions. The names
+      of the modules above do not count: `embed_tokens.weight` is taken.
+    - Leaves that have a `bias` of their own shape beside them (the same dotted path up to the last
+      component): the weights of a layer norm over several dims.
+
+    A norm over several dims that has no bias cannot be recognised; leave it out with `exclude`.
+    Tied parameters are taken wherever the tree has them, so an embedding that is also the output
+    layer is pruned. Lists and bare tensors have no names, so there the shape alone decides.
 
     Args:
         params: pytree of tensors of any shape and dtype.
-        where: a predicate `(path, leaf) -> bool`; a glob or a list of globs, matched against the
-            dotted path with `fnmatch` rules (`*` crosses dots, case counts, any match is enough);
-            or `None` for "floating point and at least two dimensions", which takes the weights of
-            linear, convolution and embedding layers and leaves biases and norms alone.
+        where: which leaves to take instead of the default: a predicate `(path, leaf) -> bool`, a
+            glob or a list of globs. Globs are matched against the dotted path by the rules of
+            `fnmatch`: `*` crosses dots, case counts, and one match is enough.
+        exclude: which of these leaves to leave out: a predicate, a glob or a list of globs. By
+            default none.
 
     Returns:
-        The same structure and the same tensors, with holes.
+        A tree of the same structure with the same tensors, and `None` at all other leaves.
 
     Raises:
-        TypeError: if `where` is none of these.
+        TypeError: if `where` or `exclude` is none of these.
 
     Example:
         >>> params = {"fc": {"weight": torch.ones(2, 3), "bias": torch.ones(2)}}
         >>> prunable(params)["fc"]["bias"] is None
         True
-        >>> prunable(params, "fc.b*")["fc"]["weight"] is None
+        >>> prunable(params, "fc.*", exclude="*.weight")["fc"]["weight"] is None
         True
     """
-    chosen = predicate(where)
+    included = None if where is None else predicate(where)
+    excluded = None if exclude is None else predicate(exclude, "exclude")
     leaves, treedef = flatten(params)
-    kept = [
-        leaf if leaf is not None and chosen(path, leaf) else None
-        for path, leaf in zip(dotted_paths(treedef), leaves, strict=True)
-    ]
-    return unflatten(treedef, kept)
+    by_path = list(zip(dotted_paths(treedef), leaves, strict=True))
+    biases = {path: leaf for path, leaf in by_path if path.rpartition(".")[2] == "bias"}
+    taken = []
+    for path, leaf in by_path:
+        take = leaf is not None and (
+            _is_weight(path, leaf, biases) if included is None else included(path, leaf)
+        )
+        if take and excluded is not None:
+            take = not excluded(path, leaf)
+        taken.append(leaf if take else None)
+    return unflatten(treedef, taken)
+
+
+def _is_weight(path: str, leaf: Any, biases: dict[str, Any]) -> bool:
+    """Return whether `prunable` takes a leaf by default; `biases` has the leaves of that name."""
+    if not isinstance(leaf, Tensor) or not torch.is_floating_point(leaf) or leaf.dim() < 2:
+        return False
+    owner, dot, name = path.rpartition(".")
+    if any(part in _NOT_WEIGHTS for part in name.split("_")):
+        return False
+    bias = biases.get(f"{owner}{dot}bias")
+    return not isinstance(bias, Tensor) or bias.shape != leaf.shape
 
 
 def vmap_dims(tree: Tree, dim: int = 0) -> Tree:
-    """Give the `in_dims` or `out_dims` tree that `torch.vmap` needs for a tree with holes.
+    """Return the `in_dims` or `out_dims` tree that `torch.vmap` needs for a tree with `None`s.
 
     Args:
-        tree: pytree of tensors and holes.
+        tree: pytree of tensors and `None`s.
         dim: the batched dimension of every tensor.
 
     Returns:
-        The same structure, with `dim` at tensors and `None` at holes.
+        A tree of the same structure with `dim` in place of the tensors.
 
     Example:
         >>> vmap_dims({"bias": None, "weight": torch.ones(5, 2, 3)})
@@ -118,7 +155,7 @@ def vmap_dims(tree: Tree, dim: int = 0) -> Tree:
 
 
 def flatten(tree: Tree) -> tuple[list[Any], TreeDef]:
-    """Flatten to leaves, holes included, and the structure to rebuild from."""
+    """Return the leaves of a tree, `None`s included, and the structure to rebuild it from."""
     if torch.compiler.is_compiling():
         found: list[Any] = []
         return found, _trace(tree, found)
@@ -127,45 +164,45 @@ def flatten(tree: Tree) -> tuple[list[Any], TreeDef]:
 
 
 def unflatten(treedef: TreeDef, leaves: list[Any]) -> Tree:
-    """Rebuild the tree of a structure from its leaves."""
+    """Rebuild a tree from its structure and its leaves."""
     if isinstance(treedef, TracedDef):
         return treedef.unflatten(iter(leaves))
     return optree.tree_unflatten(treedef, leaves)
 
 
-def is_leaf(tree: Tree) -> bool:
-    """Say whether a tree is a single leaf; `None` is one."""
+def is_single_leaf(tree: Tree) -> bool:
+    """Return whether a tree is a single leaf, a tensor or `None`, and no container."""
     leaves, _ = flatten(tree)
     return len(leaves) == 1 and leaves[0] is tree
 
 
 def map_leaves(function: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
-    """Map over the leaves of trees of one structure; the function sees holes as `None`."""
+    """Apply a function to the leaves of trees of one structure, `None` leaves included."""
     leaves, treedef = flatten(tree)
     others = [flatten(other)[0] for other in rest]
     return unflatten(treedef, [function(*group) for group in zip(leaves, *others, strict=True)])
 
 
-def fill(treedef: TreeDef, leaves: list[Any], tensors: list[Tensor]) -> Tree:
-    """Rebuild the tree of `leaves` with `tensors` in place of its tensors; holes stay holes."""
+def unflatten_like(treedef: TreeDef, leaves: list[Any], tensors: list[Tensor]) -> Tree:
+    """Rebuild the tree of `leaves` with `tensors` in place of its tensors; `None`s stay."""
     results = iter(tensors)
     return unflatten(treedef, [None if leaf is None else next(results) for leaf in leaves])
 
 
 def match(tree: Tree, treedef: TreeDef, name: str, owner: str = "params") -> list[Any]:
-    """Flatten a tree that must have the structure of another.
+    """Return the leaves of a tree that must have a given structure.
 
     Args:
         tree: the tree to flatten.
         treedef: the structure that it must have.
-        name: what to call the tree in an error.
-        owner: what to call the tree that `treedef` is from.
+        name: what errors call the tree.
+        owner: what errors call the tree that `treedef` is from.
 
     Returns:
-        The leaves, holes included.
+        The leaves, `None`s included.
 
     Raises:
-        ValueError: if the structures differ, naming the first path where they do.
+        ValueError: if the structures differ, with the first path where they do.
     """
     leaves, other = flatten(tree)
     if other == treedef:
@@ -183,14 +220,14 @@ def match(tree: Tree, treedef: TreeDef, name: str, owner: str = "params") -> lis
 
 
 def leaf_names(treedef: TreeDef, root: str) -> list[str]:
-    """Give every leaf's place as Python source, `params['fc']['weight']`, for error messages."""
+    """Return the path of every leaf as Python source for errors: `params['fc']['weight']`."""
     if isinstance(treedef, TracedDef):
         return [source for source, _ in treedef.paths(root, "")]
     return [accessor.codify(root) for accessor in treedef.accessors()]
 
 
 def dotted_paths(treedef: TreeDef) -> list[str]:
-    """Give every leaf's dotted path, `fc.weight`; named tuples and dataclasses by field name."""
+    """Return the dotted path of every leaf, `fc.weight`, with the names of fields."""
     if isinstance(treedef, TracedDef):
         return [dotted for _, dotted in treedef.paths("", "")]
     return [
@@ -200,7 +237,7 @@ def dotted_paths(treedef: TreeDef) -> list[str]:
 
 
 def tensor_problem(leaf: Any) -> str | None:
-    """Say why a leaf is no dense tensor, or nothing."""
+    """Return why a leaf is not a dense tensor, or `None` if it is one."""
     if not isinstance(leaf, Tensor):
         return f"must be a tensor or None, got {type(leaf).__name__}"
     # not is_lazy(), which Dynamo does not trace
@@ -214,15 +251,15 @@ def tensor_problem(leaf: Any) -> str | None:
 
 
 def require_tensors(leaves: list[Any], treedef: TreeDef, root: str) -> None:
-    """Refuse leaves that are neither dense tensors nor holes.
+    """Raise a TypeError if a leaf is neither a dense tensor nor `None`.
 
     Args:
         leaves: the leaves of a tree.
         treedef: its structure.
-        root: what to call the tree in the error.
+        root: what errors call the tree.
 
     Raises:
-        TypeError: if there are any, naming them all.
+        TypeError: with the path and the problem of every such leaf.
     """
     wrong = [i for i, leaf in enumerate(leaves) if leaf is not None and tensor_problem(leaf)]
     if not wrong:
@@ -235,28 +272,34 @@ def require_tensors(leaves: list[Any], treedef: TreeDef, root: str) -> None:
     raise TypeError("; ".join(f"{names[i]} {tensor_problem(leaves[i])}" for i in wrong))
 
 
-def predicate(where: Where) -> Callable[[str, Any], bool]:
-    """Give the predicate that a `where` stands for; see `prunable`."""
-    if where is None:
-        return _is_floating_matrix
+def predicate(where: Where, name: str = "where") -> Callable[[str, Any], bool]:
+    """Return the predicate `(path, leaf) -> bool` that globs or a predicate stand for.
+
+    Args:
+        where: a predicate, a glob or a list of globs; see `prunable`.
+        name: what errors call it.
+
+    Returns:
+        The predicate.
+
+    Raises:
+        TypeError: if `where` is none of these.
+    """
     if callable(where):
         return where
     globs = [where] if isinstance(where, str) else where
     if isinstance(globs, Sequence) and all(isinstance(glob, str) for glob in globs):
-        patterns = [re.compile(translate(glob)) for glob in globs]  # fnmatchcase warns in a trace
+        # compiled here, because fnmatch.fnmatchcase warns inside a trace
+        patterns = [re.compile(translate(glob)) for glob in globs]
         return lambda path, leaf: any(pattern.match(path) for pattern in patterns)
     raise TypeError(
-        "where must be None, a glob, a list of globs or a predicate (path, leaf) -> bool, "
+        f"{name} must be None, a glob, a list of globs or a predicate (path, leaf) -> bool, "
         f"got {where!r}"
     )
 
 
-def _is_floating_matrix(path: str, leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and torch.is_floating_point(leaf) and leaf.dim() >= 2
-
-
 def _trace(tree: Tree, leaves: list[Any]) -> TracedDef:
-    """Flatten under a trace: append the leaves in optree's order, and give the structure."""
+    """Flatten inside a trace: append the leaves in optree's order, and return the structure."""
     if tree is None or optree.tree_is_leaf(tree, none_is_leaf=True):
         leaves.append(tree)
         return TracedDef()

@@ -1,6 +1,7 @@
-"""Whole modules: attach, detach, make permanent, read; and what copies and checkpoints keep."""
+"""Whole modules: prune, attach, detach, make permanent, read; copies and checkpoints."""
 
 import copy
+import functools
 import io
 
 import hypothesis.strategies as st
@@ -346,3 +347,212 @@ def test_a_module_that_contains_itself_is_read_once() -> None:
     prune.attach_masks_(net, {"0.weight": torch.tensor([[True, False], [True, True]])})
     assert set(prune.params_of(net)) == {"0.weight", "0.bias"}
     assert prune.masks_of(net)["0.weight"].tolist() == [[True, False], [True, True]]
+
+
+# --- prune_ and prior_masks ---------------------------------------------------------------------
+
+PRUNABLE = ["embed.weight", "inner.0.weight", "rnn.weight_hh_l0", "rnn.weight_ih_l0"]
+NUM_ENTRIES = 28 + 12 + 36 + 48  # of PRUNABLE; the head shares the weight of the embedding
+
+
+def num_pruned(net):
+    """How many entries of the parameters are pruned; those of a tied one count once."""
+    return int(gp.num_pruned(prune.masks_of(net)))
+
+
+def pairs_of(net):
+    return [
+        (net.embed, "weight"),
+        (net.rnn, "weight_ih_l0"),
+        (net.rnn, "weight_hh_l0"),
+        (net.inner[0], "weight"),
+        (net.head, "weight"),
+    ]
+
+
+def by_name(net, pairs):
+    """Scores by pair from scores by name."""
+    names = dict(net.named_parameters(remove_duplicate=False))
+    keys = [next(n for n, p in names.items() if p is getattr(*pair)) for pair in pairs]
+    return dict(zip(keys, pairs, strict=True))
+
+
+@pytest.mark.parametrize("amount", [0, 40, 0.25, 1.0])
+def test_prune_leaves_the_drop_ins_state_round_by_round(amount):
+    ours, theirs = make(), make()
+    for _ in range(2 if amount != 1.0 else 1):
+        assert prune.prune_(ours, amount=amount) is ours
+        prune.global_unstructured(pairs_of(theirs), L1, amount=amount)
+        assert_same_state(ours, theirs)
+        assert torch.equal(ours(X), theirs(X))
+    assert torch_prune.is_pruned(ours)
+
+
+def test_prune_ranks_by_scores_as_the_drop_in_does():
+    ours, theirs = make(), make()
+    generator = torch.Generator().manual_seed(4)
+    scores = {
+        name: torch.rand(p.shape, generator=generator) for name, p in prune.params_of(ours).items()
+    }
+    pairs = by_name(theirs, pairs_of(theirs)[:4])
+    prune.prune_(ours, scores, amount=50)
+    prune.global_unstructured(
+        pairs_of(theirs), L1, {pair: scores[name] for name, pair in pairs.items()}, amount=50
+    )
+    assert_same_state(ours, theirs)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=4))
+def test_sparsity_is_of_all_prunable_entries_and_nothing_comes_back(sparsities):
+    net, reached = make(), 0
+    before = prune.prior_masks(net)
+    for sparsity in sparsities:
+        prune.prune_(net, sparsity=sparsity)
+        reached = max(reached, round(sparsity * NUM_ENTRIES))
+        assert num_pruned(net) == reached
+        after = prune.masks_of(net)
+        assert [name for name, mask in after.items() if mask is not None] == [
+            name for name in after if name in PRUNABLE
+        ]
+        assert all((before[name] | ~after[name]).all() for name in PRUNABLE)
+        before = after
+
+
+def test_prune_ranks_the_dense_values_of_now():
+    """Not those of the last forward, which is what the drop-in takes for want of scores."""
+    net = nn.Linear(4, 1, bias=False)
+    nn.init.ones_(net.weight)
+    prune.prune_(net, amount=1)
+    with torch.no_grad():
+        net.weight_orig.copy_(torch.tensor([[1.0, 4.0, 2.0, 3.0]]))
+    prune.prune_(net, amount=1)
+    assert net.weight_mask.tolist() == [[0, 1, 0, 1]]
+
+
+def test_where_says_what_is_pruned_and_what_counts():
+    net = make()
+    prune.prune_(net, sparsity=0.5, where="inner.*weight")
+    assert num_pruned(net) == 6
+    first = prune.masks_of(net)["inner.0.weight"]
+    prune.prune_(net, sparsity=0.5, where=lambda path, leaf: path.startswith("rnn.w"))
+    assert num_pruned(net) == 6 + 42
+    assert torch.equal(prune.masks_of(net)["inner.0.weight"], first)
+    prune.prune_(net, amount=3, where=["*.bias"])
+    assert int((prune.masks_of(net)["inner.0.bias"] == 0).sum()) == 3
+    prune.prune_(net, sparsity=0.5)  # of the 124: the bias does not count
+    assert num_pruned(net) == 62 + 3
+
+
+def test_prune_by_another_method():
+    @gp.pruning_method("unstructured")
+    def negative(param, scores=None, *, mask=None, amount):
+        return scores >= 0
+
+    net = make()
+    weights = gp.prunable({name: p.detach() for name, p in prune.params_of(net).items()})
+    prune.prune_(net, amount=0.5, method=functools.partial(gp.random_unstructured, seed=3))
+    expected = gp.global_unstructured(
+        weights, pruning_method=gp.random_unstructured, amount=0.5, seed=3
+    )
+    masks = prune.masks_of(net)
+    assert all(torch.equal(masks[name], expected[name]) for name in PRUNABLE)
+
+    signs = {name: p.detach().sign() for name, p in prune.params_of(make()).items()}
+    net = prune.prune_(make(), signs, amount=0, method=negative)
+    masks = prune.masks_of(net)
+    assert all(torch.equal(masks[name], signs[name] >= 0) for name in PRUNABLE)
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+@pytest.mark.parametrize(
+    ("scores", "kwargs", "kind", "match"),
+    [
+        (None, {}, TypeError, r"prune_\(\) takes exactly one of amount and sparsity, got neither"),
+        (None, {"amount": 1, "sparsity": 0.5}, TypeError, "got both"),
+        (None, {"amount": 125}, ValueError, "amount must be at most"),
+        (None, {"sparsity": 80.0}, ValueError, "did you mean 0.8"),
+        (None, {"amount": True}, TypeError, "amount must be an int or a float, got True"),
+        (None, {"amount": 1, "where": 3}, TypeError, "where must be None, a glob"),
+        (None, {"amount": 1, "where": "fc"}, ValueError, "no prunable parameter"),
+        (None, {"amount": 1, "method": gp.n_of_m}, TypeError, "n_of_m"),
+        (None, {"amount": 1, "method": L1}, TypeError, "L1Unstructured is a class"),
+        ([1.0], {"amount": 1}, TypeError, "scores must map parameter names to tensors, got list"),
+        ({}, {"amount": 1}, ValueError, r"scores\['again.bias'\]|scores\['embed.weight'\]"),
+        ("transposed", {"amount": 1}, ValueError, r"scores\['embed.weight'\] has shape \(4, 7\)"),
+        ("unknown", {"amount": 1}, ValueError, r"scores\['x'\]"),
+    ],
+)
+def test_prune_refuses_before_anything_changes(pruned, scores, kwargs, kind, match):
+    net = make()
+    if pruned:
+        prune.prune_(net, amount=3)
+    before = identities(net)
+    given_scores = scores
+    if isinstance(scores, str):
+        given_scores = {name: p.detach() for name, p in prune.params_of(net).items()}
+        changed = {"x": X} if scores == "unknown" else {"embed.weight": torch.ones(4, 7)}
+        given_scores |= changed
+    with pytest.raises(kind, match=match):
+        prune.prune_(net, given_scores, **kwargs)
+    assert identities(net) == before
+
+
+def test_a_module_is_a_module():
+    for function in (prune.masks_of, prune.params_of, prune.prior_masks):
+        with pytest.raises(TypeError, match=r"module must be a torch\.nn\.Module, got dict"):
+            function({})
+    with pytest.raises(TypeError, match=r"module must be a torch\.nn\.Module, got dict"):
+        prune.prune_({}, amount=1)
+
+
+def test_prior_masks_of_fresh_half_pruned_and_pruned_modules():
+    net = make()
+    params = prune.params_of(net)
+    fresh = prune.prior_masks(net)
+    assert list(fresh) == list(params)
+    assert sorted(name for name, mask in fresh.items() if mask is not None) == PRUNABLE
+    assert all(fresh[name].all() and fresh[name].dtype == torch.bool for name in PRUNABLE)
+    assert all(fresh[name].shape == params[name].shape for name in PRUNABLE)
+
+    mask, bias = torch.rand(4, 3) > 0.5, torch.rand(4) > 0.5
+    prune.attach_masks_(net, {"inner.0.weight": mask, "inner.0.bias": bias})
+    half = prune.prior_masks(net)
+    assert torch.equal(half["inner.0.weight"], mask)
+    assert torch.equal(half["inner.0.bias"], bias)  # pruned already, whatever is prunable
+    assert half["embed.weight"].all()
+    assert half["rnn.bias_ih_l0"] is None
+    only = prune.prior_masks(net, "rnn.bias*")
+    assert sorted(name for name, mask in only.items() if mask is not None) == [
+        "inner.0.bias",
+        "inner.0.weight",
+        "rnn.bias_hh_l0",
+        "rnn.bias_ih_l0",
+    ]
+
+    prune.prune_(net, amount=0)
+    pruned = prune.prior_masks(net)
+    masks = prune.masks_of(net)
+    assert all((m is None) == (masks[name] is None) for name, m in pruned.items())
+    assert torch.equal(pruned["inner.0.weight"], mask)
+
+
+@pytest.mark.parametrize("state", ["fresh", "half-pruned", "pruned"])
+def test_prior_masks_go_into_the_pure_functions(state):
+    """Parameters whose prior mask is `None` are not ranked, though they are tensors."""
+    net = make()
+    if state == "half-pruned":
+        prune.attach_masks_(net, {"inner.0.weight": torch.rand(4, 3) > 0.5})
+    elif state == "pruned":
+        prune.prune_(net, amount=20)
+    priors, before = prune.prior_masks(net), num_pruned(net)
+    masks = gp.global_unstructured(prune.params_of(net), masks=priors, amount=0.1)
+    assert [name for name, mask in masks.items() if mask is None] == [
+        name for name, mask in priors.items() if mask is None
+    ]
+    more = round(0.1 * (NUM_ENTRIES - before))
+    assert int(gp.num_pruned(masks)) == before + more
+    assert num_pruned(prune.attach_masks_(net, masks)) == before + more
+    assert all((priors[name] | ~masks[name]).all() for name in PRUNABLE)
+    twin = make()
+    if state == "fresh":
+        assert_same_state(prune.attach_masks_(twin, masks), prune.prune_(make(), amount=0.1))

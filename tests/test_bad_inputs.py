@@ -36,7 +36,7 @@ def test_bad_input(row: Bad) -> None:
 def test_the_table_itself() -> None:
     assert [name for name, times in Counter(row.name for row in BAD).items() if times > 1] == []
     assert all(row.words for row in BAD)
-    # these take anything: a tree of anything has dims, a cut and a pruner are pairs
+    # these take anything: a tree of anything has dims, a threshold and a pruner are pairs
     cannot_fail = {"vmap_dims", "Threshold", "pruners.Pruner"}
     covered = {row.function for row in BAD}
     missing = {name for name, function in public_callables() if function not in covered}
@@ -63,7 +63,8 @@ def test_only_empty_or_fully_pruned_leaves_are_fine(prune: Callable[..., Any]) -
 
 def test_an_int_is_compared_with_the_candidates_that_are_left() -> None:
     mask = torch.tensor([False, False, True, True])
-    assert gp.lowest_unstructured(torch.arange(4.0), mask, amount=2).tolist() == [False] * 4
+    pruned = gp.lowest_unstructured(torch.arange(4.0), mask=mask, amount=2)
+    assert pruned.tolist() == [False] * 4
 
 
 # --- arbitrary objects ------------------------------------------------------------------------
@@ -190,12 +191,14 @@ class Good:
             ),
             "cut": lambda: st.builds(gp.Threshold, st.floats(), st.integers(-1, 9)),
             "tensor": lambda: st.just(torch.arange(4.0)),
+            "score": lambda: st.none() | st.just(torch.arange(4.0)),
             "mask": lambda: st.none() | st.just(torch.ones(4).bool()),
+            "path": lambda: st.sampled_from(["", "fc.weight"]),
             "count": lambda: st.integers(0, 20),
             "kind": lambda: st.just("unstructured"),
             "step": lambda: st.integers(0, 9),
             "power": lambda: st.floats(0.5, 3),
-            "dim": lambda: st.integers(-1, 2),
+            "dim": lambda: st.integers(-1, 2) | st.just(gp.input_dims),
             "grads": lambda: st.just(self.params),
             "batches": lambda: st.lists(st.just(torch.arange(4.0)), max_size=2),
             "flag": st.booleans,
@@ -218,15 +221,19 @@ RAMP = {"begin": "step", "end": "step", "initial": "sparsity"}
 ALLOCATED = {"sparsity": "sparsity", "overrides": "overrides", "min_kept": "count"}
 EXCHANGED = {"fraction": "function", "due": "function", "seed": "seed"}
 CALLS: dict[Callable[..., Any], tuple[list[str], dict[str, str]]] = {
-    gp.prunable: (["params", "where"], {}),
+    gp.prunable: (["params", "where"], {"exclude": "where"}),
     gp.vmap_dims: (["params", "dim"], {}),
-    gp.lowest_unstructured: (["tensor", "mask"], {**BUDGET, "dim": "dim"}),
-    gp.l1_unstructured: (["tensor", "mask"], {**BUDGET, "dim": "dim"}),
-    gp.random_unstructured: (["tensor", "mask"], {"seed": "seed", **BUDGET, "dim": "dim"}),
-    gp.identity: (["tensor", "mask"], {}),
+    gp.input_dims: (["path", "tensor"], {}),
+    gp.lowest_unstructured: (["tensor", "score"], {"mask": "mask", **BUDGET, "dim": "dim"}),
+    gp.l1_unstructured: (["tensor", "score"], {"mask": "mask", **BUDGET, "dim": "dim"}),
+    gp.random_unstructured: (
+        ["tensor", "score"],
+        {"mask": "mask", "seed": "seed", **BUDGET, "dim": "dim"},
+    ),
+    gp.identity: (["tensor", "score"], {"mask": "mask"}),
     gp.ln_structured: (["matrix"], {**BUDGET, "n": "norm", "dim": "dim"}),
     gp.random_structured: (["matrix"], {**BUDGET, "seed": "seed", "dim": "dim"}),
-    gp.n_of_m: (["tensor", "mask"], {"n": "count", "m": "count", "dim": "dim"}),
+    gp.n_of_m: (["tensor", "score"], {"mask": "mask", "n": "count", "m": "count", "dim": "dim"}),
     gp.blocks: (["matrix"], {**BUDGET, "shape": "shape"}),
     gp.check_n_of_m: (["masks"], {"n": "count", "m": "count", "dim": "dim"}),
     gp.pruning_method: (["kind"], {}),

@@ -98,7 +98,7 @@ def test_the_copy_is_the_masks_and_no_other_byte(
 def test_large_tensors_are_copied_in_blocks(
     tmp_path: Path, score: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writing, "COPIED", 1000)
+    monkeypatch.setattr(writing, "COPY_BYTES", 1000)
     generator = torch.Generator().manual_seed(1)
     tree = {
         "b": torch.randn(1100, 1000, generator=generator).bfloat16(),

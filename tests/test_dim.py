@@ -1,4 +1,4 @@
-"""Comparison groups: with `dim=`, the laws hold within each group of a leaf."""
+"""Comparison groups: with `dim=`, the guarantees hold within each group of a leaf."""
 
 from typing import Any
 
@@ -37,7 +37,11 @@ def test_every_group_is_pruned_as_if_alone(scores: torch.Tensor, data: st.DataOb
         )
     )
     name = data.draw(st.sampled_from(sorted(METHODS)))
-    got = METHODS[name](scores, mask, dim=dim, **budget)
+    if scores.numel() and all(scores.shape[d] == 1 for d in dims):
+        with pytest.raises(ValueError, match="single entry"):
+            METHODS[name](scores, mask=mask, dim=dim, **budget)
+        return
+    got = METHODS[name](scores, scores, mask=mask, dim=dim, **budget)
     assert (got.dtype, got.shape, got.is_contiguous()) == (torch.bool, scores.shape, True)
     masks = [None] * scores.numel() if mask is None else list(groups(mask, dims))
     for row, kept, prior in zip(groups(scores, dims), groups(got, dims), masks, strict=False):
@@ -82,18 +86,18 @@ def test_amounts_per_leaf_and_integer_amounts_per_group() -> None:
 @pytest.mark.parametrize("rows", [1, 3, 1000])
 def test_more_rows_than_a_block_holds(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = torch.randint(0, 5, (rows, 17), generator=torch.Generator().manual_seed(rows))
-    whole = gp.lowest_unstructured(scores, amount=0.3, dim=-1)
+    together = gp.lowest_unstructured(scores, amount=0.3, dim=-1)
     monkeypatch.setattr("gprune.select.rows.BLOCK", 40)
-    assert torch.equal(gp.lowest_unstructured(scores, amount=0.3, dim=-1), whole)
+    assert torch.equal(gp.lowest_unstructured(scores, amount=0.3, dim=-1), together)
 
 
 @pytest.mark.parametrize(
     ("dim", "error", "words"),
     [
-        (2, ValueError, r"got 2 for a leaf of shape \(2, 3\)"),
-        (-3, ValueError, "got -3"),
+        (2, ValueError, r"dim is 2 for a leaf of shape \(2, 3\)"),
+        (-3, ValueError, "dim is -3"),
         ((0, -2), ValueError, "each dim once"),
-        ("x", TypeError, "an int or a tuple of ints, got 'x'"),
+        ("x", TypeError, "an int, a tuple of ints or a function .* got 'x'"),
         (True, TypeError, "an int"),
         ((), TypeError, "an int"),
         (1.0, TypeError, "an int"),
@@ -112,4 +116,93 @@ def test_a_global_ranking_has_no_groups() -> None:
 def test_an_amount_above_the_candidates_of_one_group_is_refused() -> None:
     mask = torch.tensor([[True, True, True], [True, False, False]])
     with pytest.raises(ValueError, match="candidates, 1"):
-        gp.lowest_unstructured(torch.ones(2, 3), mask, amount=2, dim=-1)
+        gp.lowest_unstructured(torch.ones(2, 3), mask=mask, amount=2, dim=-1)
+
+
+# --- real networks --------------------------------------------------------------------------------
+
+NETWORK = {
+    "c1": torch.randn(16, 32, 1, 1, generator=torch.Generator().manual_seed(1)),
+    "c3": torch.randn(16, 32, 3, 3, generator=torch.Generator().manual_seed(2)),
+    "fc": torch.randn(10, 32, generator=torch.Generator().manual_seed(3)),
+}
+
+
+def test_wanda_and_two_of_four_prune_half_of_every_layer() -> None:
+    wanda = gp.layerwise(NETWORK, amount=0.5, dim=gp.input_dims)
+    for name, mask in wanda.items():
+        weight = NETWORK[name].flatten(1)
+        half = weight.shape[1] // 2
+        lowest = weight.abs().argsort(1)[:, :half]
+        assert mask.flatten(1).equal(torch.ones_like(weight).scatter(1, lowest, 0).bool()), name
+    patterned = gp.layerwise(NETWORK, pruning_method=gp.n_of_m, n=2, m=4)
+    for mask in patterned.values():
+        groups = mask.movedim(1, -1).reshape(-1, 4)
+        assert (groups.sum(1) == 2).all()
+    gp.check_n_of_m(patterned, n=2, m=4)
+
+
+def test_dims_of_inputs() -> None:
+    shapes = {(5,): (0,), (2, 3): (1,), (2, 3, 4): (1, 2), (2, 3, 4, 5): (1, 2, 3)}
+    for shape, dims in shapes.items():
+        assert gp.input_dims("any.path", torch.ones(shape)) == dims
+
+
+def test_a_function_is_given_the_path_and_the_leaf() -> None:
+    params = {"up": [torch.rand(2, 3), None], "down": {"w": torch.rand(3, 2)}}
+    seen = []
+
+    def dims(path: str, leaf: torch.Tensor) -> int | tuple[int, ...]:
+        seen.append((path, tuple(leaf.shape)))
+        return (0,) if path == "up.0" else -1
+
+    masks = gp.layerwise(params, amount=1, dim=dims)
+    assert seen == [("down.w", (3, 2)), ("up.0", (2, 3))]
+    assert masks["up"][0].sum(0).tolist() == [1, 1, 1]
+    assert masks["down"]["w"].sum(1).tolist() == [1, 1, 1]
+    seen.clear()
+    gp.lowest_unstructured(torch.rand(2, 3), amount=1, dim=dims)
+    assert seen == [("", (2, 3))]
+
+
+def test_scores_may_differ_from_the_leaf_that_the_function_is_given() -> None:
+    """The function sees the parameter, and not its scores."""
+    seen = []
+
+    def dims(path: str, leaf: torch.Tensor) -> int:
+        seen.append(leaf.dtype)
+        return 1
+
+    param = torch.rand(2, 3, dtype=torch.float64)
+    gp.layerwise([param], [torch.rand(2, 3)], amount=1, dim=dims)
+    gp.layerwise([param], [torch.rand(2, 3)], pruning_method=gp.n_of_m, n=1, m=2, dim=dims)
+    assert seen == [torch.float64] * 2
+
+
+def test_an_error_within_groups_names_the_leaf() -> None:
+    params = {"a": torch.ones(2, 3), "b": torch.ones(2, 2)}
+    with pytest.raises(ValueError, match=r"amount\['b'\]: amount must be at most .* 2"):
+        gp.layerwise(params, amount=3, dim=-1)
+    integers = {"a": torch.ones(2, 3, dtype=torch.int64), "b": torch.full((2, 3), 2**60)}
+    for kwargs in ({"amount": 1, "dim": -1}, {"pruning_method": gp.n_of_m, "n": 1, "m": 2}):
+        with pytest.raises(ValueError, match=r"^scores\['b'\]: int64 scores"):
+            gp.layerwise(integers, **kwargs)
+
+
+def test_groups_of_a_single_entry_are_an_error_but_for_empty_leaves() -> None:
+    """The last dim of a 1x1 convolution is the width of its kernel."""
+    with pytest.raises(ValueError, match=r"params\['c1'\]: .* dim 3 is a single entry.*prunable"):
+        gp.layerwise(NETWORK, amount=0.5, dim=-1)
+    with pytest.raises(ValueError, match=r"params\['c1'\]: .* dim 3 is a single entry.*prunable"):
+        gp.layerwise(NETWORK, pruning_method=gp.n_of_m, n=2, m=4, dim=lambda path, x: x.dim() - 1)
+    with pytest.raises(ValueError, match=r"masks\['c1'\]: .* dim 3 is a single entry"):
+        gp.check_n_of_m(gp.keep_all({"c1": NETWORK["c1"]}), n=4, m=4, dim=3)
+    empty = torch.ones(0, 1)
+    assert gp.lowest_unstructured(empty, amount=0.5, dim=1).shape == (0, 1)
+    assert gp.n_of_m(empty, n=2, m=4).shape == (0, 1)
+    assert gp.n_of_m(torch.ones(3, 1), n=1, m=1).all()
+
+
+def test_a_dim_shorter_than_m_keeps_its_n_highest() -> None:
+    assert gp.n_of_m(torch.tensor([[3.0, 1.0, 2.0]]), n=2, m=4).tolist() == [[True, False, True]]
+    assert gp.n_of_m(torch.tensor([[3.0, 1.0]]), n=2, m=4).all()

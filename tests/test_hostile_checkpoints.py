@@ -210,7 +210,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     for name in ("x.safetensors", "x.pt"):
         os.mkfifo(tmp_path / name)
         done = CliRunner().invoke(app, ["report", str(tmp_path / name)])
-        assert (done.exit_code, done.stderr) == (2, f"gprune: {tmp_path / name} is no file\n")
+        assert (done.exit_code, done.stderr) == (2, f"gprune: {tmp_path / name} is not a file\n")
 
 
 def test_two_models_in_a_folder(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The house: who imports whom, how long files and functions are, what a room says of itself."""
+"""The layout: which module imports which, and that every module has a docstring."""
 
 import ast
 import runpy
@@ -12,17 +12,17 @@ import gprune
 
 PACKAGE = Path(gprune.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
-# from the top: a room imports rooms below it, and rooms side by side do not know each other
+# from the top: a module imports modules below it, and none of its own layer
 LAYERS = [
     {"cli"},
     {"adapter", "checkpoints", "testing"},
     {"pruners", "scores"},
     {"prune", "summaries"},
-    {"allocation", "schedules", "semi_structured", "structured", "unstructured", "user_methods"},
-    {"comparison", "masks", "methods"},
+    {"allocation", "methods", "schedules"},
+    {"masks"},
     {"calls"},
-    {"inputs"},
     {"select"},
+    {"inputs"},
     {"trees"},
 ]
 
@@ -33,16 +33,18 @@ def name(file: Path) -> str:
 
 @pytest.fixture(scope="module")
 def imports() -> grimp.ImportGraph:
-    """Also those within functions."""
-    return grimp.build_graph("gprune", cache_dir=None)
+    """Also those within functions, but for the one that registers the rules of DTensors."""
+    graph = grimp.build_graph("gprune", cache_dir=None)
+    graph.remove_import(importer="gprune.inputs", imported="gprune.select.sharded")
+    return graph
 
 
-def test_every_room_has_a_layer() -> None:
-    rooms = {file.relative_to(PACKAGE).parts[0].removesuffix(".py") for file in FILES}
-    assert rooms == set().union(*LAYERS) | {"__init__"}
+def test_every_module_has_a_layer() -> None:
+    modules = {file.relative_to(PACKAGE).parts[0].removesuffix(".py") for file in FILES}
+    assert modules == set().union(*LAYERS) | {"__init__"}
 
 
-def test_rooms_import_downwards(imports: grimp.ImportGraph) -> None:
+def test_modules_import_downwards(imports: grimp.ImportGraph) -> None:
     layers = [grimp.Layer(*layer, independent=True) for layer in LAYERS]
     wrong = imports.find_illegal_dependencies_for_layers(layers=layers, containers={"gprune"})
     assert not [(found.importer, found.imported) for found in wrong]
@@ -54,20 +56,7 @@ def test_no_circle_of_imports(imports: grimp.ImportGraph) -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=name)
-def test_lengths(file: Path) -> None:
-    """At most 300 lines a file, 40 a function, less its docstring."""
-    text = file.read_text()
-    assert len(text.splitlines()) <= 300
-    for function in ast.walk(ast.parse(text)):
-        if isinstance(function, ast.FunctionDef):
-            length = function.end_lineno - function.lineno + 1
-            if ast.get_docstring(function) is not None:
-                length -= function.body[0].end_lineno - function.body[0].lineno + 1
-            assert length <= 40, function.name
-
-
-@pytest.mark.parametrize("file", FILES, ids=name)
-def test_every_room_says_what_it_is(file: Path) -> None:
+def test_every_module_has_a_docstring(file: Path) -> None:
     docstring = ast.get_docstring(ast.parse(file.read_text())) or ""
     assert len(docstring.splitlines()[0]) > 20
 

@@ -121,7 +121,7 @@ def test_halves_go_to_the_even_neighbour(candidates: int) -> None:
 @pytest.mark.parametrize("sparsity", [0, 0.25, 0.5, 0.75, 0.85, 1])
 def test_sparsity_counts_all_entries(pruned: int, sparsity: float) -> None:
     mask = torch.arange(10) >= pruned
-    kept = gp.lowest_unstructured(torch.ones(10), mask, sparsity=sparsity)
+    kept = gp.lowest_unstructured(torch.ones(10), mask=mask, sparsity=sparsity)
     assert int(gp.num_pruned(kept)) == max(pruned, round(sparsity * 10))
 
 
@@ -488,7 +488,7 @@ def test_int64_beyond_float64_is_refused(score: int) -> None:
         lambda k: gp.layerwise(params, [scores], masks=masks, amount=k),
         lambda k: gp.find_threshold(params, [scores], amount=k),
         lambda k: gp.lowest_unstructured(scores, amount=k),
-        lambda k: gp.lowest_unstructured(scores, masks[0], amount=k),
+        lambda k: gp.lowest_unstructured(scores, mask=masks[0], amount=k),
     ]
     for call in calls:
         for k in (0, 1):

@@ -1,7 +1,11 @@
 """The methods: of one tensor, by absolute value, at random, and a user's own."""
 
+import copy
 import functools
+import inspect
 import itertools
+import pickle
+import pydoc
 from typing import Any
 
 import pytest
@@ -25,11 +29,104 @@ def test_methods_of_one_tensor(scores: torch.Tensor, data: st.DataObject) -> Non
     mask = data.draw(st.none() | prior_masks(scores))
     budget = data.draw(budgets(reference.num_candidates(scores, mask)))
     k = reference.count(scores, mask, **budget)
-    lowest = gp.lowest_unstructured(scores, mask, **budget)
+    param = torch.zeros(scores.shape)  # what the scores are of does not matter
+    lowest = gp.lowest_unstructured(param, scores, mask=mask, **budget)
     assert_masks(lowest, reference.global_masks(scores, scores, k, mask), scores)
-    l1 = gp.l1_unstructured(scores, mask, **budget)
-    assert_masks(l1, reference.global_masks(scores, None, k, mask), scores)
-    assert_masks(gp.identity(scores, mask), reference.priors(scores, mask), scores)
+    by_magnitude = reference.global_masks(scores, None, k, mask)
+    for masks in (
+        gp.lowest_unstructured(scores, mask=mask, **budget),
+        gp.l1_unstructured(scores, mask=mask, **budget),
+        gp.l1_unstructured(param, scores, mask=mask, **budget),
+    ):
+        assert_masks(masks, by_magnitude, scores)
+    assert_masks(gp.identity(scores, mask=mask), reference.priors(scores, mask), scores)
+
+
+DIRECT: list[tuple[Any, dict[str, Any]]] = [
+    (gp.lowest_unstructured, {"amount": 0.5}),
+    (gp.lowest_unstructured, {"sparsity": 0.4, "dim": gp.input_dims}),
+    (gp.l1_unstructured, {"sparsity": 0.75, "dim": (0, -1)}),
+    (gp.random_unstructured, {"amount": 7, "seed": 3}),
+    (gp.random_unstructured, {"amount": 1, "seed": 3, "dim": 0}),
+    (gp.identity, {}),
+    (gp.ln_structured, {"n": 2, "dim": 0, "amount": 2}),
+    (gp.random_structured, {"dim": 1, "seed": 3, "amount": 0.5}),
+    (gp.n_of_m, {"n": 2, "m": 4}),
+    (gp.n_of_m, {"n": 1, "m": 2, "dim": lambda path, leaf: leaf.dim() - 1}),
+    (gp.blocks, {"shape": (2, 2), "amount": 0.5}),
+]
+METHODS = [
+    method
+    for name in gp.__all__
+    if isinstance(method := getattr(gp, name), gp.methods.PruningMethod)
+]
+
+
+@pytest.mark.parametrize(("method", "kwargs"), DIRECT)
+@pytest.mark.parametrize("scored", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_direct_call_is_layerwise_on_one_leaf(
+    method: Any, kwargs: dict[str, Any], scored: bool, masked: bool
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    param = torch.randn(6, 8, generator=generator)
+    scores = torch.randn(6, 8, generator=generator) if scored else None
+    mask = torch.rand(6, 8, generator=generator) < 0.8 if masked else None
+    direct = method(param, scores, mask=mask, **kwargs)
+    given = None if scores is None else [scores]
+    masks = None if mask is None else [mask]
+    [lifted] = gp.layerwise([param], given, masks=masks, pruning_method=method, **kwargs)
+    assert torch.equal(direct, lifted)
+    [by_magnitude] = gp.layerwise([param], masks=masks, pruning_method=method, **kwargs)
+    same = method in (gp.random_unstructured, gp.random_structured, gp.identity)
+    assert torch.equal(direct, by_magnitude) == (same or not scored)
+
+
+def test_every_method_is_called_directly_above() -> None:
+    assert {id(method) for method, _ in DIRECT} == {id(method) for method in METHODS}
+
+
+@gp.pruning_method("unstructured")
+def keep_positive(param: torch.Tensor, scores: Any = None, *, mask: Any = None) -> torch.Tensor:
+    """Keep what is positive."""
+    return (param if scores is None else scores) > 0
+
+
+@pytest.mark.parametrize("method", [*METHODS, keep_positive], ids=lambda method: method.__name__)
+def test_a_method_is_a_small_object_that_stands_for_its_function(method: Any) -> None:
+    assert method.PRUNING_TYPE in ("unstructured", "structured", "semi_structured")
+    assert pickle.loads(pickle.dumps(method)) is method
+    assert copy.deepcopy(method) is method
+    partial = pickle.loads(pickle.dumps(functools.partial(method, amount=1)))
+    assert partial.func is method
+    function = method.__wrapped__
+    assert inspect.isfunction(function)
+    assert (method.__name__, method.__doc__) == (function.__name__, function.__doc__)
+    assert inspect.signature(method) == inspect.signature(function)
+    assert list(inspect.signature(method).parameters)[:3] == ["param", "scores", "mask"]
+    text = pydoc.plain(pydoc.render_doc(method))
+    assert inspect.getdoc(function).splitlines()[0] in text
+    assert method.__name__ in repr(method)
+
+
+def test_a_users_method_may_hand_on_what_it_is_given() -> None:
+    @gp.pruning_method("unstructured")
+    def handed_on(param: Any, scores: Any, *, mask: Any, amount: Any) -> torch.Tensor:
+        return gp.lowest_unstructured(param, scores, mask=mask, amount=amount)
+
+    generator = torch.Generator().manual_seed(0)
+    params = [torch.randn(5, generator=generator), torch.randn(2, 3, generator=generator)]
+    scores = [torch.randn(5, generator=generator), torch.randn(2, 3, generator=generator)]
+    for prune in (gp.global_unstructured, gp.layerwise):
+        for given_scores in (None, scores):
+            got = prune(params, given_scores, pruning_method=handed_on, amount=0.5)
+            assert_equal_masks(got, prune(params, given_scores, amount=0.5), params)
+
+
+def test_a_users_method_needs_dtypes_that_can_be_concatenated() -> None:
+    params = [torch.ones(2, dtype=torch.complex64), torch.ones(2)]
+    with pytest.raises(TypeError, match=r"keep_positive needs leaves of one dtype.*complex64"):
+        gp.global_unstructured(params, [torch.ones(2)] * 2, pruning_method=keep_positive)
 
 
 @given(cases())
@@ -117,10 +214,11 @@ def test_every_group_is_a_tensor_of_its_own(dims: tuple[int, ...]) -> None:
     generator = torch.Generator().manual_seed(0)
     scores = torch.randint(1, 4, (4, 5, 6), generator=generator)
     masks = torch.rand(4, 5, 6, generator=generator) < 0.7
-    got = gp.lowest_unstructured(scores, masks, amount=0.4, dim=dims)
+    got = gp.lowest_unstructured(scores, scores, mask=masks, amount=0.4, dim=dims)
     places = [[slice(None)] if d in dims else range(n) for d, n in enumerate(scores.shape)]
     for place in itertools.product(*places):
-        alone = gp.lowest_unstructured(scores[place], masks[place], amount=0.4)
+        group = scores[place]
+        alone = gp.lowest_unstructured(group, group, mask=masks[place], amount=0.4)
         assert torch.equal(got[place], alone)
 
 
@@ -138,9 +236,13 @@ def test_vmap_over_any_dimension(method: Any, dim: int) -> None:
     scores = torch.randn(4, 4, 4, generator=generator)
     masks = torch.rand(4, 4, 4, generator=generator) < 0.8
     for kwargs in ({"amount": 5}, {"sparsity": 0.6}, {"amount": 1, "dim": 0}):
-        got = torch.vmap(functools.partial(method, **kwargs), in_dims=dim)(scores, masks)
+
+        def prune(score: Any, mask: Any, kwargs: Any = kwargs) -> torch.Tensor:
+            return method(score, score, mask=mask, **kwargs)
+
+        got = torch.vmap(prune, in_dims=dim)(scores, masks)
         for i in range(4):
-            alone = method(scores.select(dim, i), masks.select(dim, i), **kwargs)
+            alone = prune(scores.select(dim, i), masks.select(dim, i))
             assert torch.equal(got[i], alone)
 
 
@@ -152,14 +254,18 @@ def test_a_users_method_sees_the_whole_tree_once(params: Any, data: st.DataObjec
     seen = []
 
     @gp.pruning_method("unstructured")
-    def method(scores: torch.Tensor, mask: torch.Tensor, *, word: str) -> torch.Tensor:
-        seen.append((scores.tolist(), mask.tolist(), word))
+    def method(param: Any, scores: Any, *, mask: torch.Tensor, word: str) -> torch.Tensor:
+        given = None if scores is None else scores.tolist()
+        seen.append((param.tolist(), given, mask.tolist(), word))
         return answer
 
     got = gp.global_unstructured(params, scores, masks=masks, pruning_method=method, word="yes")
     prior = reference.priors(params, masks)
     flat_prior = [keep for leaf in prior for keep in leaf or []]
-    own = reference.lists(params if scores is None else scores)
-    assert repr(seen) == repr([([s for leaf in own for s in leaf or []], flat_prior, "yes")])
+    flat_params = [entry for leaf in reference.lists(params) for entry in leaf or []]
+    flat_scores = None
+    if scores is not None:
+        flat_scores = [s for leaf in reference.scores_of(params, scores) for s in leaf or []]
+    assert repr(seen) == repr([(flat_params, flat_scores, flat_prior, "yes")])
     flat = [keep and new for keep, new in zip(flat_prior, answer.tolist(), strict=True)]
     assert_masks(got, reference.unflatten(flat, prior), params)

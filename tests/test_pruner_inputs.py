@@ -23,7 +23,7 @@ def test_what_is_rewound_to_keeps_no_graph() -> None:
     state = pruner.init(params)
     for _ in range(2):
         _, state = pruner.update(params, state)
-        assert not state.early["w"].requires_grad
+        assert not state.rewind_params["w"].requires_grad
 
 
 @pytest.mark.parametrize("amount", [-0.5, -1, 1.5, float("nan")])

@@ -30,6 +30,7 @@ TOP_LEVEL = [
     "random_structured",
     "n_of_m",
     "blocks",
+    "input_dims",
     "pruning_method",
     "global_unstructured",
     "layerwise",
@@ -58,7 +59,7 @@ ALLOCATION = ["uniform", "erdos_renyi"]
 PRUNERS = ["Pruner", "gradual", "iterative", "rigl", "sparse_evolution", "static_sparse"]
 SCHEDULES = ["constant", "one_shot", "linear", "polynomial", "exponential", "cosine", "every"]
 ADAPTER = ["attach_masks_", "detach_masks_", "global_unstructured", "make_permanent_"]
-ADAPTER += ["masks_of", "params_of", "project_"]
+ADAPTER += ["masks_of", "params_of", "prior_masks", "project_", "prune_"]
 
 
 def test_top_level_names() -> None:
@@ -85,7 +86,7 @@ def test_every_public_name_is_documented(module: ModuleType, name: str) -> None:
     thing = getattr(module, name)
     doc = inspect.getdoc(thing) or ""
     assert len(doc.splitlines()[0]) > 10
-    if inspect.isfunction(thing):
+    if inspect.isfunction(inspect.unwrap(thing)):  # a function, or a pruning method of one
         sections = ["Args:", "Example:"]
         sections += ["Returns:"] if inspect.signature(thing).return_annotation != "None" else []
         if inspect.signature(thing).return_annotation is None:

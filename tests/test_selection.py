@@ -228,40 +228,45 @@ def test_an_accelerator_is_waited_for_as_often_however_large_the_model_is(
 
 def test_a_method_that_wraps_a_built_in_one_is_called() -> None:
     @functools.wraps(gp.lowest_unstructured)
-    def highest(scores: torch.Tensor, mask: Any = None, **kwargs: Any) -> torch.Tensor:
-        return gp.lowest_unstructured(-scores, mask, **kwargs)
+    def highest(param: torch.Tensor, scores: Any = None, **kwargs: Any) -> torch.Tensor:
+        return gp.lowest_unstructured(param, -param if scores is None else -scores, **kwargs)
 
     params = [torch.tensor([1.0, 2.0, 3.0, 4.0])]
-    masks = gp.global_unstructured(params, pruning_method=highest, amount=1)
+    method = gp.pruning_method("unstructured")(highest)
+    masks = gp.global_unstructured(params, pruning_method=method, amount=1)
     assert masks[0].tolist() == [True, True, True, False]
+    with pytest.raises(TypeError, match="lowest_unstructured is not a pruning method; mark it"):
+        gp.global_unstructured(params, pruning_method=highest, amount=1)
 
 
 def test_a_users_method_sees_exact_scores_of_mixed_dtypes() -> None:
     seen = []
 
     @gp.pruning_method("unstructured")
-    def method(scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        seen.append(scores)
+    def method(param: torch.Tensor, scores: Any, *, mask: torch.Tensor) -> torch.Tensor:
+        seen.append((param, scores))
         return mask
 
-    gp.global_unstructured([torch.tensor([2**24 + 1]), torch.ones(1)], pruning_method=method)
-    assert seen[0].tolist() == [2**24 + 1, 1]
+    params = [torch.tensor([2**24 + 1]), torch.ones(1)]
+    gp.global_unstructured(params, pruning_method=method)
+    assert seen[0][0].tolist() == [2**24 + 1, 1]
+    assert seen[0][1] is None
+    gp.global_unstructured([torch.ones(1), torch.ones(1)], params, pruning_method=method)
+    assert seen[1][1].tolist() == [2**24 + 1, 1]
 
 
 class Nameless:
-    """A method that is an object, without a name."""
+    """A callable object without a name of its own."""
 
-    PRUNING_TYPE = "unstructured"
-
-    def __call__(self, scores: torch.Tensor, mask: torch.Tensor) -> Any:
+    def __call__(self, param: torch.Tensor, scores: Any, *, mask: torch.Tensor) -> Any:
         return 3
 
 
 @pytest.mark.parametrize("prune", [gp.global_unstructured, gp.layerwise])
 def test_what_is_wrong_with_a_method(prune: Any) -> None:
     params = [torch.ones(3)]
-    with pytest.raises(ValueError, match="must return a bool mask of shape"):
-        prune(params, pruning_method=Nameless())
+    with pytest.raises(ValueError, match="Nameless must return a bool mask of shape"):
+        prune(params, pruning_method=gp.pruning_method("unstructured")(Nameless()))
     with pytest.raises(TypeError, match=r"is a class.*gprune\.l1_unstructured"):
         prune(params, pruning_method=L1Unstructured, amount=1)
     with pytest.raises(TypeError, match="keyword arguments only"):
@@ -281,7 +286,7 @@ def test_nested_partials_bind_from_the_inside_and_calls_from_the_outside() -> No
 @pytest.mark.parametrize("kind", ["structured", "semi_structured"])
 def test_other_types_are_for_layerwise(kind: str) -> None:
     @gp.pruning_method(kind)
-    def none(scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def none(param: torch.Tensor, scores: Any, *, mask: torch.Tensor) -> torch.Tensor:
         return torch.zeros_like(mask)
 
     assert not gp.layerwise([torch.ones(2)], pruning_method=none)[0].any()
@@ -311,10 +316,10 @@ def test_errors_of_values_name_the_leaf() -> None:
             prune(integers, amount=1)
 
 
-def test_cuts_that_are_none() -> None:
-    for cut in (3, (1, 2, 3), None):
+def test_thresholds_that_are_none() -> None:
+    for threshold in (3, (1, 2, 3), None):
         with pytest.raises(TypeError, match="must be a Threshold"):
-            gp.masks_from_threshold(cut, [torch.ones(2)])
+            gp.masks_from_threshold(threshold, [torch.ones(2)])
     with pytest.raises(TypeError, match="index must be an integer"):
         gp.masks_from_threshold((1.0, 2.0), [torch.ones(2)])
 

@@ -81,7 +81,11 @@ def test_n_of_m(scores: torch.Tensor, pattern: tuple[int, int], data: st.DataObj
     dim = data.draw(st.integers(-scores.dim(), scores.dim() - 1))
     mask = data.draw(st.none() | prior_masks(scores))
     n, m = pattern
-    got = gp.n_of_m(scores, mask, n=n, m=m, dim=dim)
+    if scores.numel() and scores.shape[dim] == 1 and m > 1:
+        with pytest.raises(ValueError, match="single entry"):
+            gp.n_of_m(scores, mask=mask, n=n, m=m, dim=dim)
+        return
+    got = gp.n_of_m(torch.zeros(scores.shape), scores, mask=mask, n=n, m=m, dim=dim)
     assert (got.dtype, got.shape, got.is_contiguous()) == (torch.bool, scores.shape, True)
     assert got.flatten().tolist() == reference_patterns.n_of_m(scores, mask, n, m, dim)
     gp.check_n_of_m(got, n=n, m=m, dim=dim)
@@ -108,7 +112,7 @@ def test_blocks(scores: torch.Tensor, data: st.DataObject) -> None:
     )
     if not groups:  # of an empty tensor nothing is a block, and nothing is pruned
         budget = {"sparsity": 0.5}
-    got = gp.blocks(scores, mask, shape=block, **budget)
+    got = gp.blocks(torch.zeros(scores.shape), scores, mask=mask, shape=block, **budget)
     assert (got.dtype, got.shape, got.is_contiguous()) == (torch.bool, scores.shape, True)
     assert got.flatten().tolist() == reference_patterns.blocks(scores, mask, block, **budget)
 
@@ -118,8 +122,14 @@ def test_a_block_with_a_nan_is_pruned_last() -> None:
     assert gp.blocks(scores, shape=(2,), amount=2).tolist() == [True, True, False, False, False]
 
 
-def test_under_layerwise_signed_weights_are_ranked_by_magnitude() -> None:
+def test_signed_weights_are_ranked_by_magnitude_unless_they_are_the_scores() -> None:
     params = {"w": torch.tensor([[-4.0, 1.0, 3.0, -2.0]]), "bias": None}
+    weight = params["w"]
+    assert gp.n_of_m(weight, n=2, m=4).tolist() == [[True, False, True, False]]
+    assert gp.n_of_m(weight, weight, n=2, m=4).tolist() == [[False, True, True, False]]
+    halves = torch.tensor([-4.0, 1.0, 2.0, -2.0])  # means of magnitudes 2.5, 2; of scores -1.5, 0
+    assert gp.blocks(halves, shape=(2,), amount=1).tolist() == [True, True, False, False]
+    assert gp.blocks(halves, halves, shape=(2,), amount=1).tolist() == [False, False, True, True]
     masks = gp.layerwise(params, pruning_method=gp.n_of_m, n=2, m=4)
     assert masks["w"].tolist() == [[True, False, True, False]]
     masks = gp.layerwise(params, pruning_method=gp.blocks, shape=(2,), amount=1)
@@ -133,13 +143,13 @@ def test_check_n_of_m_names_every_leaf_that_keeps_too_many() -> None:
     gp.check_n_of_m({"b": masks["b"], "hole": None}, n=1, m=4)
     with pytest.raises(ValueError, match=r"\['a'\] .* in 2 of 2 groups; .*\['c'\] .* in 1 of 2"):
         gp.check_n_of_m(masks, n=2, m=4)
-    with pytest.raises(ValueError, match=r"masks\['c'\] has shape \(6,\) and no dim 1"):
+    with pytest.raises(ValueError, match=r"masks\['c'\]: dim is 1 for a leaf of shape \(6,\)"):
         gp.check_n_of_m(masks, n=4, m=4, dim=1)
 
 
 def test_more_than_can_be_kept_keeps_all_that_is_left() -> None:
     mask = torch.tensor([True, False, False, False, True, True, True, True])
-    got = gp.n_of_m(torch.arange(8), mask, n=2, m=4)
+    got = gp.n_of_m(torch.arange(8), mask=mask, n=2, m=4)
     assert got.tolist() == [True, False, False, False, False, False, True, True]
     assert reference.num_candidates(torch.arange(8), mask) == 5
 
@@ -147,13 +157,14 @@ def test_more_than_can_be_kept_keeps_all_that_is_left() -> None:
 def test_what_pads_the_last_group_is_never_kept() -> None:
     """Zeros would be, among scores below zero."""
     scores = torch.tensor([-4.0, -1.0, -3.0, -2.0, -5.0, -6.0])
-    kept = gp.n_of_m(scores, n=1, m=4)
+    kept = gp.n_of_m(torch.ones(6), scores, n=1, m=4)
     assert kept.tolist() == [False, True, False, False, True, False]
 
 
 def test_single_entries_that_the_prior_has_pruned_stay_pruned() -> None:
     scores, mask = torch.tensor([3.0, 4.0, 1.0, 1.0]), torch.tensor([True, False, True, True])
-    assert gp.blocks(scores, mask, shape=(2,), amount=1).tolist() == [True, False, False, False]
+    kept = gp.blocks(scores, mask=mask, shape=(2,), amount=1)
+    assert kept.tolist() == [True, False, False, False]
 
 
 def test_groups_longer_than_the_dim_take_no_memory() -> None:
@@ -161,7 +172,7 @@ def test_groups_longer_than_the_dim_take_no_memory() -> None:
     scores, mask = torch.tensor([3.0, 1.0, 2.0, 5.0, 4.0]), torch.tensor([1, 1, 1, 0, 1]).bool()
     got = gp.n_of_m(scores, n=2, m=2**40)
     assert got.tolist() == [False, False, False, True, True]
-    assert gp.n_of_m(scores, mask, n=2, m=2**70).tolist() == [True, False, False, False, True]
+    assert gp.n_of_m(scores, mask=mask, n=2, m=2**70).tolist() == [True, False, False, False, True]
     assert gp.n_of_m(scores, n=2**40 - 1, m=2**40).all()
     gp.check_n_of_m(got, n=2, m=2**40)
     with pytest.raises(ValueError, match=r"keeps more than 1 of .* in 1 of 1 groups"):

@@ -53,7 +53,7 @@ def test_ln_structured(scores: torch.Tensor, data: st.DataObject) -> None:
     scores = scores.double().round() if n == 1 else scores
     mask = data.draw(st.none() | prior_masks(scores))
     budget = data.draw(channel_budgets(num_alive(scores, mask, dim)))
-    got = gp.ln_structured(scores, mask, n=n, dim=dim, **budget)
+    got = gp.ln_structured(torch.zeros(scores.shape), scores, mask=mask, n=n, dim=dim, **budget)
     assert (got.dtype, got.shape, got.is_contiguous()) == (torch.bool, scores.shape, True)
     expected = reference_patterns.ln_structured(scores, mask, n, dim, **budget)
     assert got.flatten().tolist() == expected
@@ -65,7 +65,7 @@ def test_random_structured(scores: torch.Tensor, data: st.DataObject, seed: int)
     dim = some_dim(data.draw, scores)
     mask = data.draw(st.none() | prior_masks(scores))
     budget = data.draw(channel_budgets(num_alive(scores, mask, dim)))
-    got = gp.random_structured(scores, mask, dim=dim, seed=seed, **budget)
+    got = gp.random_structured(scores, mask=mask, dim=dim, seed=seed, **budget)
     draws = gp.scores.random(torch.ones(scores.shape[dim]), seed=seed)
     groups = reference_patterns.channels(scores.shape, dim)
     prior = reference_patterns.prior_of(scores, mask)
@@ -108,7 +108,7 @@ def test_masks_are_those_of_torch(n: Any, rank: int, from_the_end: bool) -> None
         for amount in (0.3, 1, 0.25):
             theirs = round_of_torch(weight, theirs, amount=amount, n=n, dim=dim)
             masked = weight if ours is None else gp.apply_masks(weight, ours)
-            ours = gp.ln_structured(masked, ours, n=n, dim=dim, amount=amount)
+            ours = gp.ln_structured(masked, mask=ours, n=n, dim=dim, amount=amount)
             assert torch.equal(ours, theirs.bool())
 
 
@@ -119,11 +119,11 @@ def test_channels_of_a_module_in_rounds_with_other_pruning_between() -> None:
     module.weight.data = torch.randn(8, 6, generator=generator)
     weight, mask = module.weight.detach().clone(), None
     torch_prune.l1_unstructured(module, "weight", 20)
-    mask = gp.l1_unstructured(weight, mask, amount=20)
+    mask = gp.l1_unstructured(weight, mask=mask, amount=20)
     for n, dim, amount in [(2, 0, 3), (1, 1, 2), (math.inf, 0, 0.5)]:
         torch_prune.ln_structured(module, "weight", amount, n, dim)
         masked = gp.apply_masks(weight, mask)
-        mask = gp.ln_structured(masked, mask, n=n, dim=dim, amount=amount)
+        mask = gp.ln_structured(masked, mask=mask, n=n, dim=dim, amount=amount)
         assert torch.equal(mask, module.weight_mask.bool())
 
 

@@ -21,9 +21,9 @@ class Layer(NamedTuple):
     bias: Any
 
 
-def kept(params: Any, where: Any = None) -> list[str]:
+def kept(params: Any, where: Any = None, exclude: Any = None) -> list[str]:
     """The dotted paths that are prunable."""
-    leaves, treedef = flatten(gp.prunable(params, where))
+    leaves, treedef = flatten(gp.prunable(params, where, exclude=exclude))
     return [
         path for path, leaf in zip(dotted_paths(treedef), leaves, strict=True) if leaf is not None
     ]
@@ -45,6 +45,103 @@ def test_by_default_floating_leaves_of_two_dimensions() -> None:
         "conv",
         "half",
     ]
+
+
+class Block(torch.nn.Module):
+    """A module with every kind of parameter of two dimensions that is not a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed_tokens = torch.nn.Embedding(5, 4)
+        self.attention = torch.nn.MultiheadAttention(4, 2, add_bias_kv=True)
+        self.norm = torch.nn.LayerNorm((3, 4))
+        self.bias_net = torch.nn.Linear(4, 3)  # names of modules do not count
+        self.conv = torch.nn.Conv1d(4, 3, 2)
+        self.rnn = torch.nn.LSTM(4, 3)
+        self.cls_token = torch.nn.Parameter(torch.ones(1, 1, 4))
+        self.pos_embed = torch.nn.Parameter(torch.ones(1, 5, 4))
+        self.position_table = torch.nn.Parameter(torch.ones(5, 4))
+        self.mask_tokens = torch.nn.Parameter(torch.ones(2, 4))
+        self.tokenizer = torch.nn.Parameter(torch.ones(2, 4))  # no part of it is "token"
+        self.head = torch.nn.Linear(4, 5, bias=False)
+        self.head.weight = self.embed_tokens.weight
+
+
+WEIGHTS_OF_BLOCK = [
+    "attention.in_proj_weight",
+    "attention.out_proj.weight",
+    "bias_net.weight",
+    "conv.weight",
+    "embed_tokens.weight",
+    "rnn.weight_hh_l0",
+    "rnn.weight_ih_l0",
+    "tokenizer",
+]
+
+
+def nested(flat: dict[str, Any]) -> dict[str, Any]:
+    """The tree of dicts whose dotted paths are the keys of a flat dict."""
+    tree: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        *owners, name = path.split(".")
+        node = tree
+        for owner in owners:
+            node = node.setdefault(owner, {})
+        node[name] = leaf
+    return tree
+
+
+def test_by_default_biases_norms_tokens_and_positions_are_left_out() -> None:
+    """Of a flat dict with dotted keys as of a tree of dicts; a tied embedding is taken."""
+    flat = dict(Block().named_parameters())
+    assert kept(flat) == WEIGHTS_OF_BLOCK
+    assert kept(nested(flat)) == WEIGHTS_OF_BLOCK
+    assert kept({"model": flat}) == [f"model.{path}" for path in WEIGHTS_OF_BLOCK]
+
+
+def test_a_norm_is_known_by_a_bias_of_its_shape_in_the_same_node() -> None:
+    other = torch.ones(2, 4)
+    assert kept({"weight": MATRIX, "bias": MATRIX}) == []
+    assert kept({"weight": MATRIX, "bias": other}) == ["weight"]
+    assert kept({"ln.weight": MATRIX, "bias": MATRIX, "b.bias": MATRIX}) == ["ln.weight"]
+    assert kept({"ln": {"weight": MATRIX}, "bias": MATRIX}) == ["ln.weight"]
+    assert kept({"ln": {"scale": MATRIX, "bias": None}}) == ["ln.scale"]
+    assert kept(Layer(MATRIX, MATRIX)) == []
+
+
+def test_leaves_without_names_go_by_shape() -> None:
+    assert kept([MATRIX, [MATRIX, VECTOR], (MATRIX,)]) == ["0", "1.0", "2.0"]
+    assert kept(MATRIX) == [""]
+    assert kept(VECTOR) == []
+    assert kept({3: MATRIX, 4: VECTOR}) == ["3"]
+    assert kept({"biases": [MATRIX]}) == ["biases.0"]
+
+
+@pytest.mark.parametrize("where", [None, "*weight*", lambda path, leaf: "weight" in path])
+@pytest.mark.parametrize(
+    "exclude",
+    ["*.weight_?h_*", ["*_ih_*", "rnn.*_hh_*"], lambda path, leaf: path.startswith("rnn.")],
+)
+def test_exclude_takes_from_what_is_chosen(where: Any, exclude: Any) -> None:
+    flat = dict(Block().named_parameters())
+    chosen = kept(flat, where)
+    assert kept(flat, where, exclude) == [p for p in chosen if not p.startswith("rnn.")]
+    assert kept(flat, where, []) == chosen
+
+
+def test_the_default_and_exclude_trace_whole() -> None:
+    flat = dict(Block().named_parameters())
+    trees = {"flat": flat, "nested": nested(flat), "list": list(flat.values())}
+
+    def count(params: Any) -> Any:
+        masks = gp.keep_all(gp.prunable(params, exclude=["rnn.*", "list.0"]))
+        return params["flat"]["conv.weight"] * 2, masks
+
+    compiled = torch.compile(count, backend="eager", fullgraph=True)
+    eager, traced = count(trees)[1], compiled(trees)[1]
+    assert kept(traced, lambda path, leaf: True) == kept(eager, lambda path, leaf: True)
+    assert len(kept(eager, lambda path, leaf: True)) > 2 * len(WEIGHTS_OF_BLOCK) - 4
+    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize(
@@ -74,8 +171,10 @@ def test_holes_stay_holes_and_tensors_are_the_same() -> None:
 
 @pytest.mark.parametrize("where", [3, [3], object()])
 def test_where_must_select(where: Any) -> None:
-    with pytest.raises(TypeError, match="a glob"):
+    with pytest.raises(TypeError, match="where must be None, a glob"):
         gp.prunable(TREE, where)
+    with pytest.raises(TypeError, match="exclude must be None, a glob"):
+        gp.prunable(TREE, exclude=where)
 
 
 def test_names_are_python_source() -> None:

@@ -28,8 +28,15 @@ def loss_fn(params: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
 
 
 @gp.pruning_method("unstructured")
-def below(scores: Tensor, mask: Tensor | None = None, *, threshold: float) -> Tensor:
-    return scores.abs() >= threshold
+def below(
+    param: Tensor, scores: Tensor | None = None, *, mask: Tensor | None = None, threshold: float
+) -> Tensor:
+    ranked = param if scores is None else scores
+    return ranked.abs() >= threshold
+
+
+def experts_or_layers(path: str, leaf: Tensor) -> int | tuple[int, ...]:
+    return 2 if "experts" in path else gp.input_dims(path, leaf)
 
 
 def train(steps: int) -> Training:
@@ -53,13 +60,16 @@ def select(params: Params) -> tuple[Params, Params]:
     masks = gp.layerwise(
         weights, masks=masks, sparsity=gp.allocation.uniform(weights, sparsity=0.5)
     )
-    cut: gp.Threshold = gp.find_threshold(weights, amount=3)
-    masks = gp.intersect(masks, gp.masks_from_threshold(cut, weights))
+    threshold: gp.Threshold = gp.find_threshold(weights, amount=3)
+    masks = gp.intersect(masks, gp.masks_from_threshold(threshold, weights))
+    masks = gp.layerwise(weights, masks=masks, sparsity=0.5, dim=experts_or_layers)
+    one: Tensor = gp.l1_unstructured(params["inner"], mask=masks["inner"], sparsity=0.6)
+    one = below(params["inner"], mask=one, threshold=0.01)
     masks = gp.intersect(
         masks, gp.global_unstructured(weights, pruning_method=below, threshold=0.01)
     )
     count: Tensor = gp.num_pruned(masks)
-    print(gp.summary(params, masks), int(count), gp.sparsity(masks).item())
+    print(gp.summary(params, masks), int(count), gp.sparsity(masks).item(), one.shape)
     return gp.apply_masks(params, masks), masks
 
 
@@ -67,6 +77,7 @@ def migrate() -> dict[str, Tensor | None]:
     net = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
     pairs: list[tuple[torch.nn.Module, str]] = [(net[0], "weight"), (net[1], "weight")]
     prune.global_unstructured(pairs, prune.L1Unstructured, amount=0.5)
+    net = prune.prune_(net, sparsity=0.75)
     masks = prune.masks_of(net)
     prune.make_permanent_(net)
     return masks

@@ -1,14 +1,25 @@
-"""Masks in modules: the drop-in for `torch.nn.utils.prune`, and ways in and out of it.
+"""Masks in modules: the drop-in for `torch.nn.utils.prune`, and calls for whole modules.
 
-`import gprune.adapter as prune` is the whole migration. This folder alone mutates modules, and
-what it leaves there is torch's own state, written by torch's own `custom_from_mask`:
-`<name>_orig` is the same `Parameter`, `<name>_mask` a persistent buffer in its dtype, and a
-forward pre-hook recomputes `<name>`. So torch's `remove` and `is_pruned` know it.
+To migrate, write `import gprune.adapter as prune`. To prune a whole module by one ranking, call
+`prune_`, once or repeatedly:
 
-    drop_in.py     the pairs of `global_unstructured` -> scores and prior masks -> masks
-    modules.py     a whole module <-> flat dicts of parameters and masks
-    optimizers.py  zeros that survive the optimizer's step
-    state.py       what torch keeps in a pruned module, and writing it all or not at all
+    >>> import torch
+    >>> from gprune import adapter
+    >>> net = torch.nn.Sequential(torch.nn.Linear(10, 4), torch.nn.ReLU(), torch.nn.Linear(4, 1))
+    >>> net = adapter.prune_(net, sparsity=0.5)
+    >>> net = adapter.prune_(net, sparsity=0.75)  # keeps the first masks, and prunes more
+    >>> sum(int((mask == 0).sum()) for mask in net.buffers())
+    33
+    >>> net = adapter.make_permanent_(net)  # writes the zeros into the weights
+
+Only this package changes modules. It leaves the state that torch's own `custom_from_mask` leaves,
+so torch's `remove` and `is_pruned` recognise it: `<name>_orig` is the same `Parameter` as before,
+`<name>_mask` is a persistent buffer in its dtype, and a forward pre-hook recomputes `<name>`.
+
+    drop_in.py     global_unstructured with torch's arguments: pairs (module, name)
+    modules.py     a whole module, and flat dicts of its parameters and masks
+    optimizers.py  zeros that survive the optimizer's steps
+    state.py       what torch keeps in a pruned module; writes to all modules or to none
 """
 
 from torch.nn.utils.prune import (
@@ -37,6 +48,8 @@ from gprune.adapter.modules import (
     make_permanent_,
     masks_of,
     params_of,
+    prior_masks,
+    prune_,
 )
 from gprune.adapter.optimizers import project_
 
@@ -60,7 +73,9 @@ __all__ = [
     "make_permanent_",
     "masks_of",
     "params_of",
+    "prior_masks",
     "project_",
+    "prune_",
     "random_structured",
     "random_unstructured",
     "remove",

@@ -1,8 +1,8 @@
 """The drop-in for `torch.nn.utils.prune.global_unstructured`.
 
-Pairs become weights (one per dense parameter, with every pair that names it), weights become
-masks (by the engine for `L1Unstructured`, by the method's own `compute_mask` for every other
-class), and only when all masks are there are modules written.
+1. Collect: the pairs become a list of parameters, each with all pairs that name it.
+2. Select: `L1Unstructured` is selected by gprune; any other method by its own `compute_mask`.
+3. Write: after all masks have been computed, they are written into the modules.
 """
 
 import math
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 from torch.nn.utils.prune import BasePruningMethod, L1Unstructured, PruningContainer
 
-from gprune import prune, unstructured
+from gprune import methods, prune
 from gprune.adapter.state import Pair, pruning_hooks, write_masks
 
-# What the engine compares exactly. int64 is left to torch, which ranks it beyond 2^53 as well.
-_ENGINE_DTYPES = frozenset(
+# The dtypes that gprune compares exactly. torch selects int64, which it ranks beyond 2^53 too.
+_EXACT_DTYPES = frozenset(
     {torch.float16, torch.bfloat16, torch.float32, torch.float64}
     | {torch.uint8, torch.int8, torch.int16, torch.int32}
 )
@@ -35,26 +35,27 @@ def global_unstructured(
 ) -> None:
     """Prune tensors of modules by one ranking across all of them, in place.
 
-    `torch.nn.utils.prune.global_unstructured` with the same signature, errors and effects, and
-    more that works: any iterable of pairs; a pair given twice, or a `Parameter` under two names
-    (every name gets the mask), is ranked once; any memory layout; scores of the wrong shape are
-    refused; and when anything fails, no module has changed.
+    It has the signature, errors and effects of `torch.nn.utils.prune.global_unstructured`. In
+    addition it takes any iterable of pairs and any memory layout. A pair that is given twice, or a
+    `Parameter` that has two names, is ranked once, and masked under every name that is given.
+    Scores of the wrong shape are refused. If an error is raised, no module has changed.
 
     Args:
         parameters: Pairs `(module, name)`, each naming a parameter, pruned before or not.
-        pruning_method: `L1Unstructured`, which prunes exactly the `amount` asked, ties by the
-            lowest index; or any other `BasePruningMethod` whose `PRUNING_TYPE` is
-            `"unstructured"`, whose own `compute_mask` is run on what torch would hand it.
+        pruning_method: `L1Unstructured`, which prunes exactly `amount` entries, among equal scores
+            those with the lowest index; or any other `BasePruningMethod` whose `PRUNING_TYPE` is
+            `"unstructured"`. Its own `compute_mask` is called with the arguments that torch passes.
         importance_scores: Scores by pair, each in its parameter's shape. A pair without scores
-            is ranked by the tensor itself, which for a pruned one is that of the last forward.
-        **kwargs: Arguments of `pruning_method`, such as `amount`: an int is that many entries
-            more, a float in [0, 1] the fraction of those that all masks so far keep.
+            is ranked by the attribute itself. If it is pruned, that is the value of the last
+            forward.
+        **kwargs: Arguments of `pruning_method`, such as `amount`: an int is that many more entries,
+            a float in [0, 1] the fraction of the entries that all masks so far keep.
 
     Raises:
-        TypeError: `parameters` is not iterable, `importance_scores` not a dict of tensors, the
-            method not an unstructured `BasePruningMethod`, or `amount` not a number.
-        ValueError: There is nothing to prune, an amount is out of range, or scores have another
-            shape than their parameter, or differ between the names of one parameter.
+        TypeError: `parameters` is not iterable, `importance_scores` is not a dict of tensors, the
+            method is not an unstructured `BasePruningMethod`, or `amount` is not a number.
+        ValueError: There is nothing to prune, the amount is out of range, scores do not have the
+            shape of their parameter, or scores differ between the names of one parameter.
         AttributeError: A pair names no tensor, or the method lacks a `PRUNING_TYPE`.
 
     Example:
@@ -73,10 +74,10 @@ def global_unstructured(
     weights = _collect(parameters, importance_scores or {})
     method = pruning_method(**kwargs)
     _check_method(method)
-    if type(method) is L1Unstructured and all(w.scores.dtype in _ENGINE_DTYPES for w in weights):
-        masks = _masks_by_engine(weights, method.amount)
+    if type(method) is L1Unstructured and all(w.scores.dtype in _EXACT_DTYPES for w in weights):
+        masks = _select_by_gprune(weights, method.amount)
     else:
-        masks = _masks_by_torch(weights, method)
+        masks = _select_by_torch(weights, method)
     factors = {
         pair: weight.factor(pair, mask)
         for weight, mask in zip(weights, masks, strict=True)
@@ -87,7 +88,7 @@ def global_unstructured(
 
 @dataclass(eq=False)
 class _Weight:
-    """A dense parameter, what ranks it, and the prior mask of every pair that names it."""
+    """A dense parameter, its scores, and the prior mask of every pair that names it."""
 
     dense: Tensor
     scores: Tensor
@@ -96,16 +97,24 @@ class _Weight:
 
     @cached_property
     def candidates(self) -> Tensor | None:
-        """Return where every prior mask is 1, `None` if there is no prior mask."""
+        """Return where all prior masks are 1, or `None` if there is no prior mask."""
         kept = [prior == 1 for prior in self.priors.values() if prior is not None]
         return torch.stack(kept).all(0) if kept else None
 
     def factor(self, pair: Pair, mask: Tensor) -> Tensor:
-        """Return what `custom_from_mask` must multiply by, given the mask of the candidates.
+        """Return the mask to give to `custom_from_mask` for a pair.
 
-        It multiplies with the mask of an earlier round, if there was one. Entries that are no
-        candidates keep their value, so their factor is 1 then. Where another name of the same
-        parameter is pruned, it is 0.
+        `custom_from_mask` multiplies it into the mask of an earlier round, if there is one. So the
+        factor of a candidate is its new mask. An entry that is no candidate keeps its mask: its
+        factor is 1, or its prior mask where nothing is multiplied. An entry that is pruned under
+        another name of the same parameter has the factor 0.
+
+        Args:
+            pair: one of the pairs that name the parameter.
+            mask: the new mask of the candidates.
+
+        Returns:
+            The factor, in the parameter's shape.
         """
         mask = mask.to(self.dense.device)
         if self.candidates is None:
@@ -185,7 +194,7 @@ def _check_method(method: Any) -> None:
         raise TypeError(f"pruning_method must make a BasePruningMethod, got {kind}")
 
 
-def _masks_by_engine(weights: Sequence[_Weight], amount: Any) -> tuple[Tensor, ...]:
+def _select_by_gprune(weights: Sequence[_Weight], amount: Any) -> tuple[Tensor, ...]:
     scores = tuple(weight.scores.detach() for weight in weights)
     priors = None
     if any(weight.candidates is not None for weight in weights):
@@ -199,31 +208,34 @@ def _masks_by_engine(weights: Sequence[_Weight], amount: Any) -> tuple[Tensor, .
     masks: tuple[Tensor, ...] = prune.global_unstructured(
         scores,
         masks=priors,
-        pruning_method=unstructured.l1_unstructured,
-        amount=_num_to_prune(amount, available),
+        pruning_method=methods.l1_unstructured,
+        amount=_checked_amount(amount, available),
     )
     return masks
 
 
-def _num_to_prune(amount: Any, available: int) -> int:
-    # The range of a float is checked by L1Unstructured itself, which lets NaN and bools pass.
+def _checked_amount(amount: Any, available: int) -> int | float:
+    """Return the amount as an int or a float, with errors that name torch's range."""
+    # L1Unstructured itself has checked the range of a float, but lets NaN and bools pass
     if isinstance(amount, bool):
         raise TypeError(f"amount must be an int or a float, got {amount}")
-    if math.isnan(amount):
-        raise ValueError("amount must be an int or a float in [0, 1], got NaN")
-    k = int(amount) if isinstance(amount, numbers.Integral) else round(amount * available)
-    if k > available:
+    if not isinstance(amount, numbers.Integral):
+        if math.isnan(amount):
+            raise ValueError("amount must be an int or a float in [0, 1], got NaN")
+        return float(amount)
+    number = int(amount)
+    if number > available:
         raise ValueError(
-            f"amount={k} is more than the {available} entries that are not pruned yet; "
+            f"amount={number} is more than the {available} entries that are not pruned yet; "
             "a float in [0, 1] is a fraction of them"
         )
-    return k
+    return number
 
 
-def _masks_by_torch(weights: Sequence[_Weight], method: BasePruningMethod) -> tuple[Tensor, ...]:
+def _select_by_torch(weights: Sequence[_Weight], method: BasePruningMethod) -> tuple[Tensor, ...]:
     container = PruningContainer()
-    # A container takes only methods of its own tensor, and this vector has no name; torch's
-    # function calls it so too.
+    # A container accepts only methods whose tensor has its own name. This vector has no name, so
+    # both are called "temp", as in torch's own global_unstructured.
     container._tensor_name = method._tensor_name = "temp"
     container.add_pruning_method(method)
     scores = parameters_to_vector(weight.scores.reshape(-1) for weight in weights)

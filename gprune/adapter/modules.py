@@ -1,12 +1,12 @@
-"""A whole module and flat dicts of its parameters and masks, each made from the other.
+"""A whole module and flat dicts of its parameters and masks: prune, attach, detach, read.
 
-The keys are those of `named_parameters()` of the plain module, whatever is pruned in it. A
-parameter is known by identity, since it may have several names; only its first is a key of what
-is read, any is one of what is given.
+The keys of the dicts are those of `named_parameters()` of the plain module, whatever is pruned in
+it. A tied parameter has several names and is recognised by identity: reading uses its first name,
+masks may be given under any of them.
 """
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -19,12 +19,17 @@ from gprune.adapter.state import (
     restore_dense,
     write_masks,
 )
+from gprune.masks import keep_all
+from gprune.methods import lowest_unstructured
+from gprune.prune import global_unstructured
+from gprune.select.amounts import one_of
+from gprune.trees import Where, prunable
 
 M = TypeVar("M", bound=nn.Module)
 
 
 class _Site(NamedTuple):
-    """One name of one parameter: where it lives, under which path, and its mask there."""
+    """One name of one parameter: its dotted path, the module that has it, and its mask there."""
 
     path: str
     owner: nn.Module
@@ -33,24 +38,89 @@ class _Site(NamedTuple):
     mask: Tensor | None
 
 
-def attach_masks_(module: M, masks: Mapping[str, Tensor | None]) -> M:
-    """Prune a module by given masks, as the drop-in would have done.
+def prune_(
+    module: M,
+    scores: Mapping[str, Tensor | None] | None = None,
+    *,
+    amount: float | Tensor | None = None,
+    sparsity: float | Tensor | None = None,
+    where: Where = None,
+    method: Callable[..., Tensor] = lowest_unstructured,
+) -> M:
+    """Prune a whole module by one ranking across all of its prunable parameters, in place.
 
-    On a tensor that is already pruned the masks combine: nothing pruned comes back. A tied
-    parameter, given under any of its names, is masked under all of them.
+    The masks are those of `gprune.global_unstructured`, and the module is left in the state that
+    the drop-in `global_unstructured` leaves. What earlier calls have pruned stays pruned. A tied
+    parameter is ranked once and masked under all of its names. If an error is raised, the module
+    has not changed.
+
+    Args:
+        module: The module to prune.
+        scores: Scores by parameter name, with the keys and shapes of `params_of(module)`; larger =
+            more important. Scores of parameters that are not prunable may be `None`. By default
+            the parameters are ranked by magnitude, at their current dense values.
+        amount: How many more entries to prune (int), or the fraction of those that are not pruned
+            yet (float, 0 to 1).
+        sparsity: The fraction of all prunable entries that is pruned after the call, 0 to 1.
+            Exactly one of `amount` and `sparsity` must be given.
+        where: Which parameters to prune, as in `gprune.prunable`. The others are left alone, and do
+            not count.
+        method: An unstructured pruning method of gprune, or a `functools.partial` of one:
+            `partial(gprune.random_unstructured, seed=0)`.
+
+    Returns:
+        The same module.
+
+    Raises:
+        TypeError: Both or neither of `amount` and `sparsity` are given, or an argument has an unfit
+            type.
+        ValueError: A number is out of range, nothing is prunable, or the scores do not fit.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(10, 4), nn.ReLU(), nn.Linear(4, 1))
+        >>> net = prune_(net, sparsity=0.5)
+        >>> sum(int((mask == 0).sum()) for mask in net.buffers())
+        22
+    """
+    number, is_sparsity = one_of(amount, sparsity, "prune_")
+    keyword = "sparsity" if is_sparsity else "amount"
+    weights = prunable(params_of(module), where)
+    if all(weight is None for weight in weights.values()):
+        raise ValueError(
+            "prune_() found no prunable parameter in the module; choose some with where="
+        )
+    if scores is not None and not isinstance(scores, Mapping):
+        got = type(scores).__name__
+        raise TypeError(f"scores must map parameter names to tensors, got {got}")
+    priors = prior_masks(module, where)
+    masks = global_unstructured(
+        weights,
+        None if scores is None else dict(scores),
+        masks={name: None if w is None else priors[name] for name, w in weights.items()},
+        pruning_method=method,
+        **{keyword: number},
+    )
+    return attach_masks_(module, masks)
+
+
+def attach_masks_(module: M, masks: Mapping[str, Tensor | None]) -> M:
+    """Prune a module by given masks, with the same effect as the drop-in.
+
+    If a parameter is pruned already, both masks apply: nothing pruned comes back. A tied parameter
+    may be given under any of its names, and is masked under all of them.
 
     Args:
         module: The module to change.
-        masks: Masks (bool, `True` = keep, the parameter's shape), keyed as `named_parameters()`
-            of the plain module: `fc.weight`, never `fc.weight_orig`. What is absent or `None`
-            is left alone.
+        masks: Masks (bool, `True` = keep, the parameter's shape) by the names that
+            `named_parameters()` of the plain module gives: `fc.weight`, never `fc.weight_orig`.
+            Parameters that are absent or have the mask `None` are left alone.
 
     Returns:
         The same module.
 
     Raises:
         TypeError: `masks` is not a mapping, or a mask not a bool tensor.
-        ValueError: A name is unknown or a shape does not fit. Nothing has changed then.
+        ValueError: A name is unknown or a shape does not fit. The module has not changed then.
 
     Example:
         >>> net = attach_masks_(nn.Linear(2, 1), {"weight": torch.tensor([[True, False]])})
@@ -61,9 +131,9 @@ def attach_masks_(module: M, masks: Mapping[str, Tensor | None]) -> M:
         raise TypeError(f"masks must map parameter names to tensors, got {type(masks).__name__}")
     sites = list(_sites(module))
     by_path = {site.path: site.dense for site in sites}
-    misfits = list(_misfits(masks, by_path))
-    if misfits:
-        raise type(misfits[0])("\n".join(map(str, misfits)))
+    errors = list(_mask_errors(masks, by_path))
+    if errors:
+        raise type(errors[0])("\n".join(map(str, errors)))
     keep: dict[int, Tensor] = {}
     for path, mask in masks.items():
         if mask is not None:
@@ -75,11 +145,10 @@ def attach_masks_(module: M, masks: Mapping[str, Tensor | None]) -> M:
 
 
 def detach_masks_(module: M) -> M:
-    """Undo every pruning in a module, whoever applied it: the dense weights are back.
+    """Undo every pruning in a module, also torch's, and restore the dense weights.
 
-    The `Parameter` of before, with all of its values, is again under its own name; masks and
-    pruning hooks are gone. Its place in the order of the parameters is the last, where torch's
-    `remove` leaves it too.
+    The original `Parameter`, with all of its values, has its own name again. Masks and pruning
+    hooks are removed. The parameter becomes the last one of its module, as with torch's `remove`.
 
     Args:
         module: The module to change.
@@ -100,7 +169,7 @@ def detach_masks_(module: M) -> M:
 
 
 def make_permanent_(module: M) -> M:
-    """Make every pruning in a module final, by torch's `remove`: the pruned weights are zero.
+    """Replace every pruned weight of a module by its masked value for good, by torch's `remove`.
 
     Args:
         module: The module to change.
@@ -120,15 +189,39 @@ def make_permanent_(module: M) -> M:
     return module
 
 
+def prior_masks(module: nn.Module, where: Where = None) -> dict[str, Tensor | None]:
+    """Return masks to prune a module further with: `masks=` of `gprune.global_unstructured`.
+
+    Args:
+        module: The module to read, pruned or not.
+        where: Which parameters are prunable, as in `gprune.prunable`.
+
+    Returns:
+        For each entry of `params_of(module)`: its mask if it is pruned; otherwise a mask that keeps
+        everything if it is prunable; otherwise `None`.
+
+    Raises:
+        TypeError: `where` is no predicate, glob or list of globs.
+
+    Example:
+        >>> prior_masks(nn.Linear(2, 1))
+        {'weight': tensor([[True, True]]), 'bias': None}
+    """
+    unpruned = keep_all(prunable(params_of(module), where))
+    return {
+        name: unpruned[name] if mask is None else mask for name, mask in masks_of(module).items()
+    }
+
+
 def masks_of(module: nn.Module) -> dict[str, Tensor | None]:
-    """Read the masks of a module, whoever pruned it.
+    """Return the masks of a module, also those that torch has attached.
 
     Args:
         module: The module to read.
 
     Returns:
-        A mask (bool, `True` = keep) for each entry of `params_of(module)`, `None` where it is not
-        pruned. A tied parameter keeps an entry where all of its names that are pruned keep it.
+        A mask (bool, `True` = keep) for each entry of `params_of(module)`, `None` if it is not
+        pruned. If a tied parameter is pruned under several names, all of these masks apply.
 
     Example:
         >>> net = attach_masks_(nn.Linear(2, 1), {"weight": torch.tensor([[True, False]])})
@@ -143,15 +236,15 @@ def masks_of(module: nn.Module) -> dict[str, Tensor | None]:
 
 
 def params_of(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Read the dense parameters of a module under the names that the plain module gives them.
+    """Return the dense parameters of a module under the names that the plain module gives them.
 
     Args:
         module: The module to read, pruned or not.
 
     Returns:
-        The `Parameter`s themselves, `fc.weight_orig` as `fc.weight`; a tied one once, under its
-        first name. With `masks_of(module)` they feed `gprune.apply_masks` and, on a plain
-        module, `torch.func.functional_call`.
+        The `Parameter`s themselves, with `fc.weight_orig` under the name `fc.weight`. A tied one is
+        there once, under its first name. Use them with `masks_of(module)` in `gprune.apply_masks`,
+        and the result in `torch.func.functional_call` on a plain module.
 
     Example:
         >>> net = attach_masks_(nn.Linear(2, 1), {"weight": torch.tensor([[True, False]])})
@@ -165,6 +258,8 @@ def params_of(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _sites(module: nn.Module) -> Iterator[_Site]:
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
     for prefix, owner in _owners(module, "", ()):
         original = {f"{name}_orig": name for name in pruning_hooks(owner)}
         for key, dense in owner.named_parameters(recurse=False, remove_duplicate=False):
@@ -176,7 +271,8 @@ def _sites(module: nn.Module) -> Iterator[_Site]:
 def _owners(
     module: nn.Module, prefix: str, above: tuple[nn.Module, ...]
 ) -> Iterator[tuple[str, nn.Module]]:
-    # `named_modules` gives each module but once, or never ends where one contains itself
+    # `named_modules` gives a module that has two names only once; with remove_duplicate=False it
+    # never ends if a module contains itself
     yield prefix, module
     for name, child in module._modules.items():
         if child is not None and all(child is not other for other in (*above, module)):
@@ -188,7 +284,9 @@ def _intersect(masks: dict[int, Tensor], dense: Tensor, mask: Tensor) -> None:
     masks[id(dense)] = mask if known is None else known & mask
 
 
-def _misfits(masks: Mapping[str, Any], by_path: Mapping[str, nn.Parameter]) -> Iterator[Exception]:
+def _mask_errors(
+    masks: Mapping[str, Any], by_path: Mapping[str, nn.Parameter]
+) -> Iterator[Exception]:
     for path, mask in masks.items():
         if path not in by_path:
             near = difflib.get_close_matches(str(path), by_path, n=1)

@@ -1,8 +1,8 @@
-"""The optimizer of a pruned module: what it moves at masked places is put back to zero.
+"""Keep the pruned weights of a module at zero through the steps of an optimizer.
 
-A mask in a module stops the gradient of what it masks, and nothing else: momentum and weight decay
-go on, and after `remove` or `make_permanent_` the gradients come back too. So after each of the
-optimizer's steps the masked weights, and whatever the optimizer remembers of them, become zero.
+A mask in a module stops the gradients of pruned weights, but not momentum and weight decay. After
+`remove` or `make_permanent_` there is no mask, and the gradients return too. So after each step of
+the optimizer, the pruned weights and everything that the optimizer stores for them are set to zero.
 """
 
 from __future__ import annotations
@@ -18,23 +18,25 @@ from gprune.adapter.modules import masks_of, params_of
 
 
 def project_(optimizer: Optimizer, module: nn.Module) -> RemovableHandle:
-    """Keep what is pruned in a module at zero, from now on and after every step of an optimizer.
+    """Set the pruned weights of a module to zero, now and after every step of an optimizer.
 
-    The masks are those of the module after each step, and once a pruning is permanent the last that
-    this or a step has seen: after pruning further, call it again before `make_permanent_`, or take
-    a step. Every tensor that the optimizer keeps for a parameter and that has its shape, such as a
-    momentum, is masked like the parameter itself. The dense weights are gone at once, so
-    `detach_masks_` brings zeros back, which stay until the hook is removed.
+    Every tensor that the optimizer stores for a parameter and that has its shape, such as a
+    momentum, is masked like the parameter itself. The dense values of pruned weights are lost at
+    once, so `detach_masks_` restores zeros. They stay zero until the hook is removed.
+
+    The masks are read from the module at this call and after each step. After `make_permanent_` the
+    last masks that were read stay in use. So after pruning further, call this function again, or
+    take a step, before `make_permanent_`.
 
     Args:
-        optimizer: the optimizer, of any class; its step gets a hook.
+        optimizer: the optimizer, of any class. A hook is added to its steps.
         module: the pruned module, whose parameters the optimizer updates.
 
     Returns:
-        The handle of the hook; `handle.remove()` ends it.
+        The handle of the hook; `handle.remove()` removes it.
 
     Raises:
-        TypeError: `optimizer` is no optimizer, or `module` no module.
+        TypeError: `optimizer` is not an optimizer, or `module` is not a module.
         ValueError: Nothing in the module is pruned.
 
     Example:
@@ -52,10 +54,10 @@ def project_(optimizer: Optimizer, module: nn.Module) -> RemovableHandle:
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {optimizer!r}")
     if not isinstance(module, nn.Module):
-        raise TypeError(f"module must be a module, got {module!r}")
+        raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
     known = _masks_by_parameter(module)
     if not known:
-        raise ValueError("the module has no pruned parameter; attach masks first")
+        raise ValueError("the module has no pruned parameter; prune it or attach masks first")
 
     def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         known.update(_masks_by_parameter(module))
@@ -77,10 +79,10 @@ def _masks_by_parameter(module: nn.Module) -> dict[nn.Parameter, Tensor]:
 @torch.no_grad()
 def _mask_all(optimizer: Optimizer, masks: dict[nn.Parameter, Tensor]) -> None:
     for parameter, mask in masks.items():
-        remembered = optimizer.state.get(parameter, {})
+        stored = optimizer.state.get(parameter, {})
         of_its_shape = [
             value
-            for name, value in remembered.items()
+            for name, value in stored.items()
             if name != "step" and isinstance(value, Tensor) and value.shape == parameter.shape
         ]
         for tensor in (parameter, *of_its_shape):

@@ -1,8 +1,8 @@
-"""What torch keeps in a pruned module, and writing it all or not at all.
+"""The state that torch keeps in a pruned module, and writing to several modules or to none.
 
-Private names of torch are touched only here and for lack of public ones: a hook's `_tensor_name`
-and a module's `_forward_pre_hooks` are the only record of which tensors are pruned, and a
-container's `_pruning_methods` can be extended in public but not taken back.
+Only this file uses private names of torch, because there are no public ones. A hook's
+`_tensor_name` and a module's `_forward_pre_hooks` are the only record of which tensors are pruned.
+A container's `_pruning_methods` can be extended through public functions, but not restored.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,35 +17,35 @@ Pair: TypeAlias = tuple[nn.Module, str]
 
 
 def pruning_hooks(module: nn.Module) -> dict[str, int]:
-    """Return the key of its hook for each tensor that is pruned in this very module."""
+    """Return the pruned tensors of this module, without its submodules: name -> key of the hook."""
     hooks = module._forward_pre_hooks.items()
     return {hook._tensor_name: key for key, hook in hooks if isinstance(hook, BasePruningMethod)}
 
 
 def write_masks(masks: Mapping[Pair, Tensor]) -> None:
-    """Multiply a mask into each pair by torch's `custom_from_mask`, in this order, or into none."""
+    """Multiply a mask into each pair by torch's `custom_from_mask`; if one fails, write none."""
     with all_or_nothing(module for module, _ in masks):
         for (module, name), mask in masks.items():
             custom_from_mask(module, name, mask)  # type: ignore[no-untyped-call]  # torch's prune has no types
 
 
 def make_final(module: nn.Module, name: str) -> None:
-    """Replace a pruned tensor by its masked values for good, by torch's `remove`."""
+    """Replace a pruned tensor by its masked value for good, by torch's `remove`."""
     remove(module, name)  # type: ignore[no-untyped-call]  # torch's prune has no types
 
 
 def restore_dense(module: nn.Module, name: str) -> None:
-    """Put the dense parameter of a pruned tensor back under its own name."""
+    """Restore the dense parameter of a pruned tensor under its own name."""
     dense = module.get_parameter(f"{name}_orig")
     for attribute in (name, f"{name}_orig", f"{name}_mask"):
         delattr(module, attribute)
     del module._forward_pre_hooks[pruning_hooks(module)[name]]
-    setattr(module, name, dense)  # not `register_parameter`: an RNN listens to `setattr`
+    setattr(module, name, dense)  # not `register_parameter`: RNNs override `__setattr__`
 
 
 @contextmanager
 def all_or_nothing(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Undo what happened to the modules inside the block if it raises."""
+    """Restore the modules to their state before the block if the block raises an error."""
     undo = [_snapshot(module) for module in {id(module): module for module in modules}.values()]
     try:
         yield
@@ -56,12 +56,12 @@ def all_or_nothing(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def _snapshot(module: nn.Module) -> Callable[[], None]:
-    # One level deep is all that pruning reaches: the module's own dicts, an RNN's list of flat
-    # weights. They are refilled, not replaced, since others (the handles of hooks) hold them.
-    # `remove` also replaces the data of the dense parameter.
+    # Pruning changes the module's own dicts, and an RNN's list of flat weights: a shallow copy of
+    # each is enough. They are refilled, not replaced, because other objects (the handles of hooks)
+    # refer to them. torch's `remove` also replaces the data of the dense parameter.
     attributes = dict(vars(module))
-    boxes = [value for value in attributes.values() if isinstance(value, dict | list | set)]
-    contents = [(box, copy(box)) for box in boxes]
+    containers = [value for value in attributes.values() if isinstance(value, dict | list | set)]
+    contents = [(container, copy(container)) for container in containers]
     hooks = [h for h in module._forward_pre_hooks.values() if isinstance(h, PruningContainer)]
     chains = [(hook, hook._pruning_methods) for hook in hooks]
     dense = [getattr(module, f"{name}_orig") for name in pruning_hooks(module)]
@@ -70,9 +70,12 @@ def _snapshot(module: nn.Module) -> Callable[[], None]:
     def restore() -> None:
         vars(module).clear()
         vars(module).update(attributes)
-        for box, content in contents:
-            box.clear()
-            box.extend(content) if isinstance(box, list) else box.update(content)
+        for container, content in contents:
+            container.clear()
+            if isinstance(container, list):
+                container.extend(content)
+            else:
+                container.update(content)
         for hook, chain in chains:
             hook._pruning_methods = chain
         for parameter, values in data:

@@ -1,24 +1,32 @@
-"""Checkpoints on disk: pruned and reported file by file, never loaded.
+"""Checkpoints on disk: prune and report them without loading them into memory.
 
-A checkpoint is memory-mapped, so what is held is one block, one mask, and what the search holds; it
-may be larger than memory. One search finds the cut, then every file is copied, with zeros written
-where the masks say so. Nothing here is imported by `import gprune`; safetensors comes with the
-extra `cli`.
+Checkpoints are memory-mapped and may be larger than memory. What is held in memory is one block of
+weights, one mask, and the buffers of the search. One search finds the threshold. Then every file is
+copied, and the bytes of pruned entries become zero.
 
-    reading.py   a safetensors file or a Hugging Face folder -> mapped tensors, and their places
+`import gprune` imports nothing of this package. It needs safetensors, from the extra `cli`.
+
+    reading.py   a safetensors file or a Hugging Face folder -> mapped tensors and their byte ranges
     states.py    a state dict saved by torch -> mapped tensors
-    scoring.py   a weight -> its scores, block by block; all of them in a file of their own
-    planning.py  weights and an amount -> where each of them is cut
-    writing.py   a checkpoint and a plan -> its pruned copy, whole or not at all
+    scoring.py   a weight -> its scores, block by block, in a temporary file
+    planning.py  weights and an amount -> a threshold for each weight
+    writing.py   a checkpoint and a plan -> the pruned copy, written atomically
     density.py   tensors -> how many of their entries are zero
 """
 
 from gprune.checkpoints.density import density
-from gprune.checkpoints.planning import Plan, choose, each_alone, plan, preview, together
+from gprune.checkpoints.planning import (
+    Plan,
+    choose,
+    global_thresholds,
+    layerwise_thresholds,
+    plan,
+    preview,
+)
 from gprune.checkpoints.reading import Checkpoint, CheckpointError, read
 from gprune.checkpoints.scoring import l2, lamp
 from gprune.checkpoints.states import read_tensors
-from gprune.checkpoints.writing import require_free, write
+from gprune.checkpoints.writing import check_output_path, write
 
 __all__ = [
     "Checkpoint",
@@ -28,12 +36,12 @@ __all__ = [
     "choose",
     "l2",
     "lamp",
-    "together",
-    "each_alone",
+    "global_thresholds",
+    "layerwise_thresholds",
     "Plan",
     "plan",
     "preview",
-    "require_free",
+    "check_output_path",
     "write",
     "density",
 ]

@@ -13,26 +13,26 @@ from gprune.summaries import LeafSummary, Summary
 def density(tensors: dict[str, Tensor]) -> Summary:
     """Count the zeros of each tensor.
 
-    A pair of `<name>_orig` and `<name>_mask`, as `torch.nn.utils.prune` leaves it, counts as what
-    it stands for: their product, under `<name>`.
+    A pair `<name>_orig` and `<name>_mask`, as `torch.nn.utils.prune` leaves it, counts as one
+    tensor: their product, under `<name>`.
 
     Args:
-        tensors: by name; of any dtype and layout, read block by block.
+        tensors: tensors by name, of any dtype and layout. They are read block by block.
 
     Returns:
-        One row per tensor, by name; `pruned` are its zeros, and those that `choose` would choose
-        are prunable.
+        One row per tensor, sorted by name. `pruned` is the number of zeros, and `prunable` says
+        whether `choose` chooses the tensor by default.
 
     Raises:
-        CheckpointError: if a mask does not have the shape of its weight, the name of such a pair is
-            also that of another tensor, or torch cannot compare a dtype with zero.
+        CheckpointError: if a mask does not have the shape of its weight, if the product of a pair
+            has the name of another tensor, or if torch cannot compare a dtype with zero.
     """
     factors = {name: [tensor] for name, tensor in tensors.items()}
     for name, mask in tensors.items():
         base = name.removesuffix("_mask")
         if base != name and f"{base}_orig" in tensors:
             if base in tensors:
-                raise CheckpointError(f"{base!r} is there twice, once as {base}_orig and {name}")
+                raise CheckpointError(f"{base!r} exists twice, once as {base}_orig and {name}")
             factors[base] = [*factors.pop(f"{base}_orig"), mask]
             del factors[name]
             if factors[base][0].shape != mask.shape:
@@ -44,13 +44,13 @@ def _row(name: str, tensor: Tensor, *masks: Tensor) -> LeafSummary:
     nonzero = 0
     try:
         for first, *rest in flat_blocks(tensor, *masks):
-            kept = first != 0  # count_nonzero knows fewer dtypes
+            kept = first != 0  # count_nonzero supports fewer dtypes
             for mask in rest:
                 kept &= mask != 0
             nonzero += int(kept.sum())
     except NotImplementedError:
         raise CheckpointError(
-            f"{name!r} is {tensor.dtype}, whose zeros torch cannot find"
+            f"{name!r} has dtype {tensor.dtype}, which torch cannot compare with zero"
         ) from None
     size = tensor.numel()
     return LeafSummary(name, tuple(tensor.shape), size, size - nonzero, is_matrix(tensor))

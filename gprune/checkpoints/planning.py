@@ -1,4 +1,4 @@
-"""Planning: which tensors are pruned, and where each of them is cut. Nothing is written yet."""
+"""Planning: which tensors are pruned, and the threshold of each. Nothing is written yet."""
 
 from __future__ import annotations
 
@@ -11,57 +11,62 @@ from torch import Tensor
 
 import gprune as gp
 from gprune.checkpoints.reading import CheckpointError
-from gprune.checkpoints.scoring import Advance, Score, score_all
+from gprune.checkpoints.scoring import Advance, BlockScore, score_all
 from gprune.summaries import LeafSummary, Summary
 from gprune.trees import predicate
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
-Tensors: TypeAlias = dict[str, Tensor]
-Method: TypeAlias = Callable[[Tensors, Tensors | None, float, Advance], dict[str, gp.Threshold]]
-"""A function of weights, scores (or none, for magnitude) and an amount: a cut for each weight."""
+NamedTensors: TypeAlias = dict[str, Tensor]
+ThresholdFn: TypeAlias = Callable[
+    [NamedTensors, NamedTensors | None, float, Advance], dict[str, gp.Threshold]
+]
+"""A function of weights, scores (or `None`) and an amount: a threshold for each weight."""
 
 
 class Plan(NamedTuple):
-    """Where each weight is cut.
+    """The weights to prune, and their thresholds.
 
     Attributes:
         weights: the mapped weights that are pruned, by name.
         scores: their mapped scores, or `None` for magnitude.
-        cuts: where each is cut; flat indices count from the weight's own first entry.
+        thresholds: the threshold of each weight. Flat indices count from the weight's first entry.
     """
 
-    weights: Tensors
-    scores: Tensors | None
-    cuts: dict[str, gp.Threshold]
+    weights: NamedTensors
+    scores: NamedTensors | None
+    thresholds: dict[str, gp.Threshold]
 
     def mask(self, name: str) -> Tensor:
-        """Make the mask of one weight."""
+        """Compute the mask of one weight."""
         scores = None if self.scores is None else self.scores[name]
-        mask: Tensor = gp.masks_from_threshold(self.cuts[name], self.weights[name], scores)
+        mask: Tensor = gp.masks_from_threshold(self.thresholds[name], self.weights[name], scores)
         return mask
 
 
 def is_matrix(tensor: Tensor) -> bool:
-    """Say whether a tensor is a weight that is pruned unless it is excluded."""
+    """Return whether a tensor is a floating point matrix, which is pruned unless it is excluded."""
     return tensor.dtype in DTYPES and tensor.dim() >= 2 and tensor.numel() > 0
 
 
 def choose(
-    tensors: Tensors, *, include: Sequence[str] = (), exclude: Sequence[str] = ()
-) -> Tensors:
-    """Choose what is pruned: of what has at least two dimensions in bfloat16 or float16 to 64.
+    tensors: NamedTensors, *, include: Sequence[str] = (), exclude: Sequence[str] = ()
+) -> NamedTensors:
+    """Choose the tensors to prune: floating point tensors of at least two dimensions.
+
+    Their dtype is bfloat16, float16, float32 or float64.
 
     Args:
-        tensors: the tensors of a checkpoint.
-        include: globs of names; if there are any, only what one of them matches.
-        exclude: globs of names that are left alone.
+        tensors: the tensors of a checkpoint, by name.
+        include: globs of names. If there are any, only tensors that one of them matches are chosen.
+        exclude: globs of names. Tensors that one of them matches are not chosen.
 
     Returns:
         The chosen tensors, by name, in flat order.
 
     Raises:
-        CheckpointError: if a glob matches no name, nothing is left, or the checkpoint has masks.
+        CheckpointError: if a glob matches no name, no tensor is chosen, or the checkpoint contains
+            masks of `torch.nn.utils.prune`.
     """
     for glob in (*include, *exclude):
         matches = predicate(glob)
@@ -80,57 +85,60 @@ def choose(
         if is_matrix(tensor) and included(name, tensor) and not excluded(name, tensor)
     }
     if not chosen:
-        raise CheckpointError("none of the tensors is a floating point matrix that is to be pruned")
+        raise CheckpointError(
+            "there is nothing to prune: no floating point tensor of at least two dimensions is left"
+        )
     return chosen
 
 
-def together(
-    weights: Tensors, scores: Tensors | None, amount: float, advance: Advance
+def global_thresholds(
+    weights: NamedTensors, scores: NamedTensors | None, amount: float, advance: Advance
 ) -> dict[str, gp.Threshold]:
-    """Rank all weights together, as `gprune.global_unstructured` does: one search."""
-    cut = gp.find_threshold(weights, scores, amount=amount)
-    cuts, before = {}, 0
+    """Find the threshold of `gprune.global_unstructured`, with flat indices for each weight."""
+    threshold = gp.find_threshold(weights, scores, amount=amount)
+    thresholds, num_before = {}, 0
     for name, weight in weights.items():
-        cuts[name] = gp.Threshold(cut.value, cut.flat_index - before)
-        before += weight.numel()
+        thresholds[name] = gp.Threshold(threshold.value, threshold.flat_index - num_before)
+        num_before += weight.numel()
         advance(weight.nbytes)
-    return cuts
+    return thresholds
 
 
-def each_alone(
-    weights: Tensors, scores: Tensors | None, amount: float, advance: Advance
+def layerwise_thresholds(
+    weights: NamedTensors, scores: NamedTensors | None, amount: float, advance: Advance
 ) -> dict[str, gp.Threshold]:
-    """Rank each weight alone, as `gprune.layerwise` does."""
-    cuts = {}
+    """Find the thresholds of `gprune.layerwise`: one search for each weight."""
+    thresholds = {}
     for name, weight in weights.items():
-        own = None if scores is None else scores[name]
+        scores_of_weight = None if scores is None else scores[name]
         try:
-            cuts[name] = gp.find_threshold(weight, own, amount=amount)
+            thresholds[name] = gp.find_threshold(weight, scores_of_weight, amount=amount)
         except ValueError as error:
             raise CheckpointError(f"{name!r}: {error}") from None
         advance(weight.nbytes)
-    return cuts
+    return thresholds
 
 
 def plan(
-    weights: Tensors,
+    weights: NamedTensors,
     *,
     amount: float,
-    method: Method = together,
-    score: Score | None = None,
+    threshold_fn: ThresholdFn = global_thresholds,
+    score: BlockScore | None = None,
     folder: Path,
     advance: Advance = lambda num_bytes: None,
 ) -> Plan:
-    """Find where the weights are cut.
+    """Score the weights and find their thresholds.
 
     Args:
         weights: mapped weights by name, from `choose`.
-        amount: how many to prune: an int, or a fraction as a float.
-        method: `together` or `each_alone`.
+        amount: how many entries to prune (int), or the fraction of them (float, 0 to 1).
+        threshold_fn: `global_thresholds` or `layerwise_thresholds`.
         score: a function of one weight, or `None` for magnitude.
-        folder: where a file without a name finds room for the scores; 4 bytes for each entry, 8 if
-            a weight has them.
-        advance: told of bytes: of each weight twice, or once where there is no score.
+        folder: where the temporary file of the scores is written. It takes 4 bytes for each entry,
+            or 8 if one of the weights is float64.
+        advance: called with the number of bytes of each weight after it is scored, and again after
+            its threshold is found.
 
     Returns:
         The plan.
@@ -139,19 +147,19 @@ def plan(
         ValueError: if the amount is out of range, or a weight cannot be scored.
     """
     scores = None if score is None else score_all(weights, score, folder, advance)
-    return Plan(weights, scores, method(weights, scores, amount, advance))
+    return Plan(weights, scores, threshold_fn(weights, scores, amount, advance))
 
 
 def preview(plan: Plan, advance: Advance = lambda num_bytes: None) -> Summary:
-    """Say what a plan would prune, without writing anything."""
+    """Count what a plan would prune, without writing anything."""
     rows = []
     for name, weight in plan.weights.items():
-        rows.append(row(name, weight, plan.mask(name)))
+        rows.append(summary_row(name, weight, plan.mask(name)))
         advance(weight.nbytes)
     return Summary(tuple(rows))
 
 
-def row(name: str, weight: Tensor, mask: Tensor) -> LeafSummary:
-    """Say what a mask prunes of a weight."""
+def summary_row(name: str, weight: Tensor, mask: Tensor) -> LeafSummary:
+    """Count the entries of a weight that a mask prunes."""
     pruned = weight.numel() - int(mask.count_nonzero())
     return LeafSummary(name, tuple(weight.shape), weight.numel(), pruned, prunable=True)

@@ -1,8 +1,9 @@
-"""Reading: a safetensors file, or a Hugging Face folder of them, as mapped tensors with places.
+"""Reading: map a safetensors file, or the files of a Hugging Face folder, into memory.
 
-A file is mapped read-only and shared. `safetensors.safe_open` for torch maps it privately, which
-Linux refuses for a file larger than memory; so here it only makes the format's own checks (a header
-that parses, tensors that fill the file without gap or overlap), after which the header is trusted.
+Files are mapped read-only and shared. `safetensors.safe_open` for torch maps them privately, which
+Linux refuses for files larger than memory. So safetensors is used only to check the format: the
+header parses, and the tensors fill the file without gaps or overlaps. After that the header is
+trusted.
 """
 
 from __future__ import annotations
@@ -39,19 +40,19 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""By the names of the format. A tensor of any other dtype is taken as its bytes."""
+"""The dtypes of the format by their names there. Tensors of other dtypes are read as bytes."""
 
 
 class CheckpointError(ValueError):
-    """What is wrong with a checkpoint, or with where its copy shall go, in one line."""
+    """A checkpoint is invalid, or its copy must not be written there. The message is one line."""
 
 
 class Shard(NamedTuple):
     """A safetensors file.
 
     Attributes:
-        path: where it is.
-        spans: which of its bytes each tensor is, in the order of the file.
+        path: its path.
+        spans: the byte range of each tensor, in the order of the file.
         num_bytes: its size.
     """
 
@@ -64,9 +65,9 @@ class Checkpoint(NamedTuple):
     """A safetensors file or a Hugging Face folder.
 
     Attributes:
-        path: the file or the folder.
+        path: the path of the file or the folder.
         shards: its safetensors files.
-        tensors: all of their tensors, mapped; not to be written to.
+        tensors: all of their tensors, mapped read-only.
     """
 
     path: Path
@@ -75,76 +76,78 @@ class Checkpoint(NamedTuple):
 
     @property
     def num_bytes(self) -> int:
-        """The size of the safetensors files together."""
+        """The sum of the sizes of the safetensors files."""
         return sum(shard.num_bytes for shard in self.shards)
 
 
 def read(path: Path) -> Checkpoint:
-    """Map a safetensors file, or those that the index of a Hugging Face folder names.
+    """Map a safetensors file, or the files that the index of a Hugging Face folder names.
 
     Args:
-        path: the file or the folder; a folder without an index has the one file
-            `model.safetensors`.
+        path: the file or the folder. A folder without an index must contain `model.safetensors`.
 
     Returns:
         The checkpoint.
 
     Raises:
-        CheckpointError: if a file is missing, truncated, corrupt or of another format, or the index
-            does not fit the files, or names others than the one that is there as well.
+        CheckpointError: if a file is missing, truncated, corrupt or of another format; if the index
+            does not match the files; or if a folder has both an index and an unindexed
+            `model.safetensors`.
     """
     if not path.is_dir():
         shard, tensors = _read_shard(path)
         return Checkpoint(path, [shard], tensors)
-    homes = _read_index(path)
-    if homes and SINGLE not in homes.values() and (path / SINGLE).exists():
-        # transformers prefers the one file, which would be copied as it is
-        raise CheckpointError(f"{path} has both {INDEX} and {SINGLE}; leave one of them in it")
+    file_of = _read_index(path)
+    if file_of and SINGLE not in file_of.values() and (path / SINGLE).exists():
+        # transformers would load the single file, which would be copied without being pruned
+        raise CheckpointError(f"{path} has both {INDEX} and {SINGLE}; remove one of them")
     shards, tensors = [], {}
-    for name in sorted(set(homes.values())) if homes else [SINGLE]:
-        shard, own = _read_shard(path / name)
-        for tensor in own:
-            if homes and homes.get(tensor) != name:
+    for name in sorted(set(file_of.values())) if file_of else [SINGLE]:
+        shard, mapped = _read_shard(path / name)
+        for tensor in mapped:
+            if file_of and file_of.get(tensor) != name:
                 raise CheckpointError(f"{path / INDEX} does not say that {tensor!r} is in {name}")
         shards.append(shard)
-        tensors.update(own)
-    for tensor, name in homes.items():
+        tensors.update(mapped)
+    for tensor, name in file_of.items():
         if tensor not in tensors:
-            raise CheckpointError(f"{path / INDEX} says {tensor!r} is in {name}, and it is not")
+            raise CheckpointError(
+                f"{path / INDEX} says that {tensor!r} is in {name}, but it is not"
+            )
     return Checkpoint(path, shards, tensors)
 
 
 def require_file(path: Path) -> None:
-    """Refuse what is no file: to open a pipe would wait for whoever writes to it.
+    """Raise an error unless a path is a file; opening a pipe would wait for a writer.
 
     Args:
-        path: what is to be read.
+        path: the path to read.
 
     Raises:
-        CheckpointError: if it does not exist, or is anything but a file.
+        CheckpointError: if it does not exist, or is not a file.
     """
-    if not os.path.exists(path):  # False too for a name that no file can have
+    if not os.path.exists(path):  # also False for invalid names, for which Path.exists raises
         raise CheckpointError(f"{path}: No such file or directory")
     if not path.is_file():
-        raise CheckpointError(f"{path} is no file")
+        raise CheckpointError(f"{path} is not a file")
 
 
 def _read_index(folder: Path) -> dict[str, str]:
-    """Give the file of every tensor; nothing where there is no index."""
+    """Return the file name of every tensor by the index; empty if there is no index."""
     path = folder / INDEX
     if not path.exists():
         return {}
     try:
-        homes: Any = json.loads(path.read_bytes())["weight_map"]
-        names = set(homes.values())
+        file_of: Any = json.loads(path.read_bytes())["weight_map"]
+        names = set(file_of.values())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError):
-        raise CheckpointError(f"{path} is no index of a Hugging Face folder") from None
+        raise CheckpointError(f"{path} is not an index of a Hugging Face folder") from None
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
-            raise CheckpointError(f"{path} names {name!r}, which is no file in its own folder")
+            raise CheckpointError(f"{path} names {name!r}, which is not a file in its own folder")
     if not names:
         raise CheckpointError(f"{path} names no file")
-    return dict(homes)
+    return dict(file_of)
 
 
 def _read_shard(path: Path) -> tuple[Shard, dict[str, Tensor]]:
@@ -155,13 +158,15 @@ def _read_shard(path: Path) -> tuple[Shard, dict[str, Tensor]]:
             entries: dict[str, Any] = json.loads(file.read(start - 8))
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except SafetensorError as error:
-        raise CheckpointError(f"{path} is no safetensors file: {error}") from None
+        raise CheckpointError(f"{path} is not a safetensors file: {error}") from None
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or 'cannot be read'}") from None
     entries.pop("__metadata__", None)
     for name, entry in entries.items():
-        if not isinstance(entry, dict):  # the format's own reader takes a list of the values too
-            raise CheckpointError(f"{path} describes {name!r} by a {type(entry).__name__}")
+        if not isinstance(entry, dict):  # safetensors accepts a list of the values too
+            raise CheckpointError(
+                f"{path} describes {name!r} by a {type(entry).__name__}, must be an object"
+            )
     ordered = sorted(entries.items(), key=lambda entry: entry[1]["data_offsets"])
     spans = {
         name: range(start + entry["data_offsets"][0], start + entry["data_offsets"][1])
@@ -171,19 +176,19 @@ def _read_shard(path: Path) -> tuple[Shard, dict[str, Tensor]]:
     for name, entry in ordered:
         try:
             tensors[name] = _tensor(mapped, spans[name], entry)
-        except (RuntimeError, TypeError, OverflowError):  # without an entry, but of 2**62 dims
-            raise CheckpointError(f"{path}: {name!r} has a shape beyond what torch has") from None
+        except (RuntimeError, TypeError, OverflowError):  # an empty tensor with sizes of 2**62
+            raise CheckpointError(f"{path}: {name!r} has a shape too large for torch") from None
     return Shard(path, spans, len(mapped)), tensors
 
 
 def _tensor(mapped: mmap.mmap, span: range, entry: dict[str, Any]) -> Tensor:
-    """View a span of a mapped file."""
+    """Return a view of a byte range of a mapped file."""
     dtype, shape = DTYPES.get(entry["dtype"], torch.uint8), entry["shape"]
     if entry["dtype"] not in DTYPES:
         shape = [len(span)]
     if not span:
         return torch.empty(shape, dtype=dtype)
-    with warnings.catch_warnings():  # the mapping is not writable, and nobody writes to it
+    with warnings.catch_warnings():  # the mapping is read-only, and is only read
         warnings.filterwarnings("ignore", "The given buffer is not writable")
         count = len(span) // dtype.itemsize
         return torch.frombuffer(mapped, dtype=dtype, count=count, offset=span.start).view(shape)

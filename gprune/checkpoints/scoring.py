@@ -1,11 +1,10 @@
-"""Scoring: scores of mapped weights, in a file of their own that is mapped in turn.
+"""Scoring: write the scores of mapped weights to a temporary file, and map that file.
 
-A score is a function of one weight that gives its scores as consecutive blocks, so none is held
-longer than it takes to write it. The file has no name: nothing is left of it, whatever happens.
+A score is a function of one weight that yields its scores as consecutive blocks, so that only one
+block is in memory at a time. The temporary file has no name, so it disappears with the process.
 
-What is held besides a block: nothing for `l2`; for `lamp`, which sorts, 53 bytes for each
-entry of the weight at hand. Magnitudes are no business of this room: the search takes them from
-the weights themselves.
+Besides a block, `l2` needs no memory. `lamp` sorts, and needs 53 bytes for each entry of the weight
+that it scores. Magnitudes are not written: the search computes them from the weights.
 """
 
 from __future__ import annotations
@@ -26,34 +25,34 @@ import gprune as gp
 from gprune.checkpoints.reading import CheckpointError
 from gprune.select.blocks import BLOCK
 
-Score: TypeAlias = Callable[[Tensor], Iterable[Tensor]]
+BlockScore: TypeAlias = Callable[[Tensor], Iterable[Tensor]]
 """A function of one weight: its scores in flat order, as 1-D blocks of float32 or float64."""
 
 Advance: TypeAlias = Callable[[int], object]
-"""What is told of every so many bytes that are done."""
+"""Called with a number of bytes after they have been processed."""
 
 
 def l2(weight: Tensor) -> Iterator[Tensor]:
-    """Score by magnitude over the norm of the weight, as `gprune.scores.normalize_l2` does.
+    """Score by magnitude over the norm of the weight, like `gprune.scores.normalize_l2`.
 
     Args:
         weight: contiguous, of a floating dtype.
 
     Yields:
-        |w| / ‖w‖₂, or 0 if all are zero.
+        |w| / ‖w‖₂, or 0 if all entries are zero.
 
     Raises:
         ValueError: if an entry is not finite.
     """
     blocks = torch.split(weight.view(-1), BLOCK)
-    # as floats: small tensors kept between large temporaries would keep the heap from reusing them
+    # as floats, because small tensors between large temporaries would fragment the heap
     norms = (float(torch.linalg.vector_norm(block, dtype=torch.float64)) for block in blocks)
     norm = math.hypot(*norms)
     if not math.isfinite(norm):
-        raise ValueError("NaN or infinity cannot be scored")
-    wide = torch.promote_types(weight.dtype, torch.float32)
+        raise ValueError("contains NaN or infinity, which cannot be scored")
+    dtype = torch.promote_types(weight.dtype, torch.float32)
     for block in blocks:
-        yield block.abs().to(wide) / (norm or 1.0)
+        yield block.abs().to(dtype) / (norm or 1.0)
 
 
 def lamp(weight: Tensor) -> Iterable[Tensor]:
@@ -69,15 +68,15 @@ def lamp(weight: Tensor) -> Iterable[Tensor]:
 
 
 def score_all(
-    weights: dict[str, Tensor], score: Score, folder: Path, advance: Advance
+    weights: dict[str, Tensor], score: BlockScore, folder: Path, advance: Advance
 ) -> dict[str, Tensor]:
-    """Score weights, one after the other.
+    """Score weights one after the other, into a temporary file.
 
     Args:
         weights: mapped weights by name.
-        score: a function of one of them.
-        folder: where the file of the scores, which has no name, finds room.
-        advance: told of the bytes of weights that are scored.
+        score: a function of one weight.
+        folder: where the temporary file is written.
+        advance: called with the number of bytes of each weight after it is scored.
 
     Returns:
         The scores by name, mapped.
@@ -105,5 +104,5 @@ def score_all(
 
 def write_blocks(file: BinaryIO, blocks: Iterable[Tensor]) -> None:
     """Write the bytes of contiguous tensors on the CPU, one after the other."""
-    for block in blocks:  # torch gives the bytes of a tensor to numpy only, which it does not need
+    for block in blocks:  # by address, because torch exposes the bytes of a tensor only to numpy
         file.write((ctypes.c_char * block.nbytes).from_address(block.data_ptr()))

@@ -1,4 +1,4 @@
-"""State dicts saved by torch, mapped: read only, for the report."""
+"""State dicts saved by torch: map them read-only, for the report."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         path: a Hugging Face folder, a safetensors file, or a state dict saved by torch.
 
     Returns:
-        The tensors by name; not to be written to.
+        The tensors by name, mapped read-only.
 
     Raises:
         CheckpointError: if it is none of these, or is missing, truncated or corrupt.
@@ -33,26 +33,26 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
-    """Load a state dict without running anything that its pickle asks for."""
+    """Map a state dict without running any code of its pickle."""
     require_file(path)
     try:
-        with warnings.catch_warnings():  # what torch thinks of an old file is nobody's affair here
+        with warnings.catch_warnings():  # torch warns of old formats, which are fine here
             warnings.simplefilter("ignore")
             state: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # a hostile pickle can make the loader raise anything
+    except Exception as error:  # a malicious pickle can make the loader raise any error
         reason = type(error).__name__
         raise CheckpointError(
-            f"{path} is no state dict that weights_only=True can map ({reason}); "
+            f"{path} is not a state dict that weights_only=True can map ({reason}); "
             "save one with torch.save(module.state_dict(), path)"
         ) from None
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} holds a {type(state).__name__}, not a state dict")
     for name, tensor in state.items():
         if not isinstance(name, str):
-            raise CheckpointError(f"{path} is no state dict: {name!r} is no name")
+            raise CheckpointError(f"{path} is not a state dict: the key {name!r} is not a string")
         if problem := tensor_problem(tensor):
             problem = problem.replace("a tensor or None", "a tensor")
-            raise CheckpointError(f"{path} is no state dict: {name!r} {problem}")
+            raise CheckpointError(f"{path} is not a state dict: {name!r} {problem}")
         if tensor.is_meta:
             raise CheckpointError(f"{path} has no values for {name!r}: it is a meta tensor")
     return dict(state)

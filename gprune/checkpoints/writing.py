@@ -1,10 +1,12 @@
-"""Writing: the pruned copy of a checkpoint, whole or not at all.
+"""Writing: the pruned copy of a checkpoint. Only pruned entries change, and it is atomic.
 
-Every byte is copied as it is, but for the entries that are pruned, whose bytes become zero. The
-copy grows in a folder of its own beside its final place, reaches the disk, and is then renamed, so
-whoever looks sees the old or the new. A failure removes that folder; a kill leaves it behind, under
-a name that begins with a dot. A folder cannot be renamed over another: Linux exchanges the two at
-once; elsewhere, between two renames, the one that is replaced is in there, whole.
+All bytes are copied, and those of pruned entries become zero. The copy is written to a temporary
+folder beside its final path, synced to disk, and then renamed. So readers see the old checkpoint or
+the new one, never a part. After an error the temporary folder is removed. After a kill it stays,
+with a name that begins with a dot.
+
+A folder cannot be renamed over another one. Linux exchanges two folders atomically. Elsewhere two
+renames are needed, and between them the old folder is complete inside the temporary one.
 """
 
 from __future__ import annotations
@@ -21,43 +23,44 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from gprune.checkpoints.planning import Plan, row
+from gprune.checkpoints.planning import Plan, summary_row
 from gprune.checkpoints.reading import INDEX, SINGLE, Checkpoint, CheckpointError, Shard
 from gprune.checkpoints.scoring import Advance, write_blocks
 from gprune.select.blocks import flat_blocks
 from gprune.summaries import LeafSummary, Summary
 
-COPIED = 2**22
-"""Bytes that are copied at once."""
+COPY_BYTES = 2**22
+"""How many bytes are copied at a time."""
 
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Integer dtypes by size in bytes."""
 
 
-def require_free(checkpoint: Checkpoint, out: Path, *, force: bool = False) -> None:
-    """Refuse to write where a copy must not go.
+def check_output_path(checkpoint: Checkpoint, out: Path, *, force: bool = False) -> None:
+    """Raise an error if the copy of a checkpoint must not be written to a path.
 
     Args:
-        checkpoint: what is copied.
-        out: where to.
-        force: whether what is there may be replaced.
+        checkpoint: the checkpoint to copy.
+        out: the path of the copy.
+        force: whether an existing checkpoint of the same kind may be replaced.
 
     Raises:
-        CheckpointError: if something is there already, and is no checkpoint of the same kind or is
-            not to be replaced; or if there is no folder to write to.
+        CheckpointError: if the path exists and may not be replaced, if its folder does not exist,
+            or if it is inside the checkpoint.
     """
     here, there = checkpoint.path.resolve(), out.resolve()
     folder = checkpoint.path.is_dir()
     if not there.parent.is_dir():
-        raise CheckpointError(f"{there.parent} is no folder")
+        raise CheckpointError(f"{there.parent} is not a folder")
     if folder and here in there.parents:
-        raise CheckpointError(f"{out} is inside of {checkpoint.path}, which is copied")
+        raise CheckpointError(f"{out} is inside {checkpoint.path}, which is to be copied")
     if not os.path.lexists(out):
         return
     if not force:
         raise CheckpointError(f"{out} exists; pass --force to replace it")
-    alike = (out / INDEX).exists() or (out / SINGLE).exists() if folder else out.is_file()
-    if not alike or there in here.parents:
-        raise CheckpointError(f"{out} is no checkpoint of the same kind and is not replaced")
+    is_same_kind = (out / INDEX).exists() or (out / SINGLE).exists() if folder else out.is_file()
+    if not is_same_kind or there in here.parents:
+        raise CheckpointError(f"{out} is not a checkpoint of the same kind, so it is not replaced")
 
 
 def write(
@@ -71,21 +74,22 @@ def write(
     """Write the pruned copy of a checkpoint.
 
     Args:
-        checkpoint: what is copied.
-        plan: where its weights are cut.
-        out: where to; a folder if the checkpoint is one, with all the files that it has.
-        force: whether what is there may be replaced.
-        advance: told of every so many bytes of the safetensors files.
+        checkpoint: the checkpoint to copy.
+        plan: the weights to prune, and their thresholds.
+        out: the path of the copy. If the checkpoint is a folder, so is the copy, and it has all
+            other files of the folder too.
+        force: whether an existing checkpoint of the same kind may be replaced.
+        advance: called with the number of bytes of the safetensors files after they are written.
 
     Returns:
-        What is pruned, weight by weight.
+        How much of each weight is pruned.
 
     Raises:
-        CheckpointError: if the copy must not go there.
+        CheckpointError: if the copy must not be written to that path.
     """
-    require_free(checkpoint, out, force=force)
+    check_output_path(checkpoint, out, force=force)
     rows: list[LeafSummary] = []
-    with _replacing(out, force) as fresh:
+    with _write_then_rename(out, force) as fresh:
         if checkpoint.path.is_dir():
             _copy_others(checkpoint, fresh)
         for shard in checkpoint.shards:
@@ -95,7 +99,7 @@ def write(
 
 
 def _copy_others(checkpoint: Checkpoint, fresh: Path) -> None:
-    """Copy what a folder has besides: configuration, tokenizer and the like."""
+    """Copy the other files of a folder: configuration, tokenizer and the like."""
     fresh.mkdir()
     for path in set(checkpoint.path.iterdir()) - {shard.path for shard in checkpoint.shards}:
         if path.is_dir():
@@ -106,20 +110,20 @@ def _copy_others(checkpoint: Checkpoint, fresh: Path) -> None:
 
 
 def _refuse_loops(folder: str, names: list[str]) -> list[str]:
-    """Refuse a link back to a folder that it is in, which would be copied over and over."""
+    """Raise an error for a link to a folder that contains it: copying would not end."""
     here = Path(folder).resolve()
     for name in names:
         if Path(folder, name).resolve() in (here, *here.parents):
-            raise CheckpointError(f"{Path(folder, name)} is a link to a folder that it is in")
+            raise CheckpointError(f"{Path(folder, name)} is a link to a folder that contains it")
     return []
 
 
 def _write_shard(shard: Shard, plan: Plan, target: Path, advance: Advance) -> list[LeafSummary]:
-    """Copy a file, and mask on the way what the plan cuts."""
+    """Copy a file, and set the pruned entries of its weights to zero."""
     rows = []
     with shard.path.open("rb") as source, target.open("xb") as file:
         for name, span in shard.spans.items():
-            if name not in plan.cuts:
+            if name not in plan.thresholds:
                 continue
             _copy(source, file, span.start - source.tell(), advance)
             rows.append(_write_masked(file, name, plan, advance))
@@ -131,9 +135,9 @@ def _write_shard(shard: Shard, plan: Plan, target: Path, advance: Advance) -> li
 
 def _copy(source: BinaryIO, file: BinaryIO, num_bytes: int, advance: Advance) -> None:
     while num_bytes:
-        piece = source.read(min(num_bytes, COPIED))
+        piece = source.read(min(num_bytes, COPY_BYTES))
         if not piece:
-            raise CheckpointError(f"{source.name} became shorter while it was read")
+            raise CheckpointError(f"{source.name} became shorter while it was being read")
         file.write(piece)
         advance(len(piece))
         num_bytes -= len(piece)
@@ -142,34 +146,34 @@ def _copy(source: BinaryIO, file: BinaryIO, num_bytes: int, advance: Advance) ->
 def _write_masked(file: BinaryIO, name: str, plan: Plan, advance: Advance) -> LeafSummary:
     weight, mask = plan.weights[name], plan.mask(name)
     write_blocks(file, _masked(weight, mask, advance))
-    return row(name, weight, mask)
+    return summary_row(name, weight, mask)
 
 
 def _masked(weight: Tensor, mask: Tensor, advance: Advance) -> Iterator[Tensor]:
-    """Mask a weight block by block, as integers: the bits of what is kept, NaN or not, stay."""
+    """Mask a weight block by block, as integers, which keeps the bits of kept NaNs."""
     for block, kept in flat_blocks(weight.view(INTEGERS[weight.itemsize]), mask):
         yield block * kept
         advance(block.nbytes)
 
 
 @contextmanager
-def _replacing(out: Path, force: bool) -> Iterator[Path]:
-    """Give a path to write a file or folder to, which takes the place of another in the end.
+def _write_then_rename(out: Path, force: bool) -> Iterator[Path]:
+    """Yield a temporary path to write a file or folder to, and rename it to the final path.
 
     Yields:
-        A path where nothing is yet, on the same file system.
+        A path on the same file system, where nothing exists.
 
     Raises:
-        CheckpointError: if something is there in the end that is not to be replaced.
+        CheckpointError: if the final path has come to exist and may not be replaced.
     """
     out = out.absolute()
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as room:
-        fresh, replaced = Path(room, "fresh"), Path(room, "replaced")
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
+        fresh, replaced = Path(temporary, "fresh"), Path(temporary, "replaced")
         yield fresh
         for path in (fresh, *fresh.rglob("*")):
             _sync(path)
         if not force and os.path.lexists(out):
-            raise CheckpointError(f"{out} has come into being meanwhile; it is not replaced")
+            raise CheckpointError(f"{out} was created in the meantime, so it is not replaced")
         if fresh.is_dir() and out.is_dir() and _exchange(fresh, out):
             _sync(out.parent)
             return
@@ -185,8 +189,8 @@ def _replacing(out: Path, force: bool) -> Iterator[Path]:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Exchange what two names stand for, at once; say whether that is possible here."""
-    rename = getattr(ctypes.CDLL(None), "renameat2", None)  # in Linux's C library alone
+    """Exchange two paths atomically, and return whether the system can do that."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)  # only in Linux's C library
     if rename is None:
         return False
     here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE
@@ -194,7 +198,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
+    """Wait until the contents of a file, or the entries of a folder, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

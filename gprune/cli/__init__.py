@@ -1,8 +1,8 @@
-"""The command line: argument parsing and printing; the work is in the library.
+"""The command line: it parses arguments and prints results; the library does the work.
 
-`app.py` has the commands. Nothing here is imported by `import gprune`, and what the commands need
-beyond torch comes with the extras `cli` (typer, rich, safetensors) and `demo` (scikit-learn,
-matplotlib and the former).
+The commands are in `app.py`. `import gprune` imports nothing of this package. It needs the extra
+`cli` (typer, rich, safetensors). `gprune demo` needs the extra `demo` too (scikit-learn,
+matplotlib).
 """
 
 import sys
@@ -14,14 +14,14 @@ DISTRIBUTIONS = {
     "matplotlib": ("matplotlib", "demo"),
     "safetensors": ("safetensors", "cli"),
 }
-"""What the extras install and which of them to name, by the names that are imported."""
+"""For each imported package: its distribution, and the extra that installs it."""
 
 
 def main() -> None:
-    """Run the command line; where a package of the extras is missing, say how to get it.
+    """Run the command line. If a package of the extras is missing, print how to install it.
 
     Raises:
-        ModuleNotFoundError: if what is missing is not in the extras.
+        ModuleNotFoundError: if the missing package is not in the extras.
     """
     try:
         from gprune.cli.app import app

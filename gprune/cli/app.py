@@ -1,4 +1,4 @@
-"""The commands: what they take, and nothing of what they do."""
+"""The commands and their options. What they do is in the other files of this package."""
 
 import sys
 from enum import StrEnum
@@ -10,18 +10,18 @@ import typer
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 
 
-class Score(StrEnum):
-    """What `gprune prune` ranks by."""
+class ScoreName(StrEnum):
+    """The scores that `gprune prune` can rank by."""
 
     magnitude = "magnitude"
     lamp = "lamp"
     l2 = "l2"
 
 
-class Method(StrEnum):
-    """What `gprune prune` compares."""
+class RankingScope(StrEnum):
+    """The tensors that `gprune prune` ranks together: all of them, or each by itself."""
 
-    together = "global"
+    all_tensors = "global"
     layerwise = "layerwise"
 
 
@@ -29,10 +29,11 @@ Amount = Annotated[
     str, typer.Option(help="How many weights to prune: 0.5 is half of them, 1000 that many.")
 ]
 Include = Annotated[
-    list[str] | None, typer.Option(metavar="GLOB", help="Prune only tensors of such a name.")
+    list[str] | None, typer.Option(metavar="GLOB", help="Prune only tensors with a matching name.")
 ]
 Exclude = Annotated[
-    list[str] | None, typer.Option(metavar="GLOB", help="Leave tensors of such a name alone.")
+    list[str] | None,
+    typer.Option(metavar="GLOB", help="Do not prune tensors with a matching name."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
@@ -49,12 +50,12 @@ def demo(
         "gprune-demo.png"
     ),
 ) -> None:
-    """Prune a network while it trains on real digits, three ways, and compare with torch.
+    """Prune a network in three ways while it trains on digits, and compare with torch.
 
-    Takes about half a minute on two cores, most of it for one compilation; downloads nothing.
-    Exits with 1 if a count, a mask or the number of compilations is not as promised.
+    Takes about half a minute on two cores, most of it for one compilation. Downloads nothing. Exits
+    with 1 if a count, a mask or the number of compilations is wrong.
     """
-    from gprune.cli.demo import run  # here, since it needs the whole extra `demo`
+    from gprune.cli.demo import run  # imported here, because it needs the extra `demo`
 
     sys.exit(0 if run(steps, picture) else 1)
 
@@ -63,28 +64,32 @@ def demo(
 def prune(
     checkpoint: Annotated[Path, typer.Argument(help="A .safetensors file or a folder of them.")],
     amount: Amount,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where the pruned copy goes.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The path of the pruned copy.")],
     include: Include = None,
     exclude: Exclude = None,
-    score: Annotated[Score, typer.Option(help="What to rank by.")] = Score.magnitude,
+    score: Annotated[ScoreName, typer.Option(help="The score to rank by.")] = ScoreName.magnitude,
     method: Annotated[
-        Method, typer.Option(help="Rank all tensors together, or each alone.")
-    ] = Method.together,
-    force: Annotated[bool, typer.Option("--force", help="Replace what is at OUT.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Search, and write nothing.")] = False,
+        RankingScope, typer.Option(help="Rank all tensors together, or each by itself.")
+    ] = RankingScope.all_tensors,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an existing checkpoint at OUT.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Count what would be pruned, and write nothing.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Prune a checkpoint into a copy that differs in nothing but the pruned entries, now zero.
+    """Write a pruned copy of a checkpoint. Only the pruned entries change: they become zero.
 
     Prunes floating point tensors of two dimensions or more. The checkpoint is a safetensors file or
-    a Hugging Face folder; it is memory-mapped and may be larger than memory. lamp and l2 keep their
-    scores in a temporary file beside OUT, 4 bytes for each weight (8 if one has float64); lamp also
-    sorts, and holds 53 bytes for each entry of the largest tensor. Other files of a folder are
-    copied as they are, also where they hold the same weights in another format.
+    a Hugging Face folder. It is memory-mapped and may be larger than memory. lamp and l2 keep their
+    scores in a temporary file beside OUT: 4 bytes for each weight, or 8 if a tensor is float64.
+    lamp also sorts, and needs 53 bytes of memory for each entry of the largest tensor. Other files
+    of a folder are copied unchanged, even if they have the same weights in another format.
 
-    Exits with 2 for bad input, 1 where the system fails; OUT is whole or as it was before.
+    Exits with 2 for bad input and with 1 if the system fails. OUT is written atomically.
     """
-    from gprune.cli import checkpoints  # here, since it needs safetensors
+    from gprune.cli import checkpoints  # imported here, because it needs safetensors
     from gprune.cli.printing import as_number, one_line_errors
 
     with one_line_errors():
@@ -121,8 +126,8 @@ def report(
 ) -> None:
     """Print the density of each tensor of a checkpoint, and in total.
 
-    Reads state dicts of torch without running anything in them (weights_only). A pair of
-    <name>_orig and <name>_mask, as torch.nn.utils.prune leaves it, counts as the weight it makes.
+    Reads state dicts of torch without running code in them (weights_only). A pair <name>_orig and
+    <name>_mask, as torch.nn.utils.prune leaves it, counts as one tensor, their product.
     """
     from gprune.cli import checkpoints
     from gprune.cli.printing import one_line_errors

@@ -1,4 +1,4 @@
-"""`gprune prune` and `gprune report`: the library's steps in a row, and what they print."""
+"""`gprune prune` and `gprune report`: call the library step by step, and print the result."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from rich.progress import Progress
 
 from gprune import checkpoints
 from gprune.cli.printing import as_dict, printable, progress_bar, table
-from gprune.summaries import LeafSummary, Summary, combined
+from gprune.summaries import LeafSummary, Summary, add_up
 
 SCORES = {"magnitude": None, "lamp": checkpoints.lamp, "l2": checkpoints.l2}
-METHODS = {"global": checkpoints.together, "layerwise": checkpoints.each_alone}
+THRESHOLDS = {
+    "global": checkpoints.global_thresholds,
+    "layerwise": checkpoints.layerwise_thresholds,
+}
 
 
 def prune(
@@ -31,31 +34,31 @@ def prune(
     force: bool,
     dry_run: bool,
 ) -> Summary:
-    """Prune a checkpoint into a copy, behind a progress bar.
+    """Write a pruned copy of a checkpoint, and show a progress bar.
 
     Args:
         checkpoint: a safetensors file or a Hugging Face folder.
-        out: where the copy goes.
-        amount: how many weights to prune, or the fraction of them.
-        include: globs of names; if there are any, only what one of them matches.
-        exclude: globs of names that are left alone.
+        out: the path of the copy.
+        amount: how many weights to prune (int), or the fraction of them (float, 0 to 1).
+        include: globs of names. If there are any, only tensors that one of them matches are pruned.
+        exclude: globs of names. Tensors that one of them matches are not pruned.
         score: a key of `SCORES`.
-        method: a key of `METHODS`.
-        force: whether to replace what is at `out`.
+        method: a key of `THRESHOLDS`.
+        force: whether an existing checkpoint at `out` may be replaced.
         dry_run: whether to write nothing.
 
     Returns:
-        What is pruned.
+        How much of each tensor is pruned.
     """
     source = checkpoints.read(checkpoint)
-    checkpoints.require_free(source, out, force=force)
+    checkpoints.check_output_path(source, out, force=force)
     weights = checkpoints.choose(source.tensors, include=include, exclude=exclude)
     size = sum(weight.nbytes for weight in weights.values())
     with progress_bar() as bar:
         found = checkpoints.plan(
             weights,
             amount=amount,
-            method=METHODS[method],
+            threshold_fn=THRESHOLDS[method],
             score=SCORES[score],
             folder=out.absolute().parent,
             advance=_phase(bar, "search", size if SCORES[score] is None else 2 * size),
@@ -67,27 +70,27 @@ def prune(
 
 
 def report(checkpoint: Path) -> Summary:
-    """Count the zeros of any checkpoint that gprune reads."""
+    """Count the zeros of every tensor of a checkpoint."""
     return checkpoints.density(checkpoints.read_tensors(checkpoint))
 
 
-def show_pruned(pruned: Summary, as_json: bool, **asked: Any) -> None:
-    """Print what was asked for and what is pruned, as one JSON object or as a table."""
+def show_pruned(pruned: Summary, as_json: bool, **options: Any) -> None:
+    """Print the options and how much is pruned, as one JSON object or as a table."""
     if as_json:
-        _print_json("pruned", pruned, {"total": pruned.total}, asked)
+        _print_json("pruned", pruned, {"total": pruned.total}, options)
         return
     console = Console()
     console.print(table("pruned", pruned, [pruned.total]))
-    done = f"Written to {asked['out']}." if asked["written"] else "Nothing is written."
+    done = f"Written to {options['out']}." if options["written"] else "Nothing is written."
     console.print(printable(done), markup=False, highlight=False, soft_wrap=True)
 
 
-def show_density(found: Summary, as_json: bool, **asked: Any) -> None:
-    """Print the zeros of each tensor, of all matrices and of all tensors."""
-    matrices = combined("matrices", [leaf for leaf in found.leaves if leaf.prunable])
-    everything = combined("all", found.leaves)
+def show_density(found: Summary, as_json: bool, **options: Any) -> None:
+    """Print the number of zeros of each tensor, of all matrices and of all tensors."""
+    matrices = add_up("matrices", [leaf for leaf in found.leaves if leaf.prunable])
+    everything = add_up("all", found.leaves)
     if as_json:
-        _print_json("zeros", found, {"matrices": matrices, "all": everything}, asked)
+        _print_json("zeros", found, {"matrices": matrices, "all": everything}, options)
     else:
         Console().print(table("zeros", found, [matrices, everything]))
 
@@ -97,8 +100,8 @@ def _phase(bar: Progress, name: str, num_bytes: int) -> Callable[[int], None]:
 
 
 def _print_json(
-    zeros: str, summary: Summary, totals: dict[str, LeafSummary], asked: dict[str, Any]
+    zeros: str, summary: Summary, totals: dict[str, LeafSummary], options: dict[str, Any]
 ) -> None:
     rows = [{"name": x.path, "shape": x.shape, **as_dict(zeros, x)} for x in summary.leaves]
     sums = {name: as_dict(zeros, total) for name, total in totals.items()}
-    print(json.dumps({**asked, **sums, "tensors": rows}))
+    print(json.dumps({**options, **sums, "tensors": rows}))

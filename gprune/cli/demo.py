@@ -1,4 +1,4 @@
-"""`gprune demo`, the main job: dense, gradual, one-shot and random runs of one compiled step."""
+"""`gprune demo`: dense, gradual, one-shot and random runs of one compiled training step."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ SPARSITIES = (0.9, 0.98)
 
 
 def run(steps: int, picture: Path) -> bool:
-    """Train and prune, print what came of it, and write the picture.
+    """Train and prune, print the results, and write the picture.
 
     Args:
         steps: training steps of each run.
-        picture: where to write the picture.
+        picture: the path of the picture.
 
     Returns:
-        Whether counts, masks and the number of compilations are as promised.
+        Whether counts, masks and the number of compilations are right.
     """
     start = time.perf_counter()
     console = Console()
@@ -67,7 +67,7 @@ def run(steps: int, picture: Path) -> bool:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch use one thread: these tensors are too small to share, and the sums stay the same.
+    """Let torch use one thread: it is faster for small tensors, and results do not vary.
 
     Yields:
         Nothing.
@@ -81,17 +81,17 @@ def one_thread() -> Iterator[None]:
 
 
 def choose_backend() -> tuple[str, str]:
-    """Choose Inductor if it can compile here.
+    """Choose Inductor if it can compile on this machine.
 
-    A trial is the only sure test (there may be a compiler without headers), and it costs little:
-    what it makes Inductor load and build, the step needs as well.
+    Only a trial shows that: a compiler may be installed without headers. It costs little time,
+    because the step needs what Inductor loads and builds here.
 
     Returns:
-        The backend, and what to say if it is not Inductor.
+        The backend, and a message if it is not Inductor.
     """
     try:
         torch.compile(lambda x: x + 1)(torch.zeros(1))
-    except RuntimeError as error:  # Dynamo's errors are, whatever Inductor itself had raised
+    except RuntimeError as error:  # Dynamo wraps all errors of Inductor in it
         reason = str(error).partition("\n")[0]
         missing = "InvalidCxxCompiler" in reason
         reason = "No C++ compiler" if missing else f"Inductor fails here ({reason})"
@@ -100,7 +100,7 @@ def choose_backend() -> tuple[str, str]:
 
 
 def compiled_step(backend: str, data: Digits) -> Step:
-    """Compile the step, by a first call whose result is not used."""
+    """Compile the step, with a first call whose result is not used."""
     step = torch.compile(training.make_step(), fullgraph=True, backend=backend)
     batch = data.batches[0]
     nothing = gp.schedules.constant(0.0)(0)
@@ -109,21 +109,22 @@ def compiled_step(backend: str, data: Digits) -> Step:
 
 
 def num_compilations() -> int:
-    """Count the graphs that this process has compiled; under `fullgraph` a compilation is one."""
+    """Return how many graphs this process has compiled: with `fullgraph`, one per compilation."""
     return int(counters["stats"]["unique_graphs"])
 
 
 def all_runs(step: Step, data: Digits, console: Console) -> list[Run]:
-    """Make the dense run, and for each sparsity a gradual, a one-shot and a random run.
+    """Train the dense run, and for each sparsity a gradual, a one-shot and a random run.
 
-    The gradual runs leave the dense one after a third of the steps and reach their sparsity after
-    two thirds. The others leave it there, so that all have as many steps left to recover. The
-    curves start at the point of the dense run where they leave it.
+    The gradual runs start from the dense run after a third of the steps, and reach their sparsity
+    after two thirds. The other runs start from the dense run after two thirds. So all runs have the
+    same number of steps to recover. Each curve begins at the point of the dense run where the run
+    starts.
 
     Args:
         step: the compiled step.
         data: the images and the batches.
-        console: where the progress bar goes.
+        console: where the progress bar is shown.
 
     Returns:
         The runs, the dense one first.
@@ -160,14 +161,14 @@ def all_runs(step: Step, data: Digits, console: Console) -> list[Run]:
 
 
 def compare_with_torch(params: Params, amount: float) -> int:
-    """Prune one module by the adapter and by torch.
+    """Prune one module with the adapter and with torch.
 
     Args:
         params: the trained parameters.
         amount: the fraction to prune.
 
     Returns:
-        In how many entries the masks differ.
+        The number of entries in which the masks differ.
     """
     ours = training.network()
     ours.load_state_dict(params)
@@ -180,7 +181,7 @@ def compare_with_torch(params: Params, amount: float) -> int:
 
 
 def versions() -> str:
-    """Name the versions that the figures belong to."""
+    """Return the versions that the results were computed with."""
     try:
         ours = version("gprune")
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""What `gprune demo` shows: the table of the runs and the picture of their curves."""
+"""The output of `gprune demo`: a table of the runs, and a picture of their curves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.table import Table
 
 from gprune.cli.demo_training import LAYERS, Run
 
-# Colours that the colour-blind can tell apart (Okabe & Ito, 2008), and a line style each.
+# Colours for colour-blind readers (Okabe & Ito, 2008), each with its own line style.
 METHOD_STYLES = {
     "dense": ("black", "-", ""),
     "gradual": ("#0072B2", "-", "o"),
@@ -24,7 +24,7 @@ LAYER_NAMES = ("64→300", "300→100", "100→10")
 
 
 def table(runs: list[Run]) -> Table:
-    """Make the table: a row per run, at most 80 columns wide."""
+    """Build the table: a row per run, at most 80 columns wide."""
     drawn = Table(title="64-300-100-10 on digits", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     drawn.add_column("run")
     for heading in ("sparsity\nasked", "weights\npruned", "expected", "test\naccuracy"):
@@ -46,7 +46,7 @@ def table(runs: list[Run]) -> Table:
 
 
 def draw(runs: list[Run], path: Path) -> None:
-    """Draw a column per sparsity: accuracy above, density of each layer below."""
+    """Draw a column per sparsity, with the accuracy above and the density of each layer below."""
     dense = runs[0]
     sparsities = sorted({run.sparsity for run in runs} - {dense.sparsity})
     figure = Figure(figsize=(10, 7), layout="constrained")

@@ -1,4 +1,4 @@
-"""The training behind `gprune demo`: real digits, a small network, one pure step for every run."""
+"""The training of `gprune demo`: digits, a small network, and one pure step for all runs."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ import gprune as gp
 
 Params: TypeAlias = dict[str, Tensor]
 Masks: TypeAlias = dict[str, Any]
-"""A mask for each weight, a hole (`None`) for each bias."""
+"""A mask for each weight, `None` for each bias."""
 
 LAYERS = ("fc1", "fc2", "fc3")
 BATCH = 128
-RECORDS = 50  # points of each curve, about
+RECORDS = 50  # approximate number of points of each curve
 
 
 class Digits(NamedTuple):
@@ -43,10 +43,10 @@ class Digits(NamedTuple):
 
 
 class State(NamedTuple):
-    """What a step takes and gives.
+    """The state of the training: arguments and results of a step.
 
     Attributes:
-        params: the parameters, zero where masked.
+        params: the parameters, zero where they are pruned.
         momentum: one tensor for each of them.
         masks: the masks of the weights.
     """
@@ -60,9 +60,9 @@ class Record(NamedTuple):
     """A point of the curves.
 
     Attributes:
-        step: how many steps were made.
-        accuracy: fraction of the test images that are classified correctly.
-        densities: fraction of the weights that is kept, in each layer.
+        step: the number of steps so far.
+        accuracy: the fraction of the test images that are classified correctly.
+        densities: the fraction of the weights that is kept, for each layer.
     """
 
     step: int
@@ -75,8 +75,8 @@ class Run(NamedTuple):
 
     Attributes:
         method: dense, gradual, one-shot or random.
-        sparsity: the sparsity asked for at its end.
-        state: where it ended.
+        sparsity: the target sparsity.
+        state: the state after the last step.
         records: the points of its curves.
     """
 
@@ -87,12 +87,12 @@ class Run(NamedTuple):
 
     @property
     def num_pruned(self) -> int:
-        """How many weights are pruned at the end."""
+        """The number of weights that are pruned at the end."""
         return int(gp.num_pruned(self.state.masks))
 
     @property
     def num_expected(self) -> int:
-        """How many should be, by the law of counts."""
+        """The number of weights that must be pruned at the end."""
         entries = sum(mask.numel() for mask in self.state.masks.values() if mask is not None)
         return int(gp.num_to_prune(self.sparsity, entries))
 
@@ -112,7 +112,7 @@ def load(steps: int) -> Digits:
 
 
 def network(device: str = "cpu") -> nn.Sequential:
-    """Make the 64-300-100-10 network; on `"meta"` it has shapes only, for `functional_call`."""
+    """Build the 64-300-100-10 network; on `"meta"` without data, for `functional_call`."""
     return nn.Sequential(
         OrderedDict(
             fc1=nn.Linear(64, 300, device=device),
@@ -125,7 +125,7 @@ def network(device: str = "cpu") -> nn.Sequential:
 
 
 def initial() -> State:
-    """Initialise the network as torch does, from a fixed seed, with nothing pruned."""
+    """Return the first state: torch's initialisation with a fixed seed, nothing pruned."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         params = {name: value.detach() for name, value in network().named_parameters()}
@@ -134,7 +134,7 @@ def initial() -> State:
 
 
 def make_step() -> Step:
-    """Make the step that serves every run: gradient, momentum, masks, masked update."""
+    """Build the training step of all runs: gradient, momentum, masks, masked update."""
     shapes = network("meta")
 
     def loss_of(params: Params, x: Tensor, y: Tensor) -> Tensor:
@@ -160,15 +160,15 @@ def train(
     data: Digits,
     on_step: Callable[[], None],
 ) -> tuple[State, list[Record]]:
-    """Make the steps of a range.
+    """Train for a range of steps.
 
     Args:
-        step: the step, compiled or not.
-        state: where to start from; it is not changed.
-        schedule: the sparsity asked for at each step.
-        steps: which steps.
+        step: the step function, compiled or not.
+        state: the state to start from. It is not changed.
+        schedule: the sparsity at each step.
+        steps: the numbers of the steps.
         data: the images and the batches.
-        on_step: is called after each step.
+        on_step: called after each step.
 
     Returns:
         The state after the last step, and the points of the curves.
@@ -180,7 +180,7 @@ def train(
         *new, _ = step(*state, schedule(number), data.train_x[batch], data.train_y[batch])
         state = State(*new)
         done = number + 1
-        # the first step too: a run that prunes at once loses most of its accuracy there
+        # also after the first step, where one-shot pruning loses most of its accuracy
         if done % every == 0 or number == steps.start or done == steps.stop:
             records.append(Record(done, accuracy(state.params, data), densities(state.masks)))
         on_step()
@@ -188,7 +188,7 @@ def train(
 
 
 def prune_at_random(state: State, sparsity: float) -> State:
-    """Prune once, by a random draw from a fixed seed."""
+    """Prune once at random, with a fixed seed."""
     masks = gp.global_unstructured(
         gp.prunable(state.params),
         masks=state.masks,
@@ -201,11 +201,11 @@ def prune_at_random(state: State, sparsity: float) -> State:
 
 @torch.no_grad()
 def accuracy(params: Params, data: Digits) -> float:
-    """Give the fraction of the test images that are classified correctly, in eager mode."""
+    """Return the fraction of the test images that are classified correctly, in eager mode."""
     guesses = functional_call(network("meta"), params, (data.test_x,)).argmax(1)
     return float((guesses == data.test_y).double().mean())
 
 
 def densities(masks: Masks) -> tuple[float, ...]:
-    """Give the fraction of the weights that is kept, in each layer."""
+    """Return the fraction of the weights that is kept, for each layer."""
     return tuple(masks[f"{layer}.weight"].double().mean().item() for layer in LAYERS)

@@ -1,4 +1,4 @@
-"""What the commands on checkpoints print: a progress bar, tables, errors of one line."""
+"""Output of the commands for checkpoints: progress bar, tables, errors of one line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from gprune.summaries import LeafSummary, Summary
 
 
 def progress_bar() -> Progress:
-    """Make a bar with bytes and time left, on the standard error of a terminal and nowhere else."""
+    """Build a bar with bytes and remaining time. It shows only if standard error is a terminal."""
     console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
@@ -40,15 +40,15 @@ def progress_bar() -> Progress:
 
 
 def table(zeros: str, summary: Summary, totals: Sequence[LeafSummary]) -> Table:
-    """Make a table with a row per tensor, and the totals at its foot.
+    """Build a table with a row per tensor, and the totals at its end.
 
     Args:
-        zeros: the heading of the column that counts what is zero.
-        summary: the tensors.
-        totals: the rows at the foot.
+        zeros: the heading of the column with the number of zeros.
+        summary: the rows of the tensors.
+        totals: the rows at the end.
 
     Returns:
-        The table; long names are folded.
+        The table. Long names are folded.
     """
     drawn = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     drawn.add_column("tensor", overflow="fold")
@@ -63,21 +63,21 @@ def table(zeros: str, summary: Summary, totals: Sequence[LeafSummary]) -> Table:
 
 
 def as_dict(zeros: str, leaf: LeafSummary) -> dict[str, Any]:
-    """Give the figures of a row as JSON has them."""
+    """Return the numbers of a row for JSON."""
     return {"entries": leaf.entries, zeros: leaf.pruned, "density": leaf.density}
 
 
 def as_number(text: str) -> float:
-    """Take an amount as an int if it is written as one, else as a float.
+    """Parse an amount: an int if it is written as one, otherwise a float.
 
     Args:
-        text: what was typed.
+        text: the text that the user typed.
 
     Returns:
         The number.
 
     Raises:
-        ValueError: if it is none.
+        ValueError: if the text is not a number.
     """
     for kind in (int, float):
         try:
@@ -88,19 +88,19 @@ def as_number(text: str) -> float:
 
 
 def printable(text: str) -> str:
-    """Replace what would act on a terminal: the names in a file may be anybody's."""
+    """Replace control characters, because names in a file may contain terminal commands."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn an error into one line and an exit code: 2 for bad input, 1 where the system fails.
+    """Print an error as one line and exit: with 2 for bad input, with 1 if the system fails.
 
     Yields:
         Nothing.
 
     Raises:
-        typer.Exit: in place of a ValueError or an OSError.
+        typer.Exit: instead of a ValueError or an OSError.
     """
     try:
         yield
@@ -108,7 +108,7 @@ def one_line_errors() -> Iterator[None]:
     except ValueError as error:
         code, reason = 2, str(error)
     except OSError as error:
-        code, reason = 1, f"{error}; what was there before is as it was"
+        code, reason = 1, f"{error}; the output path has not changed"
     print(f"gprune: {printable(reason)}", file=sys.stderr)
     raise typer.Exit(code)
 

@@ -1,20 +1,20 @@
-"""Pruners: masks that change while a model trains, as `(init, update)` pairs of pure functions.
+"""Pruners: masks that change while a model trains. Each is a pair of pure functions.
 
     state = pruner.init(params)
     params, state = pruner.update(params, state, grads)
 
-`update` is called once in every training step, inside a compiled one too: what is done at a step
-depends on tensors only, so that one compilation lasts a whole run. At a step that is not due all
-amounts are 0, and the operators return the masks at once.
+Call `update` once in every training step. It works inside a compiled step: whether and how much is
+pruned at a step is computed from tensors, so one compilation serves a whole run. At a step that is
+not due all amounts are 0, and the selection returns the masks at once.
 
-    pruner.py            the pair, and what several pruners share
+    pruner.py            what a pruner is, and the steps that several pruners share
     gradual.py           from dense to sparse along a schedule
     iterative.py         in rounds, each rewinding to early weights
-    static_sparse.py     sparse from the start, masks fixed
-    sparse_evolution.py  the same number of weights, exchanged at random (SET)
-    rigl.py              the same number of weights, exchanged by gradient (RigL)
+    static_sparse.py     random masks that never change
+    sparse_evolution.py  a constant number of weights, exchanged at random (SET)
+    rigl.py              a constant number of weights, exchanged by gradient (RigL)
 
-Each file has the same order: the paper, the state, init, update, the builder.
+Each file has the same order: the paper with its equation, the state, init, update, the builder.
 """
 
 from gprune.pruners.gradual import gradual

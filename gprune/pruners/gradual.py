@@ -1,10 +1,15 @@
-"""Gradual pruning: the sparsity rises along a schedule while the weights train.
+"""Gradual pruning: the sparsity follows a schedule while the weights train.
 
-Zhu & Gupta, 2017, "To prune, or not to prune", arXiv:1710.01878, section 3. At each due step the
-weights with the lowest scores go, until the sparsity is that of the schedule; what is pruned stays
-pruned. With `gprune.straight_through` in the loss the pruned weights keep training all the same,
-and then fresh scores may choose others: a `prune` of one's own gives the masks that it is given
-where the sparsity is 0, as it is at steps that are not due, and else starts from `keep_all`.
+Zhu & Gupta, 2017, "To prune, or not to prune", arXiv:1710.01878, section 3. At a due step t the
+k weights with the lowest scores are pruned,
+
+    k = max(0, round(s(t) n) - number already pruned),
+
+where s is the schedule and n the number of prunable entries. What is pruned stays pruned.
+
+With `gprune.straight_through` in the loss, pruned weights keep training, and you may want to choose
+among all weights anew at each due step. Then pass a `prune` of your own: it returns the prior masks
+if the sparsity is 0, as it is at steps that are not due, and otherwise starts from `keep_all`.
 """
 
 from __future__ import annotations
@@ -26,8 +31,8 @@ from gprune.pruners.pruner import (
     check_functions,
     first_step,
     is_due,
-    only_when,
-    shared,
+    no_allocation,
+    zero_unless,
 )
 from gprune.schedules import Schedule
 from gprune.trees import Tree, Where, prunable
@@ -37,8 +42,8 @@ class GradualState(NamedTuple):
     """The state of gradual pruning.
 
     Attributes:
-        masks: bool masks, `None` where a parameter is not pruned.
-        step: 0-dim int64, how many updates there were.
+        masks: bool masks, `None` where a parameter is not prunable.
+        step: the number of updates so far, 0-dim int64.
     """
 
     masks: Tree
@@ -46,7 +51,7 @@ class GradualState(NamedTuple):
 
 
 def init(params: Tree, *, where: Where) -> GradualState:
-    """Keep everything."""
+    """Keep every weight."""
     return GradualState(keep_all(prunable(params, where)), first_step())
 
 
@@ -62,12 +67,12 @@ def update(
     allocation: Allocation,
     prune: Callable[..., Tree],
 ) -> tuple[Tree, GradualState]:
-    """Prune up to the sparsity of the schedule, if the step is due."""
+    """Prune to the sparsity of the schedule, if the step is due."""
     weights = with_holes(params, state.masks, "state.masks")
-    ranked = score_fn(params, grads) if scores is None else scores
+    scores = score_fn(params, grads) if scores is None else scores
     target = allocation(weights, sparsity=schedule(state.step))
-    sparsity = only_when(is_due(due, state.step), target)  # at 0 nothing more is pruned
-    masks = prune(weights, ranked, masks=state.masks, sparsity=sparsity)
+    sparsity = zero_unless(is_due(due, state.step), target)  # a sparsity of 0 prunes nothing more
+    masks = prune(weights, scores, masks=state.masks, sparsity=sparsity)
     return apply_masks(params, masks), GradualState(masks, state.step + 1)
 
 
@@ -77,28 +82,29 @@ def gradual(
     due: Due,
     where: Where = None,
     score_fn: ScoreFn = by_magnitude,
-    allocation: Allocation = shared,
+    allocation: Allocation = no_allocation,
     prune: Callable[..., Tree] = global_unstructured,
 ) -> Pruner[GradualState]:
     """Build the pruner that follows a schedule from dense to sparse.
 
-    At a due step t, max(0, round(s(t) n) - pruned) of the n prunable entries go: the lowest.
+    At a due step t the max(0, round(s(t) n) - pruned) of the n prunable entries with the lowest
+    scores are pruned.
 
     Args:
         schedule: the sparsity at each step, `step -> 0-dim float64 tensor`.
-        due: whether to prune at a step, `step -> 0-dim bool tensor`: `schedules.every`. The last
-            sparsity of a schedule is reached only if its end, or a step after it, is due.
+        due: whether to prune at a step, `step -> 0-dim bool tensor`: `schedules.every`. A schedule
+            reaches its last sparsity only if its last step, or a later one, is due.
         where: which leaves are prunable, as in `gprune.prunable`.
         score_fn: `(params, grads) -> scores`; magnitudes by default.
-        allocation: how the leaves share the sparsity: `allocation.erdos_renyi`, which goes with
-            `prune=layerwise`. By default they are ranked together.
+        allocation: gives each leaf its sparsity, for `prune=layerwise`:
+            `allocation.erdos_renyi`. By default all leaves are ranked together.
         prune: `global_unstructured`, `layerwise`, or a partial of one with another method.
 
     Returns:
         The pruner; its state has `masks` and `step`.
 
     Raises:
-        TypeError: if one of the functions is none.
+        TypeError: if a function cannot be called.
 
     Example:
         >>> import torch, gprune as gp

@@ -1,9 +1,13 @@
-"""Iterative pruning with rewinding: the way to lottery tickets.
+"""Iterative pruning with rewinding, which finds lottery tickets.
 
-Frankle & Carbin, 2019, "The lottery ticket hypothesis", arXiv:1803.03635, section 1: train, prune a
-fraction of what is left, put the survivors back to where they started, and train again. Late
-rewinding puts them back to where they were after a few steps instead (Frankle et al., 2019,
-"Stabilizing the lottery ticket hypothesis", arXiv:1903.01611, section 3).
+Frankle & Carbin, 2019, "The lottery ticket hypothesis", arXiv:1803.03635, section 1. Training goes
+in rounds. At the end of each round a fraction p of the remaining weights is pruned, and the others
+are set back to their first values:
+
+    θ ← θ_0 ⊙ m,  where m keeps (1 - p)^r of the weights after round r.
+
+Late rewinding sets them back to θ_k, their values after k steps (Frankle et al., 2019, "Stabilizing
+the lottery ticket hypothesis", arXiv:1903.01611, section 3).
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ from gprune.pruners.pruner import (
     check_functions,
     first_step,
     is_due,
-    only_when,
+    zero_unless,
 )
 from gprune.trees import Tree, Where, map_leaves, prunable
 
@@ -34,20 +38,20 @@ class IterativeState(NamedTuple):
     """The state of iterative pruning.
 
     Attributes:
-        masks: bool masks, `None` where a parameter is not pruned.
-        step: 0-dim int64, how many updates there were.
-        early: the parameters that are rewound to.
+        masks: bool masks, `None` where a parameter is not prunable.
+        step: the number of updates so far, 0-dim int64.
+        rewind_params: the parameters that are restored at the end of a round.
     """
 
     masks: Tree
     step: Tensor
-    early: Tree
+    rewind_params: Tree
 
 
 def init(params: Tree, *, where: Where) -> IterativeState:
-    """Keep everything, and remember the parameters."""
-    early = map_leaves(lambda leaf: None if leaf is None else leaf.detach().clone(), params)
-    return IterativeState(keep_all(prunable(params, where)), first_step(), early)
+    """Keep every weight, and store a copy of the parameters."""
+    copies = map_leaves(lambda leaf: None if leaf is None else leaf.detach().clone(), params)
+    return IterativeState(keep_all(prunable(params, where)), first_step(), copies)
 
 
 def update(
@@ -62,14 +66,15 @@ def update(
     score_fn: ScoreFn,
     prune: Callable[..., Tree],
 ) -> tuple[Tree, IterativeState]:
-    """At the end of a round, prune and rewind."""
+    """At the end of a round, prune and rewind. At other steps, apply the masks."""
     weights = with_holes(params, state.masks, "state.masks")
-    ranked = score_fn(params, grads) if scores is None else scores
-    at_end = is_due(due, state.step)
-    masks = prune(weights, ranked, masks=state.masks, amount=only_when(at_end, amount))
-    early = _choose(state.step + 1 == rewind_to, _detached(params), state.early)
-    params = _choose(at_end, early, params)
-    return apply_masks(params, masks), IterativeState(masks, state.step + 1, early)
+    scores = score_fn(params, grads) if scores is None else scores
+    ends_round = is_due(due, state.step)
+    masks = prune(weights, scores, masks=state.masks, amount=zero_unless(ends_round, amount))
+    is_rewind_step = state.step + 1 == rewind_to
+    rewind_params = _choose(is_rewind_step, _detached(params), state.rewind_params)
+    params = _choose(ends_round, rewind_params, params)
+    return apply_masks(params, masks), IterativeState(masks, state.step + 1, rewind_params)
 
 
 def iterative(
@@ -83,24 +88,25 @@ def iterative(
 ) -> Pruner[IterativeState]:
     """Build the pruner that prunes and rewinds in rounds.
 
-    After r rounds with a fraction p as the amount, (1 - p)^r of the weights are left, at the values
-    that they had early on. All parameters are rewound, also those that are not pruned; moments and
-    learning rate are the training loop's to start again.
+    With a fraction p as the amount, (1 - p)^r of the weights are left after r rounds. All
+    parameters are rewound, also those that are not prunable. The training loop resets the
+    optimizer's moments and the learning rate itself.
 
     Args:
-        amount: how many weights go in each round (int), or the fraction of what is left (float).
+        amount: how many weights are pruned in each round (int), or the fraction of the remaining
+            ones (float, 0 to 1).
         due: whether a round ends at a step, `step -> 0-dim bool tensor`: `schedules.every`.
-        rewind_to: rewind to the parameters after so many updates; 0 for those given to `init`.
+        rewind_to: rewind to the parameters after this many updates; 0 means those given to `init`.
         where: which leaves are prunable, as in `gprune.prunable`.
         score_fn: `(params, grads) -> scores`; magnitudes by default.
         prune: `global_unstructured`, `layerwise`, or a partial of one with another method.
 
     Returns:
-        The pruner; its state has `masks`, `step` and `early`.
+        The pruner; its state has `masks`, `step` and `rewind_params`.
 
     Raises:
-        TypeError: if one of the functions is none, or a number is of another type.
-        ValueError: if `rewind_to` is negative, or the amount out of range.
+        TypeError: if a function cannot be called, or a number is of another type.
+        ValueError: if `rewind_to` is negative, or the amount is out of range.
 
     Example:
         >>> import gprune as gp
@@ -117,7 +123,7 @@ def iterative(
         Frankle & Carbin, 2019, arXiv:1803.03635, section 1.
         Frankle et al., 2019, arXiv:1903.01611, section 3.
     """
-    num_to_prune(amount, 2**62)  # a bad one is refused here, not at the end of the first round
+    num_to_prune(amount, 2**62)  # raises now, not at the end of the first round
     if isinstance(rewind_to, bool) or not isinstance(rewind_to, int):
         raise TypeError(f"rewind_to must be an int, got {rewind_to!r}")
     if rewind_to < 0:

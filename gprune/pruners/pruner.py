@@ -1,16 +1,18 @@
-"""The pair of functions that a pruner is, and what several of them share."""
+"""What a pruner is, and the steps that several pruners share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
-from gprune.inputs import misfit, score_problem
+from gprune.inputs import mismatch, score_problem
+from gprune.methods import random_unstructured
 from gprune.prune import layerwise
-from gprune.select.counts import as_scalar
+from gprune.select.amounts import as_scalar, as_seed
 from gprune.trees import (
     Tree,
     Where,
@@ -21,28 +23,26 @@ from gprune.trees import (
     prunable,
     unflatten,
 )
-from gprune.unstructured import random_unstructured
 
 Due: TypeAlias = Callable[[Tensor], Tensor | bool]
-"""Says whether something is to be done at a step: `step -> 0-dim bool tensor`."""
+"""Says whether to change the masks at a step: `step -> 0-dim bool tensor`."""
 
 ScoreFn: TypeAlias = Callable[[Tree, Tree], Tree]
 """Scores the parameters: `(params, grads) -> scores`, or `None` for magnitudes."""
 
 Allocation: TypeAlias = Callable[..., Tree]
-"""Shares a sparsity out: `(params, *, sparsity) -> sparsity`, a number or a tree of them."""
-
+"""Gives each leaf its sparsity: `(params, *, sparsity) -> sparsity`, one number or a tree."""
 
 State = TypeVar("State")
 
 
 class Update(Protocol[State]):
-    """What is called once in every training step."""
+    """The function that a training loop calls once in every step."""
 
     def __call__(
         self, params: Tree, state: State, grads: Tree = None, scores: Tree = None
     ) -> tuple[Tree, State]:
-        """Give the masked parameters and the next state."""
+        """Return the masked parameters and the next state."""
         ...
 
 
@@ -50,10 +50,10 @@ class Pruner(NamedTuple, Generic[State]):
     """A pair of pure functions.
 
     Attributes:
-        init: `init(params) -> state`. The state is a named tuple of tensors; its `masks` may be
-            replaced by others: `state._replace(masks=masks)`.
-        update: `update(params, state, grads=None, scores=None) -> (params, state)`. The parameters
-            come back masked; `scores` take the place of the pruner's own.
+        init: `init(params) -> state`. The state is a named tuple of tensors. You may replace its
+            masks: `state._replace(masks=masks)`.
+        update: `update(params, state, grads=None, scores=None) -> (params, state)`. It returns the
+            parameters with the masks applied. `scores` replace those of the pruner's `score_fn`.
 
     Example:
         >>> import gprune as gp
@@ -68,42 +68,85 @@ class Pruner(NamedTuple, Generic[State]):
     update: Update[State]
 
 
+# --- defaults of the builders -------------------------------------------------------------------
+
+
 def by_magnitude(params: Tree, grads: Tree) -> None:
-    """Give no scores, which methods read as magnitudes and compute while they stream."""
+    """Return no scores. Pruning methods then rank by magnitude, and store no scores for it."""
 
 
-def shared(params: Tree, *, sparsity: Tensor) -> Tensor:
-    """Allocate nothing: one sparsity for all leaves together."""
+def no_allocation(params: Tree, *, sparsity: Tensor) -> Tensor:
+    """Return the sparsity as it is: one number for all leaves, which are then ranked together."""
     return sparsity
 
 
+# --- the first state ----------------------------------------------------------------------------
+
+
 def first_step() -> Tensor:
-    """Count steps from 0, on the CPU, where counts and schedules live."""
+    """Return the step counter at 0: a 0-dim int64 tensor on the CPU, as all counts are."""
     return torch.zeros((), dtype=torch.int64, device="cpu")
 
 
-def gradients_of(weights: Tree, grads: Tree) -> Tree:
-    """Give the gradients of the weights, with their holes, with every check."""
-    leaves, treedef = flatten(weights)
-    found = match(grads, treedef, "grads")
-    names = leaf_names(treedef, "grads")
-    trios = [
-        (name, leaf, grad)
-        for name, leaf, grad in zip(names, leaves, found, strict=True)
-        if leaf is not None
-    ]
-    problems = [(name, score_problem(grad) or _no_slope(grad)) for name, _, grad in trios]
-    if any(problem for _, problem in problems):
-        raise TypeError(_joined(problems))
-    problems = [(name, misfit(grad, leaf)) for name, leaf, grad in trios]
-    if any(problem for _, problem in problems):
-        raise ValueError(_joined(problems))
-    pairs = zip(leaves, found, strict=True)
-    return unflatten(treedef, [None if leaf is None else grad for leaf, grad in pairs])
+def random_masks(
+    params: Tree, *, sparsity: Tensor, seed: Tensor, allocation: Allocation, where: Where
+) -> Tree:
+    """Draw random masks in which every leaf has the sparsity that the allocation gives it."""
+    weights = prunable(params, where)
+    return layerwise(
+        weights,
+        pruning_method=random_unstructured,
+        seed=seed,
+        sparsity=allocation(weights, sparsity=sparsity),
+    )
+
+
+def random_start(
+    sparsity: float | Tensor, seed: int | Tensor, allocation: Allocation, where: Where
+) -> Callable[[Tree], Tree]:
+    """Check the arguments of `random_masks` and bind them: `params -> masks`.
+
+    Args:
+        sparsity: the fraction of all prunable entries that is pruned, 0 to 1.
+        seed: a 64-bit int or a 0-dim integer tensor.
+        allocation: gives each leaf its sparsity.
+        where: which leaves are prunable, as in `gprune.prunable`.
+
+    Returns:
+        The function that draws the masks.
+
+    Raises:
+        TypeError: if the allocation is no function, or a number is of another type.
+    """
+    check_functions(allocation=allocation)
+    return partial(
+        random_masks,
+        sparsity=as_scalar(sparsity, "sparsity"),
+        seed=as_seed(seed),
+        allocation=allocation,
+        where=where,
+    )
+
+
+# --- steps of an update -------------------------------------------------------------------------
 
 
 def is_due(due: Due, step: Tensor) -> Tensor:
-    """Ask whether a step is due; amounts are multiplied by the answer, so it must be 0 or 1."""
+    """Return whether a step is due, as a 0-dim bool tensor.
+
+    Amounts are multiplied by the answer, so an answer that is no bool is refused.
+
+    Args:
+        due: the user's function.
+        step: the step, a 0-dim int64 tensor.
+
+    Returns:
+        0-dim bool tensor.
+
+    Raises:
+        TypeError: if the answer is neither a bool nor a bool tensor.
+        ValueError: if the answer is a tensor with dimensions.
+    """
     answer = due(step)
     if isinstance(answer, bool):
         return torch.full((), answer, device="cpu")
@@ -117,21 +160,70 @@ def is_due(due: Due, step: Tensor) -> Tensor:
     return answer
 
 
-def only_when(due: Tensor, numbers: Tree) -> Tree:
-    """Give a number or a tree of them, zeros at a step that is not due."""
+def zero_unless(due: Tensor, numbers: Tree) -> Tree:
+    """Return a number, or a tree of numbers, unchanged if the step is due and 0 otherwise."""
     return map_leaves(
         lambda number: None if number is None else as_scalar(number, "the schedule") * due, numbers
     )
 
 
-def kept_and_share(mask: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
-    """Count the weights of a leaf, and a share of them in float64; counts meet on the CPU."""
-    num_kept = mask.sum().to(share.device)
-    return num_kept, (share.to(torch.float64) * num_kept).round().to(torch.int64)
+def gradients_of(weights: Tree, grads: Tree) -> Tree:
+    """Return the gradients of the prunable weights, checked.
+
+    Args:
+        weights: pytree of tensors; `None` where a leaf is not prunable.
+        grads: gradients, a pytree of the same structure. Those of `None` leaves do not matter.
+
+    Returns:
+        The gradients, `None` where the weight is `None`.
+
+    Raises:
+        TypeError: if a gradient is not a floating point tensor.
+        ValueError: if the structure, a shape or a device differs.
+    """
+    leaves, treedef = flatten(weights)
+    found = match(grads, treedef, "grads")
+    names = leaf_names(treedef, "grads")
+    rows = [
+        (name, leaf, grad)
+        for name, leaf, grad in zip(names, leaves, found, strict=True)
+        if leaf is not None
+    ]
+    problems = [(name, score_problem(grad) or _grad_dtype_problem(grad)) for name, _, grad in rows]
+    if any(problem for _, problem in problems):
+        raise TypeError(_join_problems(problems))
+    problems = [(name, mismatch(grad, leaf)) for name, leaf, grad in rows]
+    if any(problem for _, problem in problems):
+        raise ValueError(_join_problems(problems))
+    pairs = zip(leaves, found, strict=True)
+    return unflatten(treedef, [None if leaf is None else grad for leaf, grad in pairs])
 
 
-def regrown(survivors: Tree, free: Tree, still_free: Tree) -> Tree:
-    """Give the survivors of an exchange with what was free before it and is no longer."""
+def count_kept(masks: Tree) -> Tree:
+    """Count the weights that each mask keeps: a 0-dim int64 tensor for each leaf."""
+    return map_leaves(lambda mask: None if mask is None else mask.sum(), masks)
+
+
+def fraction_of(counts: Tree, fraction: Tensor) -> Tree:
+    """Return round(fraction * count) for each count, in float64, half to even."""
+    exact = fraction.to(torch.float64)
+    return map_leaves(
+        lambda n: None if n is None else (exact * n.to(exact.device)).round().to(torch.int64),
+        counts,
+    )
+
+
+def union(survivors: Tree, free: Tree, still_free: Tree) -> Tree:
+    """Keep the survivors and the grown weights: survivors | (free & ~still_free).
+
+    Args:
+        survivors: masks of the weights that were not dropped.
+        free: masks of the entries that may be grown.
+        still_free: masks of those among them that were not grown, a subset of `free`.
+
+    Returns:
+        The new masks.
+    """
     return map_leaves(
         lambda old, before, after: None if old is None else old | (before ^ after),
         survivors,
@@ -140,24 +232,11 @@ def regrown(survivors: Tree, free: Tree, still_free: Tree) -> Tree:
     )
 
 
-def sparse_from_the_start(
-    params: Tree, sparsity: float | Tensor, seed: Tensor, allocation: Allocation, where: Where
-) -> Tree:
-    """Draw the masks that training starts from."""
-    weights = prunable(params, where)
-    return layerwise(
-        weights,
-        pruning_method=random_unstructured,
-        seed=seed,
-        sparsity=allocation(weights, sparsity=sparsity),
-    )
-
-
 def check_functions(**functions: Any) -> None:
-    """Refuse what cannot be called.
+    """Raise a TypeError if an argument that must be a function cannot be called.
 
     Args:
-        **functions: what was given, by name.
+        **functions: the arguments, by name.
 
     Raises:
         TypeError: if one is not callable.
@@ -167,11 +246,11 @@ def check_functions(**functions: Any) -> None:
             raise TypeError(f"{name} must be a function, got {function!r}")
 
 
-def _no_slope(grad: Tensor) -> str | None:
+def _grad_dtype_problem(grad: Tensor) -> str | None:
     if grad.is_floating_point():
         return None
-    return f"has dtype {grad.dtype}, a gradient has a floating one"
+    return f"has dtype {grad.dtype}, a gradient must have a floating point dtype"
 
 
-def _joined(problems: list[tuple[str, str | None]]) -> str:
+def _join_problems(problems: list[tuple[str, str | None]]) -> str:
     return "; ".join(f"{name} {problem}" for name, problem in problems if problem)

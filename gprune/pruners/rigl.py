@@ -1,13 +1,17 @@
-"""RigL: the weakest weights make room for those with the largest gradients.
+"""RigL: drop the smallest weights, grow those with the largest gradients.
 
 Evci et al., 2020, "Rigging the lottery: making all tickets winners", arXiv:1911.11134, algorithm 1.
-At a due step every leaf drops a fraction of its weights, those closest to zero, and grows as many:
-of all entries but the survivors, those with the largest gradient. By the paper's rule what was just
-dropped may be grown again, and then it was never gone.
+At a due step t, a leaf with n weights
+
+1. drops its k weights with the lowest scores, k = round(f(t) n),
+2. grows, among all entries but the survivors, the k with the largest |gradient|.
+
+So a weight that was just dropped may be grown again, by the paper's rule. Then it keeps its value.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -23,16 +27,16 @@ from gprune.pruners.pruner import (
     ScoreFn,
     by_magnitude,
     check_functions,
+    count_kept,
     first_step,
+    fraction_of,
     gradients_of,
     is_due,
-    kept_and_share,
-    only_when,
-    regrown,
-    sparse_from_the_start,
+    random_start,
+    union,
+    zero_unless,
 )
 from gprune.schedules import Schedule
-from gprune.select.counts import as_scalar, as_seed
 from gprune.trees import Tree, Where, map_leaves
 
 
@@ -40,25 +44,17 @@ class RiglState(NamedTuple):
     """The state of RigL.
 
     Attributes:
-        masks: bool masks, `None` where a parameter is not pruned.
-        step: 0-dim int64, how many updates there were.
+        masks: bool masks, `None` where a parameter is not prunable.
+        step: the number of updates so far, 0-dim int64.
     """
 
     masks: Tree
     step: Tensor
 
 
-def init(
-    params: Tree,
-    *,
-    sparsity: float | Tensor,
-    seed: int | Tensor,
-    allocation: Allocation,
-    where: Where,
-) -> RiglState:
+def init(params: Tree, *, draw_masks: Callable[[Tree], Tree]) -> RiglState:
     """Draw the first masks."""
-    masks = sparse_from_the_start(params, sparsity, as_seed(seed), allocation, where)
-    return RiglState(masks, first_step())
+    return RiglState(draw_masks(params), first_step())
 
 
 def update(
@@ -71,22 +67,25 @@ def update(
     due: Due,
     score_fn: ScoreFn,
 ) -> tuple[Tree, RiglState]:
-    """Drop the lowest and grow as many by their gradients, if the step is due."""
+    """Drop the weights with the lowest scores and grow as many by gradient, if the step is due."""
     if grads is None:
         raise TypeError("rigl grows by gradients: update(params, state, grads), got None for grads")
     weights = with_holes(params, state.masks, "state.masks")
-    ranked = score_fn(params, grads) if scores is None else scores
-    share = only_when(is_due(due, state.step), fraction(state.step))
-    k = map_leaves(
-        lambda mask: None if mask is None else kept_and_share(mask, share)[1], state.masks
-    )
-    survivors = layerwise(weights, ranked, masks=state.masks, amount=k)
+    scores = score_fn(params, grads) if scores is None else scores
+    fraction_now = zero_unless(is_due(due, state.step), fraction(state.step))
+    k = fraction_of(count_kept(state.masks), fraction_now)
+
+    survivors = layerwise(weights, scores, masks=state.masks, amount=k)
+
+    # growing k of the free entries is pruning k entries of the mask of the free ones: the lowest
+    # -|gradient| first
     free = map_leaves(lambda mask: None if mask is None else ~mask, survivors)
-    slopes = gradients_of(weights, grads)
-    steepest_first = map_leaves(lambda grad: None if grad is None else -grad.abs(), slopes)
-    still_free = layerwise(weights, steepest_first, masks=free, amount=k)
-    masks = regrown(survivors, free, still_free)
-    # new weights start at zero; what was there before and after keeps its value
+    growth_scores = map_leaves(
+        lambda grad: None if grad is None else -grad.abs(), gradients_of(weights, grads)
+    )
+    still_free = layerwise(weights, growth_scores, masks=free, amount=k)
+    masks = union(survivors, free, still_free)
+    # what is kept before and after keeps its value; grown weights start at zero
     params = apply_masks(params, intersect(state.masks, masks))
     return params, RiglState(masks, state.step + 1)
 
@@ -103,18 +102,20 @@ def rigl(
 ) -> Pruner[RiglState]:
     """Build the pruner of RigL.
 
-    At a due step t a leaf with n weights exchanges k = round(f(t) n) of them; the number of weights
-    never changes. `update` needs the gradients in all entries: those of the loss at the masked
-    parameters are, as they are not masked themselves; a NaN among them grows last. In the paper a
-    due step takes the place of the optimizer's step.
+    At a due step t a leaf with n weights exchanges k = round(f(t) n) of them. The number of weights
+    never changes.
+
+    `update` needs the gradients of all entries, also of the pruned ones. The gradient of the loss
+    at the masked parameters has them, because only the parameters are masked. A NaN gradient is
+    grown last. In the paper a due step replaces the optimizer's step.
 
     Args:
         sparsity: the fraction of all prunable entries that is pruned at any time, 0 to 1.
         fraction: f, the fraction of a leaf's weights that is exchanged, `step -> 0-dim float64
             tensor`; the paper's is `schedules.cosine(0.0, begin=0, end=..., initial=0.3)`.
-        due: whether to exchange at a step, `step -> 0-dim bool tensor`: `schedules.every`.
+        due: whether to exchange weights at a step, `step -> 0-dim bool tensor`: `schedules.every`.
         seed: draws the first masks.
-        allocation: how the leaves share the sparsity.
+        allocation: gives each leaf its sparsity.
         where: which leaves are prunable, as in `gprune.prunable`.
         score_fn: `(params, grads) -> scores`; the lowest are dropped. Magnitudes by default.
 
@@ -122,7 +123,7 @@ def rigl(
         The pruner; its state has `masks` and `step`.
 
     Raises:
-        TypeError: if one of the functions is none, or a number is of another type.
+        TypeError: if a function cannot be called, or a number is of another type.
 
     Example:
         >>> import torch, gprune as gp
@@ -138,14 +139,8 @@ def rigl(
     References:
         Evci et al., 2020, arXiv:1911.11134, section 3 and algorithm 1.
     """
-    check_functions(fraction=fraction, due=due, score_fn=score_fn, allocation=allocation)
+    check_functions(fraction=fraction, due=due, score_fn=score_fn)
     return Pruner(
-        partial(
-            init,
-            sparsity=as_scalar(sparsity, "sparsity"),
-            seed=as_seed(seed),
-            allocation=allocation,
-            where=where,
-        ),
+        partial(init, draw_masks=random_start(sparsity, seed, allocation, where)),
         partial(update, fraction=fraction, due=due, score_fn=score_fn),
     )

@@ -1,14 +1,19 @@
-"""Sparse evolutionary training (SET): the weakest weights make room for random new ones.
+"""Sparse evolutionary training (SET): drop the smallest weights, grow as many at random.
 
 Mocanu et al., 2018, "Scalable training of artificial neural networks with adaptive sparse
-connectivity inspired by network science", arXiv:1707.04780, algorithm 1. At a due step every leaf
-drops a fraction of its weights, those closest to zero, and grows as many where it had none. What
-was just dropped is not grown again: the new connections are new. The paper takes the fraction of
-the positive and of the negative weights apart; here, as in later work, all are ranked together.
+connectivity inspired by network science", arXiv:1707.04780, algorithm 1. At a due step t, a leaf
+with n weights and z zeros
+
+1. drops its k weights with the lowest scores, k = min(round(ζ(t) n), z),
+2. grows k of its z zeros at random. Weights that were just dropped are not grown again.
+
+The paper drops the fraction ζ of the positive and of the negative weights separately. Here all
+weights of a leaf are ranked by magnitude, as in later work.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -17,6 +22,7 @@ from torch import Tensor
 
 from gprune.allocation import erdos_renyi
 from gprune.masks import apply_masks, with_holes
+from gprune.methods import random_unstructured
 from gprune.prune import layerwise
 from gprune.pruners.pruner import (
     Allocation,
@@ -25,26 +31,26 @@ from gprune.pruners.pruner import (
     ScoreFn,
     by_magnitude,
     check_functions,
+    count_kept,
     first_step,
+    fraction_of,
     is_due,
-    kept_and_share,
-    only_when,
-    regrown,
-    sparse_from_the_start,
+    random_start,
+    union,
+    zero_unless,
 )
 from gprune.schedules import Schedule
-from gprune.select.counts import as_scalar, as_seed
+from gprune.select.amounts import as_seed
 from gprune.trees import Tree, Where, map_leaves
-from gprune.unstructured import random_unstructured
 
 
 class SparseEvolutionState(NamedTuple):
     """The state of SET.
 
     Attributes:
-        masks: bool masks, `None` where a parameter is not pruned.
-        step: 0-dim int64, how many updates there were.
-        seed: 0-dim int64; with the step it seeds the draw of new weights.
+        masks: bool masks, `None` where a parameter is not prunable.
+        step: the number of updates so far, 0-dim int64.
+        seed: 0-dim int64. Together with the step it seeds the draw of new weights.
     """
 
     masks: Tree
@@ -52,18 +58,10 @@ class SparseEvolutionState(NamedTuple):
     seed: Tensor
 
 
-def init(
-    params: Tree,
-    *,
-    sparsity: float | Tensor,
-    seed: int | Tensor,
-    allocation: Allocation,
-    where: Where,
-) -> SparseEvolutionState:
+def init(params: Tree, *, draw_masks: Callable[[Tree], Tree], seed: Tensor) -> SparseEvolutionState:
     """Draw the first masks."""
-    start = as_seed(seed).to(torch.int64, copy=True)
-    masks = sparse_from_the_start(params, sparsity, start, allocation, where)
-    return SparseEvolutionState(masks, first_step(), start)
+    start = seed.to(torch.int64, copy=True)
+    return SparseEvolutionState(draw_masks(params), first_step(), start)
 
 
 def update(
@@ -76,22 +74,26 @@ def update(
     due: Due,
     score_fn: ScoreFn,
 ) -> tuple[Tree, SparseEvolutionState]:
-    """Drop the lowest and grow as many at random, if the step is due."""
+    """Drop the weights with the lowest scores and grow as many at random, if the step is due."""
     weights = with_holes(params, state.masks, "state.masks")
-    ranked = score_fn(params, grads) if scores is None else scores
-    share = only_when(is_due(due, state.step), fraction(state.step))
-    k = map_leaves(lambda mask: None if mask is None else _num_exchanged(share, mask), state.masks)
-    survivors = layerwise(weights, ranked, masks=state.masks, amount=k)
+    scores = score_fn(params, grads) if scores is None else scores
+    fraction_now = zero_unless(is_due(due, state.step), fraction(state.step))
+    num_kept = count_kept(state.masks)
+    k = map_leaves(_at_most_zeros, fraction_of(num_kept, fraction_now), num_kept, state.masks)
+
+    survivors = layerwise(weights, scores, masks=state.masks, amount=k)
+
+    # growing k of the free entries is pruning k entries of the mask of the free ones
     free = map_leaves(lambda mask: None if mask is None else ~mask, state.masks)
     still_free = layerwise(
         weights,
         masks=free,
         pruning_method=random_unstructured,
-        seed=state.seed + ((state.step + 1) << 32),  # no small seed meets another's steps
+        seed=state.seed + ((state.step + 1) << 32),  # differs for all steps of all seeds below 2^32
         amount=k,
     )
-    masks = regrown(survivors, free, still_free)
-    # new weights start at zero, which is what is masked here: all but the survivors
+    masks = union(survivors, free, still_free)
+    # the survivors alone keep their values: grown weights start at zero
     return apply_masks(params, survivors), SparseEvolutionState(masks, state.step + 1, state.seed)
 
 
@@ -107,16 +109,16 @@ def sparse_evolution(
 ) -> Pruner[SparseEvolutionState]:
     """Build the pruner of sparse evolutionary training.
 
-    At a due step t a leaf with n weights and z zeros exchanges k = min(round(ζ(t) n), z) of them;
-    the number of weights never changes.
+    At a due step t a leaf with n weights and z zeros exchanges k = min(round(ζ(t) n), z) of them.
+    The number of weights never changes.
 
     Args:
         sparsity: the fraction of all prunable entries that is pruned at any time, 0 to 1.
         fraction: ζ, the fraction of a leaf's weights that is exchanged, `step -> 0-dim float64
             tensor`: `schedules.constant(0.3)`.
-        due: whether to exchange at a step, `step -> 0-dim bool tensor`: `schedules.every`.
+        due: whether to exchange weights at a step, `step -> 0-dim bool tensor`: `schedules.every`.
         seed: draws the first masks and the new weights.
-        allocation: how the leaves share the sparsity.
+        allocation: gives each leaf its sparsity.
         where: which leaves are prunable, as in `gprune.prunable`.
         score_fn: `(params, grads) -> scores`; the lowest are dropped. Magnitudes by default.
 
@@ -124,7 +126,7 @@ def sparse_evolution(
         The pruner; its state has `masks`, `step` and `seed`.
 
     Raises:
-        TypeError: if one of the functions is none, or a number is of another type.
+        TypeError: if a function cannot be called, or a number is of another type.
 
     Example:
         >>> import gprune as gp
@@ -142,20 +144,19 @@ def sparse_evolution(
     References:
         Mocanu et al., 2018, arXiv:1707.04780, algorithm 1.
     """
-    check_functions(fraction=fraction, due=due, score_fn=score_fn, allocation=allocation)
+    check_functions(fraction=fraction, due=due, score_fn=score_fn)
+    draw_masks = random_start(sparsity, seed, allocation, where)
     return Pruner(
-        partial(
-            init,
-            sparsity=as_scalar(sparsity, "sparsity"),
-            seed=as_seed(seed),
-            allocation=allocation,
-            where=where,
-        ),
+        partial(init, draw_masks=draw_masks, seed=as_seed(seed)),
         partial(update, fraction=fraction, due=due, score_fn=score_fn),
     )
 
 
-def _num_exchanged(share: Tensor, mask: Tensor) -> Tensor:
-    num_kept, wanted = kept_and_share(mask, share)
-    k = torch.minimum(wanted, mask.numel() - num_kept)
-    return torch.where(wanted > num_kept, wanted, k)  # a fraction above 1 is refused
+def _at_most_zeros(k: Tensor | None, num_kept: Tensor, mask: Tensor) -> Tensor | None:
+    """Limit k to the number of zeros of a leaf, for more cannot be grown."""
+    if k is None:
+        return None
+    num_kept = num_kept.to(k.device)
+    limited = torch.minimum(k, mask.numel() - num_kept)
+    # a fraction above 1 asks for more weights than there are: leave k as it is, layerwise raises
+    return torch.where(k > num_kept, k, limited)

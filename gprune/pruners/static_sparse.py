@@ -1,11 +1,12 @@
-"""Static sparse training: masks are drawn once, before the first step, and never change.
+"""Static sparse training: random masks are drawn before the first step and never change.
 
-Mocanu et al., 2016, "A topological insight into restricted Boltzmann machines", arXiv:1604.05978;
-the baseline of Evci et al., 2020, arXiv:1911.11134, section 3.1, "Static".
+Mocanu et al., 2016, "A topological insight into restricted Boltzmann machines", arXiv:1604.05978.
+It is the baseline "Static" of Evci et al., 2020, arXiv:1911.11134, section 3.1.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -13,14 +14,7 @@ from torch import Tensor
 
 from gprune.allocation import erdos_renyi
 from gprune.masks import apply_masks
-from gprune.pruners.pruner import (
-    Allocation,
-    Pruner,
-    check_functions,
-    first_step,
-    sparse_from_the_start,
-)
-from gprune.select.counts import as_scalar, as_seed
+from gprune.pruners.pruner import Allocation, Pruner, first_step, random_start
 from gprune.trees import Tree, Where
 
 
@@ -28,31 +22,23 @@ class StaticSparseState(NamedTuple):
     """The state of static sparse training.
 
     Attributes:
-        masks: bool masks, `None` where a parameter is not pruned.
-        step: 0-dim int64, how many updates there were.
+        masks: bool masks, `None` where a parameter is not prunable.
+        step: the number of updates so far, 0-dim int64.
     """
 
     masks: Tree
     step: Tensor
 
 
-def init(
-    params: Tree,
-    *,
-    sparsity: float | Tensor,
-    seed: int | Tensor,
-    allocation: Allocation,
-    where: Where,
-) -> StaticSparseState:
+def init(params: Tree, *, draw_masks: Callable[[Tree], Tree]) -> StaticSparseState:
     """Draw the masks."""
-    masks = sparse_from_the_start(params, sparsity, as_seed(seed), allocation, where)
-    return StaticSparseState(masks, first_step())
+    return StaticSparseState(draw_masks(params), first_step())
 
 
 def update(
     params: Tree, state: StaticSparseState, grads: Tree = None, scores: Tree = None
 ) -> tuple[Tree, StaticSparseState]:
-    """Mask the parameters."""
+    """Apply the masks to the parameters."""
     return apply_masks(params, state.masks), state._replace(step=state.step + 1)
 
 
@@ -67,9 +53,9 @@ def static_sparse(
 
     Args:
         sparsity: the fraction of all prunable entries that is pruned, 0 to 1.
-        seed: draws the masks. For masks chosen otherwise, say by `scores.snip`, replace them:
+        seed: draws the masks. To use other masks, say by `scores.snip`, replace them in the state:
             `state._replace(masks=...)`.
-        allocation: how the leaves share the sparsity.
+        allocation: gives each leaf its sparsity.
         where: which leaves are prunable, as in `gprune.prunable`.
 
     Returns:
@@ -88,14 +74,5 @@ def static_sparse(
     References:
         Evci et al., 2020, arXiv:1911.11134, section 3.1.
     """
-    check_functions(allocation=allocation)
-    return Pruner(
-        partial(
-            init,
-            sparsity=as_scalar(sparsity, "sparsity"),
-            seed=as_seed(seed),
-            allocation=allocation,
-            where=where,
-        ),
-        update,
-    )
+    draw_masks = random_start(sparsity, seed, allocation, where)
+    return Pruner(partial(init, draw_masks=draw_masks), update)

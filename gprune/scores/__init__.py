@@ -1,8 +1,9 @@
-"""Scores: functions from parameters to a scores pytree, larger = more important, detached.
+"""Scores: functions from parameters to a tree of scores, detached. Larger = more important.
 
-One family a file, each with its paper and its equation, in the order of what they need: the
-parameters alone, gradients, a loss, a forward pass; then what accumulates and rescales. `edge` has
-what they share, the checks and the map over leaves, and `losses` how a tree is differentiated.
+One score a file, each with its paper and its equation, in the order of what they need: parameters
+alone, gradients, a loss, a forward pass. Then come means over batches and rescalings.
+`score_map.py` has the checks and the map over leaves that they share, `losses.py` makes a loss of a
+tree differentiable.
 
 Score all parameters, then choose what to prune: `global_unstructured(prunable(params), scores)`.
 """

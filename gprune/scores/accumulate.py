@@ -1,11 +1,11 @@
-"""Means over batches: gradients are averaged first, and the score is taken once of the mean."""
+"""Means over batches: average the gradients first, then score the mean once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from gprune.scores.edge import score_leaves
+from gprune.scores.score_map import score_leaves
 from gprune.trees import Tree, flatten, leaf_names, match
 
 
@@ -15,32 +15,32 @@ def accumulate(
     *,
     progress: Callable[[int], object] | None = None,
 ) -> Tree:
-    """Average what a function gives for each batch: 1/B Σ_b f(batch_b).
+    """Average the results of a function over batches: 1/B Σ_b f(batch_b).
 
     The papers score the mean gradient, not each batch: `taylor(params, accumulate(...))`. A
-    diagonal from `fisher` is a mean of squares and is averaged likewise. Each batch weighs the
-    same, so they should be of one size.
+    diagonal from `fisher` is a mean of squares and can be averaged in the same way. All batches
+    have the same weight, so they should have the same size.
 
     Args:
-        grad_fn: `grad_fn(batch)`, to a pytree of floating point tensors and holes.
+        grad_fn: `grad_fn(batch)`, to a pytree of floating point tensors and `None`s.
         batches: the batches, of any type, read once.
-        progress: called after each batch with how many are done.
+        progress: called after each batch with the number of batches done.
 
     Returns:
         The detached mean, of that structure, in float32 at least, in the unit of the gradients.
 
     Raises:
         TypeError: if a gradient is not a floating point tensor.
-        ValueError: if there is no batch, the structures or the holes of two batches differ, or a
+        ValueError: if there is no batch, the structures or the `None`s of two batches differ, or a
             gradient is not finite.
 
     Example:
         >>> import torch
         >>> batches = [torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])]
-        >>> accumulate(lambda x: {"w": x, "hole": None}, batches, progress=print)
+        >>> accumulate(lambda x: {"w": x, "bias": None}, batches, progress=print)
         1
         2
-        {'w': tensor([2., 3.]), 'hole': None}
+        {'w': tensor([2., 3.]), 'bias': None}
     """
     total, done = None, 0
     for batch in batches:
@@ -48,7 +48,7 @@ def accumulate(
         if done == 0:
             total = score_leaves(lambda grad: grad.clone(), grads=grads)
         else:
-            _require_same_holes(grads, total)
+            _require_same_none_leaves(grads, total)
             total = score_leaves(lambda t, grad: t + grad, total=total, grads=grads)
         done += 1
         if progress is not None:
@@ -58,12 +58,14 @@ def accumulate(
     return score_leaves(lambda t: t / done, total=total)
 
 
-def _require_same_holes(grads: Tree, total: Tree) -> None:
-    """Refuse a leaf without a gradient in some batches: its mean would be that of the others."""
+def _require_same_none_leaves(grads: Tree, total: Tree) -> None:
+    """Raise a ValueError if a leaf is `None` in some batches only: its mean would ignore them."""
     before, treedef = flatten(total)
-    now = match(grads, treedef, "grads", owner="those of the first batch")
+    now = match(grads, treedef, "grads", owner="the gradients of the first batch")
     names = leaf_names(treedef, "grads")
     changed = [i for i, t in enumerate(before) if (t is None) != (now[i] is None)]
     if changed:
-        places = ", ".join(names[i] for i in changed)
-        raise ValueError(f"{places} is None in some batches only; give zeros there, or None in all")
+        paths = ", ".join(names[i] for i in changed)
+        raise ValueError(
+            f"{paths} is None in some batches only; return zeros there, or None in all batches"
+        )

@@ -1,4 +1,4 @@
-"""Curvature: diagonals of the Fisher information and of the Hessian, and the score they make."""
+"""Curvature: diagonals of the Fisher information and of the Hessian, and a score from them."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gprune.scores.edge import require_positive, score_leaves, wide
-from gprune.scores.losses import gradient_over_tensors, hessian_product
+from gprune.scores.losses import gradient_function, hessian_product
 from gprune.scores.random import random
+from gprune.scores.score_map import require_positive, score_leaves, upcast
 from gprune.trees import Tree, TreeDef, flatten, leaf_names, require_tensors, unflatten
 
 
 def fisher(loss_fn: Callable[..., Tensor], params: Tree, *args: Any, chunk_size: int = 32) -> Tree:
     """Estimate the diagonal of the Fisher information: 1/N Σ_n (∂ℓ_n/∂θ)².
 
-    It is the empirical Fisher, of the labels in the data, and approaches the diagonal of the
-    Hessian of a negative log-likelihood where the model fits the data.
+    This is the empirical Fisher, which uses the labels in the data. For a negative log-likelihood
+    and a model that fits the data, it approximates the diagonal of the Hessian.
 
     Args:
         loss_fn: `loss_fn(params, *args)`, to a 0-dim floating point tensor. It is called with
-            batches of one example, so the loss of a batch is the right function as it is; it must
-            not draw at random, so put dropout in evaluation mode.
+            batches of one example, so pass the loss of a batch unchanged. It must not draw random
+            numbers, so put dropout in evaluation mode.
         params: pytree of floating point tensors of any shape; `None` stays `None`.
-        *args: the examples, pytrees of tensors whose first dimension is N, and holes; what all
-            examples share belongs into `loss_fn`.
-        chunk_size: how many examples are differentiated at once. Memory grows by about the size
-            of the parameters for each.
+        *args: the examples: pytrees of tensors whose first dimension is N, and `None`s. Let
+            `loss_fn` close over what all examples share.
+        chunk_size: how many examples are differentiated at once. Each needs about as much memory
+            as the parameters.
 
     Returns:
         Detached diagonal of that structure, in float32 at least, in the unit of the squared loss
-        over that of the squared weight. Over several batches take its mean with `accumulate`.
+        over that of the squared weight. For several batches, average it with `accumulate`.
 
     Raises:
         TypeError: if a leaf or the loss is not a floating point tensor.
@@ -46,7 +46,7 @@ def fisher(loss_fn: Callable[..., Tensor], params: Tree, *args: Any, chunk_size:
     References:
         Theis et al., 2018, arXiv:1801.05787, section 2.1.
     """
-    gradient, theta, tree_of = gradient_over_tensors(loss_fn, params)
+    gradient, theta, tree_of = gradient_function(loss_fn, params)
     examples, treedef = flatten(args)
     num_examples = _count(examples, treedef)
     require_positive(chunk_size, "chunk_size")
@@ -58,9 +58,9 @@ def fisher(loss_fn: Callable[..., Tensor], params: Tree, *args: Any, chunk_size:
     def squares(chunk: list[Any]) -> list[Tensor]:
         dims = [None if x is None else 0 for x in chunk]
         grads = torch.vmap(gradients, in_dims=(dims,))(chunk)
-        return [_sum_of_squares(wide(grad)) for grad in grads]
+        return [_sum_of_squares(upcast(grad)) for grad in grads]
 
-    total = [torch.zeros_like(wide(leaf)) for leaf in theta]
+    total = [torch.zeros_like(upcast(leaf)) for leaf in theta]
     for start in range(0, num_examples, chunk_size):
         chunk = [None if x is None else x[start : start + chunk_size] for x in examples]
         total = [t + sums for t, sums in zip(total, squares(chunk), strict=True)]
@@ -76,20 +76,20 @@ def hessian_diagonal(
 ) -> Tree:
     """Estimate the diagonal of the Hessian by Hutchinson's method: the mean of v ⊙ Hv.
 
-    Each probe v has independent entries ±1, so the mean is the diagonal, and the error falls as
-    1/√probes; it comes from what is beside the diagonal, and is none where nothing is.
+    Each probe v has independent entries ±1, so the expected value is the diagonal. The error falls
+    as 1/√probes. It comes from the entries of H beside the diagonal: if they are 0, it is 0.
 
     Args:
         loss_fn: `loss_fn(params, *args)`, to a 0-dim floating point tensor, twice differentiable by
-            `torch.func`; it sees the whole tree.
+            `torch.func`. It is called with the whole tree.
         params: pytree of floating point tensors of any shape; `None` stays `None`.
-        *args: what else the loss takes, such as a batch.
+        *args: the other arguments of the loss, such as a batch.
         seed: a 64-bit int or a 0-dim integer tensor.
-        num_probes: how many products with the Hessian to take, each about four gradients.
+        num_probes: the number of products with the Hessian. Each costs about four gradients.
 
     Returns:
         Detached diagonal of that structure, in float32 at least, in the unit of the loss over that
-        of the squared weight; positive and negative.
+        of the squared weight. Entries may be negative.
 
     Raises:
         TypeError: if a leaf or the loss is not a floating point tensor, or the seed not an integer.
@@ -102,19 +102,19 @@ def hessian_diagonal(
     References:
         Bekas et al., 2007, doi:10.1016/j.apnum.2007.01.003; Yao et al., 2021, arXiv:2006.00719.
     """
-    gradient, theta, tree_of = gradient_over_tensors(loss_fn, params)
+    gradient, theta, tree_of = gradient_function(loss_fn, params)
     require_positive(num_probes, "num_probes")
     draws = random(torch.empty(num_probes, device="cpu"), seed=seed)
-    total = [torch.zeros_like(wide(leaf)) for leaf in theta]
+    total = [torch.zeros_like(upcast(leaf)) for leaf in theta]
     for probe_seed in (draws * 2**53).to(torch.int64).unbind():
         v = _signs(theta, probe_seed)
         hv = hessian_product(gradient, theta, v, *args)
-        total = [t + wide(a) * wide(b) for t, a, b in zip(total, v, hv, strict=True)]
+        total = [t + upcast(a) * upcast(b) for t, a, b in zip(total, v, hv, strict=True)]
     return score_leaves(lambda total: total / num_probes, hessian_products=tree_of(total))
 
 
 def obd(params: Tree, diagonal: Tree) -> Tree:
-    """Score each entry by the second-order change of the loss without it: θ² ⊙ h / 2.
+    """Score each entry by the second-order change of the loss if it is removed: θ² ⊙ h / 2.
 
     Args:
         params: pytree of floating point tensors of any shape; `None` stays `None`.
@@ -126,7 +126,7 @@ def obd(params: Tree, diagonal: Tree) -> Tree:
 
     Raises:
         TypeError: if a leaf is not a floating point tensor.
-        ValueError: if a leaf of the diagonal is missing, does not fit or is not finite.
+        ValueError: if a leaf of the diagonal is missing, has another shape or is not finite.
 
     Example:
         >>> obd([torch.tensor([2.0, 3.0])], [torch.tensor([1.0, 0.0])])
@@ -139,7 +139,7 @@ def obd(params: Tree, diagonal: Tree) -> Tree:
 
 
 def _sum_of_squares(grads: Tensor) -> Tensor:
-    """Sum over the examples, in one pass: the squares would need as much memory again."""
+    """Sum the squares over the examples without storing the squares themselves."""
     first, *others = grads.unbind()
     return reduce(lambda total, grad: torch.addcmul(total, grad, grad), others, first.square())
 
@@ -154,13 +154,13 @@ def _signs(like: list[Tensor], seed: Tensor) -> list[Tensor]:
 
 
 def _count(examples: list[Any], treedef: TreeDef) -> int:
-    """Count the examples, of which every tensor must have as many."""
+    """Return the number of examples: the first dimension, which all tensors must share."""
     require_tensors(examples, treedef, "args")
     names = leaf_names(treedef, "args")
     sizes = {n: tuple(x.shape[:1]) for n, x in zip(names, examples, strict=True) if x is not None}
     if len(set(sizes.values())) != 1 or not next(iter(sizes.values())):
-        raise ValueError(f"args must share a first dimension of examples, got {sizes}")
+        raise ValueError(f"args must have one first dimension, of the examples, got {sizes}")
     num_examples: int = next(iter(sizes.values()))[0]
     if num_examples == 0:
-        raise ValueError("args hold no examples")
+        raise ValueError("args contain no examples: their first dimension is 0")
     return num_examples

@@ -1,4 +1,4 @@
-"""GraSP: keep the weights whose removal would weaken the gradient flow, before any training."""
+"""GraSP: keep the weights whose removal would reduce the gradient norm, before any training."""
 
 from __future__ import annotations
 
@@ -7,27 +7,28 @@ from typing import Any
 
 from torch import Tensor
 
-from gprune.scores.edge import score_leaves
-from gprune.scores.losses import gradient_over_tensors, hessian_product
+from gprune.scores.losses import gradient_function, hessian_product
+from gprune.scores.score_map import score_leaves
 from gprune.trees import Tree
 
 
 def grasp(loss_fn: Callable[..., Tensor], params: Tree, *args: Any) -> Tree:
-    """Score each entry by what it does for the norm of the gradient: θ ⊙ Hg, with its sign.
+    """Score each entry by its effect on the norm of the gradient: θ ⊙ Hg, sign included.
 
-    To first order, removing weight q changes ‖g‖² by -2 times its score. The paper removes the
-    largest S(-θ) = -θ ⊙ Hg first, so a larger θ ⊙ Hg is more important. H is never formed: Hg is
-    the derivative of the gradient in the direction of the gradient, forward over reverse.
+    To first order, removing a weight changes ‖g‖² by -2 times its score. The paper removes the
+    weights with the largest S(-θ) = -θ ⊙ Hg first, so a larger θ ⊙ Hg is more important. H is not
+    stored: Hg is the derivative of the gradient in the direction of the gradient.
 
     Args:
         loss_fn: `loss_fn(params, *args)`, to a 0-dim floating point tensor, twice differentiable by
-            `torch.func` (fused attention is not: use `SDPBackend.MATH`); it sees the whole tree.
+            `torch.func` (fused attention is not: use `SDPBackend.MATH`). It is called with the
+            whole tree.
         params: pytree of floating point tensors of any shape; `None` stays `None`.
-        *args: what else the loss takes, such as a batch.
+        *args: the other arguments of the loss, such as a batch.
 
     Returns:
         Detached scores of that structure, in float32 at least, in the unit of the squared gradient
-        norm; positive and negative.
+        norm. Scores may be negative.
 
     Raises:
         TypeError: if a leaf or the loss is not a floating point tensor.
@@ -41,7 +42,7 @@ def grasp(loss_fn: Callable[..., Tensor], params: Tree, *args: Any) -> Tree:
     References:
         Wang et al., 2020, arXiv:2002.07376, eq. 8.
     """
-    gradient, theta, tree_of = gradient_over_tensors(loss_fn, params)
+    gradient, theta, tree_of = gradient_function(loss_fn, params)
     g = gradient(theta, *args)
     hg = hessian_product(gradient, theta, g, *args)
     return score_leaves(lambda weight, hg: weight * hg, params=params, hg=tree_of(hg))

@@ -1,35 +1,33 @@
-"""Losses as functions of a list of tensors, which is what `torch.func` can differentiate.
+"""Functions of a parameter tree as functions of a list of tensors, which torch.func differentiates.
 
-A tree with holes cannot be differentiated. So the tensors are taken out of it, in pytree order, and
-the loss puts them back before it is evaluated: it always sees the whole tree, holes and all.
+`torch.func.grad` refuses a tree with `None`s. So the tensors are taken out of the tree, in pytree
+order, and put back before the user's function is called, which always sees the whole tree.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gprune.scores.edge import floating_leaves
-from gprune.trees import Tree, fill
-
-Tensors: TypeAlias = list[Tensor]
+from gprune.scores.score_map import floating_leaves
+from gprune.trees import Tree, unflatten_like
 
 
-def over_tensors(
+def flatten_function(
     function: Callable[..., Any], params: Tree
-) -> tuple[Callable[..., Any], Tensors, Callable[[Tensors], Tree]]:
-    """Turn a function of a tree into one of its tensors.
+) -> tuple[Callable[..., Any], list[Tensor], Callable[[list[Tensor]], Tree]]:
+    """Turn a function of a tree into a function of the list of its tensors.
 
     Args:
-        function: of the tree, and of other arguments.
-        params: pytree of floating point tensors and holes.
+        function: a function of the tree and of other arguments.
+        params: pytree of floating point tensors and `None`s.
 
     Returns:
-        The function of a list of tensors, and of the other arguments; the tensors, detached; and
-        what makes a tree of such a list again.
+        Three things: the function of the list and of the other arguments; the list of the tensors,
+        detached; and a function that makes a tree of such a list.
 
     Raises:
         TypeError: if a leaf is not a floating point tensor.
@@ -40,60 +38,62 @@ def over_tensors(
     if not tensors:
         raise ValueError("params has no tensor to score: it is empty, or every leaf is None")
 
-    def tree_of(tensors: Tensors) -> Tree:
-        return fill(treedef, leaves, tensors)
+    def tree_of(tensors: list[Tensor]) -> Tree:
+        return unflatten_like(treedef, leaves, tensors)
 
-    def of_tensors(tensors: Tensors, *args: Any) -> Any:
+    def flat_function(tensors: list[Tensor], *args: Any) -> Any:
         return function(tree_of(tensors), *args)
 
-    return of_tensors, tensors, tree_of
+    return flat_function, tensors, tree_of
 
 
-def gradient_over_tensors(
+def gradient_function(
     loss_fn: Callable[..., Any], params: Tree
-) -> tuple[Callable[..., Tensors], Tensors, Callable[[Tensors], Tree]]:
-    """Differentiate a loss with respect to every tensor of a tree.
+) -> tuple[Callable[..., list[Tensor]], list[Tensor], Callable[[list[Tensor]], Tree]]:
+    """Build the gradient of a loss with respect to every tensor of a tree.
 
     Args:
-        loss_fn: of the tree, and of other arguments, to a 0-dim floating point tensor.
-        params: pytree of floating point tensors and holes.
+        loss_fn: a function of the tree and of other arguments, to a 0-dim floating point tensor.
+        params: pytree of floating point tensors and `None`s.
 
     Returns:
-        The gradient, a function of a list of tensors and of the other arguments; and the rest as in
-        `over_tensors`.
+        The gradient, a function of the list of tensors and of the other arguments; then the list
+        and the function that makes a tree of it, as in `flatten_function`.
     """
-    loss, tensors, tree_of = over_tensors(_scalar(loss_fn), params)
+    loss, tensors, tree_of = flatten_function(_scalar(loss_fn), params)
     return torch.func.grad(loss), tensors, tree_of
 
 
 def hessian_product(
-    gradient: Callable[..., Tensors], tensors: Tensors, v: Tensors, *args: Any
-) -> Tensors:
-    """Multiply the Hessian with a vector: Hv, the derivative of the gradient in its direction.
+    gradient: Callable[..., list[Tensor]], tensors: list[Tensor], v: list[Tensor], *args: Any
+) -> list[Tensor]:
+    """Multiply the Hessian with a vector: Hv is the derivative of the gradient in direction v.
 
-    Forward over reverse: neither H nor the graph of the gradient is kept.
+    It is computed forward over reverse, so neither H nor the graph of the gradient is stored.
 
     Args:
-        gradient: from `gradient_over_tensors`.
-        tensors: where to take it.
+        gradient: from `gradient_function`.
+        tensors: the point at which to take the Hessian.
         v: the vector, tensors of the same shapes and dtypes.
-        *args: what else the gradient takes.
+        *args: the other arguments of the gradient.
 
     Returns:
-        The product, likewise.
+        The product, tensors of the same shapes and dtypes.
     """
     # forward mode refuses expanded tensors
     theta, direction = ([x.contiguous() for x in side] for side in (tensors, v))
-    products: Tensors = torch.func.jvp(lambda at: gradient(at, *args), (theta,), (direction,))[1]
+    products: list[Tensor] = torch.func.jvp(lambda at: gradient(at, *args), (theta,), (direction,))[
+        1
+    ]
     return products
 
 
 def require_floating(result: Any, name: str) -> None:
-    """Refuse a result that has no gradient.
+    """Raise a TypeError if a function's result cannot be differentiated.
 
     Args:
-        result: what a function returned.
-        name: what to call the function in an error.
+        result: the result.
+        name: what errors call the function.
 
     Raises:
         TypeError: if it is not a floating point tensor.
@@ -105,7 +105,7 @@ def require_floating(result: Any, name: str) -> None:
 
 
 def _scalar(loss_fn: Callable[..., Any]) -> Callable[..., Tensor]:
-    """Make a loss raise where it is not one floating point number."""
+    """Make a loss raise an error if its result is not a 0-dim floating point tensor."""
 
     def checked(*args: Any) -> Tensor:
         loss: Tensor = loss_fn(*args)

@@ -1,28 +1,29 @@
-"""Magnitude: |theta|, the score that needs no data."""
+"""Magnitude: |θ|, the score that needs no data."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from gprune.select.keys import FORMATS
-from gprune.trees import Tree, fill, flatten, leaf_names, require_tensors
+from gprune.select.keys import SPACES
+from gprune.trees import Tree, flatten, leaf_names, require_tensors, unflatten_like
 
 
 def magnitude(params: Tree) -> Tree:
     """Score each entry by its absolute value: |θ|.
 
-    `global_unstructured(params, amount=k)` ranks by the same without storing it.
+    `global_unstructured(params, amount=k)` ranks by magnitude too, without storing the scores.
 
     Args:
         params: pytree of tensors of any shape; `None` stays `None`.
 
     Returns:
-        Detached scores of that structure, in the parameters' dtype and unit; integers as int64, in
-        which no absolute value wraps but that of -2^63, which is refused when ranked.
+        Detached scores of that structure, in the parameters' dtype and unit. Scores of integers are
+        int64, so that no absolute value overflows. The only exception is -2^63, which selection
+        refuses.
 
     Raises:
-        TypeError: if a leaf is neither a tensor nor `None`, or of a dtype that cannot be ranked.
+        TypeError: if a leaf is neither a tensor nor `None`, or has a dtype that cannot be ranked.
 
     Example:
         >>> magnitude({"bias": None, "weight": torch.tensor([-2.0, 1.0])})
@@ -36,11 +37,11 @@ def magnitude(params: Tree) -> Tree:
     unfit = [
         f"{name} has dtype {leaf.dtype}, whose magnitude cannot be ranked; cast it"
         for name, leaf in zip(leaf_names(treedef, "params"), leaves, strict=True)
-        if leaf is not None and leaf.dtype not in FORMATS and not leaf.is_complex()
+        if leaf is not None and leaf.dtype not in SPACES and not leaf.is_complex()
     ]
     if unfit:
         raise TypeError("; ".join(unfit))
-    return fill(treedef, leaves, [_absolute(leaf) for leaf in leaves if leaf is not None])
+    return unflatten_like(treedef, leaves, [_absolute(leaf) for leaf in leaves if leaf is not None])
 
 
 def _absolute(leaf: Tensor) -> Tensor:

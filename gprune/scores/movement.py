@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-from gprune.scores.edge import score_leaves
+from gprune.scores.score_map import score_leaves
 from gprune.trees import Tree
 
 
 def movement(scores: Tree, params: Tree, grads: Tree) -> Tree:
-    """Take one step of the movement scores: S ← S - θ ⊙ g.
+    """Return the movement scores after one training step: S - θ ⊙ g.
 
-    A step of gradient descent moves a weight by -g, so S grows where weights move away from zero
-    and shrinks where they move towards it. Call it once per training step, starting from zeros; the
-    learning rate of the scores is a common factor and is left out.
+    A step of gradient descent moves a weight by -g, so S grows if weights move away from zero and
+    shrinks if they move towards it. Call it once in every training step, starting from zeros. The
+    paper's learning rate of the scores is a common factor and is left out.
 
     Args:
         scores: the scores so far, of the structure and the shapes of the parameters.
-        params: the weights of this step, pytree of floating point tensors of any shape; `None`
+        params: the weights at this step, pytree of floating point tensors of any shape; `None`
             stays `None`.
-        grads: the gradients of this step in the masked forward pass, likewise.
+        grads: the gradients at this step, of the loss at the masked weights, of that structure and
+            those shapes.
 
     Returns:
-        Detached scores of that structure, in float32 at least, in the unit of the loss; positive
-        and negative.
+        Detached scores of that structure, in float32 at least, in the unit of the loss. Scores may
+        be negative.
 
     Raises:
         TypeError: if a leaf is not a floating point tensor.
-        ValueError: if a leaf is missing, does not fit or is not finite.
+        ValueError: if a leaf is missing, has another shape or is not finite.
 
     Example:
         >>> import torch

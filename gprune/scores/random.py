@@ -1,4 +1,4 @@
-"""Random scores: the baseline that every other score has to beat."""
+"""Random scores: the baseline for all other scores."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import torch
 
 from gprune.inputs import is_sharded
 from gprune.select import operators
-from gprune.select.counts import as_seed
-from gprune.trees import Tree, fill, flatten, require_tensors
+from gprune.select.amounts import as_seed
+from gprune.trees import Tree, flatten, require_tensors, unflatten_like
 
 
 def random(params: Tree, *, seed: int | torch.Tensor) -> Tree:
     """Draw each entry's score uniformly from [0, 1).
 
-    A draw depends on the seed, the leaf's number among the prunable leaves and the entry's flat
-    index, and on nothing else: no random state is read or advanced.
+    The score of an entry depends only on the seed, the number of its leaf among the tensors of the
+    tree, and its flat index in the leaf. No random state is read or changed.
 
     Args:
         params: pytree of tensors of any shape and dtype; `None` stays `None`.
         seed: a 64-bit int or a 0-dim integer tensor.
 
     Returns:
-        Scores of that structure, float64, multiples of 2^-53.
+        Scores of that structure: float64, multiples of 2^-53.
 
     Raises:
         TypeError: if a leaf is neither a tensor nor `None`, or the seed is not an integer.
@@ -35,5 +35,5 @@ def random(params: Tree, *, seed: int | torch.Tensor) -> Tree:
     leaves, treedef = flatten(params)
     require_tensors(leaves, treedef, "params")
     tensors = [leaf.detach() for leaf in leaves if leaf is not None]
-    is_sharded(tensors)  # the operator must know of DTensors before it meets one
-    return fill(treedef, leaves, operators.random_scores(tensors, as_seed(seed)))
+    is_sharded(tensors)  # registers the operator for DTensors, if there are any
+    return unflatten_like(treedef, leaves, operators.random_scores(tensors, as_seed(seed)))

@@ -1,12 +1,12 @@
-"""Rescalings: scores of different leaves made comparable, for one ranking across them all."""
+"""Rescalings: make the scores of different leaves comparable, for one ranking across all."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from gprune.inputs import require_whole
-from gprune.scores.edge import score_leaves
+from gprune.inputs import require_unsharded
+from gprune.scores.score_map import score_leaves
 from gprune.trees import Tree, flatten
 
 
@@ -41,10 +41,11 @@ def normalize_l2(scores: Tree) -> Tree:
 
 
 def lamp(params: Tree) -> Tree:
-    """Score each entry by its share in what is left of its leaf: θᵤ² / Σ_{v ≥ u} θᵥ².
+    """Score each entry by its square over the squares of all larger entries: θᵤ² / Σ_{v ≥ u} θᵥ².
 
-    The entries of a leaf are taken in ascending order of magnitude, equal ones by their flat index;
-    so the largest of each leaf scores 1 and no leaf is emptied before the others.
+    The entries of a leaf are numbered in ascending order of magnitude, equal ones by flat index.
+    So the largest entry of every leaf has the score 1, and no leaf is pruned completely before
+    all leaves are down to one entry.
 
     Args:
         params: pytree of floating point tensors of any shape; `None` stays `None`.
@@ -55,7 +56,7 @@ def lamp(params: Tree) -> Tree:
 
     Raises:
         TypeError: if a leaf is not a floating point tensor.
-        ValueError: if a parameter is not finite, or is a DTensor.
+        ValueError: if a parameter is not finite, or is a DTensor (use `full_tensor()`).
 
     Example:
         >>> lamp([torch.tensor([1.0, -2.0, 0.0])])
@@ -71,11 +72,11 @@ def lamp(params: Tree) -> Tree:
         shares = torch.where(rest == 0, 0, squares / rest)
         return torch.zeros_like(shares).scatter(0, order, shares).reshape(leaf.shape).to(leaf.dtype)
 
-    require_whole(flatten(params)[0], "lamp")
+    require_unsharded(flatten(params)[0], "lamp")
     return score_leaves(equation, params=params)
 
 
 def _scaled(leaf: Tensor) -> Tensor:
-    """Divide by the largest entry: the square of a tiny or a huge one alone is zero or infinite."""
+    """Divide by the largest magnitude, so that squares neither overflow nor all vanish."""
     largest = leaf.abs().max() if leaf.numel() else leaf.new_zeros(())
     return leaf / torch.where(largest == 0, 1, largest)

@@ -1,4 +1,4 @@
-"""SNIP: how sensitive the loss is to a gate on each weight, before any training."""
+"""SNIP: the sensitivity of the loss to a gate on each weight, before any training."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gprune.scores.losses import gradient_over_tensors
+from gprune.scores.losses import gradient_function
 from gprune.scores.taylor import taylor
 from gprune.trees import Tree
 
@@ -15,15 +15,16 @@ from gprune.trees import Tree
 def snip(loss_fn: Callable[..., Tensor], params: Tree, *args: Any) -> Tree:
     """Score each entry by the sensitivity of the loss to its gate: |∂L(c ⊙ θ)/∂c| at c = 1.
 
-    By the chain rule that is |θ ⊙ ∂L/∂θ|. The paper divides by the sum of all scores, which changes
-    no ranking and is left out.
+    By the chain rule this is |θ ⊙ ∂L/∂θ|. The paper divides by the sum of all scores. That does not
+    change the ranking and is left out.
 
     Args:
-        loss_fn: `loss_fn(params, *args)`, to a 0-dim floating point tensor; it sees the whole tree.
-        params: pytree of floating point tensors of any shape; `None` stays `None`. Pass all that
-            the loss needs, and choose what to prune afterwards:
+        loss_fn: `loss_fn(params, *args)`, to a 0-dim floating point tensor. It is called with the
+            whole tree.
+        params: pytree of floating point tensors of any shape; `None` stays `None`. Pass all
+            parameters that the loss needs, and choose what to prune afterwards:
             `global_unstructured(prunable(params), scores, ...)`.
-        *args: what else the loss takes, such as a batch.
+        *args: the other arguments of the loss, such as a batch.
 
     Returns:
         Detached scores of that structure, in float32 at least, in the unit of the loss.
@@ -40,5 +41,5 @@ def snip(loss_fn: Callable[..., Tensor], params: Tree, *args: Any) -> Tree:
     References:
         Lee et al., 2019, arXiv:1810.02340, eq. 5.
     """
-    gradient, theta, tree_of = gradient_over_tensors(loss_fn, params)
+    gradient, theta, tree_of = gradient_function(loss_fn, params)
     return taylor(params, tree_of(gradient(theta, *args)))

@@ -1,4 +1,4 @@
-"""SynFlow: the flow of paths through each weight, from no data at all."""
+"""SynFlow: the sum over all paths through each weight, without data."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 from gprune.masks import apply_masks, keep_all, with_holes
 from gprune.prune import global_unstructured
 from gprune.schedules import constant
-from gprune.scores.edge import require_positive, score_leaves, wide
-from gprune.scores.losses import over_tensors, require_floating
+from gprune.scores.losses import flatten_function, require_floating
+from gprune.scores.score_map import require_positive, score_leaves, upcast
 from gprune.trees import Tree, prunable
 
 
@@ -20,23 +20,24 @@ def synflow(
 ) -> Tree:
     """Score each entry by the paths through it: |θ| ⊙ ∂R/∂|θ|, where R = 1ᵀ (∏ₗ |θₗ|) 1.
 
-    R is the sum of what the network makes of an input of ones with every parameter replaced by its
-    absolute value. Where the network is linear in each layer for such positive signals (linear,
-    convolution, pooling, ReLU), the scores into a neuron and out of it have equal sums.
+    R is the sum of the network's outputs for an input of ones, with every parameter replaced by its
+    absolute value. Layers that are linear for positive signals (linear, convolution, pooling,
+    ReLU) conserve the score: the scores into a neuron and out of it have the same sum.
 
     Args:
-        forward: `forward(params, x)`, to a floating point tensor, the network; it sees the whole
-            tree. Norms should be linear, as batch norm is in evaluation.
+        forward: the network: `forward(params, x)`, to a floating point tensor. It is called with
+            the whole tree. Norms should be linear, as batch norm is in evaluation mode.
         params: pytree of floating point tensors of any shape; `None` stays `None`.
         input_shape: the shape of x, with a batch of one.
 
     Returns:
-        Detached scores of that structure, in float32 at least (float64 parameters if products of
-        many layers overflow), in the unit of R; never negative where R is linear in each layer.
+        Detached scores of that structure, in float32 at least, in the unit of R. They are not
+        negative if R is linear in each layer. If products over many layers overflow, use float64
+        parameters.
 
     Raises:
         TypeError: if a leaf or the result of `forward` is not a floating point tensor.
-        ValueError: if a score is not finite, or a size of the shape is not positive.
+        ValueError: if a score is not finite, or a size in `input_shape` is not positive.
 
     Example:
         >>> params = [torch.tensor([[1.0, -2.0]]), torch.tensor([[3.0]])]
@@ -46,8 +47,8 @@ def synflow(
     References:
         Tanaka et al., 2020, arXiv:2006.05467, eq. 1 and 2.
     """
-    network, theta, tree_of = over_tensors(forward, params)
-    magnitudes = [wide(leaf).abs() for leaf in theta]
+    network, theta, tree_of = flatten_function(forward, params)
+    magnitudes = [upcast(leaf).abs() for leaf in theta]
     dtype = max((leaf.dtype for leaf in magnitudes), key=lambda dtype: dtype.itemsize)
     for size in input_shape:
         require_positive(size, "every size of input_shape")
@@ -71,28 +72,29 @@ def iterative_synflow(
     masks: Tree = None,
     rounds: int = 100,
 ) -> Tree:
-    """Prune by SynFlow in rounds, 1 - (1 - sparsity)^(k/n) after round k of n.
+    """Prune by SynFlow in n rounds, to the sparsity 1 - (1 - sparsity)^(k/n) in round k.
 
-    Scoring anew what is left is what keeps every layer alive: the scores of a layer sum to the same
-    flow whatever its width, so its last weights are the most important of all.
+    Each round scores the weights that are left. That keeps every layer alive: the scores of all
+    layers have the same sum, so the last weights of a layer are the most important of all.
 
     Args:
-        forward: `forward(params, x)`, to a floating point tensor, the network; it sees the whole
-            tree, masked.
-        params: pytree of floating point tensors of any shape and holes.
+        forward: the network: `forward(params, x)`, to a floating point tensor. It is called with
+            the whole tree, masked.
+        params: pytree of floating point tensors of any shape and `None`s.
         input_shape: the shape of x, with a batch of one.
-        sparsity: fraction of the prunable entries that is pruned in the end, 0 to 1.
+        sparsity: fraction of the prunable entries that is pruned after the last round, 0 to 1.
         masks: prior bool masks of that structure; a parameter whose mask is `None` is not pruned.
-            By default everything is kept, and `prunable(params)` is what is pruned.
-        rounds: n, how often to score and prune; the paper takes 100. With fewer, layers may be
-            emptied near the sparsity at which one path is left.
+            By default `prunable(params)` says what is pruned, and nothing is pruned yet.
+        rounds: n, the number of rounds; the paper uses 100. With fewer rounds and a very high
+            sparsity, a layer may lose all of its weights.
 
     Returns:
         Masks of that structure, `None` where nothing is pruned.
 
     Raises:
-        TypeError: if the sparsity is not a number, the rounds are not an int, or as in `synflow`.
-        ValueError: if the sparsity or the rounds are out of range, or as in `synflow`.
+        TypeError: if the sparsity is not a number or the rounds are not an int; also those of
+            `synflow`.
+        ValueError: if the sparsity or the rounds are out of range; also those of `synflow`.
 
     Example:
         >>> params = [torch.tensor([[1.0, -2.0]]), torch.tensor([[3.0]])]
@@ -103,7 +105,7 @@ def iterative_synflow(
     References:
         Tanaka et al., 2020, arXiv:2006.05467, algorithm 1.
     """
-    constant(sparsity)  # refuses what is no sparsity
+    constant(sparsity)  # raises if the sparsity is out of range
     require_positive(rounds, "rounds")
     masks = keep_all(prunable(params)) if masks is None else masks
     weights = with_holes(params, masks, "masks")

@@ -1,32 +1,32 @@
-"""Taylor scores: how much the loss changes, to first order, when a weight is set to zero."""
+"""Taylor scores: the first-order change of the loss when a weight is set to zero."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from gprune.scores.edge import score_leaves
+from gprune.scores.score_map import score_leaves
 from gprune.trees import Tree
 
 
 def taylor(params: Tree, grads: Tree, *, squared: bool = False) -> Tree:
-    """Score each entry by the first-order change of the loss without it: |θ ⊙ g|, or (θ ⊙ g)².
+    """Score each entry by the first-order change of the loss if it is removed: |θ ⊙ g| or (θ ⊙ g)².
 
-    Both rank alike. The square is the paper's importance, which is meant to be summed over the
+    Both give the same ranking. The square is the importance of the paper, which sums it over the
     weights of a channel.
 
     Args:
         params: pytree of floating point tensors of any shape; `None` stays `None`.
         grads: the gradients of the loss, of that structure and those shapes; `accumulate` gives
             their mean over batches.
-        squared: whether to square rather than to take the absolute value.
+        squared: whether to square instead of taking the absolute value.
 
     Returns:
-        Detached scores of that structure, in float32 at least, in the unit of the loss, or its
+        Detached scores of that structure, in float32 at least, in the unit of the loss, or of its
         square.
 
     Raises:
         TypeError: if a leaf is not a floating point tensor.
-        ValueError: if a gradient is missing, does not fit or is not finite.
+        ValueError: if a gradient is missing, has another shape or is not finite.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Wanda: the weight times the norm of what it multiplies, from activations alone."""
+"""Wanda: the weight times the norm of its inputs, from activations without gradients."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from torch._C import _functorch
 from torch.nn import functional as F  # noqa: N812  torch's own name for it
 from torch.overrides import TorchFunctionMode
 
-from gprune.scores.edge import floating_leaves, score_leaves, wide, wide_dtype
-from gprune.scores.losses import over_tensors
+from gprune.scores.losses import flatten_function
+from gprune.scores.score_map import floating_leaves, score_leaves, upcast, upcast_dtype
 from gprune.trees import Tree, leaf_names, map_leaves, match
 
 LAYERS = (F.linear, F.conv1d, F.conv2d, F.conv3d)
-"""The functions whose second argument is observed; all are linear in it."""
+"""The observed functions. Each is linear in its second argument, the weight."""
 
 
 def wanda(params: Tree, input_norms: Tree) -> Tree:
-    """Score each entry by the output it carries: |W_ij| ‖X_j‖₂.
+    """Score each entry by its part of the output: |W_ij| ‖X_j‖₂.
 
-    For a linear layer its square is exactly the squared error of the output, over all inputs, if
-    that one weight is removed. The paper compares within each row of the output:
-    `layerwise(weights, scores, amount=0.5, dim=-1)`.
+    For a linear layer the square of the score is exactly the squared error of the output, summed
+    over all inputs, if that one weight is removed. The paper compares the weights of each output:
+    `layerwise(weights, scores, amount=0.5, dim=gprune.input_dims)`.
 
     Args:
-        params: pytree of floating point tensors of any shape; `None` stays `None`. What is not a
-            weight of a linear or convolution layer must be a hole: pass `prunable(params)`.
+        params: pytree of floating point tensors of any shape; `None` stays `None`. Parameters that
+            are not weights of a linear or convolution layer must be `None`: pass
+            `prunable(params)`.
         input_norms: the norms of the inputs, of that structure and those shapes.
 
     Returns:
@@ -36,7 +37,7 @@ def wanda(params: Tree, input_norms: Tree) -> Tree:
 
     Raises:
         TypeError: if a leaf is not a floating point tensor.
-        ValueError: if the norms of a leaf are missing, do not fit or are not finite.
+        ValueError: if the norms of a leaf are missing, have another shape or are not finite.
 
     Example:
         >>> wanda([torch.tensor([[2.0, -1.0]])], [torch.tensor([[1.0, 3.0]])])
@@ -51,32 +52,35 @@ def wanda(params: Tree, input_norms: Tree) -> Tree:
     if unseen:
         names = leaf_names(treedef, "params")
         wrong = ", ".join(names[i] for i in unseen)
-        raise ValueError(f"no linear or convolution saw {wrong}; make it a hole with prunable()")
+        raise ValueError(
+            f"{wrong} was not the weight of a linear or convolution layer, so there are no "
+            "input_norms for it; put None in its place with prunable()"
+        )
     return score_leaves(lambda w, norm: w.abs() * norm, params=params, input_norms=input_norms)
 
 
 def input_norms(forward: Callable[[Tree, Any], Any], params: Tree, batches: Iterable[Any]) -> Tree:
-    """Measure the norm of what each weight multiplies, ‖X_j‖₂, over all batches.
+    """Measure the norm of the inputs that each weight multiplies, ‖X_j‖₂, over all batches.
 
-    `F.linear` and `F.conv1d` to `F.conv3d` are observed wherever `forward` calls them, on its own
-    or through `functional_call`, and under a `vmap` over the examples too, except where all of it
-    is compiled; a weight is known by its identity. So a weight that is transformed first, or used
-    inside of one fused function such as `F.multi_head_attention_forward`, is not seen. No module is
-    touched, and one batch at a time is in memory.
+    All calls of `F.linear` and `F.conv1d` to `F.conv3d` inside `forward` are observed, also those
+    through `functional_call` and under `vmap`, but not those inside a compiled function. A weight
+    is recognised by identity. So a weight that is transformed before the call, or passed to a fused
+    function such as `F.multi_head_attention_forward`, is not observed. No module is changed, and
+    only one batch at a time is in memory.
 
     Args:
-        forward: `forward(params, batch)`, any pure function; what it returns does not matter.
-        params: pytree of floating point tensors of any shape, and holes; all that `forward` needs.
+        forward: `forward(params, batch)`, any pure function. Its result is not used.
+        params: pytree of floating point tensors of any shape and `None`s, as `forward` needs it.
         batches: the batches, of any type, read once.
 
     Returns:
-        Detached norms, in float32 at least, each of the shape of its weight (rows of a linear layer
-        are one row, repeated without memory), in the unit of the inputs; `None` for parameters that
-        no linear or convolution saw.
+        Detached norms, in float32 at least, in the unit of the inputs. Each has the shape of its
+        weight; that of a linear layer is one row, expanded without memory. `None` for parameters
+        that were not observed.
 
     Raises:
         TypeError: if a leaf is not a floating point tensor.
-        ValueError: if there is no batch, nothing was seen, or the square of an input is not finite.
+        ValueError: if there is no batch, no weight was observed, or a squared input is not finite.
 
     Example:
         >>> params = {"bias": torch.zeros(2), "weight": torch.ones(2, 2)}
@@ -87,7 +91,7 @@ def input_norms(forward: Callable[[Tree, Any], Any], params: Tree, batches: Iter
     References:
         Sun et al., 2024, arXiv:2306.11695, section 3.
     """
-    network, weights, tree_of = over_tensors(forward, params)
+    network, weights, tree_of = flatten_function(forward, params)
     observer = _Observer(weights)
     done = 0
     for batch in batches:
@@ -95,15 +99,17 @@ def input_norms(forward: Callable[[Tree, Any], Any], params: Tree, batches: Iter
             network(weights, batch)
         done += 1
     if done == 0:
-        raise ValueError("batches is empty: there is nothing to observe")
+        raise ValueError("batches is empty: there are no inputs to measure")
     if not any(squares is not None for squares in observer.squares):
-        raise ValueError("forward passed no tensor of params to a linear or convolution as weight")
+        raise ValueError(
+            "forward passed no tensor of params as the weight of a linear or convolution function"
+        )
     rows = score_leaves(torch.sqrt, squared_inputs=tree_of(observer.squares))
     return map_leaves(_repeat, rows, params)
 
 
 class _Observer(TorchFunctionMode):
-    """Sums the squares of what weights multiply, wherever torch's functions are called."""
+    """Sums the squared inputs of each weight while torch's functions are called."""
 
     def __init__(self, weights: list[Tensor]) -> None:
         super().__init__()
@@ -132,14 +138,13 @@ class _Observer(TorchFunctionMode):
 def _squared_inputs(
     layer: Callable[..., Tensor], x: Tensor, shape: torch.Size, *args: Any, **kwargs: Any
 ) -> Tensor:
-    """Sum the squares of what each weight multiplies: Σ X_j² = ∂/∂W_ij Σ layer(x², W)."""
-    # The layer is linear in W, so this holds wherever the derivative is taken, and for every
-    # stride, padding and dilation. It is linear in x² too, so the examples are summed first, which
-    # torch does in pairs. The derivative adds one position after the other to a sum that may be of
-    # millions: in float64, which autocast leaves alone. The rows of a group see the same inputs:
-    # one stands for all.
+    """Sum the squared inputs of each weight: Σ X_j² = ∂/∂W_ij Σ layer(x², W)."""
+    # The layer is linear in W. So this holds at every W, and for every stride, padding and
+    # dilation. It is linear in x² too, so the examples are summed first, which torch does pairwise.
+    # The derivative then adds up to millions of positions one by one, so it is in float64, which
+    # autocast does not change. All rows of a group have the same inputs, so one row is enough.
     groups = x.shape[1 - len(shape)] // shape[1] if shape[1] else 1
-    squares = wide(x).square().unsqueeze(0)  # a layer takes one example alone, too
+    squares = upcast(x).square().unsqueeze(0)  # layers take a single example without a batch, too
     squares = squares.sum(tuple(range(squares.dim() + 1 - len(shape))))
     device = "cpu" if x.device.type == "mps" else x.device  # MPS has no float64
     squares = squares.to(device, torch.float64).unsqueeze(0)
@@ -150,13 +155,13 @@ def _squared_inputs(
 
 
 def _level() -> int:
-    """Count the transforms of `torch.func` that are around; in a trace there is no telling."""
+    """Return how many `torch.func` transforms are active; 0 inside a trace, which hides them."""
     return 0 if torch.compiler.is_compiling() else _functorch.maybe_current_level() or 0
 
 
 def _over_examples(squares: Tensor, level: int) -> Tensor:
-    """Sum over the batches of each `vmap` that `forward` is made of, which end with it."""
-    # torch has no public name for this: a tensor of a `vmap` that has ended is an internal error
+    """Sum over the batch dims of the `vmap`s inside `forward`, because they end with `forward`."""
+    # torch has no public function for this, and a batched tensor cannot be used after its `vmap`
     if torch.compiler.is_compiling():
         return squares
     while _functorch.maybe_get_level(squares) > level:
@@ -167,9 +172,9 @@ def _over_examples(squares: Tensor, level: int) -> Tensor:
 
 
 def _repeat(row: Tensor | None, weight: Tensor) -> Tensor | None:
-    """Give every row of a group the norms of that group; without a copy if there is one group."""
+    """Expand the norms of each group to all of its rows; without a copy if there is one group."""
     if row is None:
         return None
-    row = row.to(weight.device, wide_dtype(weight)).unsqueeze(1)
+    row = row.to(weight.device, upcast_dtype(weight)).unsqueeze(1)
     rows = row.expand(-1, weight.shape[0] // row.shape[0], *row.shape[2:])
     return rows.reshape(weight.shape)

@@ -1,8 +1,9 @@
-"""Property-based testing of masks: strategies for every hard case, contracts for what must hold.
+"""Property-based tests of masks: strategies that draw the hard cases, and contracts to assert.
 
-The strategies draw trees, scores, prior masks and amounts; the contracts are assertions for your
-own scores and methods, which name every broken leaf by its path and print source that reproduces
-the failure. Needs the extra `testing` (hypothesis and numpy), which gprune itself never imports.
+The strategies draw trees, scores, prior masks and amounts. The contracts are assertions for your
+own scores and methods. When one fails, its message names every bad leaf by its path, and has source
+code that reproduces the failure. This package needs the extra `testing` (hypothesis and numpy).
+gprune itself never imports it.
 """
 
 from gprune.testing.contracts import (

@@ -1,9 +1,9 @@
-"""The contracts of selection: what the masks of any score and any method must satisfy.
+"""The contracts of selection: guarantees that the masks of every score and every method must keep.
 
-What is tested is a function `prune(params, scores, masks=masks, **kwargs) -> masks`, the form of
-`gprune.global_unstructured`. A method of one tensor is lifted to it by `functools.partial(
-gprune.global_unstructured, pruning_method=method)`; a score function is called in a lambda, or
-before. The expected masks come from a stable argsort and share no code with the search.
+The function under test has the form of `gprune.global_unstructured`: `prune(params, scores,
+masks=masks, **kwargs) -> masks`. To test a method of one tensor, pass `functools.partial(
+gprune.global_unstructured, pruning_method=method)`. To test a score, compute it first, or inside a
+lambda. The expected masks come from a stable argsort, which shares no code with the search.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gprune.testing.reports import fail_if, keywords
-from gprune.testing.verdicts import (
-    all_together,
-    differences,
+from gprune.testing.mask_checks import (
+    difference_errors,
     entry_name,
-    keys,
-    one_by_one,
-    unfit,
-    wrong_masks,
+    exact_scores,
+    global_ranking,
+    layerwise_rankings,
+    selection_errors,
+    structure_errors,
 )
+from gprune.testing.reports import fail_if, keywords
 from gprune.trees import Tree, flatten, leaf_names, map_leaves
 
 Prune = Callable[..., Tree]
@@ -40,27 +40,27 @@ def assert_mask_contract(
     separately: bool = False,
     **kwargs: Any,
 ) -> None:
-    """Assert that masks are masks, and prune exactly what the laws of selection say.
+    """Assert that the result is a tree of masks, and that exactly the right entries are pruned.
 
     The result of `prune(params, scores, masks=masks, **kwargs)` must have the structure of
-    `params`, with bool tensors of the parameters' shapes and devices; what the prior `masks` have
-    pruned must stay pruned; and what goes must be the first k candidates in ascending order of
-    score, among equal scores the lowest flat index first, NaN last.
+    `params`, with bool tensors of the parameters' shapes and devices. Entries that the prior
+    `masks` have pruned must stay pruned. The newly pruned entries must be the first k candidates in
+    ascending order of score: among equal scores the lowest flat index first, NaN last.
 
     Args:
-        prune: what is tested.
+        prune: the function under test.
         params: pytree of tensors; `None` where a leaf is not prunable.
         scores: pytree of that structure, or `None`.
         masks: prior bool masks of that structure, or `None`.
-        k: how many candidates must go. By default what `amount` or `sparsity` among `kwargs`
-            means; without any of the three the count is not checked, only what goes.
-        ranked_by: the scores that decide, if they are neither `scores` nor, for want of those, the
-            magnitudes of `params`.
+        k: how many candidates must be pruned. By default the number that `amount` or `sparsity`
+            among `kwargs` means. Without any of the three, only the order is checked.
+        ranked_by: the scores that decide. By default `scores`, or the magnitudes of `params` if
+            `scores` is `None`.
         separately: whether each leaf is ranked alone, with its own k, as in `gprune.layerwise`.
-        **kwargs: for `prune`.
+        **kwargs: further arguments of `prune`.
 
     Raises:
-        AssertionError: naming every leaf whose mask is wrong.
+        AssertionError: with every leaf whose mask is wrong.
 
     Example:
         >>> import gprune as gp
@@ -82,12 +82,12 @@ def assert_mask_contract(
           assert_mask_contract(not_above_the_lowest, params, amount=amount)
     """
     got = prune(params, scores, masks=masks, **kwargs)
-    problems = unfit(got, params)
+    problems = structure_errors(got, params)
     if not problems:
-        ranking = scores if ranked_by is None else ranked_by
-        rankings = one_by_one if separately else all_together
-        for one in rankings(got, params, ranking, masks, kwargs):
-            problems += wrong_masks(one, k)
+        deciding = scores if ranked_by is None else ranked_by
+        rankings = layerwise_rankings if separately else global_ranking
+        for ranked in rankings(got, params, deciding, masks, kwargs):
+            problems += selection_errors(ranked, k)
     inputs = _given(params, scores, masks, k=k, ranked_by=ranked_by, separately=separately or None)
     call = _call(inputs, kwargs)
     fail_if(problems, "assert_mask_contract", prune, call, **inputs, **kwargs)
@@ -102,18 +102,18 @@ def assert_nested(
     amounts: Sequence[float | Tensor],
     **kwargs: Any,
 ) -> None:
-    """Assert that what a larger amount keeps, a smaller one keeps too.
+    """Assert that everything that a larger amount keeps is also kept by a smaller one.
 
     Args:
-        prune: what is tested; called with each `amount`.
+        prune: the function under test, called with each `amount`.
         params: pytree of tensors; `None` where a leaf is not prunable.
         scores: pytree of that structure, or `None`.
         masks: prior bool masks of that structure, or `None`.
-        amounts: two or more, ascending.
-        **kwargs: for `prune`.
+        amounts: two or more amounts, ascending.
+        **kwargs: further arguments of `prune`.
 
     Raises:
-        AssertionError: naming every leaf and entry that comes back.
+        AssertionError: with every entry that a larger amount restores.
 
     Example:
         >>> import gprune as gp
@@ -136,9 +136,9 @@ def assert_nested(
         for name, fewer, more in zip(names, *trees, strict=True):
             if fewer is not None and more is not None:
                 problems += [
-                    f"{entry_name(name, place)} is pruned at amount {amounts[i]} "
+                    f"{entry_name(name, index)} is pruned at amount {amounts[i]} "
                     f"and kept at {amounts[i + 1]}"
-                    for place in (more & ~fewer).nonzero().tolist()
+                    for index in (more & ~fewer).nonzero().tolist()
                 ]
     inputs = _given(params, scores, masks, amounts=list(amounts))
     fail_if(problems, "assert_nested", prune, _call(inputs, kwargs), **inputs, **kwargs)
@@ -155,20 +155,20 @@ def assert_equivariant(
 ) -> None:
     """Assert that permuting the entries of every leaf permutes the masks in the same way.
 
-    The permutations are a reversal and a rotation by one. Among equal scores the place decides, so
-    the scores must be distinct: draw them so, or `hypothesis.assume` it.
+    The permutations are a reversal and a rotation by one. Among equal scores the flat index
+    decides, so the scores must be distinct: draw distinct ones, or call `hypothesis.assume`.
 
     Args:
-        prune: what is tested.
+        prune: the function under test.
         params: pytree of tensors; `None` where a leaf is not prunable.
         scores: pytree of that structure, or `None`.
         masks: prior bool masks of that structure, or `None`.
-        ranked_by: the scores that must be distinct, if they are neither `scores` nor, for want of
-            those, the magnitudes of `params`.
-        **kwargs: for `prune`.
+        ranked_by: the scores that must be distinct. By default `scores`, or the magnitudes of
+            `params` if `scores` is `None`.
+        **kwargs: further arguments of `prune`.
 
     Raises:
-        AssertionError: naming every leaf whose mask is another one.
+        AssertionError: with every leaf whose mask differs.
         ValueError: if two scores are equal.
 
     Example:
@@ -184,15 +184,16 @@ def assert_equivariant(
           masks[0] of the leaves rotated is [False, True, True], must be [True, False, True]
         ...
     """
-    flat = torch.cat(keys(params, scores if ranked_by is None else ranked_by)).sort().values
+    deciding = scores if ranked_by is None else ranked_by
+    flat = torch.cat(exact_scores(params, deciding)).sort().values
     if bool(((flat[1:] == flat[:-1]) | flat[:-1].isnan()).any()):
-        raise ValueError("assert_equivariant needs distinct scores, two of these are equal")
+        raise ValueError("assert_equivariant needs distinct scores, but two of them are equal")
     expected = prune(params, scores, masks=masks, **kwargs)
     problems = []
     for word, permute in {"reversed": _reversed, "rotated": _rotated}.items():
         moved = [map_leaves(permute, tree) for tree in (params, scores, masks)]
         got = prune(moved[0], moved[1], masks=moved[2], **kwargs)
-        problems += differences(got, map_leaves(permute, expected), f"of the leaves {word} ")
+        problems += difference_errors(got, map_leaves(permute, expected), f"of the leaves {word} ")
     inputs = _given(params, scores, masks, ranked_by=ranked_by)
     fail_if(problems, "assert_equivariant", prune, _call(inputs, kwargs), **inputs, **kwargs)
 
@@ -206,20 +207,20 @@ def assert_scale_invariant(
     factor: float = 2.0,
     **kwargs: Any,
 ) -> None:
-    """Assert that a common factor of all scores does not change the masks.
+    """Assert that multiplying all scores by one factor does not change the masks.
 
     Args:
-        prune: what is tested.
+        prune: the function under test.
         params: pytree of tensors; `None` where a leaf is not prunable.
         scores: pytree of that structure; if `None`, the parameters are scaled.
         masks: prior bool masks of that structure, or `None`.
-        factor: above 0; a power of two is exact, short of the ends of a dtype's range. Integer
-            leaves are scaled in float64.
-        **kwargs: for `prune`.
+        factor: the factor, above 0. The products must be exact, as those with a power of two are
+            unless they leave the range of the dtype. Integer leaves are scaled in float64.
+        **kwargs: further arguments of `prune`.
 
     Raises:
-        AssertionError: naming every leaf whose mask is another one.
-        ValueError: if the factor is not above 0, or a score times the factor is not exact.
+        AssertionError: with every leaf whose mask differs.
+        ValueError: if the factor is not above 0, or a product is not exact.
 
     Example:
         >>> import gprune as gp
@@ -250,7 +251,7 @@ def assert_scale_invariant(
         got = prune(map_leaves(scale, params), None, masks=masks, **kwargs)
     else:
         got = prune(params, map_leaves(scale, scores), masks=masks, **kwargs)
-    problems = differences(got, expected, f"of the scores times {factor} ")
+    problems = difference_errors(got, expected, f"of the scores times {factor} ")
     inputs = _given(params, scores, masks, factor=factor)
     fail_if(problems, "assert_scale_invariant", prune, _call(inputs, kwargs), **inputs, **kwargs)
 
@@ -264,7 +265,7 @@ def _rotated(leaf: Tensor | None) -> Tensor | None:
 
 
 def _given(params: Tree, scores: Tree, masks: Tree, **options: Any) -> dict[str, Any]:
-    """Leave out of a repro what was not given."""
+    """Return the inputs that were given, which the source that reproduces a failure needs."""
     inputs = {"params": params, "scores": scores, "masks": masks, **options}
     return {name: value for name, value in inputs.items() if name == "params" or value is not None}
 

@@ -1,4 +1,4 @@
-"""The contract of purity: nothing that goes in is changed, nothing that comes out is shared."""
+"""The contract of purity: inputs and global state do not change, results share no memory."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from gprune.trees import Tree, TreeDef, flatten, leaf_names, unflatten
 
 
 def assert_pure(function: Callable[..., Any], *args: Any, may_return_inputs: bool = False) -> Any:
-    """Assert that a call changes nothing and returns tensors of its own.
+    """Assert that a call changes nothing and returns new tensors.
 
-    Unchanged must be: the trees themselves; every tensor's entries, version, memory, shape, strides
-    and `requires_grad`; its `.grad`; the random states of torch, Python and numpy; the default
-    dtype and device; the number of threads; grad mode and deterministic mode.
+    These must not change: the trees themselves; the entries, version, memory, shape, strides and
+    `requires_grad` of every tensor, and its `.grad`; the random states of torch, Python and numpy;
+    the default dtype and device; the number of threads; grad mode and deterministic mode.
 
     Args:
         function: any function of trees of tensors.
-        *args: what it is called with.
-        may_return_inputs: allows results that are input tensors themselves, as `prunable` has them;
-            a view of one is never allowed.
+        *args: its arguments.
+        may_return_inputs: whether results may be the input tensors themselves, as those of
+            `prunable` are. Views of them are never allowed.
 
     Returns:
-        What the function returned.
+        The result of the function.
 
     Raises:
         AssertionError: if something changed, or a result shares memory with an input or with
@@ -53,7 +53,7 @@ def assert_pure(function: Callable[..., Any], *args: Any, may_return_inputs: boo
     """
     before = Snapshot.of(**_named(function, args))
     result = function(*args)
-    problems = before.changes() + _shared(result, before, may_return_inputs)
+    problems = before.changes() + _shared_memory(result, before, may_return_inputs)
     if problems:
         call = "*args" + (", may_return_inputs=True" if may_return_inputs else "")
         fail_if(problems, "assert_pure", function, call, args=tuple(before.inputs()))
@@ -61,51 +61,51 @@ def assert_pure(function: Callable[..., Any], *args: Any, may_return_inputs: boo
 
 
 class TensorState(NamedTuple):
-    """Everything about a tensor that a pure function leaves alone.
+    """Everything about a tensor that a pure function must not change.
 
     Attributes:
         tensor: the tensor itself.
         entries: a copy of its entries.
-        facts: the rest, by name.
+        properties: everything else, by name.
     """
 
     tensor: Tensor
     entries: Tensor
-    facts: dict[str, Any]
+    properties: dict[str, Any]
 
     @classmethod
     def of(cls, tensor: Tensor) -> TensorState:
-        """Record a tensor; of one that is not strided, or has no memory, only the version."""
+        """Record a tensor. If it is not strided or has no memory, record only its version."""
         if not _is_plain(tensor):
             return cls(tensor, tensor, {"version": tensor._version})
-        return cls(tensor, tensor.detach().clone(), _facts(tensor))
+        return cls(tensor, tensor.detach().clone(), _properties(tensor))
 
     def changes(self, name: str) -> list[str]:
-        """Say what is different now."""
+        """Return what has changed since, one line each."""
         if self.entries is self.tensor:
-            was, version = self.facts["version"], self.tensor._version
+            was, version = self.properties["version"], self.tensor._version
             return [] if version == was else [f"{name} version was {was}, is {version}"]
         found = []
         now, then = self.tensor.detach(), self.entries
         if (now.shape, now.dtype) == (then.shape, then.dtype) and _bits(now) != _bits(then):
             found.append(f"{name} held {then.tolist()}, holds {now.tolist()}")
-        facts = _facts(self.tensor)
-        for what, was in self.facts.items():
-            if facts[what] != was:
-                found.append(f"{name} {what} was {was}, is {facts[what]}")
+        properties = _properties(self.tensor)
+        for what, was in self.properties.items():
+            if properties[what] != was:
+                found.append(f"{name} {what} was {was}, is {properties[what]}")
         return found
 
 
 class Snapshot(NamedTuple):
-    """The inputs of a call and the global state, recorded to see what the call changes.
+    """The inputs of a call and the global state, recorded before the call.
 
     Attributes:
-        names: what to call each input.
+        names: the name of each input.
         trees: the inputs themselves.
-        leaves: the leaves of each, as they were.
-        treedefs: their structures, as they were.
-        states: the tensors among the leaves, by place.
-        outside: the global state.
+        leaves: the leaves of each input before the call.
+        treedefs: their structures before the call.
+        states: the tensors among the leaves, by path.
+        global_state: the global state before the call.
     """
 
     names: list[str]
@@ -113,40 +113,40 @@ class Snapshot(NamedTuple):
     leaves: list[list[Any]]
     treedefs: list[TreeDef]
     states: dict[str, TensorState]
-    outside: dict[str, Any]
+    global_state: dict[str, Any]
 
     @classmethod
     def of(cls, **inputs: Tree) -> Snapshot:
-        """Record inputs, by name, and the global state."""
+        """Record the inputs, by name, and the global state."""
         flat = [flatten(tree) for tree in inputs.values()]
-        places = [
-            (place, leaf)
+        by_path = [
+            (path, leaf)
             for name, (leaves, treedef) in zip(inputs, flat, strict=True)
-            for place, leaf in zip(leaf_names(treedef, name), leaves, strict=True)
+            for path, leaf in zip(leaf_names(treedef, name), leaves, strict=True)
         ]
         return cls(
             list(inputs),
             list(inputs.values()),
             [leaves for leaves, _ in flat],
             [treedef for _, treedef in flat],
-            {place: TensorState.of(leaf) for place, leaf in places if isinstance(leaf, Tensor)},
+            {path: TensorState.of(leaf) for path, leaf in by_path if isinstance(leaf, Tensor)},
             _global_state(),
         )
 
     def changes(self) -> list[str]:
-        """Say what is different now, one line for each change."""
-        outside = _global_state()
+        """Return what has changed since, one line for each change."""
+        now = _global_state()
         return [
             *self._tree_changes(),
-            *(line for place, state in self.states.items() for line in state.changes(place)),
-            *(f"{what} changed" for what, was in self.outside.items() if outside[what] != was),
+            *(line for path, state in self.states.items() for line in state.changes(path)),
+            *(f"{what} changed" for what, was in self.global_state.items() if now[what] != was),
         ]
 
     def inputs(self) -> list[Tree]:
-        """Rebuild the inputs as they were, of copies."""
+        """Rebuild the inputs as they were before the call, from copies."""
         copies = {id(state.tensor): state for state in self.states.values()}
         return [
-            unflatten(treedef, [_as_it_was(copies.get(id(leaf)), leaf) for leaf in leaves])
+            unflatten(treedef, [_restored(copies.get(id(leaf)), leaf) for leaf in leaves])
             for treedef, leaves in zip(self.treedefs, self.leaves, strict=True)
         ]
 
@@ -159,13 +159,13 @@ class Snapshot(NamedTuple):
             if other != treedef:
                 found.append(f"{name} has another structure: {treedef} before, {other} after")
             else:
-                places = zip(leaf_names(treedef, name), leaves, now, strict=True)
-                found += [f"{place} is another object" for place, a, b in places if a is not b]
+                rows = zip(leaf_names(treedef, name), leaves, now, strict=True)
+                found += [f"{path} is another object" for path, a, b in rows if a is not b]
         return found
 
 
 def _named(function: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, Any]:
-    """Name the arguments as the function's signature does, where it has names for them."""
+    """Return the arguments by the names of the function's signature, or as `args[i]`."""
     try:
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):
@@ -177,33 +177,33 @@ def _named(function: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, Any
     return dict(zip(names, args, strict=False))
 
 
-def _shared(result: Any, before: Snapshot, may_return_inputs: bool) -> list[str]:
-    """Name the results that share memory with an input or with each other."""
+def _shared_memory(result: Any, before: Snapshot, may_return_inputs: bool) -> list[str]:
+    """Return which results share memory with an input or with each other, one line each."""
     leaves, treedef = flatten(result)
     owners = {
-        _storage(state.tensor): place
-        for place, state in before.states.items()
+        _storage(state.tensor): path
+        for path, state in before.states.items()
         if _is_plain(state.tensor)
     }
-    own = {id(state.tensor) for state in before.states.values()}
+    inputs = {id(state.tensor) for state in before.states.values()}
     found = []
-    for place, leaf in zip(leaf_names(treedef, "result"), leaves, strict=True):
-        if not isinstance(leaf, Tensor) or (may_return_inputs and id(leaf) in own):
+    for path, leaf in zip(leaf_names(treedef, "result"), leaves, strict=True):
+        if not isinstance(leaf, Tensor) or (may_return_inputs and id(leaf) in inputs):
             continue
         if not _is_plain(leaf) or leaf.is_meta or leaf.numel() == 0:
             continue
         storage = _storage(leaf)
         if storage in owners:
-            found.append(f"{place} shares memory with {owners[storage]}")
+            found.append(f"{path} shares memory with {owners[storage]}")
         else:
-            owners[storage] = place
+            owners[storage] = path
     return found
 
 
-def _as_it_was(state: TensorState | None, leaf: Any) -> Any:
+def _restored(state: TensorState | None, leaf: Any) -> Any:
     if state is None or state.entries is leaf:
         return leaf
-    return state.entries.clone().requires_grad_(state.facts["requires_grad"])
+    return state.entries.clone().requires_grad_(state.properties["requires_grad"])
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -216,14 +216,14 @@ def _storage(tensor: Tensor) -> int:
 
 
 def _bits(tensor: Tensor) -> bytes | None:
-    """Give the entries to the bit, so that NaN is itself and -0.0 is not 0.0."""
+    """Return the bits of the entries, so that NaN equals itself and -0.0 differs from 0.0."""
     if tensor.is_meta:
         return None
     flat = torch.empty(tensor.numel(), dtype=tensor.dtype, device="cpu").copy_(tensor.reshape(-1))
     return bytes(flat.view(torch.uint8).numpy().tobytes())
 
 
-def _facts(tensor: Tensor) -> dict[str, Any]:
+def _properties(tensor: Tensor) -> dict[str, Any]:
     grad = tensor.grad if tensor.is_leaf else None
     return {
         "shape": tuple(tensor.shape),
@@ -253,5 +253,5 @@ def _global_state() -> dict[str, Any]:
 
 
 def _numpy_state() -> tuple[Any, ...]:
-    kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002  others may still use it
+    kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002  the function under test may use it
     return (kind, np.asarray(keys).tobytes(), *rest)

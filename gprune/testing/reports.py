@@ -1,4 +1,4 @@
-"""What a failing contract says: every broken leaf by its path, and source that reproduces it."""
+"""Messages of failed contracts: every bad leaf by its path, and source that reproduces it."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_MOST_ENTRIES = 1_000  # of a tensor that is printed whole
+_MAX_PRINTED_ENTRIES = 1_000  # larger tensors are not printed
 
 
 def fail_if(
     problems: Sequence[str], contract: str, function: Callable[..., Any], call: str, **inputs: Any
 ) -> None:
-    """Raise one error with all the problems, if there are any.
+    """Raise one error with all problems, if there are any.
 
     Args:
-        problems: what is wrong, one line each.
+        problems: the problems, one line each.
         contract: the name of the assertion.
-        function: what was tested.
+        function: the function under test.
         call: the arguments of the assertion after the function, as source.
-        **inputs: what the names in `call` stand for.
+        **inputs: the values of the names in `call`.
 
     Raises:
         AssertionError: if there are problems.
@@ -39,11 +39,11 @@ def fail(
     """Raise the error of `fail_if`.
 
     Args:
-        problems: what is wrong, one line each.
+        problems: the problems, one line each.
         contract: the name of the assertion.
-        function: what was tested.
+        function: the function under test.
         call: the arguments of the assertion after the function, as source.
-        **inputs: what the names in `call` stand for.
+        **inputs: the values of the names in `call`.
 
     Raises:
         AssertionError: always.
@@ -58,26 +58,26 @@ def fail(
 
 
 def name_of(function: Callable[..., Any]) -> str:
-    """Name a function as its caller would; a lambda or a partial is `function`."""
+    """Return the name of a function; `function` for a lambda or a partial."""
     name = getattr(function, "__name__", "function")
     return name if name.isidentifier() else "function"
 
 
 def keywords(**kwargs: Any) -> str:
-    """Write keyword arguments as source, each under its own name: `amount=amount, seed=seed`."""
+    """Return source that passes each keyword by its own name: `amount=amount, seed=seed`."""
     return ", ".join(f"{key}={key}" for key in kwargs)
 
 
 def source(value: Any, imports: set[str]) -> str:
-    """Write Python source that rebuilds a value.
+    """Return Python source that rebuilds a value.
 
     Args:
-        value: a tree of tensors, numbers and holes; what is no such thing is written as its repr.
-        imports: gets the import lines that the source needs.
+        value: a tree of tensors, numbers and `None`s. Any other object becomes its repr.
+        imports: the import lines that the source needs are added to it.
 
     Returns:
-        An expression. Entries, dtypes, strides and `requires_grad` are those of the value; a tensor
-        of more than 1,000 entries is replaced by zeros, and a comment says so.
+        An expression. It keeps entries, dtypes, strides and `requires_grad`. A tensor of more than
+        1,000 entries is replaced by zeros, and a comment says so.
     """
     if isinstance(value, Tensor):
         return _tensor(value, imports)
@@ -109,7 +109,7 @@ def source(value: Any, imports: set[str]) -> str:
 
 
 def _tensor(tensor: Tensor, imports: set[str]) -> str:
-    # the empty ones say their shape, the large ones no more than that
+    # of empty and of large tensors only shape and dtype are printed
     shape = tuple(tensor.shape)
     options = f"dtype={tensor.dtype}"
     if tensor.device.type != "cpu":
@@ -118,7 +118,7 @@ def _tensor(tensor: Tensor, imports: set[str]) -> str:
     tensor = tensor.detach()
     if tensor.numel() == 0 or tensor.is_meta:
         return f"torch.empty({shape}, {options}){wants_gradient}"
-    if tensor.numel() > _MOST_ENTRIES:
+    if tensor.numel() > _MAX_PRINTED_ENTRIES:
         return f"torch.zeros({shape}, {options}){wants_gradient}  # was too large to print"
     repeated = [i for i in range(tensor.dim()) if shape[i] > 1 and tensor.stride(i) == 0]
     for dim in repeated:

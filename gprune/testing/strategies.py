@@ -1,8 +1,8 @@
 """Hypothesis strategies for parameter trees, scores, prior masks and amounts.
 
-With the tensors of `gprune.testing.tensors` they reach, often, what breaks a selection: ties at the
-boundary, holes, leaves of different dtypes, empty and 0-dim leaves among others, and priors that
-leave nothing to prune. They shrink to a tree of one small float32 leaf.
+They often draw the cases that break a selection: ties at the threshold, `None` leaves, leaves of
+different dtypes, empty and 0-dim leaves, and prior masks that leave nothing to prune. They shrink
+to a tree of one small float32 leaf.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from gprune.trees import Tree, flatten, map_leaves
 
 
 class Pair(NamedTuple):
-    """A named tuple as a node of the drawn trees."""
+    """A named tuple, one kind of node of the drawn trees."""
 
     first: Tree
     second: Tree
@@ -51,14 +51,14 @@ def param_trees(draw: DrawFn, *, dtypes: Sequence[torch.dtype] = SCORE_DTYPES) -
     """Draw a parameter tree.
 
     Args:
-        draw: given by hypothesis.
-        dtypes: the dtypes to draw from, a subset of `SCORE_DTYPES`; about half of the trees have
-            leaves of one dtype.
+        draw: passed by hypothesis.
+        dtypes: the dtypes to draw from, a subset of `SCORE_DTYPES`. In about half of the trees all
+            leaves have the same dtype.
 
     Returns:
-        A tree of at least one tensor: a tensor alone, or dicts, lists, tuples, `OrderedDict`s,
-        named tuples (`Pair`) and custom nodes (`Box`), nested up to three deep, some of them empty,
-        with holes.
+        A tree of at least one tensor: a bare tensor, or dicts, lists, tuples, `OrderedDict`s,
+        named tuples (`Pair`) and custom nodes (`Box`), nested up to three deep. Some nodes are
+        empty, and some leaves are `None`.
 
     Example:
         >>> from hypothesis import given, settings
@@ -78,13 +78,13 @@ def scores_for(draw: DrawFn, params: Tree, *, dtypes: Sequence[torch.dtype] = SC
     """Draw scores for a parameter tree.
 
     Args:
-        draw: given by hypothesis.
-        params: pytree of tensors and holes.
-        dtypes: the dtypes to draw from, a subset of `SCORE_DTYPES`; the parameters' own dtypes do
-            not matter.
+        draw: passed by hypothesis.
+        params: pytree of tensors and `None`s.
+        dtypes: the dtypes to draw from, a subset of `SCORE_DTYPES`. They need not be those of the
+            parameters.
 
     Returns:
-        A tree of the same structure and shapes, `None` at holes.
+        A tree of the same structure and shapes, `None` where `params` has `None`.
 
     Example:
         >>> from hypothesis import given, settings
@@ -109,12 +109,12 @@ def prior_masks(draw: DrawFn, params: Tree) -> Tree:
     """Draw the masks of an earlier pruning.
 
     Args:
-        draw: given by hypothesis.
-        params: pytree of tensors and holes.
+        draw: passed by hypothesis.
+        params: pytree of tensors and `None`s.
 
     Returns:
-        A tree of bool tensors (True = keep) of the same structure and shapes, in any layout,
-        `None` at holes; often everything is kept, or nothing is.
+        A tree of bool tensors (True = keep) of the same structure and shapes, in any memory layout,
+        `None` where `params` has `None`. Often they keep everything, or nothing.
 
     Example:
         >>> from hypothesis import given, settings
@@ -147,8 +147,8 @@ def amounts(candidates: int) -> SearchStrategy[int | float | Tensor]:
 
     Returns:
         A strategy for ints in [0, candidates] and floats in [0, 1], as Python numbers and as 0-dim
-        tensors of any dtype that holds them; often 0, all, or a fraction halfway between two
-        counts.
+        tensors of every dtype that can hold them. Often drawn are 0, all candidates, and fractions
+        halfway between two counts.
 
     Example:
         >>> from hypothesis import given, settings
@@ -193,7 +193,7 @@ def _trees(dtypes: tuple[torch.dtype, ...]) -> SearchStrategy[Tree]:
 
 @cache
 def _pools(dtypes: tuple[torch.dtype, ...]) -> SearchStrategy[tuple[torch.dtype, ...]]:
-    """Return the dtypes of one tree: a single one, or any mixture."""
+    """Return a strategy for the dtypes of one tree: a single dtype, or all of them."""
     return st.sampled_from([(dtype,) for dtype in dtypes]) | st.just(dtypes)
 
 
@@ -213,7 +213,7 @@ def _containers(dtypes: tuple[torch.dtype, ...], depth: int) -> SearchStrategy[T
 
 @st.composite
 def _subtrees(draw: DrawFn, dtypes: tuple[torch.dtype, ...], depth: int) -> Tree:
-    """Return a container in one of three draws; else a leaf, in one of four a hole."""
+    """Draw a container in one of three cases; otherwise a leaf, `None` in one of four."""
     if depth > 0 and draw(among(False, False, True)):
         return draw(_containers(dtypes, depth - 1))
     if draw(among(False, False, False, True)):
@@ -222,7 +222,7 @@ def _subtrees(draw: DrawFn, dtypes: tuple[torch.dtype, ...], depth: int) -> Tree
 
 
 def _reversed_dict(tree: dict[str, Tree]) -> OrderedDict[str, Tree]:
-    """Return an `OrderedDict` in another order than the sorted keys of a dict."""
+    """Return an `OrderedDict` whose keys are in descending order."""
     return OrderedDict(sorted(tree.items(), key=lambda item: item[0], reverse=True))
 
 

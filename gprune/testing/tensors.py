@@ -1,7 +1,7 @@
-"""Hypothesis strategies for single tensors, of any dtype that scores may have, in any layout.
+"""Hypothesis strategies for single tensors, of every dtype that scores may have, in any layout.
 
-Their entries are, often, what breaks a selection: ties, NaN, infinities, -0.0, denormals, and
-neighbours that a narrower dtype would merge.
+Their entries are often those that break a selection: ties, NaN, infinities, -0.0, denormals, and
+neighbours that are equal in a narrower dtype.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ SCORE_DTYPES: tuple[torch.dtype, ...] = (
 _MAX_ENTRIES = 12
 _EXACT_INT = 2**53  # the largest magnitude an int64 score may have
 
-# numpy has no bfloat16: those are drawn as float32 and rounded by the cast
+# numpy has no bfloat16, so bfloat16 is drawn as float32 and rounded by the cast
 _CARRIERS = {torch.bfloat16: np.float32} | {
     dtype: getattr(np, str(dtype).removeprefix("torch."))
     for dtype in SCORE_DTYPES
     if dtype is not torch.bfloat16
 }
 
-# in pairs that some dtype rounds to one value, and at the ends of every range
+# pairs that some dtype rounds to one value, and the ends of every dtype's range
 _CORNERS: tuple[float, ...] = (
     *(0, 1, 2, 3, -1, 0.5, -0.0, math.nan, math.inf, -math.inf),
     *(1 + 2**-7, 1 + 2**-10, 1 + 2**-23, 1 + 2**-52),
@@ -69,14 +69,14 @@ def tensors(
     """Draw one tensor, in any layout.
 
     Args:
-        draw: given by hypothesis.
+        draw: passed by hypothesis.
         dtypes: the dtypes to draw from, a subset of `SCORE_DTYPES`, simplest first.
-        shapes: strategy for the shape; by default 0 to 4 dimensions and at most 12 entries, often
-            none.
+        shapes: strategy for the shape. By default 0 to 4 dimensions and at most 12 entries, often
+            no entries.
 
     Returns:
-        A tensor whose entries are a few equal ones, all equal, equal along one dimension, corner
-        cases of its dtype, or anything its dtype holds (int64 within 2^53).
+        A tensor whose entries are a few different values, all equal, equal along one dimension,
+        corner cases of its dtype, or any values of its dtype (int64 within 2^53).
 
     Example:
         >>> from hypothesis import given
@@ -101,13 +101,13 @@ def layouts(draw: DrawFn, tensor: Tensor) -> Tensor:
     """Draw a tensor with the same entries in some memory layout.
 
     Args:
-        draw: given by hypothesis.
+        draw: passed by hypothesis.
         tensor: any shape and dtype.
 
     Returns:
-        The tensor as it is; or transposed in memory; strided, from the middle of a larger storage;
-        channels-last, if it has four dimensions; or expanded (stride 0), if its entries are equal
-        along a dimension of at least two.
+        The tensor unchanged; transposed in memory; strided, inside a larger storage; channels-last,
+        if it has four dimensions; or expanded (stride 0), if its entries are equal along a
+        dimension of size two or more.
 
     Example:
         >>> from hypothesis import given
@@ -129,12 +129,12 @@ def layouts(draw: DrawFn, tensor: Tensor) -> Tensor:
     return lay_out(tensor)
 
 
-# Building and checking a strategy costs hypothesis more than drawing from it: build each once.
+# Building a strategy takes hypothesis longer than drawing from it, so each is built once.
 
 
 @cache
 def among(*options: Any) -> SearchStrategy[Any]:
-    """Return `sampled_from` the options."""
+    """Return `sampled_from(options)`, cached."""
     return st.sampled_from(options)
 
 
@@ -142,13 +142,13 @@ def among(*options: Any) -> SearchStrategy[Any]:
 def arrays(
     dtype: type[np.generic], shape: Shape, elements: SearchStrategy[Any]
 ) -> SearchStrategy[Any]:
-    """Return `hnp.arrays` of which every entry is drawn."""
+    """Return `hnp.arrays` that draws every entry, cached."""
     return hnp.arrays(dtype, shape, elements=elements, fill=st.nothing())
 
 
 @cache
 def _small_shapes() -> SearchStrategy[Shape]:
-    """Return shapes of 0 to 4 dimensions; in four, channels-last is often another layout."""
+    """Return a strategy for shapes of 0 to 4 dimensions with at most 12 entries."""
     vectors = st.integers(1, _MAX_ENTRIES).map(lambda size: (size,))
     blocks = hnp.array_shapes(min_dims=0, max_dims=3, min_side=1, max_side=3)
     images = hnp.array_shapes(min_dims=4, max_dims=4, min_side=1, max_side=2)
@@ -160,7 +160,7 @@ def _small_shapes() -> SearchStrategy[Shape]:
 
 @cache
 def _element_strategies(dtype: torch.dtype) -> tuple[SearchStrategy[Any], ...]:
-    """Return strategies for few values, so that ties are many, for corner cases, and anything."""
+    """Return strategies for a few values with many ties, for corner cases, and for any value."""
     pools = [_FEW, _CORNERS]
     if dtype.is_floating_point:
         pools += [_UNORDERED, _INFINITE, _ZEROS]
@@ -210,7 +210,7 @@ def _expanded(tensor: Tensor) -> Tensor:
 
 
 def _is_repeated(tensor: Tensor, dim: int) -> bool:
-    """Return whether the entries are equal along a dimension, to the bit (NaN is itself)."""
+    """Return whether all entries along a dimension have the same bits (so NaN equals itself)."""
     if tensor.numel() == 0 or tensor.size(dim) == 1:
         return False
     rows = tensor.movedim(dim, 0).clone(memory_format=torch.contiguous_format)

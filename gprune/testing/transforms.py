@@ -1,8 +1,8 @@
-"""The contracts of transforms: compiled, batched or without data, a function does the same.
+"""The contracts of transforms: compiled, under vmap or on meta tensors, a function does the same.
 
-What is tested is a function of one argument, a tree of tensors, numbers and holes; the result is
-any tree. Bools and integers, so masks and counts, must agree to the bit, floating point numbers to
-the stated tolerance.
+The function under test takes one argument, a tree of tensors, numbers and `None`s, and returns any
+tree. Bools and integers, that is masks and counts, must be equal to the bit. Floating point numbers
+must be equal within the given tolerance.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ def assert_compiles(
     rtol: float = 0.0,
     atol: float = 0.0,
 ) -> None:
-    """Assert that a function compiles whole, once for all inputs, and gives what it gives eagerly.
+    """Assert that a function compiles to one graph for all inputs, with the results of eager code.
 
-    Forgets whatever Dynamo has compiled in this process, before and after.
+    Resets Dynamo before and after: everything that it has compiled in this process is dropped.
 
     Args:
-        function: of one argument.
-        inputs: what to call it with, in turn; tensors of other values, such as several amounts,
-            show that none of them is compiled for.
-        backend: of `torch.compile`.
-        max_graphs: how many compilations all the inputs may need: 1 for tensors, 2 for Python
-            numbers, of which Dynamo compiles the first as a constant.
+        function: a function of one argument.
+        inputs: the arguments to call it with, one after the other. Give tensors with different
+            values, such as several amounts, to show that none is compiled as a constant.
+        backend: the backend of `torch.compile`.
+        max_graphs: how many compilations all inputs together may need: 1 for tensors; 2 for Python
+            numbers, because Dynamo compiles the first one as a constant.
         rtol: relative tolerance of floating point results.
         atol: absolute tolerance of floating point results.
 
     Raises:
-        AssertionError: if there is a graph break or a recompilation, or a result differs, naming
-            every leaf that does.
+        AssertionError: if there is a graph break or a recompilation, or a result differs, with
+            every leaf that differs.
 
     Example:
         >>> import gprune as gp
@@ -53,7 +53,7 @@ def assert_compiles(
         >>> assert_compiles(lambda amount: params[0] if amount > 0 else 0, [torch.tensor(1)])
         Traceback (most recent call last):
         AssertionError: function breaks assert_compiles:
-          it does not compile whole: Unsupported: ...
+          it does not compile to one graph: Unsupported: ...
         ...
     """
     torch._dynamo.reset()
@@ -64,9 +64,9 @@ def assert_compiles(
             expected = function(value)
             try:
                 got = compiled(value)
-            except Exception as error:  # whatever a compiler raises is a failure of the function
+            except Exception as error:  # any error of the compiler is a failure of the function
                 first_line = str(error).strip().split("\n")[0]
-                line = f"it does not compile whole: {type(error).__name__}: {first_line}"
+                line = f"it does not compile to one graph: {type(error).__name__}: {first_line}"
                 fail([line], "assert_compiles", function, "inputs", inputs=[value])
             problems = _differences(got, expected, rtol, atol)
             fail_if(problems, "assert_compiles", function, "inputs", inputs=[value])
@@ -74,7 +74,7 @@ def assert_compiles(
     finally:
         torch._dynamo.reset()
     if graphs > max_graphs:
-        line = f"it compiles {graphs} times for {len(inputs)} inputs, may {max_graphs} times"
+        line = f"it compiles {graphs} times for {len(inputs)} inputs, must be {max_graphs} at most"
         fail([line], "assert_compiles", function, "inputs", inputs=list(inputs))
 
 
@@ -85,17 +85,17 @@ def assert_vmaps(
     rtol: float = 0.0,
     atol: float = 0.0,
 ) -> None:
-    """Assert that `torch.vmap` of a function gives what a loop over the batch gives.
+    """Assert that `torch.vmap` of a function has the results of a loop over the batch.
 
     Args:
-        function: of one argument.
-        inputs: tree of tensors and holes, every tensor with the batch as its first dimension, which
-            has at least one element.
+        function: a function of one argument.
+        inputs: tree of tensors and `None`s. The first dimension of every tensor is the batch, of
+            size one or more.
         rtol: relative tolerance of floating point results.
         atol: absolute tolerance of floating point results.
 
     Raises:
-        AssertionError: if `vmap` fails, or a result differs, naming every leaf that does.
+        AssertionError: if `vmap` fails, or a result differs, with every leaf that differs.
 
     Example:
         >>> import gprune as gp
@@ -108,34 +108,34 @@ def assert_vmaps(
         ...
     """
     size = next(leaf.shape[0] for leaf in flatten(inputs)[0] if leaf is not None)
-    alone = [function(_at(inputs, i)) for i in range(size)]
-    dims = vmap_dims(inputs), vmap_dims(alone[0])
+    looped = [function(_at(inputs, i)) for i in range(size)]
+    dims = vmap_dims(inputs), vmap_dims(looped[0])
     try:
         got = torch.vmap(function, in_dims=(dims[0],), out_dims=dims[1])(inputs)
-    except Exception as error:  # whatever vmap raises is a failure of the function
+    except Exception as error:  # any error of vmap is a failure of the function
         first_line = str(error).strip().split("\n")[0]
         line = f"vmap of it fails: {type(error).__name__}: {first_line}"
         fail([line], "assert_vmaps", function, "inputs", inputs=inputs)
     problems = [
         f"in element {i} of the batch, {problem}"
-        for i, expected in enumerate(alone)
+        for i, expected in enumerate(looped)
         for problem in _differences(_at(got, i), expected, rtol, atol)
     ]
     fail_if(problems, "assert_vmaps", function, "inputs", inputs=inputs)
 
 
 def assert_meta(function: Callable[[Any], Any], inputs: Tree) -> None:
-    """Assert that a function of tensors without data gives tensors of the right shapes and dtypes.
+    """Assert that a function of meta tensors returns the right structure, shapes and dtypes.
 
-    That is what tracing, `torch.export` and shape checks of models too large for memory rely on.
+    Tracing, `torch.export` and shape checks of models that do not fit in memory rely on this.
 
     Args:
-        function: of one argument.
-        inputs: tree of tensors, numbers and holes; its tensors are moved to `meta`.
+        function: a function of one argument.
+        inputs: tree of tensors, numbers and `None`s. Its tensors are moved to `meta`.
 
     Raises:
-        AssertionError: if the function needs data, or a result has another structure, shape or
-            dtype than with data, or is not on `meta` though it has dimensions.
+        AssertionError: if the function needs data; if a result has another structure, shape or
+            dtype than with data; or if a result with dimensions is not on `meta`.
 
     Example:
         >>> import gprune as gp
@@ -150,7 +150,7 @@ def assert_meta(function: Callable[[Any], Any], inputs: Tree) -> None:
     (want, treedef) = flatten(function(inputs))
     try:
         have, other = flatten(function(map_leaves(_to_meta, inputs)))
-    except Exception as error:  # whatever is raised for want of data is a failure of the function
+    except Exception as error:  # any error without data is a failure of the function
         first_line = str(error).strip().split("\n")[0]
         line = f"it fails without data: {type(error).__name__}: {first_line}"
         fail([line], "assert_meta", function, "inputs", inputs=inputs)
@@ -166,12 +166,12 @@ def assert_meta(function: Callable[[Any], Any], inputs: Tree) -> None:
 
 
 def _num_graphs() -> int:
-    # finished graphs, not calls of the backend: Dynamo may restart within one compilation
+    # finished graphs, not calls of the backend: Dynamo may restart in one compilation
     return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
 def _differences(got: Any, expected: Any, rtol: float, atol: float) -> list[str]:
-    """Name the leaves of a result that are not the expected ones."""
+    """Return which leaves of a result differ from the expected ones, one line for each problem."""
     (have, other), (want, treedef) = flatten(got), flatten(expected)
     if other != treedef:
         return [f"the result has the structure {other}, must have {treedef}"]

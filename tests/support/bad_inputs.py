@@ -194,7 +194,7 @@ THREE_LEFT = Make(lambda: torch.tensor([True] * 3 + [False] * 7))
 THREE_IN_A_LIST = Make(lambda: [torch.tensor([True] * 3 + [False] * 7)])
 IN_A_LIST = Make(lambda: [torch.tensor([True] * 3 + [False] * 7)])
 CANDIDATES = [
-    bad(gp.lowest_unstructured, "above what is left", V, "3 4", TEN, THREE_LEFT, amount=4),
+    bad(gp.lowest_unstructured, "above what is left", V, "3 4", TEN, mask=THREE_LEFT, amount=4),
     bad(
         gp.global_unstructured,
         "above what is left",
@@ -254,7 +254,12 @@ BAD_SCORES: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
         "scores['fc']['weight'] (6,) scores['out'] (3,)",
     ),
     ("None at a leaf", lambda: tree(None, None, out()), V, "scores['fc']['weight'] None"),
-    ("bool", lambda: tree(weight().bool(), None, out()), T, "scores['fc']['weight'] bool cast"),
+    (
+        "bool",
+        lambda: tree(weight().bool(), None, out()),
+        T,
+        "scores['fc']['weight'] bool cast masks=",
+    ),
     (
         "two dtypes",
         lambda: tree(weight().bool(), None, out().cfloat()),
@@ -316,7 +321,7 @@ AT_HOLES = [
 FOR_SELECTION = [
     *BAD_MASKS,
     *AT_HOLES,
-    ("None at a leaf", lambda: tree(None, None, out().bool()), V, "masks['fc']['weight'] None"),
+    ("None at every leaf", lambda: tree(None, None, None), V, "masks None keep_all(params)"),
 ]
 
 BAD_PARAMS: list[tuple[str, Any, type[Exception], str]] = [
@@ -356,6 +361,7 @@ SELECTIONS = [
     )
 ]
 VECTOR = Make(lambda: (torch.tensor([1.0]), 2))
+MATRIX_OF_ONE = Make(lambda: (torch.tensor([[1.0]]), torch.tensor([[2]])))
 AT_A_CUT = [
     *(
         bad(gp.masks_from_threshold, f"scores: {what}", error, words, CUT, PARAMS, Make(scores))
@@ -369,8 +375,8 @@ AT_A_CUT = [
         bad(gp.masks_from_threshold, f"params: {what}", error, words, CUT, params)
         for what, params, error, words in [*BAD_PARAMS, *UNRANKED]
     ),
-    bad(gp.masks_from_threshold, "no cut", T, "cut 3", 3, PARAMS),
-    bad(gp.masks_from_threshold, "a cut of three", T, "cut", (1.0, 2, 3), PARAMS),
+    bad(gp.masks_from_threshold, "a number", T, "threshold 3", 3, PARAMS),
+    bad(gp.masks_from_threshold, "three numbers", T, "threshold", (1.0, 2, 3), PARAMS),
     bad(
         gp.masks_from_threshold,
         "a value that is a string",
@@ -381,10 +387,18 @@ AT_A_CUT = [
     ),
     bad(
         gp.masks_from_threshold,
-        "a value with dimensions",
+        "several values and one index",
         V,
-        "threshold.value 0-dim",
+        "threshold.value (1,) threshold.flat_index ()",
         VECTOR,
+        PARAMS,
+    ),
+    bad(
+        gp.masks_from_threshold,
+        "a value with two dimensions",
+        V,
+        "threshold.value 0-dim 1-D (1, 1)",
+        MATRIX_OF_ONE,
         PARAMS,
     ),
     bad(
@@ -398,20 +412,26 @@ AT_A_CUT = [
 # --- methods ----------------------------------------------------------------------------------
 
 
-def unmarked(scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def unmarked(param: torch.Tensor, scores: Any, *, mask: torch.Tensor) -> torch.Tensor:
     return mask
+
+
+class Typed:
+    """It has a type, and is no method."""
+
+    PRUNING_TYPE = "unstructured"
 
 
 def returns(how: Callable[[], Any]) -> Any:
     @gp.pruning_method("unstructured")
-    def method(scores: torch.Tensor, mask: torch.Tensor) -> Any:
+    def method(param: torch.Tensor, scores: Any, *, mask: torch.Tensor) -> Any:
         return how()
 
     return method
 
 
 @gp.pruning_method("structured")
-def structured(scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def structured(param: torch.Tensor, scores: Any, *, mask: torch.Tensor) -> torch.Tensor:
     return mask
 
 
@@ -419,20 +439,46 @@ positional = functools.partial(gp.lowest_unstructured, torch.ones(10))
 
 GIVEN_METHODS: list[tuple[str, Any, dict[str, Any], type[Exception], str]] = [
     ("unmarked", unmarked, {}, T, "unmarked pruning_method"),
+    ("an object with a type", Typed(), {}, T, "Typed pruning_method"),
     ("a string", "lowest", {}, T, "lowest pruning_method"),
     ("None", None, {}, T, "None pruning_method"),
     ("structured", structured, {}, T, "structured layerwise"),
     ("a structured partial", functools.partial(structured), {}, T, "structured layerwise"),
     ("a positional partial", positional, {}, T, "keyword"),
-    ("colour", gp.lowest_unstructured, {"amount": 1, "colour": 3}, T, "lowest colour"),
-    ("lowest with a seed", gp.lowest_unstructured, {"amount": 1, "seed": 3}, T, "lowest seed"),
-    ("random without a seed", gp.random_unstructured, {"amount": 1}, T, "random seed"),
+    (
+        "colour",
+        gp.lowest_unstructured,
+        {"amount": 1, "colour": 3},
+        T,
+        "lowest_unstructured() 'colour'",
+    ),
+    (
+        "colour for a partial",
+        functools.partial(gp.l1_unstructured, amount=1),
+        {"colour": 3},
+        T,
+        "l1_unstructured() 'colour'",
+    ),
+    (
+        "lowest with a seed",
+        gp.lowest_unstructured,
+        {"amount": 1, "seed": 3},
+        T,
+        "lowest_unstructured() 'seed'",
+    ),
+    (
+        "random without a seed",
+        gp.random_unstructured,
+        {"amount": 1},
+        T,
+        "random_unstructured() missing 'seed'",
+    ),
     ("a float seed", gp.random_unstructured, {"amount": 1, "seed": 0.5}, T, "seed 0.5"),
     ("a bool seed", gp.random_unstructured, {"amount": 1, "seed": True}, T, "seed True"),
     ("a string seed", gp.random_unstructured, {"amount": 1, "seed": "x"}, T, "seed 'x'"),
     ("a large seed", gp.random_unstructured, {"amount": 1, "seed": 2**64}, V, "seed 64"),
-    ("identity with an amount", gp.identity, {"amount": 1}, T, "identity amount"),
-    ("an amount too many", returns(lambda: None), {"amount": 1}, T, "method amount"),
+    ("identity with an amount", gp.identity, {"amount": 1}, T, "identity() 'amount'"),
+    ("an amount too many", returns(lambda: None), {"amount": 1}, T, "method() 'amount'"),
     ("too short", returns(lambda: torch.ones(9).bool()), {}, V, "method (10,) (9,)"),
     ("two dimensions", returns(lambda: torch.ones(2, 5).bool()), {}, V, "method (10,) (2, 5)"),
     ("floats", returns(lambda: torch.ones(10)), {}, V, "method bool float32"),
@@ -456,39 +502,70 @@ DIMS: list[tuple[str, Any, type[Exception], str]] = [
     ("beyond the last", 1, V, "dim 1 (10,)"),
     ("before the first", -2, V, "dim -2 (10,)"),
     ("one dim twice", (0, -1), V, "dim (0, -1) once"),
+    ("a function to a float", lambda path, leaf: 0.5, T, "dim function 0.5"),
+    ("a function to a dim beyond the last", lambda path, leaf: (0, 3), V, "dim (0, 3) (10,)"),
 ]
 WITHIN = [
     bad(function, f"dim is {what}", error, words, first, amount=1, dim=dim, **more)
     for function, first, more in TAKERS
     if function not in (gp.global_unstructured, gp.find_threshold)
     for what, dim, error, words in DIMS
-] + [bad(gp.global_unstructured, "a dim", V, "dim layerwise", PARAMS, amount=1, dim=0)]
+] + [
+    bad(gp.global_unstructured, "a dim", V, "dim layerwise", PARAMS, amount=1, dim=0),
+    bad(
+        gp.layerwise,
+        "groups of a single entry",
+        V,
+        "params['out'] dim single (4, 1) prunable()",
+        Make(lambda: tree(weight(), None, torch.ones(4, 1))),
+        amount=0.5,
+        dim=-1,
+    ),
+    bad(
+        gp.layerwise,
+        "groups of a single entry along two dims",
+        V,
+        "params['out'] dims (1, 2) single (4, 1, 1)",
+        Make(lambda: tree(weight(), None, torch.ones(4, 1, 1))),
+        amount=0.5,
+        dim=gp.input_dims,
+    ),
+]
 
 ONES = Make(lambda: torch.ones(3))
 KEEP_TWO = Make(lambda: [torch.ones(2).bool()])
 FOUR = Make(lambda: torch.ones(4).bool())
-ONE_TENSOR: list[tuple[str, Any, Any, type[Exception], str]] = [
-    ("a longer mask", ONES, FOUR, V, "mask (4,) (3,)"),
-    ("a float mask", ONES, ONES, T, "mask bool"),
-    ("a list for a mask", ONES, [True] * 3, T, "mask list"),
-    ("a list for scores", [1.0, 2.0], None, T, "scores list"),
-    ("None for scores", None, None, T, "scores NoneType"),
-    ("bool scores", Make(lambda: torch.ones(3).bool()), None, T, "scores bool cast"),
-    ("sparse scores", Make(lambda: torch.ones(3).to_sparse()), None, T, "scores to_dense"),
-    ("a sparse mask", ONES, Make(lambda: torch.ones(3).bool().to_sparse()), T, "mask to_dense"),
+BOOL = Make(lambda: torch.ones(3).bool())
+SPARSE = Make(lambda: torch.ones(3).to_sparse())
+ONE_TENSOR: list[tuple[str, tuple[Any, ...], Any, type[Exception], str]] = [
+    ("a longer mask", (ONES,), FOUR, V, "mask (4,) (3,)"),
+    ("a float mask", (ONES,), ONES, T, "mask bool"),
+    ("a list for a mask", (ONES,), [True] * 3, T, "mask list"),
+    ("a sparse mask", (ONES,), Make(lambda: BOOL.how().to_sparse()), T, "mask to_dense"),
+    ("a list for param", ([1.0, 2.0],), None, T, "param list"),
+    ("a dict for param", ({"a": ONES},), None, T, "param dict"),
+    ("None for param", (None,), None, T, "param NoneType"),
+    ("a bool param", (BOOL,), None, T, "param bool cast"),
+    ("a sparse param", (SPARSE,), None, T, "param to_dense"),
+    ("a mask for scores", (ONES, BOOL), None, T, "scores bool cast mask="),
+    ("a list for scores", (ONES, [1.0, 2.0]), None, T, "scores list"),
+    ("longer scores", (ONES, Make(lambda: torch.ones(4))), None, V, "scores (4,) (3,)"),
+    ("complex scores", (ONES, Make(lambda: torch.ones(3).cfloat())), None, T, "scores complex64"),
+    ("sparse scores", (ONES, SPARSE), None, T, "scores to_dense"),
 ]
 METHODS_OF_ONE_TENSOR = [
-    bad(function, what, error, words, scores, mask, **more)
+    bad(function, what, error, words, *args, mask=mask, **more)
     for function, more in [
         (gp.lowest_unstructured, {"amount": 1}),
         (gp.l1_unstructured, {"amount": 1}),
         (gp.random_unstructured, {"amount": 1, "seed": 0}),
         (gp.identity, {}),
     ]
-    for what, scores, mask, error, words in ONE_TENSOR
+    for what, args, mask, error, words in ONE_TENSOR
 ] + [
     bad(gp.random_unstructured, "a float seed", T, "seed 0.5", TEN, amount=1, seed=0.5),
     bad(gp.random_unstructured, "no seed", T, "random_unstructured seed", TEN, amount=1),
+    bad(gp.input_dims, "a path alone", T, "leaf tensor NoneType", "fc.weight", None),
     bad(gp.pruning_method, "another kind", V, "unstructured 'global'", "global"),
     bad(gp.pruning_method, "no kind", V, "unstructured None", None),
 ]
@@ -541,9 +618,19 @@ PATTERN_ROWS = [
     bad(gp.ln_structured, "a NaN norm", V, "n nan", MATRIX, amount=1, n=math.nan, dim=0),
     bad(gp.ln_structured, "a tensor", T, "n tensor", MATRIX, amount=1, n=number(2), dim=0),
     bad(gp.ln_structured, "nuclear", V, "three (10, 1)", MATRIX, amount=1, n="nuc", dim=0),
-    bad(gp.ln_structured, "a float mask", T, "mask float32", MATRIX, MATRIX, amount=1, n=2, dim=0),
-    bad(gp.ln_structured, "a longer mask", V, "mask (4,)", MATRIX, FOUR, amount=1, n=2, dim=0),
-    bad(gp.random_structured, "a list", T, "scores list", [1.0], amount=1, dim=0, seed=0),
+    bad(
+        gp.ln_structured,
+        "a float mask",
+        T,
+        "mask float32",
+        MATRIX,
+        mask=MATRIX,
+        amount=1,
+        n=2,
+        dim=0,
+    ),
+    bad(gp.ln_structured, "a longer mask", V, "mask (4,)", MATRIX, mask=FOUR, amount=1, n=2, dim=0),
+    bad(gp.random_structured, "a list", T, "param list", [1.0], amount=1, dim=0, seed=0),
     bad(gp.n_of_m, "more than m", V, "n=5 m=4", TEN, n=5, m=4),
     bad(gp.n_of_m, "a negative n", V, "n=-1 m=4", TEN, n=-1, m=4),
     bad(gp.n_of_m, "an m of 0", V, "n=0 m=0", TEN, n=0, m=0),
@@ -551,7 +638,12 @@ PATTERN_ROWS = [
     bad(gp.n_of_m, "a bool m", T, "m True", TEN, n=1, m=True),
     bad(gp.n_of_m, "a string dim", T, "dim '0'", TEN, n=1, m=2, dim="0"),
     bad(gp.n_of_m, "no such dim", V, "dim 1 (10,)", TEN, n=1, m=2, dim=1),
-    bad(gp.n_of_m, "bool scores", T, "scores bool", FOUR, n=1, m=2),
+    bad(gp.n_of_m, "several dims", T, "dim int (0, 1)", MATRIX, n=1, m=2, dim=(0, 1)),
+    bad(gp.n_of_m, "a function to dims", T, "dim int (1,)", MATRIX, n=1, m=2, dim=gp.input_dims),
+    bad(gp.n_of_m, "a group of one", V, "dim 1 single (10, 1) prunable", MATRIX, n=1, m=2),
+    bad(gp.n_of_m, "no dims", V, "dim 0 ()", Make(lambda: torch.tensor(1.0)), n=1, m=2),
+    bad(gp.n_of_m, "a bool param", T, "param bool", FOUR, n=1, m=2),
+    bad(gp.n_of_m, "a mask for scores", T, "scores mask=", FOUR, FOUR, n=1, m=2),
     bad(gp.blocks, "an int shape", T, "shape 2", TEN, amount=1, shape=2),
     bad(gp.blocks, "no shape", T, "shape ()", TEN, amount=1, shape=()),
     bad(gp.blocks, "a string shape", T, "shape '22'", TEN, amount=1, shape="22"),
@@ -559,6 +651,16 @@ PATTERN_ROWS = [
     bad(gp.blocks, "a block of nothing", V, "shape (0,)", TEN, amount=1, shape=(0,)),
     bad(gp.blocks, "too many dims", V, "(10,) (2, 2)", TEN, amount=1, shape=(2, 2)),
     bad(gp.check_n_of_m, "too many", V, "masks[0] 1 of 2 dim", KEEP_TWO, n=1, m=2),
+    bad(
+        gp.check_n_of_m,
+        "groups of one",
+        V,
+        "masks[0] dim 0 single (1, 2)",
+        Make(lambda: [torch.ones(1, 2).bool()]),
+        n=1,
+        m=2,
+        dim=0,
+    ),
     bad(gp.check_n_of_m, "scores", T, "masks[0] float32", Make(lambda: [torch.ones(2)]), n=1, m=2),
     bad(gp.check_n_of_m, "a float n", T, "n 0.5", KEEP_TWO, n=0.5, m=2),
     bad(gp.check_n_of_m, "more than m", V, "n=3 m=2", KEEP_TWO, n=3, m=2),
@@ -613,6 +715,7 @@ REST = [
     bad(gp.prunable, "a list with a number", T, "where ['a', 3]", PARAMS, ["a", 3]),
     bad(gp.prunable, "a tensor", T, "where tensor", PARAMS, Make(lambda: torch.ones(2))),
     bad(gp.prunable, "a set", T, "where {'a'}", PARAMS, {"a"}),
+    bad(gp.prunable, "a number to exclude", T, "exclude 3", PARAMS, exclude=3),
     bad(
         gp.straight_through,
         "float8",
@@ -710,7 +813,7 @@ OF_A_LOSS = [
             **more,
         ),
         bad(score, "a NaN parameter", V, "['out'] NaN", loss, NAN, *args, **more),
-        bad(score, "an integer leaf", T, "params['out'] int64 hole", loss, INTEGERS, *args, **more),
+        bad(score, "an integer leaf", T, "params['out'] int64 None", loss, INTEGERS, *args, **more),
         bad(
             score,
             "two integer leaves",
@@ -772,7 +875,7 @@ OF_PAIRS = [
     ]
     for row in (
         bad(score, "NaN", V, "['out'] NaN", *call(NAN)),
-        bad(score, "an integer leaf", T, "['out'] int64 hole", *call(INTEGERS)),
+        bad(score, "an integer leaf", T, "['out'] int64 None", *call(INTEGERS)),
         bad(score, "a float", T, "['a'] float", *call({"a": 1.0})),
     )
 ]

@@ -80,21 +80,24 @@ def lift(
 
 
 def each(method: Callable[..., Any], **kwargs: Any) -> Call:
-    """A method of one tensor, on every leaf; without scores, on the parameters as they are."""
-    return lambda params, scores, masks, amount: map_tensors(
-        lambda leaf, score, mask: method(score, mask, amount=amount, **kwargs),
-        params,
-        own(params, scores),
-        kept(params, masks),
-    )
+    """A direct call of a method on every leaf."""
+
+    def call(params: Any, scores: Any, masks: Any, amount: Any) -> Any:
+        def prune(leaf: Any, mask: Any, score: Any = None) -> torch.Tensor:
+            return method(leaf, score, mask=mask, amount=amount, **kwargs)
+
+        given = [] if scores is None else [scores]
+        return map_tensors(prune, params, kept(params, masks), *given)
+
+    return call
 
 
 def prune_to(params: Any, scores: Any, masks: Any, amount: Any) -> Any:
     return gp.global_unstructured(params, scores, masks=masks, sparsity=amount)
 
 
-def identity(scores: torch.Tensor, mask: torch.Tensor, *, amount: Any) -> torch.Tensor:
-    return gp.identity(scores, mask)
+def identity(param: torch.Tensor, scores: Any, *, mask: Any, amount: Any) -> torch.Tensor:
+    return gp.identity(param, scores, mask=mask)
 
 
 def prune_nothing(params: Any, scores: Any, masks: Any, amount: Any) -> Any:
@@ -102,8 +105,11 @@ def prune_nothing(params: Any, scores: Any, masks: Any, amount: Any) -> Any:
 
 
 @gp.pruning_method("unstructured")
-def lowest_by_sorting(scores: torch.Tensor, mask: torch.Tensor, *, amount: Any) -> torch.Tensor:
+def lowest_by_sorting(
+    param: torch.Tensor, scores: torch.Tensor | None, *, mask: torch.Tensor, amount: Any
+) -> torch.Tensor:
     """A user's method, in operations that every transform takes."""
+    scores = param if scores is None else scores
     is_tensor = isinstance(amount, torch.Tensor)
     is_fraction = amount.is_floating_point() if is_tensor else isinstance(amount, float)
     k = (number(amount) * mask.sum()).round() if is_fraction else number(amount)
@@ -113,8 +119,11 @@ def lowest_by_sorting(scores: torch.Tensor, mask: torch.Tensor, *, amount: Any) 
 
 
 @gp.pruning_method("unstructured")
-def each_by_sorting(scores: torch.Tensor, mask: torch.Tensor, *, amount: Any) -> torch.Tensor:
-    flat = lowest_by_sorting(scores.reshape(-1), mask.reshape(-1), amount=amount)
+def each_by_sorting(
+    param: torch.Tensor, scores: torch.Tensor | None, *, mask: torch.Tensor, amount: Any
+) -> torch.Tensor:
+    scores = param if scores is None else scores
+    flat = lowest_by_sorting(scores.reshape(-1), None, mask=mask.reshape(-1), amount=amount)
     return flat.reshape(scores.shape)
 
 
@@ -128,7 +137,7 @@ def layerwise_with_a_tree(params: Any, scores: Any, masks: Any, amount: Any) -> 
     return gp.layerwise(params, scores, masks=masks, amount=each_amount)
 
 
-def cut_at(amount: Any) -> gp.Threshold:
+def threshold_at(amount: Any) -> gp.Threshold:
     """At a whole number, so that scores may be equal to it, and anywhere in the flat order."""
     return gp.Threshold((number(amount) * 3).round(), (number(amount) * 20).to(torch.int64))
 
@@ -210,6 +219,11 @@ TREES = [
         lambda params, *_: gp.keep_all(gp.prunable(params, WHERE)),
     ),
     Row(
+        "prunable without some",
+        gp.prunable,
+        lambda params, *_: gp.keep_all(gp.prunable(params, exclude=WHERE)),
+    ),
+    Row(
         "prunable by predicate",
         gp.prunable,
         lambda params, *_: gp.keep_all(gp.prunable(params, lambda path, x: "weight" in path)),
@@ -228,7 +242,6 @@ METHODS = [
         gp.lowest_unstructured,
         each(gp.lowest_unstructured),
         SELECTION_AND_TRANSFORMS,
-        ranked_by=own,
         separately=True,
         inductor=True,
     ),
@@ -266,19 +279,24 @@ METHODS = [
 def each_matrix(method: Callable[..., Any], **kwargs: Any) -> Call:
     """A method of tensors with two dimensions or more, on those leaves; the others are kept."""
 
-    def masked(leaf: Any, score: Any, mask: Any, amount: Any) -> Any:
-        return mask if leaf.dim() < 2 else method(score, mask, amount=amount, **kwargs)
+    def masked(leaf: Any, score: Any, *, mask: Any, amount: Any) -> Any:
+        if leaf.dim() < 2:
+            return mask.clone()
+        return method(leaf, score, mask=mask, amount=amount, **kwargs)
 
-    return lambda params, scores, masks, amount: map_tensors(
-        lambda leaf, score, mask: masked(leaf, score, mask.clone(), amount),
-        params,
-        own(params, scores),
-        kept(params, masks),
-    )
+    return each(masked)
 
 
-def two_of_four(scores: torch.Tensor, mask: torch.Tensor, *, amount: Any) -> torch.Tensor:
-    return gp.n_of_m(scores, mask, n=2, m=4, dim=0)
+def two_of_four(param: torch.Tensor, scores: Any, *, mask: Any, amount: Any) -> torch.Tensor:
+    if param.shape[0] == 1:  # a group of a single entry is an error
+        return mask.clone()
+    return gp.n_of_m(param, scores, mask=mask, n=2, m=4, dim=0)
+
+
+def half_of_the_inputs(params: Any, scores: Any, masks: Any, amount: Any) -> Any:
+    """On leaves with as many rows as entries, and two columns."""
+    pairs = map_tensors(lambda leaf: torch.stack([leaf.reshape(-1)] * 2, 1), params)
+    return gp.layerwise(pairs, amount=amount, dim=gp.input_dims)
 
 
 def channels_of_layers(params: Any, scores: Any, masks: Any, amount: Any) -> Any:
@@ -292,7 +310,7 @@ def channels_of_layers(params: Any, scores: Any, masks: Any, amount: Any) -> Any
 
 
 def checked(params: Any, scores: Any, masks: Any, amount: Any) -> Any:
-    matrices = map_tensors(lambda leaf: leaf.reshape(-1), params)
+    matrices = map_tensors(lambda leaf: leaf.reshape(-1).repeat(2), params)
     patterned = gp.layerwise(matrices, pruning_method=gp.n_of_m, n=1, m=2)
     gp.check_n_of_m(patterned, n=1, m=2)
     return patterned
@@ -301,6 +319,13 @@ def checked(params: Any, scores: Any, masks: Any, amount: Any) -> Any:
 WHOLE = frozenset({"nested"}) | TRANSFORMS  # what goes are channels, and blocks
 
 PATTERNS = [
+    Row(
+        "input_dims",
+        gp.input_dims,
+        half_of_the_inputs,
+        TRANSFORMS | {"nested"},
+        amounts=lambda candidates: st.floats(0, 1),
+    ),
     Row(
         "ln_structured",
         gp.ln_structured,
@@ -444,7 +469,7 @@ COMBINATORS = [
         "Threshold",
         gp.Threshold,
         lambda params, scores, masks, amount: gp.masks_from_threshold(
-            cut_at(amount), params, scores, masks=masks
+            threshold_at(amount), params, scores, masks=masks
         ),
     ),
     Row(

@@ -1,0 +1,154 @@
+"""`dim=`: the dims of each leaf along which a method compares or groups entries.
+
+`dim` is an int, a tuple of ints, or a function `(path, leaf)` that returns one of these for each
+leaf. Linear and convolution weights have their outputs first and their inputs after, so one int
+does not mean the same for both: the last dim of a convolution is the width of its kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from torch import Tensor
+
+from gprune.inputs import LeafError, Leaves
+
+DimFunction: TypeAlias = Callable[[str, Tensor], int | tuple[int, ...]]
+"""From the dotted path of a leaf and the leaf to one or several of its dims."""
+
+
+def input_dims(path: str, leaf: Tensor) -> tuple[int, ...]:
+    """Return the dims of a weight that hold the inputs of one output: all but the first.
+
+    This is right for weights of linear layers, (outputs, inputs), and of convolutions,
+    (outputs, inputs, *kernel). For a vector it is dim 0. `layerwise(params, scores, amount=0.5,
+    dim=gp.input_dims)` prunes half of the inputs of every output, as Wanda does.
+
+    Weights with another layout need a function of your own that knows them by their paths. A
+    transposed convolution has the shape (inputs, outputs, *kernel): its dims are 0 and 2 and up.
+    Experts packed into one tensor have the shape (experts, outputs, inputs): their dim is 2.
+
+    Args:
+        path: the dotted path of the leaf, `""` in a direct call; it does not matter here.
+        leaf: the weight, of any shape.
+
+    Returns:
+        The dims.
+
+    Raises:
+        TypeError: if the leaf is not a tensor.
+
+    Example:
+        >>> import torch
+        >>> import gprune as gp
+        >>> input_dims("conv.weight", torch.ones(16, 32, 3, 3))
+        (1, 2, 3)
+        >>> def dims(path, leaf):
+        ...     return 2 if "experts" in path else gp.input_dims(path, leaf)
+        >>> params = {"experts": torch.rand(3, 5, 8), "fc": torch.rand(5, 8)}
+        >>> masks = gp.layerwise(params, amount=0.25, dim=dims)
+        >>> masks["experts"].sum(2).unique(), masks["fc"].sum(1).unique()
+        (tensor([6]), tensor([6]))
+
+    References:
+        Sun et al., 2024, arXiv:2306.11695, section 3 (comparison per output).
+    """
+    if not isinstance(leaf, Tensor):
+        raise TypeError(f"leaf must be a tensor, got {type(leaf).__name__}")
+    return tuple(range(1, leaf.dim())) or (0,)
+
+
+def value_per_leaf(dim: Any, paths: Callable[[], list[str]], leaves: list[Tensor]) -> list[Any]:
+    """Return what `dim` is for each leaf, unchecked: itself, or what it returns as a function.
+
+    Args:
+        dim: the argument of a method.
+        paths: returns the dotted paths of the leaves; called only if `dim` is a function.
+        leaves: the leaves.
+
+    Returns:
+        One value per leaf.
+    """
+    if callable(dim):
+        return [dim(path, leaf) for path, leaf in zip(paths(), leaves, strict=True)]
+    return [dim] * len(leaves)
+
+
+def dims_per_leaf(dim: Any, leaves: Leaves) -> list[list[int]]:
+    """Check `dim` against every ranked leaf.
+
+    Args:
+        dim: an int, a tuple of ints, or a function of (path, leaf).
+        leaves: the ranked leaves.
+
+    Returns:
+        The dims of each leaf, counted from 0 and ascending.
+
+    Raises:
+        LeafError: if a value is none of these, a leaf has no such dim, or a dim is given twice.
+    """
+    dims = []
+    for i, given in enumerate(value_per_leaf(dim, leaves.paths, leaves.params)):
+        try:
+            dims.append(_ascending(given, leaves.params[i].shape))
+        except (TypeError, ValueError) as error:
+            raise LeafError(i, "params", str(error), type(error)) from None
+    return dims
+
+
+def one_dim(dim: Any, shape: tuple[int, ...]) -> int:
+    """Check a `dim` that must be a single dim of a leaf.
+
+    Args:
+        dim: the value for this leaf.
+        shape: the shape of the leaf.
+
+    Returns:
+        The dim, counted from 0.
+
+    Raises:
+        TypeError: if it is not an int.
+        ValueError: if the leaf has no such dim.
+    """
+    if isinstance(dim, bool) or not isinstance(dim, int):
+        raise TypeError(f"dim must be an int or a function (path, leaf) -> int, got {dim!r}")
+    if not -len(shape) <= dim < len(shape):
+        raise ValueError(f"dim is {dim} for a leaf of shape {tuple(shape)}")
+    return dim % len(shape)
+
+
+def single_entry_problem(shape: tuple[int, ...], dims: list[int]) -> str | None:
+    """Return what is wrong if every group along some dims is a single entry, or `None`.
+
+    Nothing is compared in such a group: `amount=0.5` of one entry is none. That happens along the
+    wrong dim, such as the last one of a 1x1 convolution.
+
+    Args:
+        shape: the shape of the leaf.
+        dims: the dims that a group runs along.
+
+    Returns:
+        The end of a sentence that starts with the leaf's name, or `None`.
+    """
+    if 0 in shape or any(shape[dim] != 1 for dim in dims):
+        return None
+    named = f"dim {dims[0]}" if len(dims) == 1 else f"dims {tuple(dims)}"
+    return (
+        f"every group along {named} is a single entry in a leaf of shape {tuple(shape)}; "
+        "choose another dim, or make the leaf None with prunable()"
+    )
+
+
+def _ascending(dims: Any, shape: tuple[int, ...]) -> list[int]:
+    given = list(dims) if isinstance(dims, tuple | list) else [dims]
+    if not given or any(isinstance(d, bool) or not isinstance(d, int) for d in given):
+        raise TypeError(
+            f"dim must be an int, a tuple of ints or a function (path, leaf) of these, got {dims!r}"
+        )
+    if any(not -len(shape) <= d < len(shape) for d in given):
+        raise ValueError(f"dim is {dims!r} for a leaf of shape {tuple(shape)}")
+    ascending = sorted({d % len(shape) for d in given})
+    if len(ascending) < len(given):
+        raise ValueError(f"dim must name each dim once, got {dims!r}")
+    return ascending

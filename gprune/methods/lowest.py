@@ -1,0 +1,126 @@
+"""Prune the lowest scores: of all leaves, of each leaf alone, or of each group within a leaf.
+
+All methods of gprune but `n_of_m` come to this. What is ranked may be entries, or one score for
+each channel or block.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor
+
+from gprune.inputs import LeafError, Leaves, require_unsharded
+from gprune.methods.dims import dims_per_leaf, single_entry_problem
+from gprune.select import operators
+from gprune.select.amounts import as_scalar, one_of
+from gprune.trees import is_single_leaf
+
+
+def select_lowest(
+    leaves: Leaves,
+    amount: Any,
+    sparsity: Any,
+    dim: Any = None,
+    *,
+    per_leaf: bool,
+    method: str,
+    absolute: bool = False,
+    seed: Tensor | None = None,
+) -> list[Tensor]:
+    """Return the masks that prune the lowest.
+
+    Args:
+        leaves: the leaves, of which `leaves.ranked` ranks.
+        amount: a number; if `per_leaf`, a list with one per leaf; or `None`.
+        sparsity: the same. Exactly one of the two is given.
+        dim: the dims along which the entries of a leaf are compared; `None` compares everything.
+        per_leaf: whether each leaf is ranked alone.
+        method: the public method to name in an error.
+        absolute: whether to rank by absolute value.
+        seed: if given, random draws rank, and not `leaves.ranked`.
+
+    Returns:
+        The masks, one per leaf.
+
+    Raises:
+        TypeError: if a number has the wrong type.
+        ValueError: if `dim` is given for a global ranking, or for DTensors.
+        LeafError: if a number or a dim does not fit one leaf.
+    """
+    number, is_sparsity = one_of(amount, sparsity, method)
+    name = "sparsity" if is_sparsity else "amount"
+    if not per_leaf and not is_single_leaf(number):
+        raise TypeError(f"{name} must be one number for all leaves; a tree is for layerwise")
+    numbers = number if per_leaf else [number]
+    if all(one is numbers[0] for one in numbers):  # one number for all leaves is converted once
+        amounts = [as_scalar(numbers[0], name)] * len(numbers)
+    else:
+        amounts = [as_scalar(one, name) for one in numbers]
+    scores = leaves.ranked
+    if dim is None:
+        kept: list[Tensor] = operators.select(
+            scores, leaves.masks, amounts, seed, absolute, is_sparsity
+        )
+        return kept
+    if not per_leaf:
+        raise ValueError("dim compares within each leaf, not globally; use layerwise")
+    require_unsharded(scores, "dim")
+    if seed is not None:  # drawn by the flat index in the leaf, however it is grouped
+        scores = operators.random_scores(scores, seed)
+    masks = []
+    for i, dims in enumerate(dims_per_leaf(dim, leaves)):
+        if problem := single_entry_problem(scores[i].shape, dims):
+            raise LeafError(i, "params", problem)
+        priors = leaves.masks[i : i + 1]
+        masks.append(_select_in_groups(i, scores[i], priors, dims, amounts[i], absolute, name))
+    return masks
+
+
+def _select_in_groups(
+    leaf: int,
+    scores: Tensor,
+    priors: list[Tensor],
+    dims: list[int],
+    amount: Tensor,
+    absolute: bool,
+    name: str,
+) -> Tensor:
+    """Prune the lowest of every group along `dims`: each group becomes a row of a matrix."""
+    order = [d for d in range(scores.dim()) if d not in dims] + dims
+    moved = [x.permute(order) for x in (scores, *priors)]
+    group_size = math.prod([scores.shape[d] for d in dims])  # Dynamo takes no generator
+    num_groups = math.prod(moved[0].shape[: scores.dim() - len(dims)])
+    matrix, *prior_rows = (x.reshape(num_groups, group_size) for x in moved)
+    kept = select_rows(leaf, matrix, prior_rows, amount, absolute=absolute, name=name)
+    back = sorted(range(len(order)), key=order.__getitem__)
+    return kept.view(moved[0].shape).permute(back).contiguous()
+
+
+def select_rows(
+    leaf: int, rows: Tensor, priors: list[Tensor], amount: Tensor, *, absolute: bool, name: str
+) -> Tensor:
+    """Return the mask that prunes the lowest of every row of a matrix made from one leaf.
+
+    Args:
+        leaf: the index of the leaf, to name it in an error.
+        rows: (rows, entries).
+        priors: the prior mask of that shape, or an empty list.
+        amount: 0-dim tensor; how much of each row is pruned.
+        absolute: whether to rank by absolute value.
+        name: what the amount is, `amount` or `sparsity`.
+
+    Returns:
+        The mask, (rows, entries).
+
+    Raises:
+        LeafError: if the amount is out of range, or the scores cannot be ranked.
+    """
+    try:
+        kept: Tensor = operators.select_rows(rows, priors, amount, absolute, name == "sparsity")
+    except LeafError as error:
+        raise LeafError(leaf, error.what, error.message, error.kind) from None
+    except ValueError as error:
+        raise LeafError(leaf, name, str(error)) from None
+    return kept

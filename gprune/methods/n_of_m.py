@@ -1,0 +1,177 @@
+"""N:M patterns: keep n of every m consecutive entries along a dim, as sparse tensor cores need."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from gprune.inputs import LeafError, Leaves, is_sharded, require_unsharded
+from gprune.masks import mask_leaves
+from gprune.methods.dims import DimFunction, one_dim, single_entry_problem, value_per_leaf
+from gprune.methods.lowest import select_rows
+from gprune.methods.method import built_in, select_on_one_leaf
+from gprune.select.amounts import as_scalar
+from gprune.trees import Tree, dotted_paths, flatten, leaf_names
+
+
+def _select(leaves: Leaves, *, per_leaf: bool, n: Any, m: Any, dim: Any = None) -> list[Tensor]:
+    _check_pattern(n, m)
+    require_unsharded(leaves.ranked, "n_of_m")
+    dim = _default_dim if dim is None else dim
+    masks = []
+    for i, given in enumerate(value_per_leaf(dim, leaves.paths, leaves.params)):
+        scores = leaves.ranked[i]
+        try:
+            along = _group_dim(given, scores.shape, m)
+        except (TypeError, ValueError) as error:
+            raise LeafError(i, "params", str(error), type(error)) from None
+        groups = _groups(scores, m, along)
+        size = groups.shape[1]
+        sparsity = as_scalar((size - min(n, size)) / size, "sparsity")
+        priors = _prior_groups(scores, leaves.masks[i : i + 1], m, along)
+        absolute = leaves.scores is None
+        kept = select_rows(i, groups, priors, sparsity, absolute=absolute, name="sparsity")
+        masks.append(_ungroup(kept, scores, along))
+    return masks
+
+
+@built_in("semi_structured", _select)
+def n_of_m(
+    param: Tensor,
+    scores: Tensor | None = None,
+    *,
+    mask: Tensor | None = None,
+    n: int,
+    m: int,
+    dim: int | DimFunction | None = None,
+) -> Tensor:
+    """Keep the n highest of every m consecutive entries along a dim.
+
+    A group keeps min(n, candidates) entries: exactly n, unless the prior mask left it fewer. Where
+    m does not divide the size of the dim, the last group is shorter. It keeps its n highest too, or
+    all of its entries if it has no more than n. So does a dim that is shorter than m. Padded with
+    zeros, the pruned tensor has the pattern everywhere. Among equal scores the lowest index is
+    pruned first; NaN is pruned last.
+
+    Args:
+        param: a tensor with at least one dimension.
+        scores: its scores, of that shape, larger = more important, sign included; float16 to
+            float64, uint8, or int8 to int64. Without them the magnitude of `param` ranks.
+        mask: prior bool mask of that shape; what it has pruned stays pruned.
+        n: how many entries of a group are kept, 0 to m; "2:4" is n=2, m=4.
+        m: how many entries are a group.
+        dim: the dim that groups run along, or a function `(path, leaf)` that returns it. By default
+            it is 1, and 0 for a vector: the inputs of a linear layer, the input channels of a
+            convolution.
+
+    Returns:
+        Bool mask of the shape of `param`, `True` = keep.
+
+    Raises:
+        TypeError: if n, m or the dim is not an int, or a dtype is wrong.
+        ValueError: if n or m is out of range, there is no such dim, it has a single entry while m
+            is larger, or a shape differs.
+
+    Example:
+        >>> n_of_m(torch.tensor([-9.0, 1.0, 2.0, -8.0, 1.0]), n=2, m=4)
+        tensor([ True, False, False,  True,  True])
+
+    References:
+        Mishra et al., 2021, arXiv:2104.08378, section 3 (2:4).
+        Zhou et al., 2021, arXiv:2102.04010 (N:M).
+    """
+    return select_on_one_leaf(_select, param, scores, mask, n=n, m=m, dim=dim)
+
+
+def check_n_of_m(masks: Tree, *, n: int, m: int, dim: int | DimFunction | None = None) -> None:
+    """Check that no more than n of every m consecutive entries along a dim are kept.
+
+    Args:
+        masks: pytree of bool masks and `None`. Of DTensors, one full leaf is gathered at a time.
+        n: how many entries of a group may be kept, 0 to m.
+        m: how many entries are a group; the last group may be shorter.
+        dim: the dim that groups run along, or a function `(path, mask)` that returns it; by default
+            1, and 0 for a vector, as in `n_of_m`.
+
+    Raises:
+        TypeError: if a mask is not a bool tensor, or n, m or the dim is not an int.
+        ValueError: if a group keeps more, there is no such dim, or it has a single entry while m is
+            larger, naming every such leaf; or if n or m is out of range.
+
+    Example:
+        >>> check_n_of_m([torch.tensor([True, False, True, True])], n=2, m=4)
+        Traceback (most recent call last):
+        ValueError: masks[0] keeps more than 2 of 4 along dim 0 in 1 of 1 groups
+    """
+    _check_pattern(n, m)
+    mask_leaves(masks)
+    flat, treedef = flatten(masks)
+    names = leaf_names(treedef, "masks")
+    leaves = [(i, mask) for i, mask in enumerate(flat) if mask is not None]
+    dims = value_per_leaf(
+        _default_dim if dim is None else dim,
+        lambda: [dotted_paths(treedef)[i] for i, _ in leaves],
+        [mask for _, mask in leaves],
+    )
+    problems = []
+    for (i, mask), given in zip(leaves, dims, strict=True):
+        try:
+            along = _group_dim(given, mask.shape, m)
+        except ValueError as error:
+            problems.append(f"{names[i]}: {error}")
+            continue
+        full = mask.full_tensor() if is_sharded([mask]) else mask
+        too_many = _groups(full, m, along).sum(1) > n
+        if too_many.any():
+            problems.append(
+                f"{names[i]} keeps more than {n} of {m} along dim {along} "
+                f"in {int(too_many.sum())} of {too_many.numel()} groups"
+            )
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
+def _default_dim(path: str, leaf: Tensor) -> int:
+    return 1 if leaf.dim() > 1 else 0
+
+
+def _check_pattern(n: Any, m: Any) -> None:
+    for name, number in (("n", n), ("m", m)):
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise TypeError(f"{name} must be an int, got {number!r}")
+    if not 0 <= n <= m or m == 0:
+        raise ValueError(f"n must be from 0 to m and m above 0, got n={n}, m={m}")
+
+
+def _group_dim(dim: Any, shape: tuple[int, ...], m: int) -> int:
+    """Check the dim of one leaf; groups of m > 1 need more than one entry along it."""
+    along = one_dim(dim, shape)
+    if m > 1 and (problem := single_entry_problem(shape, [along])):
+        raise ValueError(problem)
+    return along
+
+
+def _groups(tensor: Tensor, m: int, dim: int) -> Tensor:
+    """Return the groups along a dim as the rows of a matrix, the last ones padded with zeros."""
+    m = max(1, min(m, tensor.shape[dim]))  # no longer than the dim: padding takes memory
+    moved = tensor.movedim(dim, -1)
+    return pad(moved, (0, -moved.shape[-1] % m)).reshape(-1, m)
+
+
+def _ungroup(rows: Tensor, like: Tensor, dim: int) -> Tensor:
+    """Return the rows of `_groups` as a tensor of the shape that they were made from."""
+    moved = like.movedim(dim, -1)
+    padded = rows.view(*moved.shape[:-1], -(-moved.shape[-1] // rows.shape[1]) * rows.shape[1])
+    return padded[..., : moved.shape[-1]].movedim(-1, dim).contiguous()
+
+
+def _prior_groups(scores: Tensor, priors: list[Tensor], m: int, dim: int) -> list[Tensor]:
+    """Return the prior mask of the groups, in which padding counts as pruned."""
+    if priors:
+        return [_groups(priors[0], m, dim)]
+    if scores.shape[dim] % m:
+        return [_groups(torch.ones_like(scores, dtype=torch.bool), m, dim)]
+    return []
