@@ -188,8 +188,8 @@ def score_problem(scores: Any, masks: str = "masks") -> str | None:
         return problem.replace("a tensor or None", "a tensor")
     if scores.dtype in SCORE_DTYPES:
         return None
-    remedy = f"; pass a prior mask as {masks}=" if scores.dtype == torch.bool else ""
-    return _dtype_problem(scores) + remedy
+    hint = f"; a prior mask is passed as {masks}=" if scores.dtype == torch.bool else ""
+    return _dtype_problem(scores) + hint
 
 
 def mask_problem(mask: Any) -> str | None:

@@ -59,3 +59,20 @@ def test_an_amount_for_each_leaf_may_be_a_tree_or_one_number() -> None:
     for amount in (1, {"a": 1, "b": 1}, torch.tensor(1), {"a": torch.tensor(1), "b": 1}):
         masks = gp.layerwise(params, amount=amount)
         assert [int(mask.sum()) for mask in reference.leaves(masks)] == [3, 2]
+
+
+def test_a_users_method_is_given_the_number_of_its_leaf() -> None:
+    seen = []
+
+    @gp.pruning_method("unstructured")
+    def method(
+        param: torch.Tensor, scores: Any, *, mask: torch.Tensor, amount: Any, sparsity: Any = None
+    ) -> torch.Tensor:
+        seen.append((param.numel(), amount, sparsity))
+        return mask
+
+    params = {"a": torch.ones(4), "b": torch.ones(3)}
+    gp.layerwise(params, pruning_method=method, amount={"a": 1, "b": 2}, sparsity=None)
+    gp.layerwise(params, pruning_method=method, amount=5)
+    gp.global_unstructured(params, pruning_method=method, amount=6)
+    assert seen == [(4, 1, None), (3, 2, None), (4, 5, None), (3, 5, None), (7, 6, None)]
