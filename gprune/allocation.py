@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from gprune.select import operators
-from gprune.select.amounts import as_scalar
+from gprune.select.counts import as_scalar
 from gprune.trees import Tree, dotted_paths, flatten, predicate, require_tensors, unflatten_like
 
 __all__ = ["erdos_renyi", "uniform"]

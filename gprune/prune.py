@@ -17,7 +17,7 @@ from gprune.inputs import LeafError, Leaves, align, raise_with_path
 from gprune.methods import lowest_unstructured
 from gprune.methods.method import PER_LEAF, check_arguments, unwrap_partials
 from gprune.select import operators
-from gprune.select.amounts import as_scalar, one_of
+from gprune.select.counts import as_scalar, one_of
 from gprune.trees import Tree, is_single_leaf, match, unflatten_like
 
 

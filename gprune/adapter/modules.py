@@ -22,7 +22,7 @@ from gprune.adapter.state import (
 from gprune.masks import keep_all
 from gprune.methods import lowest_unstructured
 from gprune.prune import global_unstructured
-from gprune.select.amounts import one_of
+from gprune.select.counts import one_of
 from gprune.trees import Where, prunable
 
 M = TypeVar("M", bound=nn.Module)

@@ -14,7 +14,7 @@ from torch import Tensor
 from gprune.inputs import LeafError, Leaves, require_unsharded
 from gprune.methods.dims import dims_per_leaf, single_entry_problem
 from gprune.select import operators
-from gprune.select.amounts import as_scalar, one_of
+from gprune.select.counts import as_scalar, one_of
 from gprune.trees import is_single_leaf
 
 

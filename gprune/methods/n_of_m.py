@@ -13,7 +13,7 @@ from gprune.masks import mask_leaves
 from gprune.methods.dims import DimFunction, one_dim, single_entry_problem, value_per_leaf
 from gprune.methods.lowest import select_rows
 from gprune.methods.method import built_in, select_on_one_leaf
-from gprune.select.amounts import as_scalar
+from gprune.select.counts import as_scalar
 from gprune.trees import Tree, dotted_paths, flatten, leaf_names
 
 

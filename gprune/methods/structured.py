@@ -18,7 +18,7 @@ from torch import Tensor
 from gprune.inputs import LeafError, Leaves, require_unsharded
 from gprune.methods.lowest import select_lowest
 from gprune.methods.method import built_in, select_on_one_leaf
-from gprune.select.amounts import as_float, as_seed
+from gprune.select.counts import as_float, as_seed
 
 
 def _select_ln(

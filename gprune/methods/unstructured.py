@@ -11,7 +11,7 @@ from gprune.inputs import Leaves, is_sharded
 from gprune.methods.dims import DimFunction
 from gprune.methods.lowest import select_lowest
 from gprune.methods.method import built_in, select_on_one_leaf
-from gprune.select.amounts import as_seed
+from gprune.select.counts import as_seed
 
 
 def _select_lowest(

@@ -12,7 +12,7 @@ from torch import Tensor
 from gprune.inputs import mismatch, score_problem
 from gprune.methods import random_unstructured
 from gprune.prune import layerwise
-from gprune.select.amounts import as_scalar, as_seed
+from gprune.select.counts import as_scalar, as_seed
 from gprune.trees import (
     Tree,
     Where,

@@ -40,7 +40,7 @@ from gprune.pruners.pruner import (
     zero_unless,
 )
 from gprune.schedules import Schedule
-from gprune.select.amounts import as_seed
+from gprune.select.counts import as_seed
 from gprune.trees import Tree, Where, map_leaves
 
 

@@ -6,7 +6,7 @@ import torch
 
 from gprune.inputs import is_sharded
 from gprune.select import operators
-from gprune.select.amounts import as_seed
+from gprune.select.counts import as_seed
 from gprune.trees import Tree, flatten, require_tensors, unflatten_like
 
 

@@ -22,7 +22,7 @@ from gprune.select.apportion import apportion as share_out
 from gprune.select.blocks import Query, RankedLeaves
 from gprune.select.counter_rng import draw
 from gprune.select.counts import resolve, resolve_amount, resolve_sparsity
-from gprune.select.errors import LeafError
+from gprune.inputs import LeafError
 from gprune.select.keys import (
     FORMATS,
     LARGEST_INT64,

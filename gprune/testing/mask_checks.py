@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gprune.prune import num_to_prune
-from gprune.select.amounts import as_scalar, resolve_sparsity
+from gprune.select.counts import as_scalar, resolve_sparsity
 from gprune.trees import Tree, flatten, leaf_names
 
 

@@ -1,3 +1,0 @@
-"""The error of one leaf, for `gprune.select`."""
-
-from gprune.inputs import LeafError as LeafError
