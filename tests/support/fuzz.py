@@ -265,7 +265,9 @@ class Case(NamedTuple):
     @property
     def trees(self) -> tuple[list[Any], list[Any] | None]:
         """Params and scores that the default method ranks as this case is ranked."""
-        return (self.values, None) if "pruning_method" in self.method else (self.params, self.scores)
+        return (
+            (self.values, None) if "pruning_method" in self.method else (self.params, self.scores)
+        )
 
     @property
     def places(self) -> list[int]:
@@ -611,7 +613,9 @@ def vmap_over_models(case: Case, rng: Rng) -> Iterator[Check]:
             [(name, numbers)] = asked(rng, candidates).items()
         dims = int(rng.integers(-1, 1))
 
-        def call(params: Any, scores: Any, masks: Any, n: Any, prune: Any = prune, name: str = name):  # type: ignore[no-untyped-def]
+        def call(
+            params: Any, scores: Any, masks: Any, n: Any, prune: Any = prune, name: str = name
+        ):  # type: ignore[no-untyped-def]
             got = prune(params, scores, masks=masks, **case.method, **{name: n})
             return [mask for mask in got if mask is not None]
 
@@ -839,8 +843,8 @@ def random(case: Case, rng: Rng) -> Iterator[Check]:
 
 def random_several(case: Case, rng: Rng) -> Iterator[Check]:
     """vmap over seeds and amounts."""
-    seeds = torch.from_numpy(rng.integers(1 - 2**63, 2**63 - 1, MODELS))
-    numbers = torch.from_numpy(rng.random(MODELS))
+    seeds = torch.from_numpy(rng.integers(1 - 2**63, 2**63 - 1, CALLS))
+    numbers = torch.from_numpy(rng.random(CALLS))
 
     def prune(seed: Tensor, amount: Tensor) -> list[Tensor]:
         method = {"pruning_method": gp.random_unstructured, "seed": seed, "amount": amount}
@@ -848,7 +852,7 @@ def random_several(case: Case, rng: Rng) -> Iterator[Check]:
         return [mask for mask in masks if mask is not None]
 
     batch = torch.vmap(prune)(seeds, numbers)
-    for i in range(MODELS):
+    for i in range(CALLS):
         draws = [x for x in gp.scores.random(case.params, seed=seeds[i]) if x is not None]
         much = {"amount": numbers[i]}
         expected = expected_masks([x.numpy() for x in draws], case.prior, much, False)
@@ -874,7 +878,7 @@ WAYS: dict[str, Way] = {
     "rows": Way(rows, 4),
     "n of m": Way(n_of_m, 4),
     "random": Way(random, 4),
-    "vmap over seeds": Way(random_several, 3),
+    "vmap over seeds": Way(random_several, 8),
 }
 
 
@@ -917,4 +921,6 @@ def leaf_verdict(mask: Tensor, expected: Array) -> str:
     if not len(wrong):
         return ""
     kept = int(mask.sum()), int(expected.sum())
-    return f"keeps {kept[0]}, expected {kept[1]}; entry {wrong[0]} is the first of {len(wrong)} wrong"
+    return (
+        f"keeps {kept[0]}, expected {kept[1]}; entry {wrong[0]} is the first of {len(wrong)} wrong"
+    )
