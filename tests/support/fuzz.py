@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,7 +46,7 @@ BITS = {torch.float64: np.uint64, torch.float32: np.uint32, torch.float16: np.ui
 
 
 def rounded(reals: Array, dtype: torch.dtype) -> Array:
-    """Take real numbers as the nearest ones of a dtype, within its range; NaN is 0 as an integer."""
+    """Take real numbers as those of a dtype, within its range; NaN as an integer is 0."""
     with np.errstate(all="ignore"):
         if dtype == torch.bfloat16:
             return (reals.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
@@ -514,7 +515,10 @@ def several(rng: Rng, candidates: int) -> dict[str, Any]:
 # --- every way to ask -----------------------------------------------------------------------
 
 Check = tuple[str, Any, Any]
-"""What was asked, what came out, and what must come out: a `Last`, or an array for each leaf."""
+"""What was asked, what came out, and what must come out.
+
+That is a `Last`, a list of one array for each prunable leaf, or a dict of the array of one of them.
+"""
 
 
 def one_amount(case: Case, rng: Rng) -> Iterator[Check]:
@@ -718,9 +722,9 @@ def each_leaf(
 ) -> Iterator[Check]:
     """One check for each leaf, because each is a ranking of its own."""
     assert [i for i, mask in enumerate(masks) if mask is not None] == case.places
-    for i, ranking, one in zip(case.places, rankings, much, strict=True):
-        expected = ranking.masks(count(one, ranking.candidates, ranking.entries))
-        yield f"{what}, leaf {i}", [masks[i]], expected
+    for i, (place, ranking, one) in enumerate(zip(case.places, rankings, much, strict=True)):
+        [expected] = ranking.masks(count(one, ranking.candidates, ranking.entries))
+        yield f"{what}, leaf {place}", [masks[place]], {i: expected}
 
 
 def rows(case: Case, rng: Rng) -> Iterator[Check]:
@@ -738,9 +742,12 @@ def rows(case: Case, rng: Rng) -> Iterator[Check]:
         )
         for i, index in enumerate(groups):
             expected = pruned_in(
-                some.ranked[i], some.prior[i], index, lambda c, size: count(much, c, size)
+                some.ranked[i],
+                some.prior[i],
+                index,
+                partial(count, much),
             )
-            yield f"layerwise dim={dim}, {much}, leaf {i} of those", [masks[i]], [expected]
+            yield f"layerwise dim={dim}, {much}, leaf {i} of those", [masks[i]], {i: expected}
 
 
 def n_of_m(case: Case, rng: Rng) -> Iterator[Check]:
@@ -757,8 +764,8 @@ def n_of_m(case: Case, rng: Rng) -> Iterator[Check]:
         )
         for i, (ranked, prior) in enumerate(zip(some.ranked, some.prior, strict=True)):
             index = in_groups_of(m, groups_along(ranked.shape, dim))
-            expected = pruned_in(ranked, prior, index, lambda c, size: max(0, c - n))
-            yield f"n_of_m n={n}, m={m}, dim={dim}, leaf {i} of those", [masks[i]], [expected]
+            expected = pruned_in(ranked, prior, index, lambda c, size, n=n: max(0, c - n))
+            yield f"n_of_m n={n}, m={m}, dim={dim}, leaf {i} of those", [masks[i]], {i: expected}
 
 
 def dims_of(case: Case, rng: Rng) -> int | tuple[int, ...]:
@@ -829,15 +836,15 @@ def random(case: Case, rng: Rng) -> Iterator[Check]:
     for _ in range(CALLS // 4):
         seed = int(rng.choice([0, 1, -1, 2**63 - 1, 1 - 2**63, rng.integers(1 - 2**63, 2**63 - 1)]))
         given = seed if rng.random() < 0.7 else torch.tensor(seed)
-        draws = [x for x in gp.scores.random(case.params, seed=seed) if x is not None]
-        whole = [getattr(x, "full_tensor", lambda x=x: x)().numpy() for x in draws]
+        draws = gp.scores.random([torch.zeros(x.shape) for x in case.ranked], seed=seed)
+        ranked = [x.numpy() for x in draws]
         method = {"pruning_method": gp.random_unstructured, "seed": given}
         for prune in (gp.global_unstructured, gp.layerwise):
             each = prune is gp.layerwise
             least = [int(keep.sum()) for keep in case.prior]
             much = asked(rng, min(least) if each else sum(least))
             masks = prune(case.params, masks=case.masks, **method, **much)
-            expected = expected_masks(whole, case.prior, much, each)
+            expected = expected_masks(ranked, case.prior, much, each)
             yield f"{prune.__name__} random, seed={given}, {much}", masks, expected
 
 
@@ -902,13 +909,15 @@ def verdict(case: Case, check: Check, local: Callable[[int, Array], Array] | Non
         same = value == expected.value or (math.isnan(value) and math.isnan(expected.value))
         right = same and flat_index == expected.flat_index
         return "" if right else f"{what}: got {value, flat_index}, expected {tuple(expected)}"
-    if len(got) > 1 and [i for i, mask in enumerate(got) if mask is not None] != case.places:
-        return f"{what}: got {got}, expected a mask where there is a prunable leaf"
-    got = [mask for mask in got if mask is not None]
+    if isinstance(expected, list):
+        if [i for i, mask in enumerate(got) if mask is not None] != case.places:
+            return f"{what}: got {got}, expected a mask where there is a prunable leaf"
+        expected = dict(enumerate(expected))
+    masks = [mask for mask in got if mask is not None]
     problems = [
-        problem
-        for i, (mine, array) in enumerate(zip(got, expected, strict=True))
-        if (problem := leaf_verdict(mine, array if local is None else local(i, array)))
+        f"{i} {problem}"
+        for mask, (i, array) in zip(masks, expected.items(), strict=True)
+        if (problem := leaf_verdict(mask, array if local is None else local(i, array)))
     ]
     return f"{what}: mask {'; '.join(problems)}" if problems else ""
 

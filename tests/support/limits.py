@@ -1,4 +1,4 @@
-"""The internal limits of the search, patched down so that small trees take the paths of large ones."""
+"""Internal limits of the search, patched down: small trees then take the paths of large ones."""
 
 from contextlib import AbstractContextManager, nullcontext
 
