@@ -17,6 +17,8 @@ import gprune as gp
 from tests.support.sharded_cases import Sharding, all_well, differences, placed
 from tests.support.workers import Workers
 
+pytestmark = pytest.mark.slow
+
 SHARDING = Sharding((2,), [(Shard(0),), (Shard(1),), (Replicate(),), None])
 
 
@@ -86,7 +88,6 @@ def check_first_call(name: str, leaves: int) -> list[str]:
     return differences("masks", got, PRUNE[name](whole), sharding)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("leaves", [3, 4], ids=["DTensors", "and a plain leaf"])
 @pytest.mark.parametrize("name", PRUNE)
 def test_selection_inside_grad_is_the_first_call_of_a_process(name: str, leaves: int) -> None:
@@ -118,7 +119,6 @@ def check_compiled_count(name: str, backend: str) -> list[str]:
     return [] if repr(got) == repr(expected) else [f"{name} is {got}, expected {expected}"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("name", COUNTS)
 def test_compiled_counts(name: str, backend: str) -> None:
@@ -200,7 +200,6 @@ def run_ranks(
 REFUSED = ("expected size", "gprune lost another rank")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("shapes", [UNEVEN, EQUAL], ids=["uneven", "equal"])
 @pytest.mark.parametrize("mesh", [(2,), (2, 2)], ids=["2 ranks", "2 x 2 ranks"])
 def test_compiled_with_a_warm_cache(
