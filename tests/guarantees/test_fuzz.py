@@ -1,0 +1,111 @@
+"""Every way to ask, on random trees, against the sort in tests/support/fuzz.py.
+
+One check is one mask of a leaf that is ranked alone, the masks of one global ranking, or one
+threshold. The nightly profile makes 200,000 checks, `ci` 20,000 and the quick one 2,000.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import gprune as gp
+from tests.support import fuzz
+from tests.support.assertions import fail_if
+from tests.support.limits import small_limits
+
+CHECKS = {25: 2_000, 100: 20_000, 2_500: 200_000}.get(settings().max_examples, 2_000)
+"""How many checks all ways make in all, by the examples of the profile."""
+
+
+@pytest.mark.parametrize("name", fuzz.WAYS)
+def test_every_way_to_ask(name: str) -> None:
+    way = fuzz.WAYS[name]
+    target = math.ceil(CHECKS / len(fuzz.WAYS))
+    made = 0
+
+    @settings(max_examples=math.ceil(target / way.checks))
+    @given(fuzz.trees(), st.none() | st.integers(0, 2**32 - 1))
+    def check(tree: fuzz.Tree, limits: int | None) -> None:
+        nonlocal made
+        case = fuzz.build(tree)
+        inputs = [x for x in [*case.values, *(case.masks or [])] if x is not None]
+        before = [bits(x) for x in inputs]
+        small = nullcontext() if limits is None else small_limits(np.random.default_rng(limits))
+        with small:
+            checks = list(way.ask(case, np.random.default_rng(tree.seed)))
+        made += len(checks)
+        problems = [problem for one in checks if (problem := fuzz.verdict(case, one))]
+        fail_if(problems + ["an input is modified"] * (before != [bits(x) for x in inputs]))
+
+    check()
+    print(f"{name}: {made} checks")
+    assert made >= target
+
+
+STRUCTURES: dict[str, list[tuple[torch.dtype, tuple[int, ...]] | None]] = {
+    "small": [
+        (torch.float32, (7,)),
+        None,
+        (torch.bfloat16, (0, 3)),
+        (torch.float64, ()),
+        (torch.int32, (3, 4)),
+    ],
+    "one large leaf": [(torch.float32, (200, 100)), (torch.float32, (5,))],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranking", ["scores", "magnitude"])
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_compiled(name: str, ranking: str) -> None:
+    """One graph for all values: trees of one structure, with any values, priors and amounts."""
+    made = 0
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def step(params: Any, scores: Any, masks: Any, amount: Any) -> Any:
+        kept = gp.global_unstructured(params, scores, masks=masks, amount=amount)
+        each = gp.layerwise(params, scores, masks=masks, amount=amount)
+        found = gp.find_threshold(params, scores, masks=masks, amount=amount)
+        return kept, each, found, gp.masks_from_threshold(found, params, scores, masks=masks)
+
+    values = st.tuples(*[st.sampled_from(fuzz.DISTRIBUTIONS)] * len(STRUCTURES[name]))
+    priors = st.sampled_from([prior for prior, make in fuzz.PRIORS.items() if make])
+
+    @settings(max_examples=math.ceil(CHECKS / 200))
+    @given(values, priors, st.floats(0, 1), st.integers(0, 2**32 - 1))
+    def check(values: tuple[str, ...], prior: str, amount: float, seed: int) -> None:
+        nonlocal made
+        leaves = tuple(
+            None if leaf is None else fuzz.Leaf(*leaf, value, "contiguous")
+            for leaf, value in zip(STRUCTURES[name], values, strict=True)
+        )
+        case = fuzz.build(fuzz.Tree(leaves, prior, ranking, seed))
+        number = torch.tensor(amount, dtype=torch.float64)
+        kept, each, found, again = step(case.params, case.scores, case.masks, number)
+        whole = fuzz.Ranking(case.ranked, case.prior)
+        much = {"amount": number}
+        k = fuzz.count(much, whole.candidates, whole.entries)
+        checks = [
+            ("global_unstructured", kept, whole.masks(k)),
+            ("layerwise", each, fuzz.expected_masks(case.ranked, case.prior, much, True)),
+            ("find_threshold", found, whole.last(k)),
+            ("masks_from_threshold", again, whole.masks(k)),
+        ]
+        made += len(checks)
+        fail_if([problem for one in checks if (problem := fuzz.verdict(case, one))])
+
+    check()
+    print(f"compiled, {name}, by {ranking}: {made} checks")
+
+
+def bits(tensor: torch.Tensor) -> bytes:
+    whole = tensor.clone(memory_format=torch.contiguous_format).view(-1)
+    return whole.view(torch.uint8).numpy().tobytes() if len(whole) else b""

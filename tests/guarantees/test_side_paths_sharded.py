@@ -1,0 +1,224 @@
+"""Sharded leaves in transforms, compiled, and from a warm cache: each gave a wrong answer once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch._inductor.config
+from torch.distributed.tensor import Replicate, Shard
+
+import gprune as gp
+from tests.support.sharded_cases import Sharding, all_well, differences, placed
+from tests.support.workers import Workers
+
+pytestmark = pytest.mark.slow
+
+SHARDING = Sharding((2,), [(Shard(0),), (Shard(1),), (Replicate(),), None])
+
+
+def whole_tree() -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    return [torch.randn(5, 4), torch.randn(3, 7), torch.randn(6), torch.randn(2, 2)]
+
+
+def whole_masks() -> list[torch.Tensor]:
+    return [torch.arange(x.numel()).view(x.shape) % 3 > 0 for x in whole_tree()]
+
+
+# --- inside torch.func.grad -----------------------------------------------------------------
+
+APPLY = {"apply_masks": gp.apply_masks, "straight_through": gp.straight_through}
+
+
+def sum_of_squares(tree: list[torch.Tensor]) -> torch.Tensor:
+    """Of the DTensors: torch does not add a plain tensor to them."""
+    return sum((x**2).sum() for x in tree[:3])  # type: ignore[return-value]
+
+
+def check_gradients(name: str, masks_are: str) -> list[str]:
+    """A DTensor that a gradient tracks no longer looks like one; a mask that it does not does."""
+
+    def gradients(params: Any, given: Any) -> tuple[Any, Any]:
+        def loss(params: Any, masks: Any) -> tuple[torch.Tensor, Any]:
+            if masks_are == "chosen within":
+                masks = gp.global_unstructured(params, sparsity=0.5)
+            applied = APPLY[name](params, given if masks_are == "a closure" else masks)
+            return sum_of_squares(applied), applied
+
+        return torch.func.grad(loss, has_aux=True)(params, given)
+
+    got = gradients(placed(whole_tree(), SHARDING), placed(whole_masks(), SHARDING))
+    expected = gradients(whole_tree(), whole_masks())
+    return [
+        *differences("gradients", got[0], expected[0], SHARDING),
+        *differences("masked parameters", got[1], expected[1], SHARDING),
+    ]
+
+
+@pytest.mark.parametrize("masks_are", ["a closure", "an argument", "chosen within"])
+@pytest.mark.parametrize("name", APPLY)
+def test_masked_parameters_inside_grad(name: str, masks_are: str) -> None:
+    all_well(2, check_gradients, name, masks_are)
+
+
+PRUNE: dict[str, Callable[[Any], Any]] = {
+    "global": lambda p: gp.global_unstructured(p, amount=20),
+    "layerwise": lambda p: gp.layerwise(p, amount=0.5),
+    "threshold": lambda p: gp.masks_from_threshold(gp.find_threshold(p, amount=20), p),
+    "random": lambda p: gp.global_unstructured(
+        p, pruning_method=gp.random_unstructured, seed=0, amount=20
+    ),
+}
+
+
+def check_first_call(name: str, leaves: int) -> list[str]:
+    """Select within a gradient, in a process that has selected nothing before."""
+
+    def loss(params: Any) -> tuple[torch.Tensor, Any]:
+        return sum_of_squares(params), PRUNE[name](params)
+
+    whole, sharding = whole_tree()[:leaves], SHARDING._replace(placements=SHARDING[1][:leaves])
+    _, got = torch.func.grad(loss, has_aux=True)(placed(whole, sharding))
+    return differences("masks", got, PRUNE[name](whole), sharding)
+
+
+@pytest.mark.parametrize("leaves", [3, 4], ids=["DTensors", "and a plain leaf"])
+@pytest.mark.parametrize("name", PRUNE)
+def test_selection_inside_grad_is_the_first_call_of_a_process(name: str, leaves: int) -> None:
+    workers = Workers(2)  # started for this call, and for no other
+    try:
+        answers = workers.run(check_first_call, name, leaves)
+    finally:
+        workers.stop()
+    assert answers == [[], []]
+
+
+# --- compiled counts ------------------------------------------------------------------------
+
+COUNTS: dict[str, Callable[[Any, Any], Any]] = {
+    "num_pruned": lambda masks, others: gp.num_pruned(masks),
+    "sparsity": lambda masks, others: gp.sparsity(masks),
+    "agreement": lambda masks, others: list(gp.agreement(masks, others)),
+}
+
+
+def check_compiled_count(name: str, backend: str) -> list[str]:
+    count = COUNTS[name]
+    others = [~mask for mask in whole_masks()]
+    others[0][0] = True
+    torch.compiler.reset()
+    compiled = torch.compile(lambda a, b: count(a, b), fullgraph=True, backend=backend)
+    with torch._inductor.config.patch(force_disable_caches=True):  # see the warm cache below
+        got = compiled(placed(whole_masks(), SHARDING), placed(others, SHARDING))
+    expected = count(whole_masks(), others)
+    return [] if repr(got) == repr(expected) else [f"{name} is {got}, expected {expected}"]
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("name", COUNTS)
+def test_compiled_counts(name: str, backend: str) -> None:
+    all_well(2, check_compiled_count, name, backend)
+
+
+# --- compiled, from a cache that another rank or another run has filled ---------------------
+
+
+def check_cached(mesh: tuple[int, ...], shapes: list[list[int]]) -> list[str]:
+    """Compile what every rank and every run compiles: the second run loads it from the cache."""
+    axes = len(mesh)
+    torch.manual_seed(0)
+    whole = [torch.randn(shape) for shape in shapes]
+    where: list[Any] = [(Shard(0),) * axes, (Shard(0), Shard(1))[:axes], (Replicate(),) * axes]
+    sharding = Sharding(mesh, [where[i % 3] for i in range(len(whole))])
+
+    def step(params: Any, masks: Any, sparsity: Any) -> list[Any]:
+        return [
+            *gp.global_unstructured(params, masks=masks, sparsity=sparsity),
+            *gp.layerwise(params, masks=masks, sparsity=sparsity),
+        ]
+
+    compiled = torch.compile(step, fullgraph=True)
+    at = torch.tensor(0.5, dtype=torch.float64)
+    got = compiled(placed(whole, sharding), gp.keep_all(placed(whole, sharding)), at)
+    expected = step(whole, gp.keep_all(whole), at)
+    n = len(whole)
+    return [
+        *differences("global", got[:n], expected[:n], sharding),
+        *differences("layerwise", got[n:], expected[n:], sharding),
+    ]
+
+
+RANK = """
+import os, sys, torch, torch.distributed as dist
+torch.set_num_threads(1)
+rank, world, meeting = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+dist.init_process_group("gloo", init_method=f"file://{{meeting}}", rank=rank, world_size=world)
+from tests.guarantees.test_side_paths_sharded import check_cached
+print(check_cached({mesh}, {shapes}))
+dist.destroy_process_group()
+"""
+
+UNEVEN = [[5, 4], [3, 7], [6], [7]]
+EQUAL = [[8, 4], [4, 8], [8], [16]]
+
+
+def run_ranks(
+    mesh: tuple[int, ...], shapes: list[list[int]], folder: Path, run: int
+) -> list[tuple[str, str]]:
+    """Start a process for each rank, with a cache folder that all share; give what they print."""
+    world = torch.Size(mesh).numel()
+    code = RANK.format(mesh=mesh, shapes=shapes)
+    environment = {
+        **os.environ,
+        "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache"),
+        "TORCHINDUCTOR_FX_GRAPH_CACHE": "1",
+        "TORCHINDUCTOR_AUTOGRAD_CACHE": "1",
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",
+    }
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(rank), str(world), str(folder / f"meeting {run}")],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(world)
+    ]
+    try:
+        return [process.communicate(timeout=180) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+REFUSED = ("expected size", "gprune lost another rank")
+
+
+@pytest.mark.parametrize("shapes", [UNEVEN, EQUAL], ids=["uneven", "equal"])
+@pytest.mark.parametrize("mesh", [(2,), (2, 2)], ids=["2 ranks", "2 x 2 ranks"])
+def test_compiled_with_a_warm_cache(
+    mesh: tuple[int, ...], shapes: list[list[int]], tmp_path: Path
+) -> None:
+    """The masks are those of the whole tensors on every rank, in the second run too.
+
+    torch's cache does not tell the ranks of unevenly sharded DTensors apart. A rank that loads the
+    graph of another refuses its own shards, with or without gprune: `assert_size_stride` fails in
+    the code of Inductor. That is no wrong mask, and it is torch's to mend, so it is let pass.
+    """
+    for run in range(2):
+        answers = run_ranks(mesh, shapes, tmp_path, run)
+        wrong = [
+            f"run {run}, rank {rank}: {printed}{errors}"
+            for rank, (printed, errors) in enumerate(answers)
+            if printed != "[]\n"
+            and not (run and shapes is UNEVEN and any(text in errors for text in REFUSED))
+        ]
+        assert not wrong, "\n".join(wrong)
