@@ -1,6 +1,6 @@
 """Hypothesis profiles, chosen by the environment: HYPOTHESIS_PROFILE, or `ci` where CI is set.
 
-A property runs `max_examples` times, exactness twenty times as often (guarantees/test_exactness.py).
+A property runs `max_examples` times, and exactness twenty times as often.
 """
 
 import os
