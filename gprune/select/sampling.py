@@ -41,6 +41,9 @@ SEED = 0x5EED
 MISSES = 1 / 200
 """How many searches have a bracket that misses."""
 
+SIGMAS = 5
+"""More standard deviations than a bracket is wide, for up to a thousand queries."""
+
 COARSE = 2**10
 """An end of a bracket is found to this part of the sample. What that adds to what is collected is
 far less than what the bracket holds anyway, and it saves messages."""
@@ -157,6 +160,12 @@ def bracket_ranks(size: int, query: Query, num_queries: int) -> tuple[int, int]:
     width = sigmas * math.sqrt(size * q * (1 - q)) + 2
     lower, upper = math.floor(q * size - width) + 1, math.ceil(q * size + width) + 1
     return max(0, lower), min(size + 1, upper)
+
+
+def expected_inside(total: int) -> int:
+    """Give how many candidates fall into a bracket at most, if one of hundreds of queries asks."""
+    size: float = min(total**POWER, LARGEST)
+    return math.ceil(total * (SIGMAS / math.sqrt(size) + 12 / size))
 
 
 def _draw_all(ranked: RankedLeaves, queries: Sequence[Query], lowest: int) -> Integers:

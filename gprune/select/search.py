@@ -39,7 +39,7 @@ from gprune.select.partition import (
     write_masks,
 )
 from gprune.select.refine import Found, Integers, Reduce, Remaining, pick, refine
-from gprune.select.sampling import POWER, Guess, guess_brackets
+from gprune.select.sampling import Guess, expected_inside, guess_brackets
 
 LIMIT = 2**20
 """Candidates that a process may collect, with some 32 bytes for each."""
@@ -49,9 +49,6 @@ BATCH = 2**21
 
 FEW = 2**16
 """So few candidates are all collected, without a sample."""
-
-SPREAD = 4
-"""Of N candidates, about `SPREAD * N^(1 - POWER / 2)` fall into a bracket."""
 
 GUESSES = 3
 """Passes that the sample may guide."""
@@ -500,13 +497,13 @@ def batches(queries: Sequence[Query], reduce: Reduce) -> Iterator[list[Query]]:
     Yields:
         The queries of each run.
     """
-    run, held = list[Query](), 0.0
+    run, held = list[Query](), 0
     for query in queries:
         total = query.num_candidates
-        expected = total if total <= FEW else SPREAD * total ** (1 - POWER / 2)
+        expected = total if total <= FEW else expected_inside(total)
         if run and held + expected > BATCH * reduce.num_processes:
             yield run
-            run, held = [], 0.0
+            run, held = [], 0
         run.append(query)
         held += expected
     if run:
