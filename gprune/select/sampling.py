@@ -41,6 +41,9 @@ SEED = 0x5EED
 MISSES = 1 / 200
 """How many searches have a bracket that misses."""
 
+SIGMAS = 5
+"""More standard deviations than a bracket is wide, for up to a thousand queries."""
+
 COARSE = 2**10
 """An end of a bracket is found to this part of the sample. What that adds to what is collected is
 far less than what the bracket holds anyway, and it saves messages."""
@@ -78,7 +81,7 @@ def guess_brackets(ranked: RankedLeaves, queries: Sequence[Query], reduce: Reduc
     phase, lowest, size = "counting the sample", ranked.key_range[0], len(queries)
     num_bits = (ranked.key_range[1] - lowest).bit_length()
     sample = Remaining(lambda: _draw_all(ranked, queries, lowest))
-    first, *digits = split_digits(num_bits, reduce, 2 * size)
+    first, *digits = split_digits(num_bits, reduce, 2 * size, reduce.max_bits - 1)
     counts = reduce.sum(phase, size << first.width, lambda: sample.count(first, size))
     counts = counts.view(size, -1)
     sizes = counts.sum(1).tolist()
@@ -159,6 +162,12 @@ def bracket_ranks(size: int, query: Query, num_queries: int) -> tuple[int, int]:
     return max(0, lower), min(size + 1, upper)
 
 
+def expected_inside(total: int) -> int:
+    """Give how many candidates fall into a bracket at most, if one of hundreds of queries asks."""
+    size: float = min(total**POWER, LARGEST)
+    return math.ceil(total * (SIGMAS / math.sqrt(size) + 12 / size))
+
+
 def _draw_all(ranked: RankedLeaves, queries: Sequence[Query], lowest: int) -> Integers:
     """Draw the samples of all queries, as offsets from the lowest key."""
     leaves = [query.leaves for query in queries]
@@ -204,7 +213,8 @@ def draw_sample(ranked: RankedLeaves, leaves: range) -> Tensor:
     size = math.ceil(min(num_entries**POWER, LARGEST) * (last - first) / num_entries)
     jitter = draw(SEED, 0, torch.arange(size, device="cpu"))
     if ranked.seed is not None:  # random draws are uniform, whichever entries are candidates
-        return (jitter.add_(torch.arange(size, device="cpu")) / size * 2**NUM_BITS).to(torch.int64)
+        even = jitter.add_(torch.arange(size, device="cpu")).mul_(2**NUM_BITS / size)
+        return even.to(torch.int64)
     strata = jitter.add_(torch.arange(size, device="cpu")).mul_((last - first) / size)
     positions = strata.to(torch.int64).clamp_(max=last - first - 1).add_(first)
     groups = ranked.groups(leaves)
