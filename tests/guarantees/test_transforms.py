@@ -1,4 +1,4 @@
-"""Transforms beyond the contracts of tests/test_contracts.py: derivatives, nesting, export."""
+"""Transforms beyond the contracts of test_contracts.py: derivatives, nesting, export."""
 
 import copy
 import io

@@ -1,4 +1,4 @@
-"""What compilation does beyond the contract that tests/test_contracts.py runs on every row."""
+"""Compilation beyond the contract that test_contracts.py runs on every row."""
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
