@@ -1,4 +1,4 @@
-"""Checkpoints: the copy is the library's masks and no other byte; it is whole, or absent."""
+"""Copies: the library's masks and no other byte, written atomically."""
 
 import errno
 import json
@@ -13,14 +13,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.nn.utils import prune as torch_prune
-from typer.testing import CliRunner
 
 import gprune as gp
 from gprune import checkpoints
 from gprune.checkpoints import CheckpointError, writing
-from gprune.cli.app import app
 from tests.bench.measure import peak_anonymous
+from tests.support.checkpoint_commands import SCORES, assert_refused, example, prune, run
 from tests.support.checkpoint_files import (
     VALUES,
     Tensors,
@@ -33,44 +31,12 @@ from tests.support.checkpoint_files import (
     zeroed,
 )
 
-SCORES = {
-    "magnitude": gp.scores.magnitude,
-    "l2": lambda params: gp.scores.normalize_l2(gp.scores.magnitude(params)),
-    "lamp": gp.scores.lamp,
-}
 METHODS = {"global": gp.global_unstructured, "layerwise": gp.layerwise}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("checkpoints")
-
-
-def run(*arguments: Any) -> Any:
-    return CliRunner().invoke(app, list(map(str, arguments)))
-
-
-def prune(checkpoint: Path, out: Path, *options: Any, amount: Any = 0.5) -> Any:
-    return run("prune", checkpoint, "-o", out, "--amount", amount, *options)
-
-
-def example(seed: int = 0) -> Tensors:
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        f"layer{seed}.weight": torch.randn(30, 20, generator=generator).bfloat16(),
-        f"layer{seed}.bias": torch.randn(20, generator=generator),
-        f"layer{seed}.wide": torch.randn(8, 9, 2, generator=generator),
-    }
-
-
-def assert_refused(result: Any, code: int = 2) -> None:
-    assert result.exit_code == code, result.output
-    assert result.stdout == ""
-    assert result.stderr.startswith("gprune: ")
-    assert result.stderr.count("\n") == 1
-
-
-# The copy.
 
 
 @given(st.data(), tensors(), st.sampled_from(list(METHODS)), st.floats(0, 1))
@@ -140,25 +106,6 @@ def test_the_mode_of_the_file_is_kept(tmp_path: Path) -> None:
     assert (tmp_path / "y.safetensors").stat().st_mode & 0o777 == 0o640
 
 
-@pytest.mark.parametrize(
-    ("options", "pruned"),
-    [
-        ((), {"layer0.weight", "layer0.wide", "layer1.weight", "layer1.wide"}),
-        (("--include", "layer0.*"), {"layer0.weight", "layer0.wide"}),
-        (
-            ("--include", "*1.wide", "--include", "layer0.w*"),
-            {"layer0.weight", "layer0.wide", "layer1.wide"},
-        ),
-        (("--exclude", "*.wide", "--exclude", "layer1.b*"), {"layer0.weight", "layer1.weight"}),
-        (("--include", "layer1.*", "--exclude", "*.weight"), {"layer1.wide"}),
-    ],
-)
-def test_globs_choose(tmp_path: Path, options: tuple[str, ...], pruned: set[str]) -> None:
-    source = save(tmp_path / "x.safetensors", example(0) | example(1))
-    done = prune(source, tmp_path / "y.safetensors", "--json", *options)
-    assert {row["name"] for row in json.loads(done.stdout)["tensors"]} == pruned
-
-
 def test_a_checkpoint_may_be_pruned_in_place(tmp_path: Path) -> None:
     file, model = save(tmp_path / "x.safetensors", example()), tmp_path / "model"
     save_folder(model, example())
@@ -168,143 +115,6 @@ def test_a_checkpoint_may_be_pruned_in_place(tmp_path: Path) -> None:
         found = json.loads(run("report", path, "--json").stdout)
         assert found["matrices"]["density"] == 0.5
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "x.safetensors"]
-
-
-# What is printed.
-
-
-def test_json(tmp_path: Path) -> None:
-    source, out = save(tmp_path / "x.safetensors", example()), tmp_path / "y.safetensors"
-    done = prune(source, out, "--json", "--method", "layerwise", amount="7")
-    assert json.loads(done.stdout) == {
-        "checkpoint": str(source),
-        "out": str(out),
-        "written": True,
-        "amount": 7,
-        "score": "magnitude",
-        "method": "layerwise",
-        "total": {"entries": 744, "pruned": 14, "density": 1 - 14 / 744},
-        "tensors": [
-            {
-                "name": "layer0.weight",
-                "shape": [30, 20],
-                "entries": 600,
-                "pruned": 7,
-                "density": 1 - 7 / 600,
-            },
-            {
-                "name": "layer0.wide",
-                "shape": [8, 9, 2],
-                "entries": 144,
-                "pruned": 7,
-                "density": 1 - 7 / 144,
-            },
-        ],
-    }
-    assert done.stderr == ""
-
-
-def test_table(tmp_path: Path) -> None:
-    tree = {"[bold]a\x1b[31m": torch.ones(2, 2)}
-    source, out = save(tmp_path / "x.safetensors", tree), tmp_path / "y.safetensors"
-    done = prune(source, out, amount=1)
-    assert "[bold]a\N{REPLACEMENT CHARACTER}[31m" in done.stdout, "a name is text and nothing else"
-    assert "\x1b" not in done.stdout
-    assert "0.7500" in done.stdout
-    assert "Written to" in done.stdout
-
-
-@pytest.mark.parametrize("score", SCORES)
-def test_a_dry_run_counts_and_writes_nothing(tmp_path: Path, score: str) -> None:
-    source = save(tmp_path / "x.safetensors", example())
-    before = contents(tmp_path)
-    done = prune(source, tmp_path / "y.safetensors", "--dry-run", "--json", "--score", score)
-    found = json.loads(done.stdout)
-    assert contents(tmp_path) == before
-    assert not found["written"]
-    assert found["total"]["pruned"] == 372
-    again = prune(source, tmp_path / "y.safetensors", "--json", "--score", score)
-    assert json.loads(again.stdout) == found | {"written": True}
-    assert_refused(prune(source, tmp_path / "y.safetensors", "--dry-run"))
-
-
-def test_report(tmp_path: Path) -> None:
-    tree = {
-        "weight": torch.tensor([[0.0, -0.0], [1.0, float("nan")]]),
-        "narrow": torch.tensor([[0, 2, 0]]).to(torch.float8_e5m2),
-        "bias": torch.zeros(3),
-        "empty": torch.empty(0, 2),
-        "scalar": torch.tensor(True),
-    }
-    saved = save(tmp_path / "x.safetensors", tree), tmp_path / "x.pt"
-    torch.save(tree, saved[1])
-    for path in saved:
-        found = json.loads(run("report", path, "--json").stdout)
-        zeros = {row["name"]: row["zeros"] for row in found["tensors"]}
-        assert zeros == {"weight": 2, "narrow": 2, "bias": 3, "empty": 0, "scalar": 0}
-        assert found["matrices"] == {"entries": 4, "zeros": 2, "density": 0.5}
-        assert found["all"] == {"entries": 11, "zeros": 7, "density": 1 - 7 / 11}
-        assert "0.5000" in run("report", path).stdout
-
-
-def test_report_of_a_pruned_module(tmp_path: Path) -> None:
-    module = torch.nn.Linear(10, 10)
-    torch_prune.l1_unstructured(module, "weight", amount=30)
-    torch.save(module.state_dict(), tmp_path / "x.pt")
-    source = save(tmp_path / "x.safetensors", module.state_dict())
-    for path in (source, tmp_path / "x.pt"):
-        found = json.loads(run("report", path, "--json").stdout)
-        zeros = {row["name"]: row["zeros"] for row in found["tensors"]}
-        assert zeros == {"weight": 30, "bias": 0}
-    refused = prune(source, tmp_path / "y.safetensors")
-    assert_refused(refused)
-    assert "make_permanent_()" in refused.stderr
-
-
-def test_report_reads_tensors_of_any_layout(tmp_path: Path) -> None:
-    weight = torch.arange(12.0).view(3, 4).t()
-    torch.save({"weight": weight, "expanded": torch.zeros(1).expand(5, 2)}, tmp_path / "x.pth")
-    found = json.loads(run("report", tmp_path / "x.pth", "--json").stdout)
-    assert {row["name"]: row["zeros"] for row in found["tensors"]} == {"weight": 1, "expanded": 10}
-
-
-# Bad input.
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        ("--amount", "80.0"),
-        ("--amount", "-1"),
-        ("--amount", "nan"),
-        ("--amount", "half"),
-        ("--amount", "745"),
-        ("--amount", "745", "--method", "layerwise"),
-        ("--include", "nothing*"),
-        ("--exclude", "nothing*"),
-        ("--include", "*.bias"),
-        ("--exclude", "*"),
-        ("--score", "mean"),
-        ("--method", "local"),
-        ("-o", "nowhere/y.safetensors"),
-    ],
-    ids=" ".join,
-)
-def test_bad_options_exit_with_2(tmp_path: Path, options: tuple[str, ...]) -> None:
-    source, before = save(tmp_path / "x.safetensors", example()), contents(tmp_path)
-    done = prune(source, tmp_path / "y.safetensors", *options)
-    assert done.exit_code == 2
-    assert contents(tmp_path) == before
-    if options[0] not in ("--score", "--method"):  # those are typer's own
-        assert_refused(done)
-
-
-def test_what_cannot_be_scored_is_named(tmp_path: Path) -> None:
-    source = save(tmp_path / "x.safetensors", {"bad": torch.tensor([[1.0, float("nan")]])})
-    for score in ("lamp", "l2"):
-        done = prune(source, tmp_path / "y.safetensors", "--score", score)
-        assert_refused(done)
-        assert "'bad'" in done.stderr
 
 
 def test_only_a_checkpoint_of_the_same_kind_is_replaced(tmp_path: Path) -> None:
@@ -326,8 +136,6 @@ def test_only_a_checkpoint_of_the_same_kind_is_replaced(tmp_path: Path) -> None:
         assert_refused(prune(source, out, "--force"))
     assert contents(tmp_path) == before
 
-
-# Whole or not at all.
 
 DYING = """
 import os, pathlib, signal, sys
@@ -370,7 +178,7 @@ finally:
 
 
 def python(code: str, *arguments: Any) -> subprocess.CompletedProcess[str]:
-    root = str(Path(__file__).parents[1])
+    root = str(Path(__file__).parents[2])
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": root},
@@ -502,9 +310,6 @@ def test_links_in_a_folder(tmp_path: Path) -> None:
     (source / "1_Pooling" / "up").unlink()
     (source / "up").symlink_to("..")
     assert_refused(prune(source, tmp_path / "again"))
-
-
-# Memory.
 
 
 @pytest.mark.slow

@@ -1,25 +1,16 @@
-"""Files that are broken, or made to do harm: exit code 2, one line, and nothing written."""
+"""Checkpoints that are broken, or made to do harm."""
 
 import json
 import os
 import pickle
-import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from typer.testing import CliRunner
 
-from gprune.checkpoints import CheckpointError, read
-from gprune.cli.app import app
-from tests.support.checkpoint_files import INDEX, contents, raw, save, save_folder
-
-TREE = {"a": torch.ones(2, 2), "b": torch.zeros(3, 1)}
+from tests.support.checkpoint_files import raw
 
 
 def entry(**changes: Any) -> dict[str, Any]:
@@ -158,108 +149,3 @@ INDICES = {
     "deep JSON": b"[" * 100_000,
     "no text": b"\xff\xfe",
 }
-
-
-def assert_refused(folder: Path, *arguments: Any) -> None:
-    before = sorted(folder.rglob("*")), contents(folder)
-    done = CliRunner().invoke(app, list(map(str, arguments)))
-    assert done.exit_code == 2, (done.output, done.exception)
-    assert done.stdout == ""
-    assert done.stderr.startswith("gprune: ")
-    assert done.stderr.count("\n") == 1
-    assert (sorted(folder.rglob("*")), contents(folder)) == before
-
-
-def assert_unreadable(folder: Path, path: Path) -> None:
-    assert_refused(folder, "prune", path, "--amount", "0.5", "-o", folder / "out")
-    assert_refused(folder, "report", path)
-
-
-def test_the_good_ones_are_read(tmp_path: Path) -> None:
-    (tmp_path / "x.safetensors").write_bytes(GOOD)
-    assert list(read(tmp_path / "x.safetensors").tensors) == ["a"]
-    folder = save_folder(tmp_path / "model", {"a": torch.ones(2)}, {"b": torch.ones(2)})
-    assert sorted(read(folder).tensors) == ["a", "b"]
-    assert sorted(path.name for path in folder.glob("*.safetensors")) == list(SHARDS)
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_file(tmp_path: Path, name: str) -> None:
-    path = tmp_path / "x.safetensors"
-    path.write_bytes(FILES[name])
-    assert_unreadable(tmp_path, path)
-
-
-@pytest.mark.parametrize("name", STATES)
-def test_state(tmp_path: Path, name: str) -> None:
-    path = tmp_path / "x.pt"
-    STATES[name](path)
-    assert_refused(tmp_path, "report", path)
-    assert not (tmp_path / "harmed").exists()
-
-
-@pytest.mark.parametrize("name", INDICES)
-def test_index(tmp_path: Path, name: str) -> None:
-    save(tmp_path / "x.safetensors", {"a": torch.ones(2, 2)})
-    folder = save_folder(tmp_path / "model", {"a": torch.ones(2, 2)}, {"b": torch.ones(2, 2)})
-    (folder / INDEX).write_bytes(INDICES[name])
-    assert_unreadable(tmp_path, folder)
-
-
-def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
-    for name in ("x.safetensors", "x.pt"):
-        os.mkfifo(tmp_path / name)
-        done = CliRunner().invoke(app, ["report", str(tmp_path / name)])
-        assert (done.exit_code, done.stderr) == (2, f"gprune: {tmp_path / name} is not a file\n")
-
-
-def test_two_models_in_a_folder(tmp_path: Path) -> None:
-    """Which one is loaded is for others to say, and the pruned one might not be."""
-    folder = save_folder(tmp_path / "model", {"a": torch.ones(2, 2)}, {"b": torch.ones(2, 2)})
-    save(folder / "model.safetensors", TREE)
-    assert_unreadable(tmp_path, folder)
-
-
-def test_missing(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    for name in ("none.safetensors", "none.pt", "none", "empty"):
-        assert_unreadable(tmp_path, tmp_path / name)
-
-
-def test_no_more_than_the_file_is_run_or_said(tmp_path: Path) -> None:
-    """A name from a file cannot write on the terminal."""
-    path = tmp_path / "x.pt"
-    torch.save({"\x1b[31m\nred": 1}, path)
-    done = CliRunner().invoke(app, ["report", str(path)])
-    assert done.exit_code == 2
-    assert "\x1b" not in done.stderr
-    assert done.stderr.count("\n") == 1
-
-
-@given(st.data())
-def test_damage_is_noticed_or_harmless(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
-    """Whatever is done to a file, it is read as tensors within it, or refused."""
-    folder = tmp_path_factory.mktemp("damage")
-    path = save(folder / "x.safetensors", TREE)
-    whole = bytearray(path.read_bytes())
-    size = int.from_bytes(whole[:8], "little")
-    for _ in range(data.draw(st.integers(1, 3))):
-        at = data.draw(st.integers(0, 8 + size - 1))
-        whole[at : at + data.draw(st.integers(0, 2))] = data.draw(st.binary(max_size=2))
-    length = data.draw(st.sampled_from([len(whole), len(whole) // 2, len(whole) - 1]))
-    damaged = bytes(whole[:length])
-    path.write_bytes(damaged)
-    try:
-        found = read(path)
-    except CheckpointError:
-        pass
-    else:
-        spans = sorted((span.start, span.stop) for span in found.shards[0].spans.values())
-        assert all(8 <= start <= stop <= len(damaged) for start, stop in spans)
-        assert sum(tensor.nbytes for tensor in found.tensors.values()) == sum(
-            stop - start for start, stop in spans
-        )
-    finally:
-        shutil.rmtree(folder)
