@@ -1,10 +1,11 @@
-"""Show that the tests kill every fault of tests/faults.py: `python -m tests.mutations`.
+"""Show that the tests notice every fault of this folder: `python -m tests.faults`.
 
-The faults are applied one at a time to a copy in a temporary folder, where the tests that a fault
-names must fail. First the same tests must pass without a fault. Every run draws its own examples;
-they are those of the quick profile, but nothing is shrunk, since only the failure counts.
+The faults are planted one at a time in a copy in a temporary folder, where the tests that a fault
+names must fail. First the same tests must pass without a fault. Every run draws its own examples,
+as many as in the quick profile. They are not shrunk, because only the failure counts.
 
-Exit code 1 if a fault survives, no longer applies, or breaks the tests otherwise than by a failure.
+The exit code is 1 if a fault survives, if it no longer applies, or if its tests break otherwise
+than by a failure.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,9 +27,15 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from tests.faults import FAULTS, Fault
+from tests.faults import Fault
 
-ROOT = Path(__file__).resolve().parent.parent
+FOLDER = Path(__file__).resolve().parent
+ROOT = FOLDER.parents[1]
+CODE = ("__init__", "__main__", "plant", "test_faults")
+AREAS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in CODE)
+FAULTS: list[Fault] = [
+    fault for area in AREAS for fault in import_module(f"tests.faults.{area}").FAULTS
+]
 COPIED = ("gprune", "tests", "pyproject.toml")
 TIMEOUT = 300
 
@@ -36,26 +44,26 @@ WITHOUT_SHRINKING = """
 from hypothesis import Phase
 
 settings.register_profile(
-    "mutations",
+    "faults",
     settings.get_profile("quick"),
     phases=[Phase.explicit, Phase.generate],
     database=None,
 )
-settings.load_profile("mutations")
+settings.load_profile("faults")
 """
 
 
 class Result(NamedTuple):
-    """What became of a fault.
+    """What became of a planted fault.
 
     Attributes:
-        verdict: "killed", "survived", "does not apply", "timed out", or "broken" if the tests
+        outcome: "killed", "survived", "does not apply", "timed out", or "broken" if the tests
             could not run.
         by: the test that failed first, or what else there is to say.
         seconds: how long the tests took.
     """
 
-    verdict: str
+    outcome: str
     by: str
     seconds: float
 
@@ -64,7 +72,7 @@ def times_found(fault: Fault, root: Path = ROOT) -> int:
     return (root / fault.file).read_text(encoding="utf-8").count(fault.old)
 
 
-def mutated(fault: Fault, root: Path = ROOT) -> str:
+def planted(fault: Fault, root: Path = ROOT) -> str:
     """Give the text of the file with the fault in it."""
     return (root / fault.file).read_text(encoding="utf-8").replace(fault.old, fault.new)
 
@@ -103,14 +111,14 @@ def run_tests(folder: Path, tests: Sequence[str]) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-def judge(fault: Fault, pristine: Path) -> Result:
+def plant(fault: Fault, pristine: Path) -> Result:
     """Run a fault's tests on a copy that has the fault."""
     found = times_found(fault, pristine)
     if found != 1:
         return Result("does not apply", f"its text is in {fault.file} {found} times", 0.0)
     with tempfile.TemporaryDirectory() as folder:
         copy_tree(pristine, Path(folder))
-        (Path(folder) / fault.file).write_text(mutated(fault, pristine), encoding="utf-8")
+        (Path(folder) / fault.file).write_text(planted(fault, pristine), encoding="utf-8")
         start = time.perf_counter()
         code, output = run_tests(Path(folder), fault.tests)
         seconds = time.perf_counter() - start
@@ -123,7 +131,7 @@ def judge(fault: Fault, pristine: Path) -> Result:
 
 
 def run_all(faults: Sequence[Fault], jobs: int, console: Console) -> dict[str, Result] | None:
-    """Judge the faults; nothing comes of it if the tests fail without one."""
+    """Plant each fault; return nothing if the tests fail without any."""
     results: dict[str, Result] = {}
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     with (
@@ -140,28 +148,28 @@ def run_all(faults: Sequence[Fault], jobs: int, console: Console) -> dict[str, R
             console.print(output[-3000:], markup=False, highlight=False)
             return None
         with ThreadPoolExecutor(jobs) as pool:
-            futures = {pool.submit(judge, fault, pristine): fault for fault in faults}
+            futures = {pool.submit(plant, fault, pristine): fault for fault in faults}
             for future in as_completed(futures):
                 name, result = futures[future].name, future.result()
                 results[name] = result
-                if result.verdict != "killed":
-                    progress.console.print(f"{name}: {result.verdict}", style="bold red")
+                if result.outcome != "killed":
+                    progress.console.print(f"{name}: {result.outcome}", style="bold red")
                 progress.update(bar, advance=1, description=name)
     return results
 
 
 def report(faults: Sequence[Fault], results: dict[str, Result]) -> Table:
-    table = Table("fault", "file", "verdict", "by", "s")
+    table = Table("fault", "file", "outcome", "by", "s")
     for fault in faults:
-        verdict, by, seconds = results[fault.name]
-        style = "green" if verdict == "killed" else "bold red"
+        outcome, by, seconds = results[fault.name]
+        style = "green" if outcome == "killed" else "bold red"
         file = fault.file.removeprefix("gprune/")
-        table.add_row(fault.name, file, f"[{style}]{verdict}[/]", escape(by), f"{seconds:.1f}")
+        table.add_row(fault.name, file, f"[{style}]{outcome}[/]", escape(by), f"{seconds:.1f}")
     return table
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.mutations", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--only", action="append", metavar="NAME", help="this fault (repeatable)")
     parser.add_argument("--list", action="store_true", help="list the faults and run nothing")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="faults at a time")
@@ -180,11 +188,7 @@ def main() -> int:
         console.print("the tests fail without a fault, so nothing is shown", style="bold red")
         return 1
     console.print(report(faults, results))
-    killed = sum(result.verdict == "killed" for result in results.values())
+    killed = sum(result.outcome == "killed" for result in results.values())
     seconds = time.perf_counter() - start
     console.print(f"{killed} of {len(faults)} faults killed in {seconds:.0f} s")
     return 0 if killed == len(faults) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
