@@ -5,7 +5,6 @@ Everything behind this module trusts the types. One error names every wrong leaf
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -158,7 +157,6 @@ def align(
         raise ValueError(_listed(wrong_values, treedef))
     ranked = None if scores is None else [given[i].detach() for i in positions]
     tensors = [flat[i].detach() for i in positions]
-    is_sharded(tensors)  # the operators must know of DTensors before they meet one
     prior_list = [] if masks is None else [priors[i] for i in positions]
     if len(positions) < len(flat):
         flat = [None if mask is None else leaf for leaf, mask in zip(flat, priors, strict=True)]
@@ -169,7 +167,9 @@ def raise_with_path(error: LeafError, leaves: Leaves) -> NoReturn:
     """Raise a `LeafError` as an error of its `kind` that names the leaf by its path."""
     name = leaves.names(error.what)[error.leaf]
     is_bare = name == error.what  # the tree is one tensor, which has no path
-    raise error.kind(error.message if is_bare else f"{name}: {error.message}") from None
+    named = error.kind(error.message if is_bare else f"{name}: {error.message}")
+    named.__dict__.update(is_on_all_ranks=getattr(error, "is_on_all_ranks", False))
+    raise named from None
 
 
 def score_problem(scores: Any, masks: str = "masks") -> str | None:
@@ -221,40 +221,6 @@ def mismatch(other: Tensor | None, param: Tensor | None) -> str | None:
             "redistribute it"
         )
     return None
-
-
-def is_sharded(leaves: Sequence[Any]) -> bool:
-    """Return whether there is a DTensor among some leaves; from then on the operators know it.
-
-    A DTensor is told by its mesh, and not by its class: asking for that would import
-    `torch.distributed`, which most programs do without.
-
-    Args:
-        leaves: tensors and anything else.
-
-    Returns:
-        Whether one is a DTensor.
-    """
-    others = [leaf for leaf in leaves if type(leaf) not in PLAIN and isinstance(leaf, Tensor)]
-    if not any(hasattr(leaf, "device_mesh") for leaf in others):
-        return False
-    import gprune.select.sharded  # noqa: F401  registers the rules of the operators
-
-    return True
-
-
-def require_unsharded(leaves: Sequence[Any], caller: str) -> None:
-    """Raise an error for DTensors, where entries of one leaf are compared with each other.
-
-    Args:
-        leaves: tensors.
-        caller: the function to name in the error.
-
-    Raises:
-        ValueError: if one is a DTensor.
-    """
-    if is_sharded(leaves):
-        raise ValueError(f"{caller} needs unsharded leaves, these are DTensors; use full_tensor()")
 
 
 def _is_plain(leaf: Any) -> bool:

@@ -9,8 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gprune.calls import together
-from gprune.inputs import is_sharded, mask_problem, mismatch
+from gprune.inputs import mask_problem, mismatch
+from gprune.select import operators
+from gprune.sharding import (
+    is_sharded,
+    load_dtensor_rules,
+    raise_on_all_ranks,
+)
 from gprune.trees import (
     Tree,
     TreeDef,
@@ -118,7 +123,7 @@ def _straight_through(leaf: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, leaf, torch.nan_to_num(leaf - leaf.detach()))
 
 
-@together
+@raise_on_all_ranks
 def num_pruned(masks: Tree) -> Tensor:
     """Count the pruned entries.
 
@@ -135,20 +140,21 @@ def num_pruned(masks: Tree) -> Tensor:
         >>> num_pruned([torch.tensor([True, False, False]), None])
         tensor(2)
     """
-    tensors = mask_leaves(masks)
-    if is_sharded(tensors):
-        from gprune.select import sharded
-
-        counted: Tensor = sharded.num_pruned(tensors)
-        return counted
-    device = tensors[0].device if tensors else None
-    total = torch.zeros((), dtype=torch.int64, device=device)
-    for mask in tensors:
-        total = total + (mask.numel() - mask.sum(dtype=torch.int64)).to(device)
-    return total
+    return count_pruned(mask_leaves(masks)).sum()
 
 
-@together
+def count_pruned(masks: list[Tensor]) -> Tensor:
+    """Count the pruned entries of each mask, 1-D int64; of DTensors on all ranks."""
+    load_dtensor_rules()
+    if is_sharded(masks):
+        counts: Tensor = operators.count_pruned(masks, f"{len(masks)} masks")
+        return counts
+    device = masks[0].device if masks else None
+    counted = [(mask.numel() - mask.count_nonzero()).to(device) for mask in masks]
+    return torch.stack(counted) if counted else torch.zeros(0, dtype=torch.int64)
+
+
+@raise_on_all_ranks
 def sparsity(masks: Tree) -> Tensor:
     """Give the fraction of the prunable entries that is pruned.
 

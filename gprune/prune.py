@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from gprune.calls import together
 from gprune.inputs import LeafError, Leaves, align, raise_with_path
 from gprune.methods import lowest_unstructured
 from gprune.methods.method import PER_LEAF, check_arguments, unwrap_partials
 from gprune.select import operators
 from gprune.select.counts import as_scalar, one_of
+from gprune.sharding import describe_call, load_dtensor_rules, raise_on_all_ranks
 from gprune.trees import Tree, is_single_leaf, match, unflatten_like
 
 
@@ -38,7 +38,7 @@ class Threshold(NamedTuple):
     flat_index: Tensor
 
 
-@together
+@raise_on_all_ranks
 def global_unstructured(
     params: Tree,
     scores: Tree = None,
@@ -99,7 +99,7 @@ def global_unstructured(
     return unflatten_like(leaves.treedef, leaves.flat, kept)
 
 
-@together
+@raise_on_all_ranks
 def layerwise(
     params: Tree,
     scores: Tree = None,
@@ -153,7 +153,7 @@ def layerwise(
     return unflatten_like(leaves.treedef, leaves.flat, kept)
 
 
-@together
+@raise_on_all_ranks
 def find_threshold(
     params: Tree,
     scores: Tree = None,
@@ -190,17 +190,19 @@ def find_threshold(
     number, is_sparsity = one_of(amount, sparsity, "find_threshold")
     leaves = align(params, scores, masks)
     numbers = as_scalar(number, "sparsity" if is_sparsity else "amount", several=True)
+    call = describe_call("find_threshold", leaves.ranked, lambda: leaves.names(""))
     absolute = leaves.scores is None
+    load_dtensor_rules()
     try:
         found = operators.find_threshold(
-            leaves.ranked, leaves.masks, numbers, absolute, is_sparsity
+            leaves.ranked, leaves.masks, numbers, absolute, is_sparsity, call
         )
     except LeafError as error:
         raise_with_path(error, leaves)
     return Threshold(*found)
 
 
-@together
+@raise_on_all_ranks
 def masks_from_threshold(
     threshold: Threshold, params: Tree, scores: Tree = None, *, masks: Tree = None
 ) -> Tree:
@@ -280,10 +282,12 @@ def num_to_prune(amount: float | Tensor, candidates: int) -> Tensor:
 
 
 def _masks_at(value: Tensor, flat_index: Tensor, leaves: Leaves) -> Tree:
+    call = describe_call("masks_from_threshold", leaves.ranked, lambda: leaves.names(""))
     absolute = leaves.scores is None
+    load_dtensor_rules()
     try:
         kept = operators.masks_from_threshold(
-            value, flat_index, leaves.ranked, leaves.masks, absolute
+            value, flat_index, leaves.ranked, leaves.masks, absolute, call
         )
     except LeafError as error:
         raise_with_path(error, leaves)

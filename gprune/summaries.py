@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import torch
 
-from gprune.calls import together
-from gprune.masks import num_pruned, paired_masks, paired_with_masks
+from gprune.masks import count_pruned, paired_masks, paired_with_masks
+from gprune.sharding import raise_on_all_ranks
 from gprune.trees import Tree, dotted_paths, unflatten_like
 
 
@@ -68,7 +68,7 @@ class Summary:
         )
 
 
-@together
+@raise_on_all_ranks
 def summary(params: Tree, masks: Tree) -> Summary:
     """Count the pruned entries of each leaf.
 
@@ -96,10 +96,11 @@ def summary(params: Tree, masks: Tree) -> Summary:
         total                4       2   0.5000
     """
     leaves, kept, treedef = paired_with_masks(params, masks)
+    counts = iter(count_pruned([mask for mask in kept if mask is not None]).tolist())
     rows = []
     for path, leaf, mask in zip(dotted_paths(treedef), leaves, kept, strict=True):
         if leaf is not None:
-            pruned = 0 if mask is None else int(num_pruned(mask))
+            pruned = 0 if mask is None else next(counts)
             rows.append(
                 LeafSummary(path, tuple(leaf.shape), leaf.numel(), pruned, mask is not None)
             )
@@ -131,7 +132,7 @@ class Agreement(NamedTuple):
     jaccard: Tree
 
 
-@together
+@raise_on_all_ranks
 def agreement(masks: Tree, others: Tree) -> Agreement:
     """Compare two trees of masks leaf by leaf: |A △ B| and |A ∩ B| / |A ∪ B|.
 
@@ -158,9 +159,10 @@ def agreement(masks: Tree, others: Tree) -> Agreement:
     """
     ours, theirs, treedef = paired_masks(masks, others, "others")
     pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if a is not None]
-    # num_pruned counts over all ranks; the sum of a DTensor would be the part of this rank
-    hamming = [num_pruned(a == b) for a, b in pairs]
-    num_either = [num_pruned(~(a | b)).clamp(min=1) for a, b in pairs]
+    # one call counts all, over all ranks; the sum of a DTensor would be the part of this rank
+    counts = count_pruned([a == b for a, b in pairs] + [~(a | b) for a, b in pairs])
+    hamming = list(counts[: len(pairs)].unbind())
+    num_either = counts[len(pairs) :].clamp(min=1).unbind()
     both = zip(hamming, num_either, strict=True)
     # one division of integers is exact to rounding; 1 - 9/10 is not 1/10
     jaccard = [(either - differ).to(torch.float64) / either for differ, either in both]

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from gprune.inputs import LeafError, Leaves, require_unsharded
+from gprune.inputs import LeafError, Leaves
 from gprune.methods.lowest import select_lowest
 from gprune.methods.method import built_in, select_on_one_leaf
+from gprune.sharding import require_unsharded
 
 
 def _select(

@@ -11,10 +11,11 @@ from typing import Any
 
 from torch import Tensor
 
-from gprune.inputs import LeafError, Leaves, require_unsharded
+from gprune.inputs import LeafError, Leaves
 from gprune.methods.dims import dims_per_leaf, single_entry_problem
 from gprune.select import operators
 from gprune.select.counts import as_scalar, one_of
+from gprune.sharding import describe_call, load_dtensor_rules, require_unsharded
 from gprune.trees import is_single_leaf
 
 
@@ -60,8 +61,10 @@ def select_lowest(
         amounts = [as_scalar(one, name) for one in numbers]
     scores = leaves.ranked
     if dim is None:
+        call = describe_call(method, scores, lambda: leaves.names(""))
+        load_dtensor_rules()
         kept: list[Tensor] = operators.select(
-            scores, leaves.masks, amounts, seed, absolute, is_sparsity
+            scores, leaves.masks, amounts, seed, absolute, is_sparsity, call
         )
         return kept
     if not per_leaf:

@@ -16,7 +16,8 @@ from typing import Any, Generic, ParamSpec
 import torch
 from torch import Tensor
 
-from gprune.inputs import SCORE_DTYPES, LeafError, Leaves, align, require_unsharded
+from gprune.inputs import SCORE_DTYPES, LeafError, Leaves, align
+from gprune.sharding import require_unsharded
 
 P = ParamSpec("P")
 

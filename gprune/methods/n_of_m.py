@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from gprune.inputs import LeafError, Leaves, is_sharded, require_unsharded
+from gprune.inputs import LeafError, Leaves
 from gprune.masks import mask_leaves
 from gprune.methods.dims import DimFunction, one_dim, single_entry_problem, value_per_leaf
 from gprune.methods.lowest import select_rows
 from gprune.methods.method import built_in, select_on_one_leaf
 from gprune.select.counts import as_scalar
+from gprune.sharding import is_sharded, require_unsharded
 from gprune.trees import Tree, dotted_paths, flatten, leaf_names
 
 

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gprune.inputs import LeafError, Leaves, require_unsharded
+from gprune.inputs import LeafError, Leaves
 from gprune.methods.lowest import select_lowest
 from gprune.methods.method import built_in, select_on_one_leaf
 from gprune.select.counts import as_float, as_seed
+from gprune.sharding import require_unsharded
 
 
 def _select_ln(

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gprune.inputs import Leaves, is_sharded
+from gprune.inputs import Leaves
 from gprune.methods.dims import DimFunction
 from gprune.methods.lowest import select_lowest
 from gprune.methods.method import built_in, select_on_one_leaf
 from gprune.select.counts import as_seed
+from gprune.sharding import is_sharded
 
 
 def _select_lowest(

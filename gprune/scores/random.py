@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from gprune.inputs import is_sharded
 from gprune.select import operators
 from gprune.select.counts import as_seed
+from gprune.sharding import load_dtensor_rules
 from gprune.trees import Tree, flatten, require_tensors, unflatten_like
 
 
@@ -35,5 +35,5 @@ def random(params: Tree, *, seed: int | torch.Tensor) -> Tree:
     leaves, treedef = flatten(params)
     require_tensors(leaves, treedef, "params")
     tensors = [leaf.detach() for leaf in leaves if leaf is not None]
-    is_sharded(tensors)  # registers the operator for DTensors, if there are any
+    load_dtensor_rules()
     return unflatten_like(treedef, leaves, operators.random_scores(tensors, as_seed(seed)))

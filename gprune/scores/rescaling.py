@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gprune.inputs import require_unsharded
 from gprune.scores.score_map import score_leaves
+from gprune.sharding import require_unsharded
 from gprune.trees import Tree, flatten
 
 

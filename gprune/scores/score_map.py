@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gprune.calls import together
-from gprune.inputs import is_sharded, mismatch
+from gprune.inputs import mismatch
 from gprune.select import operators
+from gprune.sharding import load_dtensor_rules, raise_on_all_ranks
 from gprune.trees import Tree, TreeDef, flatten, leaf_names, match, require_tensors, unflatten
 
 
-@together
+@raise_on_all_ranks
 def score_leaves(equation: Callable[..., Tensor], **trees: Tree) -> Tree:
     """Apply an equation to the leaves of trees of one structure.
 
@@ -126,8 +126,8 @@ def _require_finite(scores: list[Any], columns: dict[str, list[Any]], treedef: T
     if torch.compiler.is_compiling() or not places:
         return
     found = [scores[i] for i in places]
-    is_sharded(found)  # registers the operators for DTensors, if there are any
-    finite = operators.all_finite(found).tolist()
+    load_dtensor_rules()
+    finite = operators.all_finite(found, "scores").tolist()
     wrong = [i for i, fine in zip(places, finite, strict=True) if not fine]
     if wrong:
         raise ValueError("; ".join(_why_not_finite(i, columns, treedef) for i in wrong))
@@ -135,7 +135,9 @@ def _require_finite(scores: list[Any], columns: dict[str, list[Any]], treedef: T
 
 def _why_not_finite(i: int, columns: dict[str, list[Any]], treedef: TreeDef) -> str:
     names = {name: leaf_names(treedef, name)[i] for name in columns}
-    finite = operators.all_finite([upcast(column[i]) for column in columns.values()]).tolist()
+    finite = operators.all_finite(
+        [upcast(column[i]) for column in columns.values()], "inputs"
+    ).tolist()
     wrong = [name for name, fine in zip(names.values(), finite, strict=True) if not fine]
     owner, first = next(iter(names.values())), next(iter(columns.values()))[i]
     remedy = "scale them" if first.dtype == torch.float64 else "cast the parameters to float64"

@@ -50,11 +50,11 @@ def of_find_threshold(find_threshold: Callable[..., Any]) -> Callable[..., tuple
     loop = by_loop(find_threshold)
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-        scores, masks, amount, absolute, sparsity = args
+        scores, masks, amount, absolute, sparsity, call = args
         if info.batch_size == 0 or _any_batched(in_dims[0], in_dims[1]):
             return loop(info, in_dims, *args)
         amounts = amount.movedim(in_dims[2], 0).contiguous()
-        return find_threshold(scores, masks, amounts, absolute, sparsity), (0, 0)
+        return find_threshold(scores, masks, amounts, absolute, sparsity, call), (0, 0)
 
     return rule
 
@@ -79,13 +79,13 @@ def of_select(
     loop = by_loop(select)
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-        scores, masks, amounts, seed, absolute, sparsity = args
+        scores, masks, amounts, seed, absolute, sparsity, call = args
         if info.batch_size == 0 or seed is not None or len(amounts) > 1:
             return loop(info, in_dims, *args)
         if not _any_batched(in_dims[0], in_dims[1]):
             many = amounts[0].movedim(in_dims[2][0], 0).contiguous()
-            cuts = zip(*find_threshold(scores, masks, many, absolute, sparsity), strict=True)
-            calls = [masks_from_threshold(*cut, scores, masks, absolute) for cut in cuts]
+            cuts = zip(*find_threshold(scores, masks, many, absolute, sparsity, call), strict=True)
+            calls = [masks_from_threshold(*cut, scores, masks, absolute, call) for cut in cuts]
             return [torch.stack(outputs) for outputs in zip(*calls, strict=True)], [0] * len(scores)
         alike = len({(leaf.dtype, leaf.device) for leaf in scores}) == 1
         leaves = [_batched(*pair, info) for pair in zip(scores, in_dims[0], strict=True)]

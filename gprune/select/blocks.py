@@ -6,6 +6,7 @@ block, so a model of ten thousand tiny leaves costs little more than one of a fe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,10 +18,69 @@ from torch import Tensor
 
 from gprune.select.counter_rng import draw_integers
 from gprune.select.keys import FLOAT64, FORMATS, INT64, Format, keys_of, to_bits, to_float64_keys
-from gprune.select.slices import ShardSlice
 
 BLOCK = 2**20
 """Entries of a block: so many that the cost of calling an operator does not count."""
+
+
+class ShardSlice(NamedTuple):
+    """A slice of a leaf, outermost dim first.
+
+    Attributes:
+        shape: the shape of the leaf.
+        start: where the slice begins in each dim.
+        size: how many indices it has in each dim.
+    """
+
+    shape: tuple[int, ...]
+    start: tuple[int, ...]
+    size: tuple[int, ...]
+
+    @property
+    def num_entries(self) -> int:
+        """How many entries the leaf has."""
+        return math.prod(self.shape)
+
+    def leaf_index(self, positions: Tensor) -> Tensor:
+        """Give the flat indices in the leaf of some entries of the slice.
+
+        Args:
+            positions: flat indices in the slice, int64.
+
+        Returns:
+            A fresh tensor of the same shape, ascending where `positions` is.
+        """
+        dims = self._merged_dims()
+        found, stride = positions.new_zeros(()), 1
+        for full, first, length in reversed(dims[1:]):
+            found = (positions % length + first) * stride + found
+            positions = positions // length
+            stride *= full
+        return (positions + dims[0][1]) * stride + found
+
+    def num_before(self, leaf_index: int) -> int:
+        """Count the entries of the slice at lower flat indices of the leaf than this one."""
+        count, volume, stride = 0, math.prod(self.size), self.num_entries
+        if volume == 0:
+            return 0
+        for full, first, length in self._merged_dims():
+            stride, volume = stride // full, volume // length
+            index = leaf_index // stride - first
+            count += min(max(index, 0), length) * volume
+            if not 0 <= index < length:
+                break
+            leaf_index %= stride
+        return count
+
+    def _merged_dims(self) -> list[tuple[int, int, int]]:
+        """Give (full, first, length) of each dim; a whole dim merges with the one before it."""
+        dims: list[tuple[int, int, int]] = []
+        for full, first, length in zip(self.shape, self.start, self.size, strict=True):
+            if dims and length == full:
+                dims[-1] = (dims[-1][0] * full, dims[-1][1] * full, dims[-1][2] * full)
+            else:
+                dims.append((full, first, length))
+        return dims or [(1, 0, 1)]
 
 
 class Query(NamedTuple):
@@ -101,6 +161,10 @@ class RankedLeaves:
             return self.starts
         return [0, *accumulate(piece.num_entries for piece in self.slices)]
 
+    def with_exact_keys(self) -> RankedLeaves:
+        """Give the same leaves with float64 keys, which hold any threshold."""
+        return replace(self, exact=True)
+
     def not_counted(self) -> RankedLeaves | None:
         """Give the leaves that another process counts, or `None` if there are none."""
         if all(self.counted):
@@ -174,10 +238,14 @@ class RankedLeaves:
         return (self.joined_block(group) for group in self.groups(leaves) if len(group) > 1)
 
     def groups(self, leaves: range) -> list[list[int]]:
-        """Group the leaves that are streamed together: one leaf, or all of them.
+        """Group the leaves that are streamed together.
 
-        A large leaf is a group of its own, and small neighbours are joined. Empty leaves are in no
-        group.
+        Args:
+            leaves: the number of one leaf, or those of all.
+
+        Returns:
+            The numbers of the leaves in each group. A large leaf is a group of its own, and small
+            neighbours are joined. Empty leaves are in no group.
         """
         if len(leaves) == 1:
             [leaf] = leaves

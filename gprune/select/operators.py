@@ -17,12 +17,12 @@ from typing import Optional
 import torch
 from torch import Tensor
 
+from gprune.inputs import LeafError
 from gprune.select import batching, rows
-from gprune.select.apportion import apportion as share_out
 from gprune.select.blocks import Query, RankedLeaves
 from gprune.select.counter_rng import draw
+from gprune.select.counts import apportion as share_out
 from gprune.select.counts import resolve, resolve_amount, resolve_sparsity
-from gprune.inputs import LeafError
 from gprune.select.keys import (
     FORMATS,
     LARGEST_INT64,
@@ -46,6 +46,7 @@ def select(
     seed: Optional[Tensor],  # noqa: UP045  the schema inference of torch 2.10 takes this spelling
     absolute: bool,
     sparsity: bool,
+    call: str,
 ) -> list[Tensor]:
     """Find thresholds and make the masks at them.
 
@@ -56,6 +57,7 @@ def select(
         seed: if given, random draws are ranked.
         absolute: whether to rank by absolute value.
         sparsity: whether the amounts are sparsities.
+        call: what is called with which paths; of DTensors, all ranks must be called alike.
 
     Returns:
         The masks, one per leaf.
@@ -95,7 +97,12 @@ def select_rows(
 
 @torch.library.custom_op("gprune::find_threshold", mutates_args=(), tags=TAGS)
 def find_threshold(
-    scores: list[Tensor], masks: list[Tensor], amount: Tensor, absolute: bool, sparsity: bool
+    scores: list[Tensor],
+    masks: list[Tensor],
+    amount: Tensor,
+    absolute: bool,
+    sparsity: bool,
+    call: str,
 ) -> tuple[Tensor, Tensor]:
     """Find a threshold for every amount of a tensor; the other arguments are those of `select`."""
     ranked = RankedLeaves(scores, masks, absolute)
@@ -105,7 +112,12 @@ def find_threshold(
 
 @torch.library.custom_op("gprune::masks_from_threshold", mutates_args=(), tags=TAGS)
 def masks_from_threshold(
-    value: Tensor, index: Tensor, scores: list[Tensor], masks: list[Tensor], absolute: bool
+    value: Tensor,
+    index: Tensor,
+    scores: list[Tensor],
+    masks: list[Tensor],
+    absolute: bool,
+    call: str,
 ) -> list[Tensor]:
     """Make the masks at a threshold; the other arguments are those of `select`."""
     ranked = RankedLeaves(scores, masks, absolute, exact=True)
@@ -132,13 +144,20 @@ def random_scores(leaves: list[Tensor], seed: Tensor) -> list[Tensor]:
 
 
 @torch.library.custom_op("gprune::all_finite", mutates_args=(), tags=TAGS)
-def all_finite(leaves: list[Tensor]) -> Tensor:
+def all_finite(leaves: list[Tensor], call: str) -> Tensor:
     """Say of each leaf whether all its entries, of the whole batch under `vmap`, are finite."""
     # NaN goes through aminmax, which is one pass; isfinite is several
     ends = [leaf.aminmax() for leaf in leaves if leaf.numel()]
     finite = iter([bool(torch.stack(end).isfinite().all()) for end in ends])
     found = [leaf.numel() == 0 or next(finite) for leaf in leaves]
     return torch.tensor(found, dtype=torch.bool, device="cpu")
+
+
+@torch.library.custom_op("gprune::count_pruned", mutates_args=(), tags=TAGS)
+def count_pruned(masks: list[Tensor], call: str) -> Tensor:
+    """Count the pruned entries of each mask; int64, on the device of the first."""
+    device = masks[0].device
+    return torch.stack([(mask.numel() - mask.count_nonzero()).to(device) for mask in masks])
 
 
 @torch.library.custom_op("gprune::apportion", mutates_args=(), tags=TAGS)
@@ -210,6 +229,10 @@ def select_into(
         amounts: one, or one per leaf.
         is_sparsity: whether the amounts are sparsities.
         reduce: sums counts over the processes.
+
+    Raises:
+        ValueError: if the amount is out of range.
+        LeafError: if the amount of one leaf is out of range.
     """
     all_leaves = range(len(ranked.scores))
     scopes = [all_leaves] if len(amounts) == 1 else [range(leaf, leaf + 1) for leaf in all_leaves]
@@ -288,6 +311,7 @@ def _(
     seed: Tensor | None,
     absolute: bool,
     sparsity: bool,
+    call: str,
 ) -> list[Tensor]:
     return empty_masks(scores)
 
@@ -301,7 +325,12 @@ def _(
 
 @find_threshold.register_fake
 def _(
-    scores: list[Tensor], masks: list[Tensor], amount: Tensor, absolute: bool, sparsity: bool
+    scores: list[Tensor],
+    masks: list[Tensor],
+    amount: Tensor,
+    absolute: bool,
+    sparsity: bool,
+    call: str,
 ) -> tuple[Tensor, Tensor]:
     device = "meta" if any(leaf.is_meta for leaf in scores) else "cpu"
     value = torch.empty(amount.shape, dtype=torch.float64, device=device)
@@ -310,7 +339,12 @@ def _(
 
 @masks_from_threshold.register_fake
 def _(
-    value: Tensor, index: Tensor, scores: list[Tensor], masks: list[Tensor], absolute: bool
+    value: Tensor,
+    index: Tensor,
+    scores: list[Tensor],
+    masks: list[Tensor],
+    absolute: bool,
+    call: str,
 ) -> list[Tensor]:
     return empty_masks(scores)
 
@@ -326,8 +360,13 @@ def _(leaves: list[Tensor], seed: Tensor) -> list[Tensor]:
 
 
 @all_finite.register_fake
-def _(leaves: list[Tensor]) -> Tensor:
+def _(leaves: list[Tensor], call: str) -> Tensor:
     return torch.ones(len(leaves), dtype=torch.bool, device="cpu")
+
+
+@count_pruned.register_fake
+def _(masks: list[Tensor], call: str) -> Tensor:
+    return torch.empty(len(masks), dtype=torch.int64, device=masks[0].device)
 
 
 @apportion.register_fake
@@ -339,6 +378,13 @@ def _(
 
 select.register_vmap(batching.of_select(select, select_rows, find_threshold, masks_from_threshold))
 find_threshold.register_vmap(batching.of_find_threshold(find_threshold))
-for _operator in (select_rows, masks_from_threshold, num_to_prune, random_scores, apportion):
+for _operator in (
+    select_rows,
+    masks_from_threshold,
+    num_to_prune,
+    random_scores,
+    count_pruned,
+    apportion,
+):
     _operator.register_vmap(batching.by_loop(_operator))
-all_finite.register_vmap(lambda info, in_dims, leaves: (all_finite(leaves), None))
+all_finite.register_vmap(lambda info, in_dims, *args: (all_finite(*args), None))

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from gprune.select.blocks import Block, Query, RankedLeaves
-from gprune.select.keys import Format, raw_bounds, raw_keys
 from gprune.select.counting import (
     WORD,
     concatenate,
@@ -25,6 +24,7 @@ from gprune.select.counting import (
     histogram,
     packed_positions,
 )
+from gprune.select.keys import Format, raw_bounds, raw_keys
 
 
 class CountedBlock(NamedTuple):

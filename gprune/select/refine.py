@@ -10,7 +10,6 @@ threshold and then its flat index. Many queries advance in lockstep and share th
 
 from __future__ import annotations
 
-import functools
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from itertools import pairwise
@@ -69,23 +68,20 @@ class Integers(NamedTuple):
     Attributes:
         values: 1-D, int64 or narrower; the bits are read as an unsigned integer.
         query: the number of the query of each integer, or `None` if there is one query.
-        index: the place of each integer in the tensor that it was taken from, or `None` if these
-            are all of its integers.
+        place: where each integer was in the first of the tensors that it was taken from, or `None`
+            if these are all of its integers.
     """
 
     values: Tensor
     query: Tensor | None
-    index: Tensor | None = None
+    place: Tensor | None = None
 
     def keep(self, condition: Tensor) -> Integers:
         """Keep the integers for which a condition holds."""
         kept = find_true(condition)
-        query, index = (
-            None if column is None else column.index_select(0, kept)
-            for column in (self.query, self.index)
-        )
-        index = kept if self.index is None else index
-        return Integers(self.values.index_select(0, kept), query, index)
+        query = None if self.query is None else self.query.index_select(0, kept)
+        place = kept if self.place is None else self.place.index_select(0, kept)
+        return Integers(self.values.index_select(0, kept), query, place)
 
 
 class Digit(NamedTuple):
@@ -156,7 +152,7 @@ class Remaining:
         self._chosen = chosen + first
 
     def rows(self, num_queries: int, num_slots: int, reduce: Reduce) -> Tensor:
-        """Give the integers of each query in a row, one more than each in the slots of this process.
+        """Give the integers of each query, plus 1, in a row, in the slots of this process.
 
         Args:
             num_queries: how many queries there are.

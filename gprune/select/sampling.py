@@ -236,4 +236,5 @@ def _take(ranked: RankedLeaves, group: list[int], form: Format, places: Tensor) 
 def _at(tensor: Tensor, places: Tensor) -> Tensor:
     if tensor.is_contiguous():
         return tensor.view(-1).index_select(0, places)
-    return tensor[torch.unravel_index(places, tensor.shape)]
+    found: Tensor = tensor[torch.unravel_index(places, tensor.shape)]
+    return found

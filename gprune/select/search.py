@@ -160,7 +160,7 @@ class Search:
         for attempt in itertools.count():
             most = max(Counter(queries[i].leaves for i in pending).values())
             share = limit * reduce.num_processes // most  # queries of the same leaves share it
-            brackets, crowded = {}, {}
+            brackets, crowded = dict[int, tuple[int, int]](), dict[int, tuple[int, int]]()
             for i in pending:
                 guess = guesses[i] if attempt < GUESSES else None
                 low, high, expected = choose_bracket(self._intervals[i], guess, share)
@@ -187,7 +187,8 @@ class Search:
         guesses: list[Guess | None] = [None] * len(self._queries)
         if many:
             queries = [self._queries[i] for i in many]
-            for i, guess in zip(many, guess_brackets(self._ranked, queries, self._reduce)):
+            found = guess_brackets(self._ranked, queries, self._reduce)
+            for i, guess in zip(many, found, strict=True):
                 guesses[i] = guess
         return guesses
 
@@ -307,7 +308,7 @@ class Search:
         low, key = [own.low for own in ties], [own.prefix for own in keys]
 
         def offsets() -> Integers:
-            own, index = self._collected, remaining.get().index
+            own, index = self._collected, remaining.get().place
             index = torch.arange(own.keys.numel(), device="cpu") if index is None else index
             index = index[own.keys.index_select(0, index) == own.look_up(key, index)]
             found = ranked.tree_index(own.positions(index)) - own.look_up(low, index)
@@ -332,6 +333,17 @@ class Search:
 
         One process knows how many ties each block has. The blocks of several processes differ, so
         they count in bins of flat indices.
+
+        Args:
+            made: the pass that has settled the query.
+            number: the number of the query in the pass.
+            i: its number in the search.
+            key: the key of its threshold.
+            nth: which of the entries with that key is the last pruned one, from 1.
+            own: where its flat index is.
+
+        Returns:
+            Where its flat index is, more narrowly.
         """
         reduce, leaves = self._reduce, self._queries[i].leaves
         if reduce.num_processes == 1:

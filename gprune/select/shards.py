@@ -1,0 +1,192 @@
+"""DTensors as local shards: where each shard lies in its leaf, and which rank counts it.
+
+An operator takes plain values, so the layout of the leaves goes to the operators on shards as a
+text. It says what is the same on all ranks; what belongs to this rank is worked out when the
+operator runs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import product
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
+from torch.distributed.tensor._utils import _compute_local_shape_and_global_offset
+from torch.distributed.tensor.placement_types import _StridedShard
+from torch.utils._python_dispatch import _disable_current_modes
+
+from gprune.inputs import LeafError
+from gprune.select.blocks import ShardSlice
+from gprune.select.ranks import Mesh
+
+Placed = tuple[int, int | None] | None
+"""How a leaf is placed along an axis of the mesh: the dim that is split, and the split factor of a
+`_StridedShard`; or `None` if the leaf is replicated."""
+
+
+class Leaf(NamedTuple):
+    """A leaf: its shape, and how it is placed along each axis of the mesh."""
+
+    shape: tuple[int, ...]
+    placements: tuple[Placed, ...]
+
+
+class Layout(NamedTuple):
+    """The leaves of a call, described alike on all ranks."""
+
+    mesh: Mesh
+    leaves: tuple[Leaf, ...]
+
+    def slices(self) -> list[ShardSlice]:
+        """Give where the shard of each leaf lies that this rank holds.
+
+        Returns:
+            One slice per leaf.
+
+        Raises:
+            LeafError: if the shards of a leaf are not contiguous slices.
+        """
+        found = []
+        for i, leaf in enumerate(self.leaves):
+            try:
+                found.append(_slice(leaf, self.mesh.shape, self.mesh.coordinate))
+            except (ValueError, RuntimeError, NotImplementedError) as error:
+                raise LeafError(i, "params", str(error)) from None
+        return found
+
+    def counted(self) -> list[bool]:
+        """Say of each leaf whether this rank counts it: of the replicas, the first does."""
+        coordinate = self.mesh.coordinate
+        return [
+            all(
+                placed is not None or at == 0
+                for placed, at in zip(leaf.placements, coordinate, strict=True)
+            )
+            for leaf in self.leaves
+        ]
+
+
+@lru_cache(maxsize=2**14)
+def _slice(leaf: Leaf, mesh: tuple[int, ...], coordinate: tuple[int, ...]) -> ShardSlice:
+    """Work out where the shard of a rank lies; the only place that asks torch for offsets.
+
+    torch tells where a shard begins and how large it is, but not whether it is one piece. Those of
+    a `Shard` are. Others are if, in order, they cover each dim without a gap.
+
+    Args:
+        leaf: the leaf.
+        mesh: the shape of the mesh.
+        coordinate: of the rank in it.
+
+    Returns:
+        The slice.
+
+    Raises:
+        ValueError: if the shards are not contiguous slices.
+    """
+    placements = [_placement(placed) for placed in leaf.placements]
+    is_strided = any(isinstance(placement, _StridedShard) for placement in placements)
+    slices = {}
+    for at in product(*map(range, mesh)) if is_strided else [coordinate]:
+        size, start = _compute_local_shape_and_global_offset(leaf.shape, mesh, list(at), placements)
+        slices[at] = ShardSlice(leaf.shape, tuple(start), tuple(size))
+    for dim in range(len(leaf.shape)) if is_strided else ():
+        covered = 0
+        for first, length in sorted({(own.start[dim], own.size[dim]) for own in slices.values()}):
+            if length and first != covered:
+                raise ValueError(
+                    f"has local shards in several pieces, placed as {placements} on a mesh of "
+                    f"shape {mesh}; redistribute it so that each is one contiguous slice"
+                )
+            covered += length
+    return slices[coordinate]
+
+
+def _placement(placed: Placed) -> Placement:
+    if placed is None:
+        return Replicate()
+    dim, factor = placed
+    return Shard(dim) if factor is None else _StridedShard(dim, split_factor=factor)
+
+
+def mesh_of(mesh: DeviceMesh) -> Mesh:
+    """Describe a mesh."""
+    with _disable_current_modes():  # the ranks are a real tensor, also while a graph is traced
+        ranks = mesh.mesh.flatten().tolist()
+    return Mesh(tuple(mesh.shape), tuple(ranks), mesh.device_type)
+
+
+def first_mesh(leaves: Sequence[Any]) -> DeviceMesh:
+    """Give the mesh of the first DTensor."""
+    return next(leaf.device_mesh for leaf in leaves if isinstance(leaf, DTensor))
+
+
+def layout_of(leaves: Sequence[Tensor]) -> Layout:
+    """Describe the leaves of a call.
+
+    Args:
+        leaves: tensors, at least one of them a DTensor; a plain one counts as replicated.
+
+    Returns:
+        The layout.
+
+    Raises:
+        LeafError: if a leaf has another mesh than the first, or is neither sharded nor replicated.
+    """
+    mesh = first_mesh(leaves)
+    placed = (Leaf(tuple(leaf.shape), _placed(i, leaf, mesh)) for i, leaf in enumerate(leaves))
+    return Layout(mesh_of(mesh), tuple(placed))
+
+
+def _placed(i: int, leaf: Tensor, mesh: DeviceMesh) -> tuple[Placed, ...]:
+    if not isinstance(leaf, DTensor):
+        return (None,) * mesh.ndim
+    if leaf.device_mesh != mesh:
+        raise LeafError(i, "params", f"is on {leaf.device_mesh}, another leaf is on {mesh}")
+    found: list[Placed] = []
+    for placement in leaf.placements:
+        if isinstance(placement, Replicate):
+            found.append(None)
+        elif isinstance(placement, _StridedShard):  # before Shard, of which it may be a subclass
+            found.append((placement.dim, int(placement.split_factor)))
+        elif isinstance(placement, Shard):
+            found.append((placement.dim, None))
+        else:
+            raise LeafError(
+                i, "params", f"is placed as {placement}; redistribute it to Shard or Replicate"
+            )
+    return tuple(found)
+
+
+def to_text(layout: Layout) -> str:
+    """Write a layout as text."""
+    return json.dumps(layout)
+
+
+@lru_cache(maxsize=2**8)
+def from_text(text: str) -> Layout:
+    """Read what `to_text` has written."""
+    (shape, ranks, device), leaves = json.loads(text)
+    placed = [
+        Leaf(tuple(size), tuple(None if p is None else tuple(p) for p in placements))
+        for size, placements in leaves
+    ]
+    return Layout(Mesh(tuple(shape), tuple(ranks), device), tuple(placed))
+
+
+def place_like(leaf: DTensor, local: Tensor) -> DTensor:
+    """Make the DTensor that is placed as a leaf and has this local shard."""
+    return DTensor.from_local(
+        local,
+        leaf.device_mesh,
+        leaf.placements,
+        run_check=False,
+        shape=leaf.shape,
+        stride=torch.empty(leaf.shape, device="meta").stride(),
+    )
