@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gprune as gp
-from gprune.select.apportion import apportion
+from gprune.select.counts import apportion
 from gprune.testing import param_trees, scores_for
 from tests.support import reference, reference_patterns
 from tests.support.cases import fractions

@@ -141,7 +141,7 @@ FAULTS = [
         "    return unflatten_like(leaves.treedef, leaves.flat, kept)\n"
         "\n"
         "\n"
-        "@together\n"
+        "@raise_on_all_ranks\n"
         "def layerwise",
         "        raise_with_path(error, leaves)\n"
         "    except TypeError:\n"
@@ -150,7 +150,7 @@ FAULTS = [
         "    return unflatten_like(leaves.treedef, leaves.flat, kept)\n"
         "\n"
         "\n"
-        "@together\n"
+        "@raise_on_all_ranks\n"
         "def layerwise",
         "tests/methods/test_method.py::test_a_type_error_of_a_users_method_is_its_own",
     ),
