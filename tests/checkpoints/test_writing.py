@@ -60,7 +60,9 @@ def test_the_copy_is_the_masks_and_no_other_byte(
     }
 
 
-@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize(
+    "score", ["magnitude", *(pytest.param(x, marks=pytest.mark.slow) for x in ("l2", "lamp"))]
+)
 def test_large_tensors_are_copied_in_blocks(
     tmp_path: Path, score: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,6 +217,7 @@ def test_a_kill_leaves_the_old_output(pair: tuple[Path, Path], moment: str) -> N
     assert bytes_of(old) != before[1]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     sys.platform != "linux", reason="elsewhere no two folders are exchanged at once"
 )

@@ -572,9 +572,11 @@ def attach_to_model(model, masks):
 
 TestAdapter = AdapterWalk.TestCase
 TestTorch = Walk.TestCase
-# A walk costs a few hundredths of a second and has many ways to go: more of them than of others.
+# A walk has many ways to go: beyond the quick profile there are twice as many as of other examples.
+EXAMPLES = settings.default.max_examples
+WALKS = EXAMPLES if EXAMPLES <= 25 else min(2 * EXAMPLES, 1_000)
 TestAdapter.settings = TestTorch.settings = settings(
-    max_examples=min(2 * settings.default.max_examples, 1_000),
+    max_examples=WALKS,
     stateful_step_count=20,
     report_multiple_bugs=False,
     phases=set(Phase) - {Phase.explain},

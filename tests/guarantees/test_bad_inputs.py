@@ -18,7 +18,7 @@ import gprune as gp
 from gprune.testing import amounts, param_trees, prior_masks, scores_for, tensors
 from gprune.testing.purity import Snapshot
 from tests.support.bad_inputs import BAD, LIFTED, Bad
-from tests.support.public import public_callables
+from tests.support.public import examples_per_row, public_callables
 
 
 @pytest.mark.parametrize("row", BAD, ids=[row.name for row in BAD])
@@ -301,7 +301,7 @@ def test_anything_gives_a_result_or_a_type_or_value_error(
 ) -> None:
     positional, keyword = CALLS[function]
 
-    @settings(max_examples=settings().max_examples // 2)
+    @settings(max_examples=examples_per_row())
     @given(st.data())
     def check(data: st.DataObject) -> None:
         good = Good(data.draw)

@@ -26,7 +26,7 @@ from gprune.testing import (
 from tests.support import reference
 from tests.support.assertions import assert_same
 from tests.support.cases import map_tensors
-from tests.support.public import public_callables
+from tests.support.public import examples_per_row, public_callables
 from tests.support.public_rows import ROWS, Row
 
 
@@ -36,8 +36,7 @@ def rows(contract: str | None = None) -> Any:
     return pytest.mark.parametrize("row", chosen, ids=[row.name for row in chosen])
 
 
-# the table has many rows: each gets half the examples of a law
-per_row = settings(max_examples=settings().max_examples // 2)
+per_row = settings(max_examples=examples_per_row())
 
 
 # --- no row, no entry -------------------------------------------------------------------------
@@ -246,6 +245,7 @@ NUMBERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NUMBERS)
 def test_compiles_twice_for_python_numbers(name: str) -> None:
     [row] = [row for row in ROWS if row.name == name]

@@ -58,6 +58,7 @@ TREES: dict[str, Condition] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("condition", TREES.values(), ids=TREES)
 def test_param_trees_reach(condition: Condition) -> None:
     reaches(param_trees(), condition)

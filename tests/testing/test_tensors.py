@@ -57,6 +57,7 @@ TENSORS: dict[str, Condition] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("condition", TENSORS.values(), ids=TENSORS)
 def test_tensors_reach(condition: Condition) -> None:
     reaches(tensors(), condition)
@@ -75,6 +76,7 @@ EXTREMES: dict[torch.dtype, tuple[float, float]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", SCORE_DTYPES, ids=str)
 def test_tensors_reach_the_ends_of_each_dtype(dtype: torch.dtype) -> None:
     for extreme in EXTREMES[dtype]:
