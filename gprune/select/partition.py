@@ -120,6 +120,11 @@ class PartitionPass:
         self._parts: list[tuple[Tensor, Tensor | range, int]] = []
         self._num_collected = 0
 
+    def collects(self, query: int) -> bool:
+        """Say whether the candidates inside a query's bracket are collected; one key is counted."""
+        low, high = self.brackets[query]
+        return self._limit > 0 and low < high
+
     def is_whole(self, query: int) -> bool:
         """Say whether the bracket of a query holds all keys, so that all candidates are inside."""
         return self._limit > 0 and self.brackets[query] == self._ranked.key_range
@@ -139,7 +144,12 @@ class PartitionPass:
             for block in ranked.blocks(leaves):
                 for query in members:
                     if self.is_whole(query):
-                        self._collect(block, None, query)
+                        kept = block.prior
+                        found = None if kept is None else kept.nonzero().view(-1)
+                        self._num_collected += (
+                            block.bits.numel() if found is None else found.numel()
+                        )
+                        self._collect(block, found, query)
                         continue
                     masks = self._masks if len(block.leaves) == 1 else None
                     raw = _padded_raw_keys(ranked, block, buffers)
@@ -150,11 +160,13 @@ class PartitionPass:
                     num_inside = count_packed(inside)
                     counts[1, query] += num_inside
                     self.counted.append(CountedBlock(query, block.start, block.stop, num_inside))
-                    if self._num_collected <= self._limit and self._limit:
-                        self._collect(block, packed_positions(inside), query)
+                    if self.collects(query):
+                        self._num_collected += int(num_inside)
+                        if self._num_collected <= self._limit:
+                            self._collect(block, packed_positions(inside), query)
             for query in members:
                 counts[int(self.is_whole(query)), query] += num_candidates
-        is_full = self._num_collected > self._limit or not self._limit
+        is_full = self._num_collected > self._limit or self._limit == 0
         if not is_full and self._parts:
             self.keys = concatenate([keys for keys, *_ in self._parts])
             if len(self._queries) > 1:
@@ -177,15 +189,12 @@ class PartitionPass:
         return concatenate(columns).index_select(0, index)
 
     def _collect(self, block: Block, found: Tensor | None, query: int) -> None:
-        """Collect some candidates of a block, or all of them."""
-        if found is None and block.prior is not None:
-            found = block.prior.nonzero().view(-1)
+        """Collect the candidates at some places of a block, or all of its entries."""
         positions: Tensor | range = range(block.start, block.stop)
         bits = block.bits
         if found is not None:
             bits, positions = bits.index_select(0, found), found.add_(block.start)
         keys = self._ranked.keys(bits, block.form)
-        self._num_collected += keys.numel()
         keys = keys if keys.element_size() > 2 else keys.to(torch.int32)  # room for query numbers
         self._parts.append((keys, positions, query))
 
@@ -323,7 +332,9 @@ def tied_indices(
         if block.prior is not None:
             is_tied &= block.prior
         positions = is_tied.nonzero().view(-1).add_(block.start)
-        yield ranked.tree_index(positions[(positions >= start) & (positions <= end)])
+        if block.start < start or block.stop > end + 1:
+            positions = positions[(positions >= start) & (positions <= end)]
+        yield ranked.tree_index(positions)
 
 
 def empty_masks(scores: list[Tensor]) -> list[Tensor]:

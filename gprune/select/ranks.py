@@ -148,7 +148,7 @@ class Ranks:
         found = self._all_reduce(phase, message, dist.ReduceOp.SUM)
         if found[0]:
             raise self._shared_error(failure)
-        return found[1:]
+        return found[1:].clone()  # what a compiled graph gets must be aligned
 
     def raise_error(self, error: Exception) -> None:
         """Raise an error on all ranks, which start a call or will.

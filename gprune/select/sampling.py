@@ -204,7 +204,8 @@ def draw_sample(ranked: RankedLeaves, leaves: range) -> Tensor:
     size = math.ceil(min(num_entries**POWER, LARGEST) * (last - first) / num_entries)
     jitter = draw(SEED, 0, torch.arange(size, device="cpu"))
     if ranked.seed is not None:  # random draws are uniform, whichever entries are candidates
-        return (jitter.add_(torch.arange(size, device="cpu")) / size * 2**NUM_BITS).to(torch.int64)
+        even = jitter.add_(torch.arange(size, device="cpu")).mul_(2**NUM_BITS / size)
+        return even.to(torch.int64)
     strata = jitter.add_(torch.arange(size, device="cpu")).mul_((last - first) / size)
     positions = strata.to(torch.int64).clamp_(max=last - first - 1).add_(first)
     groups = ranked.groups(leaves)
@@ -236,5 +237,4 @@ def _take(ranked: RankedLeaves, group: list[int], form: Format, places: Tensor) 
 def _at(tensor: Tensor, places: Tensor) -> Tensor:
     if tensor.is_contiguous():
         return tensor.view(-1).index_select(0, places)
-    found: Tensor = tensor[torch.unravel_index(places, tensor.shape)]
-    return found
+    return tensor[torch.unravel_index(places, tensor.shape)]

@@ -8,7 +8,7 @@ A bracket that misses tells on which side to look. If a bracket holds too many c
 collect, one key that many of them share is counted by itself, or a pass counts keys in bins and the
 search goes on in one bin. After `GUESSES` passes the sample is no longer asked: each pass over bins
 then finds `max_pass_bits` bits of the key, until so few candidates are left that they can be
-collected, or one key. So a search takes at most `GUESSES + ceil(bits / max_pass_bits) + 2` passes
+collected, or one key. So a search takes at most `GUESSES + ceil(bits / max_pass_bits) + 3` passes
 for its key, whatever the scores are; nearly always it takes one. It holds one block, the sample,
 and at most `LIMIT` candidates.
 
@@ -32,6 +32,7 @@ from gprune.select.counting import concatenate
 from gprune.select.partition import (
     Bins,
     PartitionPass,
+    by_leaves,
     count_keys,
     count_ties,
     tied_indices,
@@ -87,12 +88,27 @@ class Settled(NamedTuple):
     Attributes:
         made: the pass.
         queries: for each query of the pass its number in the search, or -1 if it is not settled.
-        is_collected: whether every process has collected its candidates inside the brackets.
+        is_full: whether a process had too many candidates inside the brackets to collect them.
     """
 
     made: PartitionPass
     queries: list[int]
-    is_collected: bool
+    is_full: bool
+
+    def numbers(self, *, collected: bool) -> list[tuple[int, int]]:
+        """Give the settled queries whose candidates are collected, or those that are counted.
+
+        Args:
+            collected: which of the two.
+
+        Returns:
+            The number of each in the pass and in the search.
+        """
+        return [
+            (number, i)
+            for number, i in enumerate(self.queries)
+            if i >= 0 and collected == (self.made.collects(number) and not self.is_full)
+        ]
 
 
 class Collected(NamedTuple):
@@ -156,10 +172,14 @@ class Search:
         can_collect = all(leaf.device.type == "cpu" for leaf in ranked.scores)  # else blocks wait
         limit = LIMIT if can_collect else 0
         guesses = self._guess() if can_collect else [None] * len(queries)
-        pending = list(range(len(queries)))
+        leaves = [query.leaves for query in queries]
+        pending, has_overflowed = list(range(len(queries))), False
         for attempt in itertools.count():
-            most = max(Counter(queries[i].leaves for i in pending).values())
-            share = limit * reduce.num_processes // most  # queries of the same leaves share it
+            share = (
+                limit * reduce.num_processes // max(Counter(leaves[i] for i in pending).values())
+            )
+            if has_overflowed:  # so few that one process may hold them all
+                share = limit // len(pending)
             brackets, crowded = dict[int, tuple[int, int]](), dict[int, tuple[int, int]]()
             for i in pending:
                 guess = guesses[i] if attempt < GUESSES else None
@@ -172,6 +192,7 @@ class Search:
             made = PartitionPass(ranked, chosen, list(brackets.values()), self._masks, limit)
             counts = reduce.sum("counting around the brackets", made.num_counts, made.run)
             settled = self._settle(made, pending, counts.tolist())
+            has_overflowed = has_overflowed or self._passes[-1].is_full
             pending = [i for i, own in zip(pending, settled, strict=True) if own < 0]
             if not pending:
                 break
@@ -198,11 +219,7 @@ class Search:
         num_bins = min(
             1 << self._reduce.max_pass_bits, max(2, self._reduce.max_counts // len(chosen))
         )
-        hulls: dict[range, tuple[int, int]] = {}
-        for query, (low, high) in zip(chosen, brackets.values(), strict=True):
-            lowest, highest = hulls.get(query.leaves, (low, high))
-            hulls[query.leaves] = min(low, lowest), max(high, highest)
-        bins = [Bins.covering(*hulls[query.leaves], num_bins) for query in chosen]
+        bins = shared_bins(chosen, list(brackets.values()), num_bins)
         count = functools.partial(count_keys, self._ranked, chosen, bins)
         counts = self._reduce.sum("counting keys in bins", len(chosen) * (num_bins + 2), count)
         picked = pick(counts.view(len(chosen), -1), [query.k for query in chosen])
@@ -217,7 +234,7 @@ class Search:
 
     def _settle(self, made: PartitionPass, pending: list[int], counts: list[int]) -> list[int]:
         """Narrow the intervals by the counts of a pass, and note which queries it has settled."""
-        size, is_collected, settled = len(pending), counts[-1] == 0, []
+        size, is_full, settled = len(pending), counts[-1] > 0, []
         rows = zip(pending, made.brackets, counts[:size], counts[size:-1], strict=True)
         for i, (low, high), below, inside in rows:
             own, k = self._intervals[i], self._queries[i].k
@@ -230,25 +247,28 @@ class Search:
                 new = Interval(low, high, below, inside)
             self._intervals[i] = new
             is_inside = below < k <= below + inside
-            settled.append(i if is_inside and (is_collected or low == high) else -1)
-        self._passes.append(Settled(made, settled, is_collected))
+            settled.append(i if is_inside and (low == high or not is_full) else -1)
+        self._passes.append(Settled(made, settled, is_full))
         return settled
 
     @functools.cached_property
     def _collected(self) -> Collected:
-        passes = [settled for settled in self._passes if settled.is_collected]
-        made = [settled.made for settled in passes]
-        keys = concatenate([one.keys for one in made])
-        if len(self._queries) == 1:  # its other passes missed, and collected what is not inside
-            last = [made[-1]] if made and passes[-1].queries == [0] else []
-            return Collected(concatenate([one.keys for one in last]), None, last, None)
-        parts = [
-            torch.tensor(settled.queries, device="cpu").index_select(0, settled.made.query)
-            for settled in passes
-        ]
-        query, kept = concatenate(parts), None
-        if any(-1 in settled.queries for settled in passes):
-            kept = (query >= 0).nonzero().view(-1)
+        passes = [one for one in self._passes if one.numbers(collected=True)]
+        made = [one.made for one in passes]
+        if len(self._queries) == 1:
+            return Collected(concatenate([one.keys for one in made]), None, made, None)
+        parts = []
+        for one in passes:
+            numbers = [-1] * len(one.queries)
+            for number, i in one.numbers(collected=True):
+                numbers[number] = i
+            query = torch.tensor(numbers, device="cpu")
+            is_single = len(numbers) == 1
+            own = query.expand(one.made.keys.numel()) if is_single else query[one.made.query]
+            parts.append(own)
+        keys, query = concatenate([one.keys for one in made]), concatenate(parts)
+        kept = (query >= 0).nonzero().view(-1) if bool((query < 0).any()) else None
+        if kept is not None:
             keys, query = keys.index_select(0, kept), query.index_select(0, kept)
         return Collected(keys, query, made, kept)
 
@@ -260,7 +280,7 @@ class Search:
             the collected candidates of this process, as offsets from the intervals.
         """
         intervals = self._intervals
-        some = [i for one in self._passes if one.is_collected for i in one.queries if i >= 0]
+        some = [i for one in self._passes for _, i in one.numbers(collected=True)]
         place = {i: number for number, i in enumerate(some)}
         numbers = [place.get(i, -1) for i in range(len(intervals))]
         low = [own.low for own in intervals]
@@ -300,11 +320,10 @@ class Search:
             for query, key in zip(queries, keys, strict=True)
         ]
         streamed = []
-        for made, settled, is_collected in self._passes:
-            for number, i in enumerate([] if is_collected else settled):
-                if i >= 0:
-                    streamed.append(i)
-                    ties[i] = self._narrow_ties(made, number, i, keys[i].prefix, nth[i], ties[i])
+        for one in self._passes:
+            for number, i in one.numbers(collected=False):
+                streamed.append(i)
+                ties[i] = self._narrow_ties(one.made, number, i, keys[i].prefix, nth[i], ties[i])
         low, key = [own.low for own in ties], [own.prefix for own in keys]
 
         def offsets() -> Integers:
@@ -345,16 +364,19 @@ class Search:
         Returns:
             Where its flat index is, more narrowly.
         """
-        reduce, leaves = self._reduce, self._queries[i].leaves
+        reduce, ranked, leaves = self._reduce, self._ranked, self._queries[i].leaves
         if reduce.num_processes == 1:
             blocks = [block for block in made.counted if block.query == number]
             counts = torch.stack([block.num_inside.cpu() for block in blocks]).view(1, -1)
-            chosen, below, inside = (int(x) for x in pick(counts, [nth]))
-            return Interval(blocks[chosen].start, blocks[chosen].stop - 1, below, inside)
+            chosen, below, _ = (int(x) for x in pick(counts, [nth]))
+            ends = blocks[chosen].start, blocks[chosen].stop - 1
+            [found] = tied_indices(ranked, leaves, key, *ends)
+            index = int(found[nth - below - 1])
+            return Interval(index, index, nth - 1, 1)
         while own.low < own.high and own.num_inside > LIMIT:
             bins = Bins.covering(own.low, own.high, 1 << reduce.max_bits)
             ends = own.low, own.high
-            count = functools.partial(count_ties, self._ranked, leaves, key, *ends, bins)
+            count = functools.partial(count_ties, ranked, leaves, key, *ends, bins)
             counts = reduce.sum("counting the ties", bins.num_bins, count).view(1, -1)
             chosen, below, inside = (int(x) for x in pick(counts, [nth - own.num_below]))
             low = max(own.low, bins.first + (chosen << bins.shift))
@@ -366,18 +388,19 @@ class Search:
         """Write what the passes have not: joined leaves, collected candidates, and replicas."""
         ranked, alone = self._ranked, list[int]()
         lasts = [ranked.last_position(threshold.tree_index) for threshold in thresholds]
-        for made, settled, is_collected in self._passes:
-            for number, i in enumerate(settled):
-                if i < 0:
-                    continue
+        for one in self._passes:
+            for number, i in one.numbers(collected=True):
                 leaves = self._queries[i].leaves
-                blocks = ranked.joined_blocks(leaves)
-                if made.is_whole(number):
+                if one.made.is_whole(number):
                     blocks = ranked.blocks(leaves)
-                elif is_collected:
+                else:
+                    blocks = ranked.joined_blocks(leaves)
                     alone += [group[0] for group in ranked.groups(leaves) if len(group) == 1]
-                else:  # the masks say "above the key" so far, but later ties are kept
-                    blocks = itertools.chain(blocks, ranked.blocks(leaves, lasts[i] + 1))
+                write_masks(ranked, blocks, thresholds[i].key, lasts[i], masks)
+            for _, i in one.numbers(collected=False):
+                # the masks say "above the key" so far, but later ties are kept
+                later = ranked.blocks(self._queries[i].leaves, lasts[i] + 1)
+                blocks = itertools.chain(ranked.joined_blocks(self._queries[i].leaves), later)
                 write_masks(ranked, blocks, thresholds[i].key, lasts[i], masks)
         if alone:
             self._write_collected(thresholds, lasts, sorted(alone), masks)
@@ -440,6 +463,29 @@ def choose_bracket(own: Interval, guess: Guess | None, share: int) -> tuple[int,
         # one key that fills the bracket is counted by itself, and need not be collected
         low, high = (low, low) if at_low >= at_high else (high, high)
     return low, high, expected
+
+
+def shared_bins(
+    queries: Sequence[Query], brackets: Sequence[tuple[int, int]], num_bins: int
+) -> list[Bins]:
+    """Choose the bins of every query; those of the same leaves share theirs if that narrows all.
+
+    Args:
+        queries: what is searched for.
+        brackets: the lowest and the highest key of each query's bracket.
+        num_bins: how many bins each query has.
+
+    Returns:
+        The bins of each query.
+    """
+    bins = [Bins.covering(low, high, num_bins) for low, high in brackets]
+    for _, members in by_leaves(queries):
+        low, high = min(brackets[i][0] for i in members), max(brackets[i][1] for i in members)
+        hull = Bins.covering(low, high, num_bins)
+        if all(2 << hull.shift <= brackets[i][1] - brackets[i][0] for i in members):
+            for i in members:
+                bins[i] = hull
+    return bins
 
 
 def batches(queries: Sequence[Query], reduce: Reduce) -> Iterator[list[Query]]:

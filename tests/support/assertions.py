@@ -114,12 +114,12 @@ def assert_subset(smaller: Any, larger: Any) -> None:
     )
 
 
-def assert_cut(cut: Any, expected: reference.Cut) -> None:
+def assert_threshold(got: Any, expected: reference.Threshold) -> None:
     """A float64 value and an int64 index, both 0-dim; -0.0 stands for 0.0."""
-    assert cut.value.dtype == torch.float64
-    assert cut.flat_index.dtype == torch.int64
-    assert cut.value.shape == cut.flat_index.shape == ()
-    value = cut.value.item()
+    assert got.value.dtype == torch.float64
+    assert got.flat_index.dtype == torch.int64
+    assert got.value.shape == got.flat_index.shape == ()
+    value = got.value.item()
     same = value == expected.value or (math.isnan(value) and math.isnan(expected.value))
-    assert same, f"cut at {cut}, expected {expected}"
-    assert cut.flat_index.item() == expected.index, f"cut at {cut}, expected {expected}"
+    assert same, f"threshold {got}, expected {expected}"
+    assert got.flat_index.item() == expected.index, f"threshold {got}, expected {expected}"

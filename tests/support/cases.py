@@ -1,4 +1,4 @@
-"""What the laws are tested on: parameters with scores, prior masks and how much to prune."""
+"""What the guarantees are tested on: parameters with scores, prior masks and how much to prune."""
 
 from typing import Any, NamedTuple
 
@@ -6,8 +6,16 @@ import optree
 import torch
 from hypothesis import strategies as st
 
+import gprune as gp
 from gprune.testing import amounts, param_trees, prior_masks, scores_for
 from tests.support import reference
+
+METHODS: list[dict[str, Any]] = [
+    {"pruning_method": gp.lowest_unstructured},
+    {"pruning_method": gp.l1_unstructured},
+    {"pruning_method": gp.random_unstructured, "seed": 7},
+]
+"""The unstructured methods, as keyword arguments of a combinator."""
 
 
 def map_tensors(function: Any, *trees: Any) -> Any:

@@ -755,7 +755,9 @@ def n_of_m(case: Case, rng: Rng) -> Iterator[Check]:
         dim = int(rng.choice([-1, -1, 0, 1]))
         m = int(rng.integers(1, 9))
         n = int(rng.integers(0, m + 1))
-        some = case.only([i for i, x in enumerate(case.ranked) if -x.ndim <= dim < x.ndim])
+        some = case.only(
+            [i for i, x in enumerate(case.ranked) if -x.ndim <= dim < x.ndim and x.shape[dim] != 1]
+        )
         if not some.params:
             continue
         params, scores = some.trees

@@ -1,4 +1,4 @@
-"""Slow, obvious oracles for the laws of pruning: naive Python over lists, nothing from gprune.
+"""Slow, obvious oracles for the guarantees: naive Python over lists, nothing from gprune.
 
 A tree is flattened once, with ``None`` as a leaf (a hole), and every tensor becomes the flat list
 of its entries in row-major order, read on its own dtype: Python compares the ints and floats it
@@ -17,14 +17,14 @@ Lists = list[list[Number] | None]
 MaskLists = list[list[bool] | None]
 
 
-class Cut(NamedTuple):
+class Threshold(NamedTuple):
     """The score and the flat index of the last pruned entry."""
 
     value: float
     index: int
 
 
-NOTHING = Cut(-math.inf, -1)
+PRUNES_NOTHING = Threshold(-math.inf, -1)
 
 
 def leaves(tree: Any) -> list[Any]:
@@ -48,7 +48,7 @@ def lists(tree: Any) -> list[Any]:
     return [None if leaf is None else entries(leaf) for leaf in leaves(tree)]
 
 
-# --- the law of counts ----------------------------------------------------------------------
+# --- counts ----------------------------------------------------------------------
 
 
 def exact(number: Any) -> Number:
@@ -106,7 +106,7 @@ def priors(params: Any, masks: Any) -> MaskLists:
     return lists(masks)
 
 
-# --- the order, the cut and the masks -------------------------------------------------------
+# --- the order, the threshold and the masks -------------------------------------------------------
 
 
 def rank(score: Number) -> tuple[bool, Number]:
@@ -160,29 +160,29 @@ def layerwise_masks(
     return result
 
 
-def cut(params: Any, scores: Any, k: int, masks: Any = None) -> Cut:
+def threshold(params: Any, scores: Any, k: int, masks: Any = None) -> Threshold:
     """The k-th of the ranking."""
     if k == 0:
-        return NOTHING
+        return PRUNES_NOTHING
     index, value = ranking(scores_of(params, scores), priors(params, masks))[k - 1]
-    return Cut(float(value), index)
+    return Threshold(float(value), index)
 
 
-def is_cut(score: Number, index: int, at: Cut) -> bool:
+def is_pruned_at(score: Number, index: int, at: Threshold) -> bool:
     if math.isnan(at.value):
         return not math.isnan(score) or index <= at.index
     return score < at.value or (score == at.value and index <= at.index)
 
 
-def masks_from_threshold(at: Cut, params: Any, scores: Any, masks: Any = None) -> MaskLists:
-    """The formula of a cut, entry by entry."""
+def masks_from_threshold(at: Threshold, params: Any, scores: Any, masks: Any = None) -> MaskLists:
+    """The formula of a threshold, entry by entry."""
     prior = priors(params, masks)
     flat_scores = [
         score for leaf in scores_of(params, scores) if leaf is not None for score in leaf
     ]
     flat_prior = [keep for leaf in prior if leaf is not None for keep in leaf]
     flat = [
-        keep and not is_cut(score, index, at)
+        keep and not is_pruned_at(score, index, at)
         for index, (score, keep) in enumerate(zip(flat_scores, flat_prior, strict=True))
     ]
     return unflatten(flat, prior)

@@ -135,7 +135,7 @@ def test_layerwise_counts_each_leaf_alone():
 
 
 @pytest.mark.parametrize(
-    ("k", "cut"),
+    ("k", "threshold"),
     [
         (0, (-inf, -1)),
         (1, (-inf, 3)),
@@ -144,36 +144,36 @@ def test_layerwise_counts_each_leaf_alone():
         (4, (5.0, 4)),
     ],
 )
-def test_cut_is_the_kth_of_the_ranking(k, cut):
+def test_threshold_is_the_kth_of_the_ranking(k, threshold):
     params = [torch.tensor([nan, 0.0, -0.0]), torch.tensor([-inf, 5.0])]
-    assert reference.cut(params, params, k) == cut
+    assert reference.threshold(params, params, k) == threshold
     assert reference.masks_from_threshold(
-        reference.Cut(*cut), params, params
+        reference.Threshold(*threshold), params, params
     ) == reference.global_masks(params, params, k)
 
 
-def test_cut_among_the_nans():
+def test_threshold_among_the_nans():
     params = [torch.tensor([nan, 0.0]), torch.tensor([nan, nan])]
-    value, index = reference.cut(params, params, 3)
+    value, index = reference.threshold(params, params, 3)
     assert math.isnan(value)
     assert index == 2
-    assert reference.masks_from_threshold(reference.Cut(nan, 2), params, params) == [
+    assert reference.masks_from_threshold(reference.Threshold(nan, 2), params, params) == [
         [False, False],
         [False, True],
     ]
-    assert reference.masks_from_threshold(reference.Cut(inf, 9), params, params) == [
+    assert reference.masks_from_threshold(reference.Threshold(inf, 9), params, params) == [
         [True, False],
         [True, True],
     ]
 
 
-def test_masks_at_a_cut_between_two_scores():
+def test_masks_from_a_threshold_between_two_scores():
     params = [torch.tensor([1.0, 1.0, 2.0], dtype=torch.bfloat16)]
     prior = [torch.tensor([True, False, True])]
-    assert reference.masks_from_threshold(reference.Cut(1.001, -1), params, params, prior) == [
-        [False, False, True]
-    ]
-    assert reference.masks_from_threshold(reference.Cut(1.0, 0), params, params) == [
+    assert reference.masks_from_threshold(
+        reference.Threshold(1.001, -1), params, params, prior
+    ) == [[False, False, True]]
+    assert reference.masks_from_threshold(reference.Threshold(1.0, 0), params, params) == [
         [False, True, True]
     ]
 

@@ -1,4 +1,4 @@
-"""Exactness where the search has work to do: leaves of many blocks, hard distributions, threads."""
+"""Exactness where the search has work to do: leaves of many blocks, hard distributions."""
 
 import math
 import operator
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import gprune as gp
-from gprune.select import ranking
+from gprune.select import blocks
 from tests.support import reference
 from tests.support.assertions import fail_if
 
@@ -21,7 +21,7 @@ ENTRIES = 2**19 + 12_345
 @pytest.fixture(autouse=True)
 def _blocks_smaller_than_a_leaf(monkeypatch: pytest.MonkeyPatch) -> None:
     """An oracle in Python is slow, so the blocks shrink and not the leaves grow."""
-    monkeypatch.setattr(ranking, "BLOCK", 2**18)
+    monkeypatch.setattr(blocks, "BLOCK", 2**18)
 
 
 def normal(generator: torch.Generator, size: int) -> torch.Tensor:
@@ -102,7 +102,7 @@ def test_a_large_leaf_beside_small_ones(
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     large = distribution(generator, ENTRIES)
-    tree = {"a": distribution(generator, 5), "b": large, "c": torch.tensor(0.5), "hole": None}
+    tree = {"a": distribution(generator, 5), "b": large, "c": torch.tensor(0.5), "none": None}
     check(tree, None, [1, ENTRIES // 3, ENTRIES // 2, ENTRIES - 1_000, ENTRIES + 5])
 
 
@@ -126,41 +126,16 @@ def test_a_large_leaf_in_another_layout() -> None:
     check([scores], None, [1, rows, 2 * rows])
 
 
-@pytest.mark.parametrize("exponent", [10, 13, 16, 19, 22])
-def test_masks_do_not_depend_on_the_block_size(
-    exponent: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    generator = torch.Generator().manual_seed(4)
-    tree = [torch.randn(size, generator=generator).half() for size in (300_001, 7, 50_000)]
-    before = gp.global_unstructured(tree, tree, sparsity=0.37), gp.find_threshold(tree, amount=0.37)
-    monkeypatch.setattr(ranking, "BLOCK", 2**exponent)
-    after = gp.global_unstructured(tree, tree, sparsity=0.37), gp.find_threshold(tree, amount=0.37)
-    assert all(a.equal(b) for a, b in zip(before[0], after[0], strict=True))
-    assert before[1] == after[1]
-
-
-def test_masks_do_not_depend_on_the_number_of_threads() -> None:
-    scores = {"a": torch.randn(2**20, generator=torch.Generator().manual_seed(2)).bfloat16()}
-    threads = torch.get_num_threads()
-    masks = []
-    for number in (1, 2, 3):
-        torch.set_num_threads(number)
-        masks.append(gp.global_unstructured(scores, scores, sparsity=0.37)["a"])
-    torch.set_num_threads(threads)
-    assert masks[0].equal(masks[1])
-    assert masks[0].equal(masks[2])
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int32])
 @pytest.mark.parametrize("pruned", [False, True])
-def test_several_cuts_are_each_what_it_is_alone(dtype: torch.dtype, pruned: bool) -> None:
+def test_several_thresholds_are_each_what_it_is_alone(dtype: torch.dtype, pruned: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     weights = (torch.randn(3 * 2**20 + 5, generator=generator) * 1000).to(dtype)
-    weights[7] = 2**30  # far above where any of the cuts lies
+    weights[7] = 2**30  # far above all thresholds
     params = [weights[: 2**21].view(2**10, -1), weights[2**21 :]]
     masks = gp.global_unstructured(params, amount=0.3) if pruned else None
     amounts = torch.linspace(0.05, 0.95, 10, dtype=torch.float64)
     together = gp.find_threshold(params, masks=masks, amount=amounts)
     alone = [gp.find_threshold(params, masks=masks, amount=amount) for amount in amounts]
-    assert together.value.equal(torch.stack([cut.value for cut in alone]))
-    assert together.flat_index.equal(torch.stack([cut.flat_index for cut in alone]))
+    assert together.value.equal(torch.stack([one.value for one in alone]))
+    assert together.flat_index.equal(torch.stack([one.flat_index for one in alone]))

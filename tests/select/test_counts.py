@@ -1,0 +1,138 @@
+"""Counts: from an amount or a sparsity to how many candidates are pruned."""
+
+import fractions
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gprune.select import counts
+from tests.support import reference
+
+
+@pytest.mark.parametrize(
+    ("amount", "sparsity", "expected"),
+    [(0, None, (0, False)), (None, 0.0, (0.0, True)), (0.5, None, (0.5, False))],
+)
+def test_one_of_amount_and_sparsity(amount: Any, sparsity: Any, expected: Any) -> None:
+    assert counts.one_of(amount, sparsity, "prune") == expected
+
+
+@pytest.mark.parametrize(("number", "got"), [(None, "neither"), (1, "both")])
+def test_both_or_neither_are_refused(number: Any, got: str) -> None:
+    with pytest.raises(TypeError, match=rf"prune\(\) takes exactly one .* got {got}"):
+        counts.one_of(number, number, "prune")
+
+
+@pytest.mark.parametrize("number", [0, 1, -3, 2**53 + 1, 2**63 - 1, True + 1])
+def test_integers_are_exact(number: int) -> None:
+    scalar = counts.as_scalar(number, "amount")
+    assert (scalar.dtype, scalar.shape, scalar.item()) == (torch.int64, (), number)
+
+
+@pytest.mark.parametrize("number", [0.1, 1e300, math.inf, fractions.Fraction(1, 10)])
+def test_other_numbers_are_float64(number: Any) -> None:
+    with torch.device("meta"):
+        scalar = counts.as_scalar(number, "amount")
+    assert (scalar.dtype, scalar.shape, scalar.item()) == (torch.float64, (), float(number))
+
+
+def test_tensors_stay_as_they_are() -> None:
+    for dtype in (torch.float16, torch.float64, torch.int8, torch.int64):
+        scalar = counts.as_scalar(torch.ones((), dtype=dtype), "amount")
+        assert scalar.dtype == dtype
+    assert not counts.as_scalar(torch.ones((), requires_grad=True), "amount").requires_grad
+    assert counts.as_scalar(torch.ones(2), "amount", several=True).shape == (2,)
+    assert counts.as_scalar(torch.ones((), device="meta"), "amount", meta=True).is_meta
+
+
+@pytest.mark.parametrize(
+    ("number", "error", "words"),
+    [
+        ("half", TypeError, "amount must be an int or a float, got 'half'"),
+        (True, TypeError, "got True"),
+        (None, TypeError, "got None"),
+        (1j, TypeError, "got 1j"),
+        (torch.tensor(True), TypeError, "got a tensor of torch.bool"),
+        (torch.tensor(1j), TypeError, "got a tensor of torch.complex64"),
+        (torch.ones(1), ValueError, r"0-dim, got a tensor of shape \(1,\)"),
+        (torch.ones((), device="meta"), ValueError, "must have a value"),
+        (torch.ones(2).to_sparse(), TypeError, "dense"),
+        (2**63, ValueError, f"fit in 64 bits, got {2**63}"),
+        (-(2**63), ValueError, "fit in 64 bits"),
+        (fractions.Fraction(10**400), ValueError, "within the range of a float"),
+    ],
+)
+def test_what_is_no_number_is_refused(number: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        counts.as_scalar(number, "amount")
+
+
+def test_several_numbers_are_at_most_one_dim() -> None:
+    with pytest.raises(ValueError, match=r"0-dim or 1-D, got a tensor of shape \(1, 1\)"):
+        counts.as_scalar(torch.ones(1, 1), "amount", several=True)
+
+
+@pytest.mark.parametrize("seed", [0, -1, 2**63 - 1, torch.tensor(3, dtype=torch.int32)])
+def test_seeds(seed: Any) -> None:
+    assert counts.as_seed(seed).item() == int(seed)
+
+
+@pytest.mark.parametrize("seed", [0.0, True, None, "x", torch.tensor(1.0)])
+def test_what_is_no_seed_is_refused(seed: Any) -> None:
+    with pytest.raises(TypeError, match="seed must be an int or a 0-dim integer tensor"):
+        counts.as_seed(seed)
+
+
+@given(st.integers(0, 10**12), st.integers(0, 10**12), st.floats(0, 1) | st.integers(0, 1))
+def test_counts_are_those_of_the_oracle(a: int, b: int, number: float) -> None:
+    entries, candidates = max(a, b), min(a, b)
+    scalar = counts.as_scalar(float(number), "sparsity")
+    assert counts.resolve(scalar, entries, candidates, True) == (
+        reference.num_to_reach(float(number), entries, entries - candidates)
+    )
+    assert counts.resolve(scalar, entries, candidates, False) == (
+        reference.num_to_prune(float(number), candidates)
+    )
+    k = min(a, candidates)
+    assert counts.resolve(torch.tensor(k), entries, candidates, False) == k
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_a_narrow_tensor_counts_at_its_exact_value(dtype: torch.dtype) -> None:
+    number = torch.tensor(0.3, dtype=dtype)
+    assert counts.resolve_amount(number, 10**9) == round(number.item() * 10**9)
+
+
+@pytest.mark.parametrize(
+    ("number", "candidates", "words"),
+    [
+        (-1, 5, "amount must not be negative, got -1"),
+        (6, 5, "at most the number of candidates, 5 .* got 6"),
+        (-0.1, 5, "amount must not be negative, got -0.1"),
+        (1.5, 5, "amount must be at most 1 when it is a float, got 1.5$"),
+        (80.0, 5, r"got 80\.0; did you mean 0\.8\?"),
+        (2.0, 5, r"did you mean 0\.02\?"),
+        (101.0, 5, "got 101.0$"),
+        (math.nan, 5, "amount must be a number, got nan"),
+        (math.inf, 5, "at most 1"),
+    ],
+)
+def test_amounts_out_of_range(number: float, candidates: int, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        counts.resolve_amount(torch.tensor(number, dtype=_dtype(number)), candidates)
+
+
+def _dtype(number: float) -> torch.dtype:
+    return torch.int64 if isinstance(number, int) else torch.float64
+
+
+@pytest.mark.parametrize("number", [-0.1, 1.01, 2, -1, math.nan, 50])
+def test_sparsities_out_of_range(number: float) -> None:
+    with pytest.raises(ValueError, match="^sparsity must"):
+        counts.resolve_sparsity(torch.tensor(number, dtype=_dtype(number)), 5, 5)
+    assert counts.resolve_sparsity(torch.tensor(1), 5, 3) == 3
+    assert counts.resolve_sparsity(torch.tensor(0.0), 5, 3) == 0
