@@ -1,4 +1,4 @@
-"""The layout: who imports whom, which file knows which library, and where the tests of a file are."""
+"""The layout: which file imports which, who knows which library, and where tests are."""
 
 import ast
 import runpy

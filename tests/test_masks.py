@@ -75,7 +75,7 @@ def test_a_parameter_without_a_mask_is_returned_as_it_is(params: Any, data: st.D
             assert mask is not None or after is before
 
 
-def test_a_mask_at_a_hole_is_refused() -> None:
+def test_a_mask_at_a_none_leaf_is_refused() -> None:
     params, masks = [torch.ones(2), None], [torch.ones(2).bool(), torch.ones(2).bool()]
     for call in (
         lambda: gp.global_unstructured(params, masks=masks, amount=1),

@@ -166,7 +166,7 @@ def test_where(where: Any, paths: list[str] | None) -> None:
     assert kept(TREE, where) == paths
 
 
-def test_holes_stay_holes_and_tensors_are_the_same() -> None:
+def test_none_stays_none_and_tensors_are_the_same() -> None:
     tree = {"a": None, "b": MATRIX}
     assert gp.prunable(tree, "*") == {"a": None, "b": MATRIX}
     assert gp.prunable(tree, "*")["b"] is MATRIX

@@ -23,7 +23,7 @@ FAULTS = [
         "inputs.py",
         'return None if other is None else "is a tensor, its parameter is None (not prunable)"',
         "return None",
-        "tests/test_masks.py::test_a_mask_at_a_hole_is_refused",
+        "tests/test_masks.py::test_a_mask_at_a_none_leaf_is_refused",
     ),
     fault(
         "keys in the order of insertion under a trace",

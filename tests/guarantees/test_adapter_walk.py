@@ -262,7 +262,7 @@ class Walk(RuleBasedStateMachine):
         return list({self.model.first[path]: path for path in paths}.values())
 
     def settled(self, k, ranking, method):
-        """Return the k to ask for. torch leaves open which of a tie go: it is not cut here."""
+        """Return the k to ask for. Of a tie torch may prune any, so that k does not split one."""
         while 0 < k < len(ranking) and ranking[k - 1][0] == ranking[k][0]:
             k -= 1
         return k

@@ -189,7 +189,7 @@ class Good:
             "pruning_method": lambda: st.sampled_from(
                 [gp.lowest_unstructured, gp.random_unstructured, gp.identity]
             ),
-            "cut": lambda: st.builds(gp.Threshold, st.floats(), st.integers(-1, 9)),
+            "threshold": lambda: st.builds(gp.Threshold, st.floats(), st.integers(-1, 9)),
             "tensor": lambda: st.just(torch.arange(4.0)),
             "score": lambda: st.none() | st.just(torch.arange(4.0)),
             "mask": lambda: st.none() | st.just(torch.ones(4).bool()),
@@ -241,7 +241,7 @@ CALLS: dict[Callable[..., Any], tuple[list[str], dict[str, str]]] = {
     gp.layerwise: (["params", "scores"], LIFTED_KEYWORDS),
     gp.Threshold: (["amount", "count"], {}),
     gp.find_threshold: (["params", "scores"], {"masks": "masks", **BUDGET}),
-    gp.masks_from_threshold: (["cut", "params", "scores"], {"masks": "masks"}),
+    gp.masks_from_threshold: (["threshold", "params", "scores"], {"masks": "masks"}),
     gp.num_to_prune: (["amount", "count"], {}),
     gp.keep_all: (["params"], {}),
     gp.apply_masks: (["params", "masks"], {}),

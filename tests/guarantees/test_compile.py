@@ -78,7 +78,7 @@ def test_every_container_traces() -> None:
     tree = {
         "z": OrderedDict(b=weight, a=None),
         "default": defaultdict(list, {"only": None}),
-        "box": Box(Layer(weight, None), {"hole": None}),
+        "box": Box(Layer(weight, None), {"none": None}),
         "empty": ([], {}, ()),
         3: weight,
     }

@@ -1,4 +1,4 @@
-"""Every public callable keeps the contracts of gprune.testing: the rows of tests/support/public_rows.py."""
+"""Every public callable keeps the contracts of gprune.testing: the rows of public_rows.py."""
 
 import textwrap
 from collections.abc import Callable
@@ -107,7 +107,7 @@ def test_pure_and_deterministic(row: Row) -> None:
     check()
 
 
-# --- the laws of selection, on drawn trees ----------------------------------------------------
+# --- the guarantees of masks, on drawn trees ---------------------------------------------------
 
 
 @rows("mask")
@@ -196,7 +196,7 @@ class Layer(NamedTuple):
 
 
 def example(seed: int) -> dict[str, Any]:
-    """Inputs with ties, holes, a prior, and a norm of which nothing is prunable."""
+    """Inputs with ties, `None` leaves, a prior, and a norm of which nothing is prunable."""
     generator = torch.Generator().manual_seed(seed)
 
     def integers(*shape: int) -> torch.Tensor:
@@ -239,14 +239,15 @@ NUMBERS = [
     "global_unstructured",
     "layerwise",
     "find_threshold",
-    "num_to_prune",
     "random",
     "polynomial",
 ]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize(
+    "name",
+    ["num_to_prune", *(pytest.param(name, marks=pytest.mark.slow) for name in NUMBERS)],
+)
 def test_compiles_twice_for_python_numbers(name: str) -> None:
     [row] = [row for row in ROWS if row.name == name]
     inputs = [{**EXAMPLES[0], "amount": i / 20} for i in range(20)]

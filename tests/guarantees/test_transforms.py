@@ -57,11 +57,13 @@ def test_opcheck(operator: Any, args: tuple[Any, ...]) -> None:
 def test_vmap_over_amounts(amounts: torch.Tensor) -> None:
     dims = gp.vmap_dims(PARAMS)
     masks = torch.vmap(lambda a: gp.global_unstructured(PARAMS, amount=a), out_dims=dims)(amounts)
-    cuts = torch.vmap(lambda a: gp.find_threshold(PARAMS, amount=a))(amounts)
+    thresholds = torch.vmap(lambda a: gp.find_threshold(PARAMS, amount=a))(amounts)
     for i, amount in enumerate(amounts):
         alone = gp.global_unstructured(PARAMS, amount=amount)
         assert_equal_masks(at(masks, i), alone, PARAMS)
-        assert (cuts.value[i], cuts.flat_index[i]) == gp.find_threshold(PARAMS, amount=amount)
+        assert (thresholds.value[i], thresholds.flat_index[i]) == gp.find_threshold(
+            PARAMS, amount=amount
+        )
 
 
 def test_nested_vmap_over_amounts_and_models() -> None:
@@ -146,11 +148,13 @@ def test_masks_are_copied_and_saved_like_any_tensors() -> None:
     masks = gp.global_unstructured(PARAMS, amount=0.5)
     assert_equal_masks(copy.deepcopy(masks), masks, PARAMS)
     file = io.BytesIO()
-    torch.save({"masks": masks, "cut": tuple(gp.find_threshold(PARAMS, amount=0.5))}, file)
+    torch.save({"masks": masks, "threshold": tuple(gp.find_threshold(PARAMS, amount=0.5))}, file)
     file.seek(0)
     loaded = torch.load(file, weights_only=True)
     assert_equal_masks(loaded["masks"], masks, PARAMS)
-    assert_equal_masks(gp.masks_from_threshold(gp.Threshold(*loaded["cut"]), PARAMS), masks, PARAMS)
+    assert_equal_masks(
+        gp.masks_from_threshold(gp.Threshold(*loaded["threshold"]), PARAMS), masks, PARAMS
+    )
 
 
 # --- tensors without data ---------------------------------------------------------------------

@@ -85,7 +85,7 @@ def test_signed_weights_are_ranked_by_magnitude_unless_they_are_the_scores() -> 
 
 def test_check_n_of_m_names_every_leaf_that_keeps_too_many() -> None:
     masks = {"a": torch.ones(2, 4).bool(), "b": torch.eye(4).bool(), "c": torch.ones(6).bool()}
-    gp.check_n_of_m({"b": masks["b"], "hole": None}, n=1, m=4)
+    gp.check_n_of_m({"b": masks["b"], "none": None}, n=1, m=4)
     with pytest.raises(ValueError, match=r"\['a'\] .* in 2 of 2 groups; .*\['c'\] .* in 1 of 2"):
         gp.check_n_of_m(masks, n=2, m=4)
     with pytest.raises(ValueError, match=r"masks\['c'\]: dim is 1 for a leaf of shape \(6,\)"):

@@ -67,14 +67,14 @@ def test_hessian_diagonal(name: str, dtype: torch.dtype) -> None:
 def test_hessian_diagonal_is_exact_where_the_hessian_is_diagonal() -> None:
     params = {
         "a": torch.randn(3, 4, dtype=torch.float64),
-        "hole": None,
+        "none": None,
         "b": torch.randn(5).double(),
     }
 
     def loss(p: Any) -> torch.Tensor:
         return (p["a"] ** 3).sum() + p["b"].exp().sum()
 
-    want = {"a": 6 * params["a"], "hole": None, "b": params["b"].exp()}
+    want = {"a": 6 * params["a"], "none": None, "b": params["b"].exp()}
     got = gp.scores.hessian_diagonal(loss, params, seed=0, num_probes=1)
     assert_close(got, want, torch.float64)
 

@@ -68,7 +68,7 @@ def test_scores_of_networks_are_pure(name: str) -> None:
     assert_pure(all_of_a_loss(model), inputs)
 
 
-def test_all_is_scored_and_the_holes_choose_afterwards() -> None:
+def test_all_is_scored_and_none_leaves_choose_afterwards() -> None:
     """A loss needs every parameter; which of them are pruned is said where they are pruned."""
     model, params, batch = setting("mlp", torch.float32)
     scores = gp.scores.snip(model.loss, params, *batch)

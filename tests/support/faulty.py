@@ -71,4 +71,4 @@ def below_two(params: Any, scores: Any, masks: Any) -> Any:
 
 def other_when_batched(x: Any) -> Any:
     batched = torch._C._functorch.is_batchedtensor(x["w"])
-    return {"mask": x["w"] > (1 if batched else 0), "hole": None}
+    return {"mask": x["w"] > (1 if batched else 0), "none": None}

@@ -36,7 +36,7 @@ def in_float64(model: Model, batch: Any) -> Callable[[Any], torch.Tensor]:
 
 
 def assert_close(got: Any, want: Any, dtype: torch.dtype) -> None:
-    """The largest error of each leaf, over its largest entry; dtype and holes too."""
+    """The largest error of each leaf, over its largest entry; dtype and `None` leaves too."""
     assert reference.structure(got) == reference.structure(want)
     for path, a, b in zip(
         reference.paths(want), reference.leaves(got), reference.leaves(want), strict=True

@@ -12,19 +12,19 @@ from tests.support.reaching import Condition, reaches
 
 
 def boundary(case: Case) -> tuple[Any, Any]:
-    """The scores on both sides of the cut."""
+    """The scores on both sides of the threshold."""
     ranking = reference.ranking(
         reference.scores_of(case.params, case.scores), reference.priors(case.params, case.masks)
     )
     return ranking[case.k - 1][1], ranking[case.k][1]
 
 
-def is_cut_inside(case: Case) -> bool:
+def is_threshold_inside(case: Case) -> bool:
     return 0 < case.k < reference.num_candidates(case.params, case.masks)
 
 
 def is_tied(case: Case) -> bool:
-    return is_cut_inside(case) and len(set(boundary(case))) == 1
+    return is_threshold_inside(case) and len(set(boundary(case))) == 1
 
 
 def flat_masks(case: Case) -> list[bool]:
@@ -42,7 +42,9 @@ CASES: dict[str, Condition] = {
     "tie of the zeros": lambda case: (
         is_tied(case) and sorted(map(str, boundary(case))) == ["-0.0", "0.0"]
     ),
-    "cut among the NaNs": lambda case: is_cut_inside(case) and all(map(math.isnan, boundary(case))),
+    "threshold among the NaNs": lambda case: (
+        is_threshold_inside(case) and all(map(math.isnan, boundary(case)))
+    ),
     "prior": lambda case: case.masks is not None and len(set(flat_masks(case))) == 2,
     "fully pruned prior": lambda case: flat_masks(case) and not any(flat_masks(case)),
     "one leaf fully pruned": lambda case: (

@@ -55,8 +55,8 @@ def test_num_to_reach(sparsity, entries, pruned, k):
 
 
 def test_count_takes_the_amount_of_candidates_and_the_sparsity_of_entries():
-    params = {"a": torch.zeros(6), "hole": None, "z": torch.zeros(2, 2)}
-    masks = {"a": torch.tensor([0, 0, 1, 1, 1, 1]) > 0, "hole": None, "z": torch.ones(2, 2) > 0}
+    params = {"a": torch.zeros(6), "none": None, "z": torch.zeros(2, 2)}
+    masks = {"a": torch.tensor([0, 0, 1, 1, 1, 1]) > 0, "none": None, "z": torch.ones(2, 2) > 0}
     assert reference.num_entries(params) == 10
     assert reference.num_candidates(params) == 10
     assert reference.num_candidates(params, masks) == 8
@@ -64,7 +64,7 @@ def test_count_takes_the_amount_of_candidates_and_the_sparsity_of_entries():
     assert reference.count(params, masks, sparsity=0.5) == 3
 
 
-def test_leaves_are_in_pytree_order_and_holes_are_leaves():
+def test_leaves_are_in_pytree_order_and_none_is_a_leaf():
     tree = {"b": torch.tensor([3]), "a": OrderedDict(z=torch.tensor([1]), y=torch.tensor([2]))}
     assert reference.lists(tree) == [[1], [2], [3]]
     assert reference.paths(tree) == ["['a']['z']", "['a']['y']", "['b']"]
@@ -116,7 +116,7 @@ def test_what_the_prior_pruned_is_no_candidate():
     assert reference.global_masks(params, params, 2, masks) == [[False, False, False, True]]
 
 
-def test_scores_at_holes_do_not_matter_and_no_scores_are_magnitudes():
+def test_scores_at_none_leaves_do_not_matter_and_no_scores_are_magnitudes():
     params = [None, torch.tensor([-3.0, 2.0])]
     assert reference.global_masks(params, [torch.tensor([-9.0]), params[1]], 1) == [
         None,

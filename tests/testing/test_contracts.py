@@ -32,7 +32,7 @@ from tests.support.faulty import (
 
 FAULTY_MASKS: dict[str, tuple[Any, list[str]]] = {
     "structure": ([torch.tensor([T, F, F])], ["the masks have the structure", "params has"]),
-    "hole": (
+    "`None` leaf": (
         {"a": torch.tensor([F, F, T]), "b": [torch.tensor([[T, T]]), torch.ones(2).bool()]},
         ["masks['b'][1] is Tensor, must be None"],
     ),

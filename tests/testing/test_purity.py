@@ -33,7 +33,7 @@ def swap(x: Any) -> None:
 
 
 def pop(x: Any) -> None:
-    del x["hole"]
+    del x["none"]
 
 
 def replace(x: Any) -> None:
@@ -94,11 +94,11 @@ def test_purity(name: str) -> None:
     function, words = IMPURE[name]
     w = torch.tensor([1.0, 2.0]).requires_grad_()
     w.grad = torch.ones(2)
-    message = breaks(assert_pure, function, {"w": w, "hole": None})
+    message = breaks(assert_pure, function, {"w": w, "none": None})
     assert words in message
     # as it was before the call
     was = "torch.tensor([1.0, 2.0], dtype=torch.float32).requires_grad_()"
-    assert f"args = ({{'w': {was}, 'hole': None}},)" in message
+    assert f"args = ({{'w': {was}, 'none': None}},)" in message
 
 
 def test_purity_of_what_passes_its_inputs_through() -> None:

@@ -88,7 +88,7 @@ def test_the_repro_can_be_pasted() -> None:
     run_repro(breaks(assert_scale_invariant, below_two, weights()), below_two=below_two)
     run_repro(breaks(assert_pure, leaf, weights() | {"w": torch.ones(1)}), leaf=leaf)
     run_repro(
-        breaks(assert_vmaps, other_when_batched, {"w": torch.ones(1, 1), "hole": None}),
+        breaks(assert_vmaps, other_when_batched, {"w": torch.ones(1, 1), "none": None}),
         other_when_batched=other_when_batched,
     )
 

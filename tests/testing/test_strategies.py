@@ -44,7 +44,7 @@ TREES: dict[str, Condition] = {
     "dict in a dict": lambda tree: any(
         isinstance(one, dict) and any(map(holds(dict), one.values())) for one in nodes(tree)
     ),
-    "hole": lambda tree: any(one is None for one in nodes(tree)),
+    "`None` leaf": lambda tree: any(one is None for one in nodes(tree)),
     "empty container": lambda tree: any(
         isinstance(one, dict | list | tuple) and not one for one in nodes(tree)
     ),

@@ -53,7 +53,7 @@ def test_compilation_in_one_graph_and_one_time() -> None:
 
 
 def test_batching() -> None:
-    batch = {"w": torch.tensor([[1.0], [2.0], [0.5]]), "hole": None}
+    batch = {"w": torch.tensor([[1.0], [2.0], [0.5]]), "none": None}
     message = breaks(assert_vmaps, other_when_batched, batch)
     assert "in element 0 of the batch, result['mask'] is [False], must be [True]" in message
     assert "in element 2 of the batch" in message
