@@ -200,7 +200,7 @@ def _decode(text: bytes) -> Exception:
     known = json.loads(text.rstrip(b"\0"))
     kind = getattr(builtins, known["kind"], RuntimeError)
     if "leaf" in known:
-        error: Exception = LeafError(known["leaf"], known["what"], known["message"])
+        error: Exception = LeafError(known["leaf"], known["tree"], known["message"])
     elif isinstance(kind, type) and issubclass(kind, Exception):
         error = kind(known["message"])
     else:
