@@ -257,5 +257,8 @@ def _listed(problems: list[tuple[int, str, str]], treedef: TreeDef) -> str:
 
 def _placement(leaf: Tensor) -> Any:
     """Return the placements and the mesh of a DTensor; `None` of a plain tensor."""
+    if not torch.compiler.is_compiling():  # a DTensor may be wrapped by torch.func.grad
+        while torch._C._functorch.is_functorch_wrapped_tensor(leaf):
+            leaf = torch._C._functorch.get_unwrapped(leaf)
     mesh = getattr(leaf, "device_mesh", None)
     return None if mesh is None else (getattr(leaf, "placements", None), mesh)

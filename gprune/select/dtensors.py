@@ -41,11 +41,8 @@ def select_shards(
     layout: str,
 ) -> list[Tensor]:
     """Find thresholds and make the masks of this rank's shards."""
-    with started(scores, masks, absolute, seed, call, layout, sparsity, *amounts) as (
-        ranked,
-        ranks,
-    ):
-        kept = empty_masks(scores)
+    arguments = sparsity, *amounts
+    with started(scores, masks, absolute, seed, call, layout, *arguments) as (ranked, ranks, kept):
         operators.select_into(kept, ranked, amounts, sparsity, ranks)
         return kept
 
@@ -61,7 +58,8 @@ def find_threshold_shards(
     layout: str,
 ) -> tuple[Tensor, Tensor]:
     """Find a threshold for every amount of a tensor."""
-    with started(scores, masks, absolute, None, call, layout, sparsity, amount) as (ranked, ranks):
+    arguments = sparsity, amount
+    with started(scores, masks, absolute, None, call, layout, *arguments) as (ranked, ranks, _):
         return operators.find_thresholds(ranked, amount, sparsity, ranks)
 
 
@@ -76,8 +74,8 @@ def masks_from_threshold_shards(
     layout: str,
 ) -> list[Tensor]:
     """Make the masks of this rank's shards at a threshold."""
-    with started(scores, masks, absolute, None, call, layout, value, index) as (ranked, ranks):
-        kept = empty_masks(scores)
+    arguments = value, index
+    with started(scores, masks, absolute, None, call, layout, *arguments) as (ranked, ranks, kept):
 
         def write() -> Tensor:
             operators.write_at(kept, ranked.with_exact_keys(), value, index)
@@ -100,7 +98,7 @@ def random_scores_shards(leaves: list[Tensor], seed: Tensor, layout: str) -> lis
 @torch.library.custom_op("gprune::all_finite_shards", mutates_args=(), tags=TAGS)
 def all_finite_shards(leaves: list[Tensor], call: str, layout: str) -> Tensor:
     """Say of each leaf whether all its entries, on all ranks, are finite."""
-    with started(leaves, [], False, None, call, layout) as (_, ranks):
+    with started(leaves, [], False, None, call, layout) as (_, ranks, _):
 
         def count() -> Tensor:
             finite: Tensor = operators.all_finite(leaves, "")
@@ -112,7 +110,7 @@ def all_finite_shards(leaves: list[Tensor], call: str, layout: str) -> Tensor:
 @torch.library.custom_op("gprune::count_pruned_shards", mutates_args=(), tags=TAGS)
 def count_pruned_shards(masks: list[Tensor], call: str, layout: str) -> Tensor:
     """Count the pruned entries of each mask on all ranks."""
-    with started(masks, [], False, None, call, layout) as (ranked, ranks):
+    with started(masks, [], False, None, call, layout) as (ranked, ranks, _):
 
         def count() -> Tensor:
             counts: Tensor = operators.count_pruned(masks, "").cpu()
@@ -130,7 +128,7 @@ def started(
     call: str,
     layout: str,
     *arguments: Any,
-) -> Iterator[tuple[RankedLeaves, Ranks]]:
+) -> Iterator[tuple[RankedLeaves, Ranks, list[Tensor]]]:
     """Start a call on shards, once all ranks are called alike; its errors are on all ranks.
 
     Args:
@@ -143,13 +141,13 @@ def started(
         *arguments: what else must be the same on all ranks: tensors and plain values.
 
     Yields:
-        What is ranked, and the ranks.
+        What is ranked, the ranks, and masks to be written.
 
     Raises:
         Exception: marked as one that every rank raises.
     """
     known = from_text(layout)
-    ready: list[RankedLeaves] = []
+    ready: list[tuple[RankedLeaves, list[Tensor]]] = []
 
     def describe() -> dict[str, str]:
         number = None if seed is None else int(seed.item())
@@ -162,8 +160,9 @@ def started(
                     f"has a local shard of shape {tuple(local.shape)}; of all, {leaf.shape}, the "
                     f"placements give this rank {own.size}",
                 )
-        ready.append(RankedLeaves(scores, masks, absolute, number, slices, known.counted()))
-        operators.check_exact(ready[0])
+        ranked = RankedLeaves(scores, masks, absolute, number, slices, known.counted())
+        operators.check_exact(ranked)
+        ready.append((ranked, empty_masks(scores)))
         values = [(x.dtype, x.tolist()) if isinstance(x, Tensor) else x for x in arguments]
         return {
             "structure": call,
@@ -174,7 +173,8 @@ def started(
     try:
         ranks = Ranks(known.mesh)
         ranks.check_same_on_all_ranks(describe)
-        yield ready[0], ranks
+        [(ranked, kept)] = ready
+        yield ranked, ranks, kept
     except Exception as error:
         error.is_on_all_ranks = True  # type: ignore[attr-defined]  # read by gprune.sharding
         raise

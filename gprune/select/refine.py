@@ -177,19 +177,22 @@ class Remaining:
         return rows.view(-1)
 
 
-def split_digits(num_bits: int, reduce: Reduce, num_queries: int) -> list[Digit]:
+def split_digits(
+    num_bits: int, reduce: Reduce, num_queries: int, max_width: int | None = None
+) -> list[Digit]:
     """Split integers of some width into digits, so narrow that a message of counts stays small.
 
     Args:
         num_bits: the width of the integers.
         reduce: what sums the counts.
         num_queries: how many queries share a message.
+        max_width: the widest digit; by default what is widest for `reduce`.
 
     Returns:
         The digits, most significant first.
     """
     share = reduce.max_counts // max(1, num_queries)
-    width = max(1, min(reduce.max_bits, share.bit_length() - 1))
+    width = max(1, min(max_width or reduce.max_bits, share.bit_length() - 1))
     ends = [*range(num_bits, 0, -width), 0]
     return [Digit(low, high - low) for high, low in pairwise(ends)]
 

@@ -78,7 +78,7 @@ def guess_brackets(ranked: RankedLeaves, queries: Sequence[Query], reduce: Reduc
     phase, lowest, size = "counting the sample", ranked.key_range[0], len(queries)
     num_bits = (ranked.key_range[1] - lowest).bit_length()
     sample = Remaining(lambda: _draw_all(ranked, queries, lowest))
-    first, *digits = split_digits(num_bits, reduce, 2 * size)
+    first, *digits = split_digits(num_bits, reduce, 2 * size, reduce.max_bits - 1)
     counts = reduce.sum(phase, size << first.width, lambda: sample.count(first, size))
     counts = counts.view(size, -1)
     sizes = counts.sum(1).tolist()

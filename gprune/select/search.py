@@ -44,6 +44,9 @@ from gprune.select.sampling import POWER, Guess, guess_brackets
 LIMIT = 2**20
 """Candidates that a process may collect, with some 32 bytes for each."""
 
+BATCH = 2**21
+"""The same for several queries of different leaves."""
+
 FEW = 2**16
 """So few candidates are all collected, without a sample."""
 
@@ -169,15 +172,14 @@ class Search:
     def run(self) -> list[Threshold]:
         """Find the threshold of every query, and write the masks."""
         ranked, queries, reduce = self._ranked, self._queries, self._reduce
-        can_collect = all(leaf.device.type == "cpu" for leaf in ranked.scores)  # else blocks wait
-        limit = LIMIT if can_collect else 0
-        guesses = self._guess() if can_collect else [None] * len(queries)
         leaves = [query.leaves for query in queries]
+        can_collect = all(leaf.device.type == "cpu" for leaf in ranked.scores)  # else blocks wait
+        limit = (LIMIT if len(set(leaves)) == 1 else BATCH) if can_collect else 0
+        guesses = self._guess() if can_collect else [None] * len(queries)
         pending, has_overflowed = list(range(len(queries))), False
         for attempt in itertools.count():
-            share = (
-                limit * reduce.num_processes // max(Counter(leaves[i] for i in pending).values())
-            )
+            most = max(Counter(leaves[i] for i in pending).values())
+            share = limit * reduce.num_processes // most
             if has_overflowed:  # so few that one process may hold them all
                 share = limit // len(pending)
             brackets, crowded = dict[int, tuple[int, int]](), dict[int, tuple[int, int]]()
@@ -502,7 +504,7 @@ def batches(queries: Sequence[Query], reduce: Reduce) -> Iterator[list[Query]]:
     for query in queries:
         total = query.num_candidates
         expected = total if total <= FEW else SPREAD * total ** (1 - POWER / 2)
-        if run and held + expected > LIMIT * reduce.num_processes:
+        if run and held + expected > BATCH * reduce.num_processes:
             yield run
             run, held = [], 0.0
         run.append(query)

@@ -2,10 +2,10 @@
 
 from typing import NamedTuple
 
+from gprune.select.apportion import apportion
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gprune.select.apportion import apportion
 from tests.support import reference_patterns
 
 

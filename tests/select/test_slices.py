@@ -4,10 +4,9 @@ import math
 
 import numpy as np
 import torch
+from gprune.select.slices import ShardSlice
 from hypothesis import given
 from hypothesis import strategies as st
-
-from gprune.select.slices import ShardSlice
 
 
 @st.composite

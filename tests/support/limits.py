@@ -74,12 +74,17 @@ def patched(small: Limits) -> Iterator[None]:
         "max_pass_bits": small.max_pass_bits,
         "max_counts": small.max_counts,
     }
-    of_search = {"LIMIT": small.limit, "FEW": small.few, "GUESSES": small.guesses}
+    of_search = {
+        "LIMIT": small.limit,
+        "BATCH": small.limit,
+        "FEW": small.few,
+        "GUESSES": small.guesses,
+    }
     with ExitStack() as stack:
         if not small.can_collect:
             # what `Search.run` does on another device: nothing is collected, there is no sample,
             # and all queries run together
-            of_search.update(LIMIT=0, FEW=2**62)
+            of_search.update(LIMIT=0, BATCH=0, FEW=2**62)
             stack.enter_context(mock.patch.object(operators, "batches", _one_run))
         for module, values in {
             blocks: {"BLOCK": small.block},

@@ -87,7 +87,7 @@ ONE_RANK: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"params": tree(a=leaf(6, 2), b=constant(None))},
     ),
     "a missing leaf": ("ValueError", "different structure", {"params": tree(a=leaf(6, 2))}),
-    "scores": ("ValueError", "different structure", {"scores": tree(a=leaf(6, 2), b=leaf(5))}),
+    "scores": ("ValueError", "different arguments", {"scores": tree(a=leaf(6, 2), b=leaf(5))}),
     "a mask of a wrong dtype": (
         "TypeError",
         r"masks['a'] has dtype",
@@ -157,7 +157,7 @@ def test_a_score_that_is_wrong_on_one_rank_is_raised_on_all() -> None:
     assert first == second
     [(nan, text), (integer, other)] = first
     assert (nan, integer) == ("ValueError", "TypeError")
-    assert text.startswith("grads['a']: NaN or infinity cannot be scored")
+    assert text.startswith("grads['a'] contains NaN or infinity, which cannot be scored")
     assert other.startswith("grads['b'] has dtype torch.int64")
 
 
@@ -180,19 +180,20 @@ def test_a_mask_that_is_none_on_one_rank_is_raised_on_all() -> None:
 def fail_within(phase: str) -> tuple[str, str]:
     """Rank 1 runs out of memory in the middle of the search."""
     failing = mock.patch(phase, side_effect=MemoryError("no room on rank 1"))
-    with failing if torch.distributed.get_rank() else mock.MagicMock():
+    few = mock.patch("gprune.select.search.FEW", 0)
+    with few, failing if torch.distributed.get_rank() else mock.MagicMock():
         return outcome(lambda: gp.global_unstructured(**pair(0)))
 
 
 PHASES = [
-    "gprune.select.sharded.shards.Ranking",
-    "gprune.select.sharded.search._sample",
-    "gprune.select.sharded.search.divide",
-    "gprune.select.sharded.descent._histogram",
-    "gprune.select.sharded.descent._count",
-    "gprune.select.sharded.parts.Part.places",
-    "gprune.select.sharded.shards.keep",
-    "gprune.select.sharded.operators.empty_masks",
+    "gprune.select.dtensors.RankedLeaves",
+    "gprune.select.sampling.draw_sample",
+    "gprune.select.partition.packed_positions",
+    "gprune.select.refine.histogram",
+    "gprune.select.partition.PartitionPass.run",
+    "gprune.select.refine.Remaining.rows",
+    "gprune.select.search.write_masks",
+    "gprune.select.dtensors.empty_masks",
 ]
 
 
@@ -208,7 +209,7 @@ def refusals() -> list[tuple[str, str]]:
     pieces = (_StridedShard(0, split_factor=2),)
     in_pieces = DTensor.from_local(one[:2], mesh, pieces, shape=one.shape, stride=(1,))
     short = DTensor.from_local(one[:1], mesh, (Shard(0),), shape=one.shape, stride=(1,))
-    method = gp.pruning_method("unstructured")(lambda scores, mask: scores > 0)
+    method = gp.pruning_method("unstructured")(lambda param, scores, mask: param > 0)
     return [
         outcome(lambda: gp.global_unstructured([sharded, partial], amount=1)),
         outcome(lambda: gp.global_unstructured([sharded, in_pieces], amount=1)),
@@ -241,14 +242,14 @@ REFUSALS = [
     "scores[0] is placed as ((Shard(dim=0),)",
     "masks[0] is placed as None",
     "masks[0] is placed as None",
-    "would need whole leaves",
-    "would need whole leaves",
-    "dim compares within whole leaves",
-    "n_of_m compares within whole leaves",
-    "blocks compares within whole leaves",
-    "a structured method compares within whole leaves",
-    "lamp compares within whole leaves",
-    "masks[0] keeps more than 2 of 4 along dim -1 in 1 of 1 groups",
+    "needs unsharded leaves",
+    "needs unsharded leaves",
+    "dim needs unsharded leaves, these are DTensors",
+    "n_of_m needs unsharded leaves, these are DTensors",
+    "blocks needs unsharded leaves, these are DTensors",
+    "a structured method needs unsharded leaves, these are DTensors",
+    "lamp needs unsharded leaves, these are DTensors",
+    "masks[0] keeps more than 2 of 4 along dim 0 in 1 of 1 groups",
     "amount[1]: amount must be at most the number of candidates, 4",
     "amount must be at most the number of candidates, 8",
     "amount must be at most the number of candidates, 8",
@@ -288,9 +289,12 @@ def lose_a_rank(phase: str) -> tuple[str, str, str, float] | None:
 @pytest.mark.parametrize(
     ("phase", "name"),
     [
-        ("gprune.select.sharded.shards.Ranking", "agreeing on the call"),
-        ("gprune.select.sharded.search.divide", "counting what the bracket divides"),
-        ("gprune.select.sharded.parts.Part.places", "finding the index of the cut"),
+        ("gprune.select.dtensors.RankedLeaves", "checking that all ranks are called alike"),
+        ("gprune.select.partition.PartitionPass.run", "counting around the brackets"),
+        (
+            "gprune.select.blocks.RankedLeaves.tree_index",
+            "finding the flat indices of the thresholds",
+        ),
     ],
 )
 def test_a_lost_rank_is_noticed(phase: str, name: str) -> None:
@@ -359,14 +363,16 @@ def messages(size: int, kind: str, dtype: torch.dtype) -> tuple[int, int, set[st
 @pytest.mark.parametrize("kind", ["normal", "all tied"])
 @pytest.mark.parametrize("size", [10**4, 10**6, 10**8])
 def test_messages_do_not_grow_with_the_model(size: int, kind: str) -> None:
-    for dtype in [torch.float16] if size > 10**6 else [torch.float32, torch.float64]:
+    dtypes = [torch.float32] if size > 10**6 else [torch.float16, torch.float32, torch.float64]
+    for dtype in dtypes:
         for number, payload, names, exact in started(2).run(messages, size, kind, dtype):
             print(f"{size} {kind} {dtype}: {number} messages, {payload} bytes")
             assert exact
             assert names == {"all_reduce"}
-            assert 5 <= number <= 36
-            if (size, kind, dtype) == (10**6, "normal", torch.float32):
-                assert number <= 7  # as search.py says; 9 if a bracket were found to one key
+            if kind == "normal" and dtype == torch.float32:
+                assert number <= 8
+                assert payload <= 2**16
+            assert number <= 24
             assert payload <= 100_000  # as README says, for the one axis of this mesh
 
 
@@ -380,7 +386,7 @@ def messages_of_layers(leaves: int) -> tuple[int, int]:
 
 def messages_of_a_crowd(leaves: int, kind: str) -> tuple[int, int]:
     tree = [weights(kind, torch.float64, 200, 100) for _ in range(leaves)]
-    with mock.patch("gprune.select.sharded.descent.SLOTS", leaves):
+    with mock.patch("gprune.select.ranks.Ranks.max_counts", leaves):
         masks, sent = sent_by(lambda: gp.layerwise(tree, amount=0.5))
     assert all(int(gp.num_pruned(mask)) == 10_000 for mask in masks)
     return len(sent), sum(size for _, size in sent)
@@ -396,8 +402,8 @@ def test_a_crowd_of_layers_is_terse(kind: str) -> None:
 
 
 def test_layers_share_their_messages() -> None:
-    """Two numbers must cross for every layer, but a model of 300 has as many messages as one."""
+    """A model of 300 leaves has hardly more messages than one of one."""
     for number, payload in started(2).run(messages_of_layers, 150):
         print(f"{number} messages, {payload} bytes")
-        assert number <= 100
-        assert payload <= 2**20
+        assert number <= 12
+        assert payload <= 4 * 2**20

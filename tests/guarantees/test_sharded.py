@@ -1,4 +1,4 @@
-"""Sharded selection: bit for bit what the same call does on the whole tensors.
+"""Guarantee: selection of DTensors gives bit for bit the masks of the whole tensors.
 
 Each property is checked on all ranks of a process group: the workers do it, here is what they do.
 """
@@ -6,13 +6,8 @@ Each property is checked on all ranks of a process group: the workers do it, her
 from __future__ import annotations
 
 import functools
-import itertools
-import math
-import re
-import subprocess
-import sys
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
@@ -22,27 +17,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._dynamo.backends.common import aot_autograd
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor
-from torch.distributed.tensor.placement_types import _StridedShard
+from torch.distributed.tensor import Replicate, Shard
 
 import gprune as gp
-from gprune.select import sample
-from gprune.select.sharded.layouts import layout_of
+from gprune.select import sampling
 from tests.support import sharded_cases
-from tests.support.cases import Case, layerwise_cases
+from tests.support.cases import METHODS, Case, layerwise_cases
+from tests.support.limits import Limits, limits, patched
 from tests.support.sharded_cases import (
     Sharding,
     all_well,
     differences,
-    indices,
-    is_box,
     mesh_of,
-    meshes,
     place,
     placed,
     shardings,
 )
-from tests.test_laws import METHODS, Sizes, sizes, streaming
 
 pytestmark = pytest.mark.slow
 
@@ -52,13 +42,23 @@ EXAMPLES = 8 if settings().max_examples < 100 else 64 * settings().max_examples 
 few = settings(max_examples=EXAMPLES)
 
 
-# --- the laws -------------------------------------------------------------------------------
+@contextmanager
+def narrow_digits(width: int) -> Iterator[None]:
+    """Count few bits at once."""
+    from gprune.select.ranks import Ranks
+
+    values = {"max_bits": width, "max_pass_bits": width, "max_counts": 2 << width}
+    with mock.patch.multiple(Ranks, **values):
+        yield
 
 
-def check_global(case: Case, sharding: Sharding, small: Sizes, slots: int) -> list[str]:
+# --- the guarantees -------------------------------------------------------------------------------
+
+
+def check_global(case: Case, sharding: Sharding, small: Limits, width: int) -> list[str]:
     sharded = Case(*(placed(tree, sharding) for tree in case[:3]), case.budget)
     problems = []
-    with streaming(small), mock.patch("gprune.select.sharded.descent.SLOTS", slots):
+    with patched(small), narrow_digits(width):
         cut, expected_cut = sharded.masks_for(gp.find_threshold), case.masks_for(gp.find_threshold)
         if repr(cut) != repr(expected_cut):
             problems.append(f"cut is {cut}, expected {expected_cut}")
@@ -89,17 +89,17 @@ def check_global(case: Case, sharding: Sharding, small: Sizes, slots: int) -> li
 @pytest.mark.parametrize("world", WORLDS)
 def test_global(world: int) -> None:
     @few
-    @given(sharded_cases.sharded_cases(world), sizes, st.sampled_from([32, 2**10]))
-    def check(drawn: tuple[Case, Sharding], small: Sizes, slots: int) -> None:
-        all_well(world, check_global, *drawn, small, slots)
+    @given(sharded_cases.sharded_cases(world), limits(), st.sampled_from([1, 3, 10]))
+    def check(drawn: tuple[Case, Sharding], small: Limits, width: int) -> None:
+        all_well(world, check_global, *drawn, small, width)
 
     check()
 
 
-def check_layerwise(case: Case, sharding: Sharding, small: Sizes, slots: int) -> list[str]:
+def check_layerwise(case: Case, sharding: Sharding, small: Limits, width: int) -> list[str]:
     sharded = Case(*(placed(tree, sharding) for tree in case[:3]), case.budget)
     problems = []
-    with streaming(small), mock.patch("gprune.select.sharded.descent.SLOTS", slots):
+    with patched(small), narrow_digits(width):
         for method in METHODS:
             prune = functools.partial(gp.layerwise, **method)
             got, expected = sharded.masks_for(prune), case.masks_for(prune)
@@ -116,23 +116,23 @@ def sharded_layerwise_cases(draw: st.DrawFn, world: int) -> tuple[Case, Sharding
 @pytest.mark.parametrize("world", WORLDS)
 def test_layerwise(world: int) -> None:
     @few
-    @given(sharded_layerwise_cases(world), sizes, st.sampled_from([32, 2**10]))
-    def check(drawn: tuple[Case, Sharding], small: Sizes, slots: int) -> None:
-        all_well(world, check_layerwise, *drawn, small, slots)
+    @given(sharded_layerwise_cases(world), limits(), st.sampled_from([1, 3, 10]))
+    def check(drawn: tuple[Case, Sharding], small: Limits, width: int) -> None:
+        all_well(world, check_layerwise, *drawn, small, width)
 
     check()
 
 
-def check_every_count(bracket: tuple[int, int] | None, limit: int) -> list[str]:
-    """Ties, every third entry pruned before, and a bracket that holds the cut or misses it."""
+def check_every_count(ranks: tuple[int, int] | None, limit: int) -> list[str]:
+    """Ties, every third entry pruned before, and a bracket that holds the threshold or misses."""
     sharding = Sharding((2,), [(Shard(1),), None])
     scores = [(torch.arange(40) * 7 % 10 / 2**20).view(2, 20), torch.ones(3)]
     masks = [(torch.arange(40) % 3 > 0).view(2, 20), torch.ones(3) > 0]
-    small = Sizes(block=7, few=0, limit=limit, guesses=0, power=1.0)
+    small = Limits(block=7, few=0, limit=limit, guesses=1, power=1.0, coarse=1)
     mine, prior = placed(scores, sharding), placed(masks, sharding)
-    guess = {"return_value": bracket} if bracket else {"wraps": sample.spread}
+    guess = {"return_value": ranks} if ranks else {"wraps": sampling.bracket_ranks}
     problems = []
-    with streaming(small), mock.patch("gprune.select.sharded.search.spread", **guess):
+    with patched(small), mock.patch("gprune.select.sampling.bracket_ranks", **guess):
         for k in range(1 + sum(int(mask.sum()) for mask in masks)):
             expected = gp.global_unstructured(scores, scores, masks=masks, amount=k)
             got = gp.global_unstructured(mine, mine, masks=prior, amount=k)
@@ -140,62 +140,10 @@ def check_every_count(bracket: tuple[int, int] | None, limit: int) -> list[str]:
     return problems
 
 
-@pytest.mark.parametrize("limit", [0, 100])
-@pytest.mark.parametrize("bracket", [None, (-1, 3), (3, 4), (20, 21), (20, 99)])
-def test_every_count(bracket: tuple[int, int] | None, limit: int) -> None:
-    all_well(2, check_every_count, bracket, limit)
-
-
-# --- where shards lie -----------------------------------------------------------------------
-
-
-@st.composite
-def leaves(draw: st.DrawFn, world: int) -> tuple[tuple[int, ...], Sharding]:
-    """A leaf of a shape and a place for it, strided ones that are no box included."""
-    shape = torch.Size(draw(st.lists(st.integers(0, 9), min_size=1, max_size=3)))
-    mesh = draw(meshes(world))
-    dims = st.integers(0, len(shape) - 1)
-    strided = st.builds(lambda d, f: _StridedShard(d, split_factor=f), dims, st.integers(1, 4))
-    loose = st.tuples(*[strided | dims.map(Shard)] * len(mesh))
-    where = draw(sharded_cases.placements(shape, mesh) | loose)
-    return tuple(shape), Sharding(mesh, [where])
-
-
-def check_boxes(shape: tuple[int, ...], sharding: Sharding) -> list[str]:
-    """Compare with the indices counted by hand, and those with torch's own shards."""
-    mesh, [where] = mesh_of(sharding.mesh), sharding.placements
-    if where is None:
-        return []
-    whole = torch.arange(math.prod(shape)).view(shape)
-    leaf, problems = place(whole, mesh, where), []
-    if not any(isinstance(placement, _StridedShard) for placement in where):
-        theirs = distribute_tensor(whole, mesh, where).to_local()
-        problems += [] if theirs.equal(leaf.to_local()) else [f"torch has {theirs}, not {leaf}"]
-    coordinates = itertools.product(*map(range, sharding.mesh))
-    in_boxes = all(is_box(indices(shape, sharding.mesh, at, where)) for at in coordinates)
-    try:
-        [box], _ = layout_of([leaf]).shards()
-    except ValueError as error:
-        return [*problems, *([f"refused: {error}"] if in_boxes else [])]
-    if not in_boxes:
-        return [*problems, f"{where} of {shape} is taken for a box"]
-    own = leaf.to_local().reshape(-1)
-    got = box.places(torch.arange(own.numel()))
-    problems += [] if got.equal(own) else [f"places are {got}, expected {own}"]
-    for place_ in range(math.prod(shape) + 1):
-        if box.before(place_) != int((own < place_).sum()):
-            problems.append(f"{box.before(place_)} before {place_} in {own}")
-    return problems
-
-
-@pytest.mark.parametrize("world", WORLDS)
-def test_boxes(world: int) -> None:
-    @settings(max_examples=2 * settings().max_examples)
-    @given(leaves(world))
-    def check(drawn: tuple[tuple[int, ...], Sharding]) -> None:
-        all_well(world, check_boxes, *drawn)
-
-    check()
+@pytest.mark.parametrize("limit", [0, 1, 100])
+@pytest.mark.parametrize("ranks", [None, (0, 4), (4, 5), (21, 22), (21, 28)])
+def test_every_count(ranks: tuple[int, int] | None, limit: int) -> None:
+    all_well(2, check_every_count, ranks, limit)
 
 
 # --- in use ---------------------------------------------------------------------------------
@@ -306,39 +254,3 @@ def check_fully_sharded() -> list[str]:
 
 def test_fully_sharded() -> None:
     all_well(2, check_fully_sharded)
-
-
-# --- its room -------------------------------------------------------------------------------
-
-
-def test_importing_gprune_does_not_enter_the_room() -> None:
-    code = (
-        "import sys, torch, optree; before = set(sys.modules); import gprune;"
-        "new = [x for x in set(sys.modules) - before if x.startswith('torch.distributed')];"
-        "assert not new, new; gprune.global_unstructured([torch.ones(3)], amount=1);"
-        "assert 'gprune.select.sharded' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_gprune_works_where_torch_has_no_distributed() -> None:
-    code = (
-        "import sys, torch; sys.modules['torch.distributed.tensor'] = None;"
-        "import gprune as gp;"
-        "assert gp.num_pruned(gp.global_unstructured([torch.ones(3)], amount=1)) == 1"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_only_this_room_knows_torch_distributed() -> None:
-    package = Path(gp.__file__).parent
-    knows = {
-        str(file.relative_to(package).parent)
-        for file in package.rglob("*.py")
-        if re.search(
-            r"^\s*(import|from) torch(\.distributed|\._C\._distributed)", file.read_text(), re.M
-        )
-    }
-    assert knows == {"select/sharded"}
-    helper = "_compute_local_shape_and_global_offset("
-    assert sum(file.read_text().count(helper) for file in package.rglob("*.py")) == 1
