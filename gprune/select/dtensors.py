@@ -1,9 +1,9 @@
 """The operators on DTensors: each becomes an operator on local shards.
 
-When an operator of `gprune.select.operators` is given a DTensor, torch asks for a rule. The rule
-takes the local shards out, calls an operator on plain tensors, which counts and sends messages, and
-places the results as the leaves are. So under `torch.compile` the graph has one node here as well,
-and the messages are inside it.
+If an operator of `gprune.select.operators` gets a DTensor, torch calls the rule that is registered
+here. The rule calls a second operator with the local shards, and gives its results the placements
+of the leaves. The second operator counts, and sends messages to the other ranks. So under
+`torch.compile` the graph has one node here as well, and the messages are inside it.
 
 Importing this module registers the rules; `gprune.sharding.load_dtensor_rules` does that.
 """
@@ -97,14 +97,14 @@ def random_scores_shards(leaves: list[Tensor], seed: Tensor, layout: str) -> lis
 
 @torch.library.custom_op("gprune::all_finite_shards", mutates_args=(), tags=TAGS)
 def all_finite_shards(leaves: list[Tensor], call: str, layout: str) -> Tensor:
-    """Say of each leaf whether all its entries, on all ranks, are finite."""
+    """Return, for each leaf, whether all its entries on all ranks are finite."""
     with started(leaves, [], False, None, call, layout) as (_, ranks, _):
 
         def count() -> Tensor:
             finite: Tensor = operators.all_finite(leaves, "")
             return finite.logical_not().to(torch.int64)
 
-        return ranks.sum("looking for what is not finite", len(leaves), count) == 0
+        return ranks.sum("checking that all entries are finite", len(leaves), count) == 0
 
 
 @torch.library.custom_op("gprune::count_pruned_shards", mutates_args=(), tags=TAGS)
@@ -116,7 +116,7 @@ def count_pruned_shards(masks: list[Tensor], call: str, layout: str) -> Tensor:
             counts: Tensor = operators.count_pruned(masks, "").cpu()
             return counts * torch.tensor(ranked.counted, device="cpu")
 
-        return ranks.sum("counting what is pruned", len(masks), count).to(masks[0].device)
+        return ranks.sum("counting the pruned entries", len(masks), count).to(masks[0].device)
 
 
 @contextmanager
@@ -129,22 +129,22 @@ def started(
     layout: str,
     *arguments: Any,
 ) -> Iterator[tuple[RankedLeaves, Ranks, list[Tensor]]]:
-    """Start a call on shards, once all ranks are called alike; its errors are on all ranks.
+    """Check that all ranks make the same call, and run a block that raises its errors on all ranks.
 
     Args:
         scores: the local shard of each leaf.
-        masks: their prior masks, or empty.
+        masks: their prior masks, or an empty list.
         absolute: whether to rank by absolute value.
         seed: if given, random draws are ranked.
-        call: what is called with which paths.
-        layout: where the shards lie.
+        call: the public function and the paths of the leaves.
+        layout: the layout of the leaves, as a string.
         *arguments: what else must be the same on all ranks: tensors and plain values.
 
     Yields:
-        What is ranked, the ranks, and masks to be written.
+        The leaves that are ranked, the ranks, and masks to be written.
 
     Raises:
-        Exception: marked as one that every rank raises.
+        Exception: with the attribute `is_on_all_ranks`, because every rank raises it.
     """
     known = from_text(layout)
     ready: list[tuple[RankedLeaves, list[Tensor]]] = []
@@ -157,8 +157,8 @@ def started(
                 raise LeafError(
                     i,
                     "params",
-                    f"has a local shard of shape {tuple(local.shape)}; of all, {leaf.shape}, the "
-                    f"placements give this rank {own.size}",
+                    f"has a local shard of shape {tuple(local.shape)}, but by the placements of a "
+                    f"leaf of shape {leaf.shape} it must be {own.size}",
                 )
         ranked = RankedLeaves(scores, masks, absolute, number, slices, known.counted())
         operators.check_exact(ranked)
@@ -184,7 +184,7 @@ def raise_error(error: Exception, leaves: list[Any]) -> None:
     """Raise an error of this rank on all ranks of the first DTensor's mesh.
 
     Raises:
-        Exception: `error`, or that of a lower rank.
+        Exception: `error`, or the error of a lower rank.
     """
     try:
         Ranks(mesh_of(first_mesh(leaves))).raise_error(error)
@@ -250,7 +250,7 @@ def _(masks: list[Tensor], call: str, layout: str) -> Tensor:
 
 
 def _by_shards(operator: Callable[..., Any]) -> Callable[..., Any]:
-    """Make the rule of an operator: local shards in, and masks that are placed as the leaves."""
+    """Make the rule of an operator, which calls the operator on local shards."""
 
     def rule(mode: Any, op: Any, types: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
         with torch.no_grad():

@@ -1,12 +1,13 @@
 """The operators: selection as torch.library custom operators, opaque to every transform.
 
-Under `torch.compile` the search is control flow that depends on data, which cannot be traced. So
-the graph sees one node: a list of tensors in, a list of fresh bool masks out. Each operator has a
-fake rule (shapes, for tracing, `meta` and export) and a batching rule (for `vmap`). None has a
-gradient: a selection is piecewise constant, and its inputs are detached before they get here. The
-operators are `cudagraph_unsafe`, because counts are read by the host.
+The control flow of the search depends on data, so `torch.compile` cannot trace it. An operator is
+one node of the graph instead: a list of tensors in, a list of new bool masks out. Each operator has
+a fake rule (shapes, for tracing, `meta` and export) and a batching rule (for `vmap`). None has a
+gradient: masks are piecewise constant, and the inputs are detached before they get here. The
+operators are `cudagraph_unsafe`, because the host reads counts.
 
-Wrong values raise from here, in eager and in compiled code alike.
+Errors about values, such as an amount that is out of range, are raised here, in eager and in
+compiled code.
 """
 
 # No `from __future__ import annotations`: the schemas are inferred from the annotations themselves.
@@ -52,12 +53,13 @@ def select(
 
     Args:
         scores: one tensor per prunable leaf.
-        masks: their prior masks, or empty.
-        amounts: one, to rank all leaves together; or one per leaf, to rank each by itself.
+        masks: their prior masks, or an empty list.
+        amounts: one, to rank all leaves together; or one per leaf, to rank each leaf alone.
         seed: if given, random draws are ranked.
         absolute: whether to rank by absolute value.
         sparsity: whether the amounts are sparsities.
-        call: what is called with which paths; of DTensors, all ranks must be called alike.
+        call: the public function and the paths of the leaves, to check that all ranks make the same
+            call; not used without DTensors.
 
     Returns:
         The masks, one per leaf.
@@ -82,8 +84,8 @@ def select_rows(
 
     Args:
         scores: (rows, entries).
-        masks: the prior mask, or empty.
-        amount: by what each row is pruned.
+        masks: the prior mask, or an empty list.
+        amount: the amount or sparsity of each row.
         absolute: whether to rank by absolute value.
         sparsity: whether the amount is a sparsity.
 
@@ -129,13 +131,13 @@ def masks_from_threshold(
 
 @torch.library.custom_op("gprune::num_to_prune", mutates_args=(), tags=TAGS)
 def num_to_prune(amount: Tensor, candidates: int) -> Tensor:
-    """Count what an amount prunes."""
+    """Return how many candidates an amount prunes."""
     return torch.tensor(resolve_amount(amount, candidates), dtype=torch.int64, device="cpu")
 
 
 @torch.library.custom_op("gprune::random_scores", mutates_args=(), tags=TAGS)
 def random_scores(leaves: list[Tensor], seed: Tensor) -> list[Tensor]:
-    """Draw the scores by which `select` ranks when it is given a seed."""
+    """Draw the scores that `select` ranks if it has a seed."""
     number = int(seed.item())
     return [
         draw(number, leaf, torch.arange(like.numel(), device=like.device)).view(like.shape)
@@ -145,8 +147,8 @@ def random_scores(leaves: list[Tensor], seed: Tensor) -> list[Tensor]:
 
 @torch.library.custom_op("gprune::all_finite", mutates_args=(), tags=TAGS)
 def all_finite(leaves: list[Tensor], call: str) -> Tensor:
-    """Say of each leaf whether all its entries, of the whole batch under `vmap`, are finite."""
-    # NaN goes through aminmax, which is one pass; isfinite is several
+    """Return, for each leaf, whether all its entries are finite; under `vmap`, in all the batch."""
+    # aminmax returns NaN if there is one, and takes one pass; isfinite takes several
     ends = [leaf.aminmax() for leaf in leaves if leaf.numel()]
     finite = iter([bool(torch.stack(end).isfinite().all()) for end in ends])
     found = [leaf.numel() == 0 or next(finite) for leaf in leaves]
@@ -155,7 +157,7 @@ def all_finite(leaves: list[Tensor], call: str) -> Tensor:
 
 @torch.library.custom_op("gprune::count_pruned", mutates_args=(), tags=TAGS)
 def count_pruned(masks: list[Tensor], call: str) -> Tensor:
-    """Count the pruned entries of each mask; int64, on the device of the first."""
+    """Count the pruned entries of each mask, as int64 on the device of the first mask."""
     device = masks[0].device
     return torch.stack([(mask.numel() - mask.count_nonzero()).to(device) for mask in masks])
 
@@ -164,14 +166,14 @@ def count_pruned(masks: list[Tensor], call: str) -> Tensor:
 def apportion(
     sparsity: Tensor, sizes: list[int], weights: list[float], low: list[int], high: list[int]
 ) -> list[Tensor]:
-    """Share what a sparsity keeps out among leaves, in proportion to weights.
+    """Divide the entries that a sparsity keeps among the leaves, in proportion to weights.
 
     Args:
-        sparsity: of all leaves together.
+        sparsity: the sparsity of all leaves together.
         sizes: how many entries each leaf has.
-        weights: what the kept entries are in proportion to.
-        low: how many entries each leaf keeps at least.
-        high: how many it keeps at most.
+        weights: a number for each leaf, to which its kept entries are proportional.
+        low: the fewest entries that each leaf may keep.
+        high: the most entries that each leaf may keep.
 
     Returns:
         The sparsity of each leaf.
@@ -194,10 +196,10 @@ def apportion(
 
 
 def check_exact(ranked: RankedLeaves) -> None:
-    """Refuse int64 scores that float64 cannot hold.
+    """Raise an error for int64 scores that float64 may not hold exactly.
 
     Args:
-        ranked: what is ranked.
+        ranked: the leaves that are ranked.
 
     Raises:
         LeafError: if an int64 score is beyond 2^53 in magnitude.
@@ -225,7 +227,7 @@ def select_into(
 
     Args:
         kept: one contiguous bool mask per leaf, to be written.
-        ranked: what is ranked.
+        ranked: the leaves that are ranked.
         amounts: one, or one per leaf.
         is_sparsity: whether the amounts are sparsities.
         reduce: sums counts over the processes.
@@ -282,7 +284,7 @@ def find_thresholds(
 
 
 def write_at(kept: list[Tensor], ranked: RankedLeaves, value: Tensor, index: Tensor) -> None:
-    """Write the masks at a threshold, given by its value and its flat index in the tree."""
+    """Write the masks at a threshold: the score and the tree index of the last pruned entry."""
     form, tree_index = FORMATS[value.dtype], int(index.item())
     key = int(to_float64_keys(keys_of(to_bits(value, form), form, absolute=False), form))
     for own in (ranked, ranked.not_counted()):
@@ -292,7 +294,7 @@ def write_at(kept: list[Tensor], ranked: RankedLeaves, value: Tensor, index: Ten
 
 
 def count_candidates(ranked: RankedLeaves, scopes: list[range], reduce: Reduce) -> list[int]:
-    """Count the candidates of some leaves in all processes."""
+    """Count the candidates of each scope, over all processes."""
     if not ranked.priors:
         starts = ranked.tree_starts
         return [starts[leaves.stop] - starts[leaves.start] for leaves in scopes]
