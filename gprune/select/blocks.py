@@ -284,12 +284,14 @@ class RankedLeaves:
         return self._join(self._groups[0])
 
     def _join(self, group: list[int]) -> Block:
-        form = self.form(group[0])
-        # as bits, because autocast would cast floats in `cat`
-        bits = torch.cat([to_bits(self.scores[leaf].reshape(-1), form) for leaf in group])
-        prior = torch.cat([self.priors[i].reshape(-1) for i in group]) if self.priors else None
+        form, first = self.form(group[0]), self.scores[group[0]]
         sizes = [self.scores[leaf].numel() for leaf in group]
-        return Block(self.starts[group[0]], bits, form, prior, group, sizes, 0)
+        # autocast would cast the scores in `cat`, but not with `out`
+        scores = torch.empty(sum(sizes), dtype=first.dtype, device=first.device)
+        torch.cat([self.scores[leaf].reshape(-1) for leaf in group], out=scores)
+        prior = torch.cat([self.priors[i].reshape(-1) for i in group]) if self.priors else None
+        start = self.starts[group[0]]
+        return Block(start, to_bits(scores, form), form, prior, group, sizes, 0)
 
     def _leaf_blocks(self, leaf: int) -> Iterator[Block]:
         form, offset = self.form(leaf), 0

@@ -142,6 +142,7 @@ class PartitionPass:
         for leaves, members in by_leaves(self._queries):
             num_candidates = ranked.num_candidates(leaves).to(ranked.device)
             for block in ranked.blocks(leaves):
+                raw: Tensor | None = None
                 for query in members:
                     if self.is_whole(query):
                         kept = block.prior
@@ -152,7 +153,7 @@ class PartitionPass:
                         self._collect(block, found, query)
                         continue
                     masks = self._masks if len(block.leaves) == 1 else None
-                    raw = _padded_raw_keys(ranked, block, buffers)
+                    raw = _padded_raw_keys(ranked, block, buffers) if raw is None else raw
                     ends = bounds.of(block.form, query)
                     above, inside = _compare(block, raw, *ends, buffers, masks)
                     counts[0, query] -= count_packed(inside)  # with those above

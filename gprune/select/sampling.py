@@ -43,6 +43,9 @@ SEED = 0x5EED
 MISSES = 1 / 200
 """The fraction of searches in which a bracket misses its threshold."""
 
+SIGMAS = 5
+"""A bracket holds fewer than SIGMAS * sqrt(n) of n sampled keys, for up to a thousand queries."""
+
 COARSE = 2**10
 """The end of a bracket is not one sampled key, but a range with at most 1 / COARSE of the sample.
 The bracket becomes a little wider, and the search needs fewer messages."""
@@ -159,6 +162,12 @@ def bracket_ranks(size: int, query: Query, num_queries: int) -> tuple[int, int]:
     width = sigmas * math.sqrt(size * q * (1 - q)) + 2
     lower, upper = math.floor(q * size - width) + 1, math.ceil(q * size + width) + 1
     return max(0, lower), min(size + 1, upper)
+
+
+def expected_inside(total: int) -> int:
+    """Return an upper bound of the candidates in a bracket, for up to a thousand queries."""
+    size: float = min(total**POWER, LARGEST)
+    return math.ceil(total * (SIGMAS / math.sqrt(size) + 12 / size))
 
 
 def _draw_all(ranked: RankedLeaves, queries: Sequence[Query], lowest: int) -> Integers:

@@ -43,19 +43,16 @@ from gprune.select.partition import (
     write_masks,
 )
 from gprune.select.refine import Found, Integers, Reduce, Remaining, pick, refine
-from gprune.select.sampling import POWER, Guess, guess_brackets
+from gprune.select.sampling import Guess, expected_inside, guess_brackets
 
 LIMIT = 2**20
 """The most candidates that a process collects; each takes some 32 bytes."""
 
 BATCH = 2**21
-"""The same for several queries of different leaves."""
+"""The most candidates that a process collects for several queries of different leaves."""
 
 FEW = 2**16
 """If a query has no more candidates, all of them are collected, without a sample."""
-
-SPREAD = 4
-"""Of N candidates, about `SPREAD * N^(1 - POWER / 2)` are in a bracket."""
 
 GUESSES = 3
 """How many passes use the brackets of the sample."""
@@ -138,7 +135,7 @@ class Collected(NamedTuple):
     kept: Tensor | None
 
     def look_up(self, numbers: list[int], index: Tensor | None = None) -> Tensor | int:
-        """Give, for each candidate or for those at `index`, the number that its query has."""
+        """Look up `numbers` by the query of each candidate, or of the candidates at `index`."""
         if self.query is None:
             return numbers[0]
         query = self.query if index is None else self.query.index_select(0, index)
@@ -509,13 +506,13 @@ def batches(queries: Sequence[Query], reduce: Reduce) -> Iterator[list[Query]]:
     Yields:
         The queries of each run.
     """
-    run, held = list[Query](), 0.0
+    run, held = list[Query](), 0
     for query in queries:
         total = query.num_candidates
-        expected = total if total <= FEW else SPREAD * total ** (1 - POWER / 2)
+        expected = total if total <= FEW else expected_inside(total)
         if run and held + expected > BATCH * reduce.num_processes:
             yield run
-            run, held = [], 0.0
+            run, held = [], 0
         run.append(query)
         held += expected
     if run:

@@ -88,7 +88,7 @@ def patched(small: Limits) -> Iterator[None]:
             stack.enter_context(mock.patch.object(operators, "batches", _one_run))
         for module, values in {
             blocks: {"BLOCK": small.block},
-            search: {**of_search, "POWER": small.power},
+            search: of_search,
             sampling: {"POWER": small.power, "COARSE": small.coarse},
             refine: {"MAX_SENT": small.max_sent},
             refine.OneProcess: one_process,
