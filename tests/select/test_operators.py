@@ -148,7 +148,7 @@ def test_random_scores_are_the_draws_of_each_leaf() -> None:
 def test_apportion_names_the_bounds() -> None:
     found = operators.apportion(HALF, [10, 4, 0], [1.0, 1.0, 1.0], [0, 1, 0], [10, 4, 0])
     assert [float(x) for x in found] == [0.6, 0.25, 0.0]
-    with pytest.raises(ValueError, match="sparsity 0.5 keeps 7 of 14 .* from 8 to 14"):
+    with pytest.raises(ValueError, match=r"sparsity 0.5 keeps 7 of 14 .* from 8 to 14"):
         operators.apportion(HALF, [10, 4], [1.0, 1.0], [4, 4], [10, 4])
 
 
