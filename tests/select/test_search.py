@@ -378,9 +378,8 @@ def test_batches_hold_what_may_be_collected() -> None:
         assert sizes([]) == []
         assert sizes([50, 50, 50, 10]) == [[50, 50], [50, 10]]
         assert sizes([50, 50, 50, 50, 1], processes=2) == [[50, 50, 50, 50], [1]]
-        assert sizes([10**6, 10**6]) == [[10**6], [10**6]]  # 40,000 each are expected
-        assert sizes([51] * 3) == [[51]] * 3  # 55 each, of more than are all collected
-    assert sizes([10**6] * 27) == [[10**6] * 26, [10**6]]
+        assert sizes([10**6, 10**6]) == [[10**6], [10**6]]  # 51,200 each are expected
+    assert sizes([10**6] * 42) == [[10**6] * 40, [10**6] * 2]
 
 
 class Waits(TorchDispatchMode):

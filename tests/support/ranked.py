@@ -16,10 +16,9 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gprune.select.blocks import RankedLeaves
+from gprune.select.blocks import RankedLeaves, ShardSlice
 from gprune.select.keys import FORMATS, keys_of, to_bits, to_float64_keys
 from gprune.select.refine import OneProcess, Reduce
-from gprune.select.slices import ShardSlice
 from tests.support import fuzz
 
 T = TypeVar("T")
