@@ -4,6 +4,19 @@ Functions take parameters and scores and return a pytree of masks; no module is 
 below are in the order of the data flow: which leaves, which method, its application to the tree,
 and what to do with the masks.
 
+    trees.py       pytrees with `None` leaves, and `prunable`
+    prune.py       global_unstructured, layerwise, and the threshold between them and the masks
+    methods/       the pruning methods: which entries of the leaves are pruned
+    masks.py       making, applying, counting and combining masks
+    summaries.py   tables of masks, and how far two trees of masks agree
+    scores/        functions from parameters to scores
+    schedules.py   from a step to a sparsity
+    allocation.py  from a total sparsity to one for each leaf
+    pruners/       masks that change while a model trains
+    select/        the search for a threshold, as torch operators
+    inputs.py      the checks of what a user passes
+    sharding.py    DTensors at the public functions
+
 Four submodules are imported by their own names, since most programs do not need them:
 `gprune.adapter` (masks in modules), `gprune.checkpoints` (pruning files), `gprune.testing`
 (contracts for tests) and `gprune.cli` (the command line).

@@ -33,11 +33,11 @@ def uniform(
         params: pytree of tensors of any shape; `None` where a leaf is not prunable.
         sparsity: the fraction of all prunable entries that is to be pruned, 0 to 1.
         overrides: the sparsities, 0 to 1, of leaves whose dotted path matches a glob; the first
-            glob that matches counts. The other leaves are pruned so that the total is right, or an
-            error is raised if they cannot be: from a schedule that starts at 0, only if every
-            override is 0.
-        min_kept: the least number of entries that a leaf without an override keeps, or all of them
-            if it has no more.
+            glob that matches counts. The other leaves are pruned so that the total is right. If
+            that is impossible, an error is raised. In particular, if `sparsity` may be 0, as at the
+            start of a schedule, every override must be 0.
+        min_kept: the least number of entries that a leaf without an override keeps. A leaf with
+            fewer entries keeps them all.
 
     Returns:
         0-dim float64 tensors on the CPU, of the structure of `params`; for `sparsity=` of
@@ -66,7 +66,7 @@ def erdos_renyi(
     overrides: Mapping[str, float] | None = None,
     min_kept: int = 0,
 ) -> Tree:
-    """Return lower sparsities for smaller leaves: density ∝ sum of the sizes / their product.
+    """Return lower sparsities for smaller leaves: density ∝ sum of the dim sizes / their product.
 
     With the kernel, the density of a leaf of shape (n, m, h, w) is ε (n + m + h + w) / (n m h w).
     Without it, the density is ε (n + m) / (n m). ε is the same for all leaves, and chosen so that
@@ -76,13 +76,13 @@ def erdos_renyi(
     Args:
         params: pytree of tensors; `None` where a leaf is not prunable.
         sparsity: the fraction of all prunable entries that is to be pruned, 0 to 1.
-        kernel: whether all sizes of a leaf count ("ERK"), or only the first two ("ER").
+        kernel: whether all dims of a leaf count ("ERK"), or only the first two ("ER").
         overrides: the sparsities, 0 to 1, of leaves whose dotted path matches a glob; the first
-            glob that matches counts. The other leaves are pruned so that the total is right, or an
-            error is raised if they cannot be: from a schedule that starts at 0, only if every
-            override is 0.
-        min_kept: the least number of entries that a leaf without an override keeps, or all of them
-            if it has no more.
+            glob that matches counts. The other leaves are pruned so that the total is right. If
+            that is impossible, an error is raised. In particular, if `sparsity` may be 0, as at the
+            start of a schedule, every override must be 0.
+        min_kept: the least number of entries that a leaf without an override keeps. A leaf with
+            fewer entries keeps them all.
 
     Returns:
         0-dim float64 tensors on the CPU, of the structure of `params`; for `sparsity=` of

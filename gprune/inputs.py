@@ -1,6 +1,6 @@
-"""Checks at the public edge: params, scores and prior masks become aligned lists of leaves.
+"""Checks of what a user passes: params, scores and prior masks become aligned lists of leaves.
 
-Everything behind this module trusts the types. One error names every wrong leaf by its path.
+The rest of gprune trusts these lists. If several leaves are wrong, one error names them all.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ class LeafError(ValueError):
 
     Attributes:
         leaf: the index of the leaf among the ranked leaves.
-        what: the tree that is wrong: `params`, `scores`, `amount` or `sparsity`.
-        message: what is wrong.
+        tree: the argument that has the wrong leaf: `params`, `scores`, `amount` or `sparsity`.
+        message: the error, a sentence that starts after the leaf's name.
         kind: the class of the error to raise.
     """
 
     def __init__(
-        self, leaf: int, what: str, message: str, kind: type[Exception] = ValueError
+        self, leaf: int, tree: str, message: str, kind: type[Exception] = ValueError
     ) -> None:
-        super().__init__(f"{what} of ranked leaf {leaf}: {message}")
+        super().__init__(f"{tree} of ranked leaf {leaf}: {message}")
         self.leaf = leaf
-        self.what = what
+        self.tree = tree
         self.message = message
         self.kind = kind
 
@@ -104,8 +104,8 @@ def align(
 ) -> Leaves:
     """Check params, scores and prior masks against each other, and list the leaves to rank.
 
-    A leaf is ranked where `params` has a tensor and `masks` does not have `None`. Scores at the
-    other leaves do not matter.
+    A leaf is ranked if `params` has a tensor there and `masks` does not have `None`. Scores of the
+    other leaves are ignored.
 
     Args:
         params: pytree of tensors and `None`.
@@ -124,11 +124,11 @@ def align(
     if not all(map(_is_plain, flat)):
         require_tensors(flat, treedef, names[0])
     given = flat if scores is None else match(scores, treedef, names[1], names[0])
-    # without prior masks the parameters stand in for them: a leaf is ranked if neither is None
+    # a leaf is ranked if neither its parameter nor its prior mask is None
     priors = flat if masks is None else match(masks, treedef, names[2], names[0])
     wrong_types: list[tuple[int, str, str]] = []  # each as (leaf, tree, problem)
     wrong_values: list[tuple[int, str, str]] = []
-    positions = []
+    ranked_indices = []
     for i, param in enumerate(flat):
         if masks is not None and priors[i] is not None:
             if problem := mask_problem(priors[i]):
@@ -137,7 +137,7 @@ def align(
                 wrong_values.append((i, names[2], problem))
         if param is None or priors[i] is None:
             continue  # not ranked
-        positions.append(i)
+        ranked_indices.append(i)
         if scores is None:
             if param.dtype not in SCORE_DTYPES:
                 wrong_types.append((i, names[0], _dtype_problem(param)))
@@ -147,26 +147,26 @@ def align(
             wrong_values.append((i, names[1], problem))
     if wrong_types:
         raise TypeError(_listed(wrong_types, treedef))
-    if not positions:
+    if not ranked_indices:
         raise ValueError(_nothing_to_rank(flat, names))
-    on_meta = [i for i in positions if flat[i].is_meta]
-    if 0 < len(on_meta) < len(positions):
+    on_meta = [i for i in ranked_indices if flat[i].is_meta]
+    if 0 < len(on_meta) < len(ranked_indices):
         problem = "is on the meta device, others have values"
         wrong_values += [(i, names[0], problem) for i in on_meta]
     if wrong_values:
         raise ValueError(_listed(wrong_values, treedef))
-    ranked = None if scores is None else [given[i].detach() for i in positions]
-    tensors = [flat[i].detach() for i in positions]
-    prior_list = [] if masks is None else [priors[i] for i in positions]
-    if len(positions) < len(flat):
+    ranked = None if scores is None else [given[i].detach() for i in ranked_indices]
+    tensors = [flat[i].detach() for i in ranked_indices]
+    prior_list = [] if masks is None else [priors[i] for i in ranked_indices]
+    if len(ranked_indices) < len(flat):
         flat = [None if mask is None else leaf for leaf, mask in zip(flat, priors, strict=True)]
     return Leaves(tensors, ranked, prior_list, flat, treedef)
 
 
 def raise_with_path(error: LeafError, leaves: Leaves) -> NoReturn:
     """Raise a `LeafError` as an error of its `kind` that names the leaf by its path."""
-    name = leaves.names(error.what)[error.leaf]
-    is_bare = name == error.what  # the tree is one tensor, which has no path
+    name = leaves.names(error.tree)[error.leaf]
+    is_bare = name == error.tree  # the tree is one tensor, which has no path
     named = error.kind(error.message if is_bare else f"{name}: {error.message}")
     named.__dict__.update(is_on_all_ranks=getattr(error, "is_on_all_ranks", False))
     raise named from None
@@ -204,7 +204,7 @@ def mask_problem(mask: Any) -> str | None:
 
 
 def mismatch(other: Tensor | None, param: Tensor | None) -> str | None:
-    """Return how a leaf of scores or masks does not fit its parameter, or `None`."""
+    """Return how a leaf of scores or masks differs from its parameter, or `None` if it fits."""
     if param is None:
         return None if other is None else "is a tensor, its parameter is None (not prunable)"
     if other is None:

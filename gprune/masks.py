@@ -31,14 +31,14 @@ from gprune.trees import (
 def keep_all(params: Tree) -> Tree:
     """Make the masks that keep everything.
 
-    A training loop starts from these rather than from `None`: one structure throughout means one
-    compilation.
+    Start a training loop from these rather than from `None`. Then the masks have the same structure
+    at every step, and a compiled step compiles once.
 
     Args:
-        params: pytree of tensors of any shape and dtype, and holes.
+        params: pytree of tensors of any shape and dtype, and `None`s.
 
     Returns:
-        Masks of that structure, all `True`, `None` at holes.
+        Masks of that structure, all `True`; `None` where `params` has `None`.
 
     Raises:
         TypeError: if a leaf is neither a tensor nor `None`.
@@ -60,7 +60,7 @@ def _ones(leaf: Tensor) -> Tensor:
 
 
 def apply_masks(params: Tree, masks: Tree) -> Tree:
-    """Set what is masked to exactly zero, also where it is NaN or infinite.
+    """Set the masked entries to exactly zero, also those that are NaN or infinite.
 
     Works on anything shaped like the parameters: gradients, updates, an optimizer's moments. The
     gradient of a masked entry is zero.
@@ -80,11 +80,13 @@ def apply_masks(params: Tree, masks: Tree) -> Tree:
         >>> apply_masks([torch.tensor([1.0, float("nan")])], [torch.tensor([True, False])])
         [tensor([1., 0.])]
     """
-    return _masked(lambda leaf, mask: torch.where(mask, leaf, leaf.new_zeros(())), params, masks)
+    return _map_with_masks(
+        lambda leaf, mask: torch.where(mask, leaf, leaf.new_zeros(())), params, masks
+    )
 
 
 def straight_through(params: Tree, masks: Tree) -> Tree:
-    """Mask the forward pass only: the values of `apply_masks`, the gradient of no mask at all.
+    """Mask the forward pass only: the values are masked, the gradients are not.
 
     Masked weights keep receiving gradients, so they can come back (Bengio et al., 2013,
     arXiv:1308.3432, the straight-through estimator). The exception is a masked weight that is NaN
@@ -107,19 +109,19 @@ def straight_through(params: Tree, masks: Tree) -> Tree:
         tensor([1., 1.])
     """
     leaves, treedef = flatten(params)
-    narrow = [
+    float8 = [
         f"{name} has dtype {leaf.dtype}, which has no arithmetic; cast it to bfloat16"
         for name, leaf in zip(leaf_names(treedef, "params"), leaves, strict=True)
         if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dtype.itemsize == 1
     ]
-    if narrow:
-        raise TypeError("; ".join(narrow))
-    return _masked(_straight_through, params, masks)
+    if float8:
+        raise TypeError("; ".join(float8))
+    return _map_with_masks(_straight_through, params, masks)
 
 
 def _straight_through(leaf: Tensor, mask: Tensor) -> Tensor:
     if not (leaf.is_floating_point() or leaf.is_complex()):
-        return torch.where(mask, leaf, leaf.new_zeros(()))  # no gradient to let through
+        return torch.where(mask, leaf, leaf.new_zeros(()))  # integers have no gradient
     return torch.where(mask, leaf, torch.nan_to_num(leaf - leaf.detach()))
 
 
@@ -128,7 +130,7 @@ def num_pruned(masks: Tree) -> Tensor:
     """Count the pruned entries.
 
     Args:
-        masks: pytree of bool masks and holes.
+        masks: pytree of bool masks and `None`s.
 
     Returns:
         0-dim int64 tensor, on the device of the first mask.
@@ -144,7 +146,7 @@ def num_pruned(masks: Tree) -> Tensor:
 
 
 def count_pruned(masks: list[Tensor]) -> Tensor:
-    """Count the pruned entries of each mask, 1-D int64; of DTensors on all ranks."""
+    """Return the number of pruned entries of each mask, 1-D int64, summed over all ranks."""
     load_dtensor_rules()
     if is_sharded(masks):
         counts: Tensor = operators.count_pruned(masks, f"{len(masks)} masks")
@@ -156,10 +158,10 @@ def count_pruned(masks: list[Tensor]) -> Tensor:
 
 @raise_on_all_ranks
 def sparsity(masks: Tree) -> Tensor:
-    """Give the fraction of the prunable entries that is pruned.
+    """Return the fraction of the prunable entries that is pruned.
 
     Args:
-        masks: pytree of bool masks and holes.
+        masks: pytree of bool masks and `None`s.
 
     Returns:
         0-dim float64 tensor, 0 to 1; 0 where there are no entries.
@@ -176,10 +178,10 @@ def sparsity(masks: Tree) -> Tensor:
 
 
 def intersect(*masks: Tree) -> Tree:
-    """Keep what every one of the masks keeps.
+    """Return the masks that keep the entries that all of the given masks keep.
 
     Args:
-        *masks: one or more pytrees of bool masks of one structure, with the same holes.
+        *masks: one or more pytrees of bool masks of one structure, with `None` at the same leaves.
 
     Returns:
         Masks of that structure.
@@ -198,7 +200,10 @@ def intersect(*masks: Tree) -> Tree:
     return reduce(_intersect_two, masks)
 
 
-def _masked(function: Callable[[Tensor, Tensor], Tensor], params: Tree, masks: Tree) -> Tree:
+def _map_with_masks(
+    function: Callable[[Tensor, Tensor], Tensor], params: Tree, masks: Tree
+) -> Tree:
+    """Apply a function to every leaf that has a mask; the others are returned as they are."""
     leaves, kept, treedef = paired_with_masks(params, masks)
     return unflatten(
         treedef,
@@ -216,23 +221,35 @@ def _intersect_two(left: Tree, right: Tree) -> Tree:
 
 
 def paired_masks(left: Tree, right: Tree, name: str) -> tuple[list[Any], list[Any], TreeDef]:
-    """Flatten two trees of masks with the same holes, with every check."""
+    """Flatten two trees of masks and check them: one structure, and `None` at the same leaves."""
     ours, treedef = flatten(left)
-    theirs = match(right, treedef, name, owner="the first masks")
+    theirs = match(right, treedef, name, reference="the first masks")
     _check(ours, ours, treedef)
-    _check(ours, theirs, treedef, holes_match=True)
+    _check(ours, theirs, treedef, same_nones=True)
     return ours, theirs, treedef
 
 
-def with_holes(params: Tree, masks: Tree, name: str) -> Tree:
-    """Give the parameters that have a mask, holes for the others; `name` calls the masks."""
+def prunable_params(params: Tree, masks: Tree, name: str) -> Tree:
+    """Return the parameters with `None` where the mask is `None`.
+
+    Args:
+        params: pytree of tensors.
+        masks: masks of that structure.
+        name: what errors call the masks.
+
+    Returns:
+        A tree of that structure.
+
+    Raises:
+        ValueError: if the structures differ.
+    """
     leaves, treedef = flatten(params)
     pairs = zip(leaves, match(masks, treedef, name), strict=True)
     return unflatten(treedef, [None if mask is None else leaf for leaf, mask in pairs])
 
 
 def paired_with_masks(params: Tree, masks: Tree) -> tuple[list[Any], list[Any], TreeDef]:
-    """Flatten params and masks together, with every check."""
+    """Flatten params and masks and check them: types, structure, shapes and devices."""
     leaves, treedef = flatten(params)
     require_tensors(leaves, treedef, "params")
     kept = match(masks, treedef, "masks")
@@ -241,16 +258,16 @@ def paired_with_masks(params: Tree, masks: Tree) -> tuple[list[Any], list[Any], 
 
 
 def mask_leaves(masks: Tree) -> list[Tensor]:
-    """Take the masks of a tree, with every check."""
+    """Return the masks of a tree without the `None`s, checked."""
     leaves, treedef = flatten(masks)
     _check(leaves, leaves, treedef)
     return [mask for mask in leaves if mask is not None]
 
 
 def _check(
-    leaves: list[Any], masks: list[Any], treedef: TreeDef, *, holes_match: bool = False
+    leaves: list[Any], masks: list[Any], treedef: TreeDef, *, same_nones: bool = False
 ) -> None:
-    """Refuse masks that are not bool tensors or do not fit, naming them all."""
+    """Raise an error that names every mask that is not a bool tensor or does not fit its leaf."""
     wrong = [i for i, mask in enumerate(masks) if mask is not None and mask_problem(mask)]
     if wrong:
         names = leaf_names(treedef, "masks")
@@ -258,7 +275,7 @@ def _check(
     wrong = [
         i
         for i, (leaf, mask) in enumerate(zip(leaves, masks, strict=True))
-        if (holes_match or mask is not None) and mismatch(mask, leaf)
+        if (same_nones or mask is not None) and mismatch(mask, leaf)
     ]
     if wrong:
         names = leaf_names(treedef, "masks")

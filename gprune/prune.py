@@ -22,12 +22,12 @@ from gprune.trees import Tree, is_single_leaf, match, unflatten_like
 
 
 class Threshold(NamedTuple):
-    """The score and the flat index of the last pruned entry; they fix the masks of a whole model.
+    """The score and the flat index of the last pruned entry, which determine the masks of a model.
 
     All candidates are ordered by (score, flat index), ascending. A candidate is pruned if its score
     is below `value`, or equal to it at a flat index up to `flat_index`. The flat index counts the
     entries of the prunable leaves in pytree order. A threshold that prunes nothing is `(-inf, -1)`.
-    One among NaN scores has the value NaN.
+    If the score of the last pruned entry is NaN, so is `value`.
 
     Attributes:
         value: float64 tensor on the CPU, 0-dim, or 1-D for several amounts.
@@ -119,8 +119,8 @@ def layerwise(
             that nothing is pruned yet.
         pruning_method: a method of any `PRUNING_TYPE`, or a `functools.partial` of one.
         **kwargs: the arguments of the method. `amount` and `sparsity` may be trees of the structure
-            of `params`, with one number or 0-dim tensor per leaf; what they have at a leaf that is
-            not ranked does not matter.
+            of `params`, with one number or 0-dim tensor per leaf; numbers at leaves that are not
+            ranked are ignored.
 
     Returns:
         Bool masks of the structure of `params`, `True` = keep, `None` for leaves that are not
@@ -168,7 +168,7 @@ def find_threshold(
         params: pytree of tensors; `None` where a leaf is not prunable.
         scores: pytree of that structure and those shapes, or `None` for magnitude.
         amount: how many candidates to prune (int), or the fraction of them (float, 0 to 1); or a
-            1-D tensor of several, which are found in one search.
+            1-D tensor of several amounts, whose thresholds are found in one search.
         sparsity: the fraction of all prunable entries that is to be pruned, 0 to 1; or a 1-D tensor
             of several.
         masks: prior bool masks of that structure, as in `global_unstructured`.
@@ -247,8 +247,8 @@ def masks_from_threshold(
         )
     if value.dim() == 1:
         pairs = zip(value.unbind(), index.unbind(), strict=True)
-        return [_masks_at(one, position, leaves) for one, position in pairs]
-    return _masks_at(value, index, leaves)
+        return [_masks_of_one(*pair, leaves) for pair in pairs]
+    return _masks_of_one(value, index, leaves)
 
 
 def num_to_prune(amount: float | Tensor, candidates: int) -> Tensor:
@@ -281,7 +281,8 @@ def num_to_prune(amount: float | Tensor, candidates: int) -> Tensor:
     return k
 
 
-def _masks_at(value: Tensor, flat_index: Tensor, leaves: Leaves) -> Tree:
+def _masks_of_one(value: Tensor, flat_index: Tensor, leaves: Leaves) -> Tree:
+    """Make the masks of a 0-dim threshold."""
     call = describe_call("masks_from_threshold", leaves.ranked, lambda: leaves.names(""))
     absolute = leaves.scores is None
     load_dtensor_rules()

@@ -1,6 +1,6 @@
 """Schedules: pure functions from a step to a sparsity, a 0-dim float64 tensor.
 
-A step is a Python int or a 0-dim tensor. Inside a compiled step use a tensor that counts: then one
+A step is a Python int or a 0-dim tensor. Inside a compiled function use a tensor, so that one
 compilation serves all steps. Pass the result as `sparsity=` to `global_unstructured` or
 `layerwise`, which prune to it and never restore weights. `every` says at which steps to prune.
 """
@@ -116,7 +116,7 @@ def polynomial(
         >>> polynomial(0.8, begin=0, end=100)(50)
         tensor(0.7000, dtype=torch.float64)
     """
-    sparsity, initial = _ramp(sparsity, begin, end, initial)
+    sparsity, initial = _check_ramp(sparsity, begin, end, initial)
     power = _number(power, "power")
     if not power > 0:
         raise ValueError(f"power must be above 0, got {power}")
@@ -132,9 +132,9 @@ def exponential(sparsity: float, *, begin: int, end: int, initial: float = 0.0) 
     """Build a schedule that prunes the same fraction of the remaining weights at every step.
 
     The sparsity is 1 - (1 - s_i)^(1-t) (1 - s_f)^t. t rises from 0 at `begin` to 1 at `end`, and is
-    constant before and after. Taken in n equal rounds it is the schedule of iterative pruning,
-    which keeps the fraction (1 - s_f)^(1/n) of the remaining weights in each round (Frankle &
-    Carbin, 2019, arXiv:1803.03635, section 1).
+    constant before and after. With n pruning steps at equal distances it is the schedule of
+    iterative pruning, which keeps the fraction (1 - s_f)^(1/n) of the remaining weights in each of
+    n rounds (Frankle & Carbin, 2019, arXiv:1803.03635, section 1).
 
     Args:
         sparsity: fraction pruned from `end` on, s_f, 0 to below 1.
@@ -154,7 +154,7 @@ def exponential(sparsity: float, *, begin: int, end: int, initial: float = 0.0) 
         >>> float(schedule(50)), float(schedule(100))
         (0.5, 0.75)
     """
-    sparsity, initial = _ramp(sparsity, begin, end, initial)
+    sparsity, initial = _check_ramp(sparsity, begin, end, initial)
     if sparsity == 1 or initial == 1:
         raise ValueError("the sparsities of an exponential schedule must be below 1, got 1")
 
@@ -170,8 +170,8 @@ def exponential(sparsity: float, *, begin: int, end: int, initial: float = 0.0) 
 def cosine(sparsity: float, *, begin: int, end: int, initial: float = 0.0) -> Schedule:
     """Build a schedule that follows half a cosine wave: s_f + (s_i - s_f) (1 + cos πt) / 2.
 
-    t rises from 0 at `begin` to 1 at `end`, and is constant before and after. From an initial value
-    down to 0 it is the annealing of the fraction that RigL exchanges (Evci et al., 2020,
+    t rises from 0 at `begin` to 1 at `end`, and is constant before and after. With a final
+    value of 0 it is the schedule of the fraction of weights that RigL exchanges (Evci et al., 2020,
     arXiv:1911.11134, eq. 1).
 
     Args:
@@ -192,7 +192,7 @@ def cosine(sparsity: float, *, begin: int, end: int, initial: float = 0.0) -> Sc
         >>> round(float(drop(50)), 6), float(drop(100))
         (0.15, 0.0)
     """
-    sparsity, initial = _ramp(sparsity, begin, end, initial)
+    sparsity, initial = _check_ramp(sparsity, begin, end, initial)
 
     def schedule(step: int | Tensor) -> Tensor:
         wave = torch.cos(math.pi * _progress(step, begin, end))
@@ -207,8 +207,8 @@ def every(step: int | Tensor, *, begin: int, end: int, freq: int) -> Tensor:
     Args:
         step: the step, an int or a 0-dim integer tensor.
         begin: the first of these steps.
-        end: an upper bound of these steps, included.
-        freq: the distance between these steps, at least 1.
+        end: the last step that may be one of them.
+        freq: the number of steps from one to the next, at least 1.
 
     Returns:
         0-dim bool tensor.
@@ -238,12 +238,12 @@ def _progress(step: int | Tensor, begin: int, end: int) -> Tensor:
 
 
 def _float64(step: int | Tensor) -> Tensor:
-    # Dynamo compiles a multiplication at most twice for Python numbers, and torch.full once per
-    # value; see select/amounts.py.
+    # A multiplication, because Dynamo compiles it at most twice for Python numbers. It compiles
+    # torch.full once for every value; see select/counts.py.
     return torch.ones((), dtype=torch.float64, device="cpu") * step
 
 
-def _ramp(sparsity: float, begin: float, end: float, initial: float) -> tuple[float, float]:
+def _check_ramp(sparsity: float, begin: float, end: float, initial: float) -> tuple[float, float]:
     """Check the arguments of a schedule between two steps, and return its two sparsities."""
     fractions = _sparsity(sparsity, "sparsity"), _sparsity(initial, "initial")
     if not _number(begin, "begin") < _number(end, "end"):

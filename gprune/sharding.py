@@ -1,4 +1,4 @@
-"""DTensors at the public edge: recognising them, and raising errors on every rank.
+"""DTensors at the public functions: recognising them, and raising errors on every rank.
 
 A rank that raises while the others go on would leave them waiting for its messages. So public
 functions that send messages are decorated with `raise_on_all_ranks`. If nothing is sharded, it does
@@ -25,8 +25,8 @@ PLAIN = (Tensor, torch.nn.Parameter)
 def is_sharded(leaves: Sequence[Any]) -> bool:
     """Return whether there is a DTensor among some leaves.
 
-    A DTensor is told by its mesh, and not by its class: asking for that would import
-    `torch.distributed.tensor`, which most programs do without.
+    A DTensor is recognised by its attribute `device_mesh`. To ask for its class, we would have to
+    import `torch.distributed.tensor`, which most programs do not need.
 
     Args:
         leaves: tensors and anything else.
@@ -39,7 +39,7 @@ def is_sharded(leaves: Sequence[Any]) -> bool:
 
 
 def require_unsharded(leaves: Sequence[Any], caller: str) -> None:
-    """Raise an error for DTensors, where entries of one leaf are compared with each other.
+    """Raise an error if a leaf is a DTensor, for functions that need all entries of a leaf at once.
 
     Args:
         leaves: tensors.
@@ -53,47 +53,50 @@ def require_unsharded(leaves: Sequence[Any], caller: str) -> None:
 
 
 def load_dtensor_rules() -> None:
-    """Let the operators take DTensors, if torch has loaded DTensors by now."""
+    """Register the rules of the operators for DTensors, if the program has imported DTensors."""
     if "torch.distributed.tensor" in sys.modules:
         import gprune.select.dtensors  # noqa: F401  registers the rules
 
 
 def describe_call(caller: str, leaves: Sequence[Any], names: Callable[[], list[str]]) -> str:
-    """Describe a call, which must be the same on all ranks; nothing if it is not sharded.
+    """Describe a call on DTensors, so that the ranks can check that all of them make the same one.
 
     Args:
         caller: the public function.
         leaves: the tensors of the call.
-        names: gives the path of each.
+        names: returns the path of each; called only if a leaf is a DTensor.
 
     Returns:
-        The description.
+        The description, or `""` if no leaf is a DTensor.
     """
     return f"{caller} {' '.join(names())}" if is_sharded(leaves) else ""
 
 
 def raise_on_all_ranks(function: Function) -> Function:
-    """Make all ranks raise what one raises before they have exchanged a message.
+    """Make a public function raise an error on every rank if one rank raises it.
+
+    Operators already send their errors to all ranks. This decorator does the same for an error that
+    one rank raises before it has reached an operator, such as a wrong shape.
 
     Args:
         function: a public function of trees.
 
     Returns:
-        The same function, which fails on all ranks or on none.
+        The same function, which raises an error on all ranks or on none.
     """
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():  # a trace sends no messages
+        if torch.compiler.is_compiling():  # no messages are sent while tracing
             return function(*args, **kwargs)
         try:
             return function(*args, **kwargs)
         except Exception as error:
             leaves, _ = flatten((args, kwargs))
             if is_sharded(leaves) and not getattr(error, "is_on_all_ranks", False):
-                from gprune.select import dtensors
+                from gprune.select import shards
 
-                dtensors.raise_error(error, leaves)
+                shards.raise_error(error, leaves)
             raise
 
     return run  # type: ignore[return-value]  # wraps() keeps the signature

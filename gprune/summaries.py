@@ -159,11 +159,11 @@ def agreement(masks: Tree, others: Tree) -> Agreement:
     """
     ours, theirs, treedef = paired_masks(masks, others, "others")
     pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if a is not None]
-    # one call counts all, over all ranks; the sum of a DTensor would be the part of this rank
+    # count_pruned counts the entries of all ranks; sum() of a DTensor would count those of this one
     counts = count_pruned([a == b for a, b in pairs] + [~(a | b) for a, b in pairs])
     hamming = list(counts[: len(pairs)].unbind())
     num_either = counts[len(pairs) :].clamp(min=1).unbind()
     both = zip(hamming, num_either, strict=True)
-    # one division of integers is exact to rounding; 1 - 9/10 is not 1/10
+    # one division of two integers, because 1 - 9/10 in float64 is not 1/10
     jaccard = [(either - differ).to(torch.float64) / either for differ, either in both]
     return Agreement(unflatten_like(treedef, ours, hamming), unflatten_like(treedef, ours, jaccard))

@@ -1,6 +1,6 @@
 """Pytrees: flattening with `None` leaves, paths, structure checks, and which leaves to prune.
 
-Everywhere else in gprune a tree is a list of leaves and a structure to rebuild it from. `None` is a
+The rest of gprune sees a tree as a list of leaves and a structure to rebuild it from. `None` is a
 leaf: it marks a place in the tree that is not pruned. Dict keys are sorted, as optree sorts them,
 so the flat order does not depend on the order in which a dict was filled.
 
@@ -130,10 +130,10 @@ def _is_weight(path: str, leaf: Any, biases: dict[str, Any]) -> bool:
     """Return whether `prunable` takes a leaf by default; `biases` has the leaves of that name."""
     if not isinstance(leaf, Tensor) or not torch.is_floating_point(leaf) or leaf.dim() < 2:
         return False
-    owner, dot, name = path.rpartition(".")
+    parent, dot, name = path.rpartition(".")
     if any(part in _NOT_WEIGHTS for part in name.split("_")):
         return False
-    bias = biases.get(f"{owner}{dot}bias")
+    bias = biases.get(f"{parent}{dot}bias")
     return not isinstance(bias, Tensor) or bias.shape != leaf.shape
 
 
@@ -189,14 +189,14 @@ def unflatten_like(treedef: TreeDef, leaves: list[Any], tensors: list[Tensor]) -
     return unflatten(treedef, [None if leaf is None else next(results) for leaf in leaves])
 
 
-def match(tree: Tree, treedef: TreeDef, name: str, owner: str = "params") -> list[Any]:
+def match(tree: Tree, treedef: TreeDef, name: str, reference: str = "params") -> list[Any]:
     """Return the leaves of a tree that must have a given structure.
 
     Args:
         tree: the tree to flatten.
         treedef: the structure that it must have.
         name: what errors call the tree.
-        owner: what errors call the tree that `treedef` is from.
+        reference: what errors call the tree that `treedef` is from.
 
     Returns:
         The leaves, `None`s included.
@@ -213,10 +213,10 @@ def match(tree: Tree, treedef: TreeDef, name: str, owner: str = "params") -> lis
     if missing:
         detail = f"{name}{missing[0]} is missing"
     elif extra:
-        detail = f"{owner} has nothing at {name}{extra[0]}"
+        detail = f"{reference} has nothing at {name}{extra[0]}"
     else:
-        detail = f"{name} is {other}, {owner} is {treedef}"
-    raise ValueError(f"{name} must have the structure of {owner}: {detail}")
+        detail = f"{name} is {other}, {reference} is {treedef}"
+    raise ValueError(f"{name} must have the structure of {reference}: {detail}")
 
 
 def leaf_names(treedef: TreeDef, root: str) -> list[str]:
@@ -317,16 +317,17 @@ def _trace(tree: Tree, leaves: list[Any]) -> TracedDef:
             return remake(metadata, parts)
 
     fields = getattr(tree, "_fields", None) if isinstance(tree, tuple) else None
-    places = (
+    child_paths = (
         [(f".{name}", name) for name in fields]
         if fields
         else [(f"[{entry!r}]", str(entry)) for entry in entries]
     )
     parts = tuple(_trace(child, leaves) for child in children)
-    return TracedDef(kind, metadata, tuple(places), parts, rebuild)
+    return TracedDef(kind, metadata, tuple(child_paths), parts, rebuild)
 
 
 def _dict_rebuilder(like: dict[Any, Any], keys: Sequence[Any]) -> Callable[[list[Any]], Any]:
+    """Return a function that makes a dict of the type and key order of `like` from its values."""
     order = list(like)
 
     def rebuild(children: list[Any]) -> Any:

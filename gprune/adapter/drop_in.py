@@ -20,7 +20,7 @@ from torch.nn.utils.prune import BasePruningMethod, L1Unstructured, PruningConta
 from gprune import methods, prune
 from gprune.adapter.state import Pair, pruning_hooks, write_masks
 
-# The dtypes that gprune compares exactly. torch selects int64, which it ranks beyond 2^53 too.
+# The dtypes that gprune ranks exactly. int64 is left to torch, which also ranks it beyond 2^53.
 _EXACT_DTYPES = frozenset(
     {torch.float16, torch.bfloat16, torch.float32, torch.float64}
     | {torch.uint8, torch.int8, torch.int16, torch.int32}
@@ -46,8 +46,8 @@ def global_unstructured(
             those with the lowest index; or any other `BasePruningMethod` whose `PRUNING_TYPE` is
             `"unstructured"`. Its own `compute_mask` is called with the arguments that torch passes.
         importance_scores: Scores by pair, each in its parameter's shape. A pair without scores
-            is ranked by the attribute itself. If it is pruned, that is the value of the last
-            forward.
+            is ranked by the attribute `name` of the module. For a pruned tensor that is the masked
+            weight of the last forward pass.
         **kwargs: Arguments of `pruning_method`, such as `amount`: an int is that many more entries,
             a float in [0, 1] the fraction of the entries that all masks so far keep.
 
@@ -104,10 +104,12 @@ class _Weight:
     def factor(self, pair: Pair, mask: Tensor) -> Tensor:
         """Return the mask to give to `custom_from_mask` for a pair.
 
-        `custom_from_mask` multiplies it into the mask of an earlier round, if there is one. So the
-        factor of a candidate is its new mask. An entry that is no candidate keeps its mask: its
-        factor is 1, or its prior mask where nothing is multiplied. An entry that is pruned under
-        another name of the same parameter has the factor 0.
+        `custom_from_mask` multiplies the factor into the mask of an earlier pruning, if the pair
+        has one; otherwise the factor becomes the mask. So the factors are:
+
+        - of a candidate: its new mask;
+        - of an entry that is no candidate: 1 if the factor is multiplied, else its prior mask;
+        - of an entry that is pruned under another name of the same parameter: 0.
 
         Args:
             pair: one of the pairs that name the parameter.

@@ -1,8 +1,8 @@
-"""A whole module and flat dicts of its parameters and masks: prune, attach, detach, read.
+"""Modules and flat dicts of their parameters and masks: prune, attach, detach, read.
 
 The keys of the dicts are those of `named_parameters()` of the plain module, whatever is pruned in
-it. A tied parameter has several names and is recognised by identity: reading uses its first name,
-masks may be given under any of them.
+it. A tied parameter has several names and is recognised by identity. What is read has its first
+name; masks may be given under any of its names.
 """
 
 import difflib
@@ -63,8 +63,8 @@ def prune_(
             yet (float, 0 to 1).
         sparsity: The fraction of all prunable entries that is pruned after the call, 0 to 1.
             Exactly one of `amount` and `sparsity` must be given.
-        where: Which parameters to prune, as in `gprune.prunable`. The others are left alone, and do
-            not count.
+        where: Which parameters to prune, as in `gprune.prunable`. The others are not
+            changed and not counted.
         method: An unstructured pruning method of gprune, or a `functools.partial` of one:
             `partial(gprune.random_unstructured, seed=0)`.
 
@@ -72,8 +72,8 @@ def prune_(
         The same module.
 
     Raises:
-        TypeError: Both or neither of `amount` and `sparsity` are given, or an argument has an unfit
-            type.
+        TypeError: Both or neither of `amount` and `sparsity` are given, or an argument is of the
+            wrong type.
         ValueError: A number is out of range, nothing is prunable, or the scores do not fit.
 
     Example:

@@ -17,7 +17,7 @@ Pair: TypeAlias = tuple[nn.Module, str]
 
 
 def pruning_hooks(module: nn.Module) -> dict[str, int]:
-    """Return the pruned tensors of this module, without its submodules: name -> key of the hook."""
+    """Return the key of the hook of each pruned tensor of a module, without its submodules."""
     hooks = module._forward_pre_hooks.items()
     return {hook._tensor_name: key for key, hook in hooks if isinstance(hook, BasePruningMethod)}
 

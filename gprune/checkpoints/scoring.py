@@ -3,7 +3,7 @@
 A score is a function of one weight that yields its scores as consecutive blocks, so that only one
 block is in memory at a time. The temporary file has no name, so it disappears with the process.
 
-Besides a block, `l2` needs no memory. `lamp` sorts, and needs 53 bytes for each entry of the weight
+`l2` needs memory for one block only. `lamp` sorts, and needs 53 bytes for each entry of the weight
 that it scores. Magnitudes are not written: the search computes them from the weights.
 """
 

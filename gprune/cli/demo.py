@@ -33,7 +33,7 @@ def run(steps: int, picture: Path) -> bool:
         picture: the path of the picture.
 
     Returns:
-        Whether counts, masks and the number of compilations are right.
+        Whether the counts, the masks and the number of compilations are as expected.
     """
     start = time.perf_counter()
     console = Console()
@@ -83,8 +83,8 @@ def one_thread() -> Iterator[None]:
 def choose_backend() -> tuple[str, str]:
     """Choose Inductor if it can compile on this machine.
 
-    Only a trial shows that: a compiler may be installed without headers. It costs little time,
-    because the step needs what Inductor loads and builds here.
+    The only way to know is to compile something: a compiler may be installed without headers. That
+    costs little time, because the step later uses what Inductor loads and builds here.
 
     Returns:
         The backend, and a message if it is not Inductor.

@@ -25,7 +25,7 @@ def _select(
     absolute = leaves.scores is None
     pairs = zip(leaves.ranked, sizes, strict=True)
     means = [_block_means(scores, size, absolute) for scores, size in pairs]
-    # without prior masks there is nothing to zip with
+    # leaves.masks is empty if there are no prior masks
     alive = [_tiles(mask, size).any(-1) for mask, size in zip(leaves.masks, sizes, strict=False)]
     ranked = leaves._replace(scores=means, masks=alive)
     kept = select_lowest(ranked, amount, sparsity, per_leaf=per_leaf, method="blocks")
@@ -50,10 +50,10 @@ def blocks(
 ) -> Tensor:
     """Prune the blocks with the lowest mean score.
 
-    Blocks tile the tensor from its first entry. Where the shape of a block does not divide a size,
-    the last blocks are cut off there, and their mean is that of the entries that they have. Blocks
-    are numbered in row-major order. Among equal means the lowest number is pruned first; a block
-    with a NaN is pruned last.
+    Blocks tile the tensor from its first entry. If a dim is not a multiple of the block's size, the
+    last blocks along it are smaller, and their mean is over the entries that they have. Blocks are
+    numbered in row-major order. Among equal means the lowest number is pruned first; a block with a
+    NaN is pruned last.
 
     Args:
         param: a tensor with at least one dimension.
@@ -62,7 +62,7 @@ def blocks(
             computed in float64, over pruned entries too.
         mask: prior bool mask of that shape; what it has pruned stays pruned, and a block with no
             entry left is no candidate.
-        shape: the size of a block along each of the last dims; it is 1 along the dims before.
+        shape: the size of a block along each of the last dims. Along the other dims it is 1.
         amount: how many more blocks to prune (int), or the fraction of the candidates (float).
         sparsity: the fraction of all blocks that have no entry left after the call, 0 to 1.
 
@@ -109,7 +109,7 @@ def _block_sizes(leaf: int, param: Tensor, shape: Sequence[int]) -> list[int]:
 
 
 def _tiles(tensor: Tensor, block: list[int]) -> Tensor:
-    """Return the entries of each block along a new last dim, with zeros where it is cut off."""
+    """Return the entries of each block along a new last dim, smaller blocks padded with zeros."""
     # each dim is split in two: the number of the block, and the index in the block
     missing = [-size % b for size, b in zip(tensor.shape, block, strict=True)]
     padded = pad(tensor, [side for end in reversed(missing) for side in (0, end)])

@@ -1,8 +1,8 @@
 """`dim=`: the dims of each leaf along which a method compares or groups entries.
 
 `dim` is an int, a tuple of ints, or a function `(path, leaf)` that returns one of these for each
-leaf. Linear and convolution weights have their outputs first and their inputs after, so one int
-does not mean the same for both: the last dim of a convolution is the width of its kernel.
+leaf. One int does not mean the same for all leaves: the last dim of a linear weight holds its
+inputs, and the last dim of a convolution weight is the width of its kernel.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from gprune.inputs import LeafError, Leaves
 
 DimFunction: TypeAlias = Callable[[str, Tensor], int | tuple[int, ...]]
-"""From the dotted path of a leaf and the leaf to one or several of its dims."""
+"""A function of the dotted path of a leaf and of the leaf, which returns some of its dims."""
 
 
 def input_dims(path: str, leaf: Tensor) -> tuple[int, ...]:
@@ -26,11 +26,12 @@ def input_dims(path: str, leaf: Tensor) -> tuple[int, ...]:
     dim=gp.input_dims)` prunes half of the inputs of every output, as Wanda does.
 
     Weights with another layout need a function of your own that knows them by their paths. A
-    transposed convolution has the shape (inputs, outputs, *kernel): its dims are 0 and 2 and up.
-    Experts packed into one tensor have the shape (experts, outputs, inputs): their dim is 2.
+    transposed convolution has the shape (inputs, outputs, *kernel), so its input dims are all but
+    dim 1. Experts packed into one tensor have the shape (experts, outputs, inputs), so their input
+    dim is 2.
 
     Args:
-        path: the dotted path of the leaf, `""` in a direct call; it does not matter here.
+        path: the dotted path of the leaf, `""` in a direct call; not used.
         leaf: the weight, of any shape.
 
     Returns:
@@ -60,7 +61,9 @@ def input_dims(path: str, leaf: Tensor) -> tuple[int, ...]:
 
 
 def value_per_leaf(dim: Any, paths: Callable[[], list[str]], leaves: list[Tensor]) -> list[Any]:
-    """Return what `dim` is for each leaf, unchecked: itself, or what it returns as a function.
+    """Return the value of `dim` for each leaf: `dim(path, leaf)` if it is a function, else `dim`.
+
+    The values are not checked.
 
     Args:
         dim: the argument of a method.
@@ -119,10 +122,10 @@ def one_dim(dim: Any, shape: tuple[int, ...]) -> int:
 
 
 def single_entry_problem(shape: tuple[int, ...], dims: list[int]) -> str | None:
-    """Return what is wrong if every group along some dims is a single entry, or `None`.
+    """Return an error if every group along some dims is a single entry, or `None`.
 
-    Nothing is compared in such a group: `amount=0.5` of one entry is none. That happens along the
-    wrong dim, such as the last one of a 1x1 convolution.
+    In such a group there is nothing to rank: `amount=0.5` of one entry prunes none. It is the sign
+    of a wrong dim, such as the last dim of a 1x1 convolution.
 
     Args:
         shape: the shape of the leaf.

@@ -1,7 +1,7 @@
 """Prune the lowest scores: of all leaves, of each leaf alone, or of each group within a leaf.
 
-All methods of gprune but `n_of_m` come to this. What is ranked may be entries, or one score for
-each channel or block.
+The methods rank single entries here, or one score for each channel or block. `n_of_m` ranks the
+entries of each of its groups with `select_rows`.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ def select_lowest(
     absolute: bool = False,
     seed: Tensor | None = None,
 ) -> list[Tensor]:
-    """Return the masks that prune the lowest.
+    """Return the masks that prune the lowest scores.
 
     Args:
-        leaves: the leaves, of which `leaves.ranked` ranks.
+        leaves: the leaves, ranked by `leaves.ranked`.
         amount: a number; if `per_leaf`, a list with one per leaf; or `None`.
         sparsity: the same. Exactly one of the two is given.
-        dim: the dims along which the entries of a leaf are compared; `None` compares everything.
+        dim: the dims of the groups within which entries are ranked; `None` for no groups.
         per_leaf: whether each leaf is ranked alone.
         method: the public method to name in an error.
         absolute: whether to rank by absolute value.
-        seed: if given, random draws rank, and not `leaves.ranked`.
+        seed: if given, the ranking is by random draws instead of `leaves.ranked`.
 
     Returns:
         The masks, one per leaf.
 
     Raises:
         TypeError: if a number has the wrong type.
-        ValueError: if `dim` is given for a global ranking, or for DTensors.
+        ValueError: if `dim` is given for a global ranking, or with DTensors.
         LeafError: if a number or a dim does not fit one leaf.
     """
     number, is_sparsity = one_of(amount, sparsity, method)
@@ -70,8 +70,8 @@ def select_lowest(
     if not per_leaf:
         raise ValueError("dim compares within each leaf, not globally; use layerwise")
     require_unsharded(scores, "dim")
-    if seed is not None:  # drawn by the flat index in the leaf, however it is grouped
-        scores = operators.random_scores(scores, seed)
+    if seed is not None:  # draws depend on the flat index in the leaf, not on the groups
+        scores = operators.random_scores(scores, seed, "")
     masks = []
     for i, dims in enumerate(dims_per_leaf(dim, leaves)):
         if problem := single_entry_problem(scores[i].shape, dims):
@@ -110,7 +110,7 @@ def select_rows(
         leaf: the index of the leaf, to name it in an error.
         rows: (rows, entries).
         priors: the prior mask of that shape, or an empty list.
-        amount: 0-dim tensor; how much of each row is pruned.
+        amount: 0-dim tensor, the amount or sparsity of each row.
         absolute: whether to rank by absolute value.
         name: what the amount is, `amount` or `sparsity`.
 
@@ -123,7 +123,7 @@ def select_rows(
     try:
         kept: Tensor = operators.select_rows(rows, priors, amount, absolute, name == "sparsity")
     except LeafError as error:
-        raise LeafError(leaf, error.what, error.message, error.kind) from None
+        raise LeafError(leaf, error.tree, error.message, error.kind) from None
     except ValueError as error:
         raise LeafError(leaf, name, str(error)) from None
     return kept

@@ -30,8 +30,8 @@ PER_LEAF = ("amount", "sparsity")
 class PruningMethod(Generic[P]):
     """A function that prunes one parameter, with its type and its way to select over many leaves.
 
-    It is made by `pruning_method` and never changed. Called, it calls the function. It is pickled
-    by its name, as a function is.
+    It is made by `pruning_method` and never changed. Calling it calls the function. Like a function
+    it is pickled by its name.
 
     Attributes:
         PRUNING_TYPE: `"unstructured"`, `"structured"` or `"semi_structured"`.
@@ -160,7 +160,7 @@ def select_on_one_leaf(
 
 
 def unwrap_partials(method: Any) -> tuple[PruningMethod[...], dict[str, Any]]:
-    """Look through `functools.partial` at the method inside and the arguments that it binds.
+    """Return the method inside nested `functools.partial`s, and the arguments that they bind.
 
     Args:
         method: a pruning method, or a partial of one.
@@ -194,7 +194,7 @@ def check_arguments(method: PruningMethod[...], arguments: dict[str, Any]) -> No
     """Raise the TypeError for an unknown or missing argument, which names the method.
 
     Python's own message would name the `select` of a built-in method, which the user has not
-    called. The check takes longer than all others, so it is made once something has failed.
+    called. The check is slow, so it is made only after a TypeError.
 
     Args:
         method: the method.
@@ -270,7 +270,9 @@ def _concatenate(leaves: list[Tensor], name: str) -> Tensor:
     if len(dtypes) > 1:
         if not dtypes <= SCORE_DTYPES.keys():
             names = ", ".join(sorted(map(str, dtypes)))
-            raise TypeError(f"{name} needs leaves of one dtype, or of ranked ones, got {names}")
+            raise TypeError(
+                f"{name} needs leaves of one dtype, or of dtypes that gprune can rank, got {names}"
+            )
         exact = functools.reduce(torch.promote_types, (SCORE_DTYPES[dtype] for dtype in dtypes))
         leaves = [leaf.to(exact) for leaf in leaves]
     return torch.cat([leaf.reshape(-1) for leaf in leaves])

@@ -51,11 +51,11 @@ def n_of_m(
 ) -> Tensor:
     """Keep the n highest of every m consecutive entries along a dim.
 
-    A group keeps min(n, candidates) entries: exactly n, unless the prior mask left it fewer. Where
-    m does not divide the size of the dim, the last group is shorter. It keeps its n highest too, or
-    all of its entries if it has no more than n. So does a dim that is shorter than m. Padded with
-    zeros, the pruned tensor has the pattern everywhere. Among equal scores the lowest index is
-    pruned first; NaN is pruned last.
+    A group keeps min(n, candidates) entries: exactly n, unless the prior mask left it fewer. If the
+    size of the dim is not a multiple of m, the last group is shorter. It keeps its n highest too,
+    or all of its entries if it has no more than n. A dim that is shorter than m is one such group.
+    If the pruned tensor is padded with zeros, it has the pattern everywhere. Among equal scores the
+    lowest index is pruned first; NaN is pruned last.
 
     Args:
         param: a tensor with at least one dimension.
@@ -73,8 +73,8 @@ def n_of_m(
 
     Raises:
         TypeError: if n, m or the dim is not an int, or a dtype is wrong.
-        ValueError: if n or m is out of range, there is no such dim, it has a single entry while m
-            is larger, or a shape differs.
+        ValueError: if n or m is out of range, there is no such dim, the dim has a single entry and
+            m is above 1, or a shape differs.
 
     Example:
         >>> n_of_m(torch.tensor([-9.0, 1.0, 2.0, -8.0, 1.0]), n=2, m=4)
@@ -99,8 +99,8 @@ def check_n_of_m(masks: Tree, *, n: int, m: int, dim: int | DimFunction | None =
 
     Raises:
         TypeError: if a mask is not a bool tensor, or n, m or the dim is not an int.
-        ValueError: if a group keeps more, there is no such dim, or it has a single entry while m is
-            larger, naming every such leaf; or if n or m is out of range.
+        ValueError: if n or m is out of range; or, with the name of every such leaf, if a group
+            keeps more, there is no such dim, or the dim has a single entry and m is above 1.
 
     Example:
         >>> check_n_of_m([torch.tensor([True, False, True, True])], n=2, m=4)
@@ -157,7 +157,7 @@ def _group_dim(dim: Any, shape: tuple[int, ...], m: int) -> int:
 
 def _groups(tensor: Tensor, m: int, dim: int) -> Tensor:
     """Return the groups along a dim as the rows of a matrix, the last ones padded with zeros."""
-    m = max(1, min(m, tensor.shape[dim]))  # no longer than the dim: padding takes memory
+    m = max(1, min(m, tensor.shape[dim]))  # padding a short dim to m would only take memory
     moved = tensor.movedim(dim, -1)
     return pad(moved, (0, -moved.shape[-1] % m)).reshape(-1, m)
 

@@ -1,9 +1,9 @@
 """Structured methods: which channels are pruned.
 
-A channel is a slice at one index of `dim`. Channels are counted by torch's rule: a channel with no
-entry left in the prior mask is no candidate, every other is one, and its score is that of all of
-its entries. The channels of a leaf are ranked as a vector with one number per channel, like the
-entries of unstructured methods, so ties, NaN and counts follow the same guarantees.
+A channel is a slice at one index of `dim`. As in torch, a channel is a candidate if the prior mask
+keeps at least one of its entries, and its score is computed from all of its entries. The channels
+of a leaf are ranked like the entries of a vector with one score per channel. So counts, ties and
+NaN follow the same guarantees as in unstructured methods.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _select_ln(
     for i, scores in enumerate(leaves.ranked if order == "nuc" else []):
         if scores.dim() != 3:
             message = (
-                f"the nuclear norm is one of matrices: scores must have three dimensions, "
+                f"the nuclear norm is the norm of a matrix: scores must have three dimensions, "
                 f"got {tuple(scores.shape)}"
             )
             raise LeafError(i, "params", message)
@@ -54,9 +54,9 @@ def ln_structured(
     """Prune the channels with the lowest norm, as `torch.nn.utils.prune.LnStructured`.
 
     The norm of channel c is ‖scores[..., c, ...]‖ₙ over all of its entries, also over those that
-    the prior mask has pruned. (torch passes a pruned weight with zeros there; `apply_masks` sets
-    them.) It is computed in float64 for dtypes other than float32 and float64. Among equal norms
-    the lowest index is pruned first; a channel with a NaN is pruned last.
+    the prior mask has pruned. (torch passes weights with zeros there; `apply_masks` makes them.)
+    It is computed in float64 for dtypes other than float32 and float64. Among equal norms the
+    lowest index is pruned first; a channel with a NaN is pruned last.
 
     Args:
         param: a tensor with at least two dimensions.
@@ -131,7 +131,7 @@ def random_structured(
 
     Args:
         param: a tensor with at least two dimensions; only its shape and its device matter.
-        scores: checked, and of no effect otherwise.
+        scores: checked, but not used.
         mask: prior bool mask of that shape; what it has pruned stays pruned, and a channel with no
             entry left is no candidate.
         dim: the dim whose indices are the channels, from the end if negative.
@@ -172,7 +172,7 @@ def _check_channels(leaves: Leaves, dim: Any) -> None:
 
 
 def _alive(leaves: Leaves, dim: int) -> list[Tensor]:
-    """Return which channels of each leaf the prior masks keep an entry of."""
+    """Return, for each leaf, which channels have an entry that the prior mask keeps."""
     return [mask.any(_other_dims(mask, dim % mask.dim())) for mask in leaves.masks]
 
 

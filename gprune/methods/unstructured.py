@@ -51,10 +51,10 @@ def lowest_unstructured(
         mask: prior bool mask of that shape; what it has pruned stays pruned.
         amount: how many more to prune (int), or the fraction of the candidates (float, 0 to 1).
         sparsity: the fraction of all entries that is pruned after the call, 0 to 1.
-        dim: compare only along these dims. Entries that differ in no other dim are a group, and
-            every group is pruned by the amount: `dim=-1` prunes within each row. An int, a tuple,
+        dim: rank within groups instead of over all entries. A group runs along these dims, and
+            every group is pruned by the amount: with `dim=-1` each row is a group. An int, a tuple,
             or a function `(path, leaf)` that returns one, such as `gprune.input_dims`; the path is
-            `""` in a direct call. `None` compares all entries.
+            `""` in a direct call. By default there are no groups.
 
     Returns:
         Bool mask of the shape of `param`, `True` = keep.
@@ -115,10 +115,10 @@ def l1_unstructured(
         mask: prior bool mask of that shape; what it has pruned stays pruned.
         amount: how many more to prune (int), or the fraction of the candidates (float, 0 to 1).
         sparsity: the fraction of all entries that is pruned after the call, 0 to 1.
-        dim: compare only along these dims. Entries that differ in no other dim are a group, and
-            every group is pruned by the amount: `dim=-1` prunes within each row. An int, a tuple,
+        dim: rank within groups instead of over all entries. A group runs along these dims, and
+            every group is pruned by the amount: with `dim=-1` each row is a group. An int, a tuple,
             or a function `(path, leaf)` that returns one, such as `gprune.input_dims`; the path is
-            `""` in a direct call. `None` compares all entries.
+            `""` in a direct call. By default there are no groups.
 
     Returns:
         Bool mask of the shape of `param`, `True` = keep.
@@ -167,19 +167,19 @@ def random_unstructured(
     sparsity: float | Tensor | None = None,
     dim: int | tuple[int, ...] | DimFunction | None = None,
 ) -> Tensor:
-    """Prune entries at random: the lowest of `gprune.scores.random`, which is never stored.
+    """Prune entries at random: those with the lowest `gprune.scores.random`, which is not stored.
 
     Args:
         param: a tensor of any shape; only its shape and its device matter.
-        scores: checked, and of no effect otherwise.
+        scores: checked, but not used.
         mask: prior bool mask of that shape; what it has pruned stays pruned.
         seed: a 64-bit int or a 0-dim integer tensor; the same seed gives the same mask.
         amount: how many more to prune (int), or the fraction of the candidates (float, 0 to 1).
         sparsity: the fraction of all entries that is pruned after the call, 0 to 1.
-        dim: compare only along these dims. Entries that differ in no other dim are a group, and
-            every group is pruned by the amount: `dim=-1` prunes within each row. An int, a tuple,
+        dim: rank within groups instead of over all entries. A group runs along these dims, and
+            every group is pruned by the amount: with `dim=-1` each row is a group. An int, a tuple,
             or a function `(path, leaf)` that returns one, such as `gprune.input_dims`; the path is
-            `""` in a direct call. `None` compares all entries.
+            `""` in a direct call. By default there are no groups.
 
     Returns:
         Bool mask of the shape of `param`, `True` = keep.
@@ -198,7 +198,7 @@ def random_unstructured(
 
 
 def _select_nothing(leaves: Leaves, *, per_leaf: bool) -> list[Tensor]:
-    if is_sharded(leaves.ranked):  # the ranks meet, as in any method
+    if is_sharded(leaves.ranked):  # so that the ranks check each other, as in any method
         return select_lowest(leaves, 0, None, per_leaf=False, method="identity")
     if leaves.masks:
         return [mask.clone(memory_format=torch.contiguous_format) for mask in leaves.masks]
@@ -211,7 +211,7 @@ def identity(param: Tensor, scores: Tensor | None = None, *, mask: Tensor | None
 
     Args:
         param: a tensor of any shape.
-        scores: checked, and of no effect otherwise.
+        scores: checked, but not used.
         mask: prior bool mask of that shape.
 
     Returns:

@@ -3,9 +3,9 @@
     state = pruner.init(params)
     params, state = pruner.update(params, state, grads)
 
-Call `update` once in every training step. It works inside a compiled step: whether and how much is
+Call `update` once in every training step, also inside a compiled one: whether and how much is
 pruned at a step is computed from tensors, so one compilation serves a whole run. At a step that is
-not due all amounts are 0, and the selection returns the masks at once.
+not due all amounts are 0, and the masks are returned without a search.
 
     pruner.py            what a pruner is, and the steps that several pruners share
     gradual.py           from dense to sparse along a schedule

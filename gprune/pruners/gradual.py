@@ -8,8 +8,9 @@ k weights with the lowest scores are pruned,
 where s is the schedule and n the number of prunable entries. What is pruned stays pruned.
 
 With `gprune.straight_through` in the loss, pruned weights keep training, and you may want to choose
-among all weights anew at each due step. Then pass a `prune` of your own: it returns the prior masks
-if the sparsity is 0, as it is at steps that are not due, and otherwise starts from `keep_all`.
+among all weights anew at each due step. For that, pass a `prune` of your own. At steps that are not
+due it is called with the sparsity 0, and should return the prior masks. At other steps it should
+ignore them and start from `keep_all`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from gprune.masks import apply_masks, keep_all, with_holes
+from gprune.masks import apply_masks, keep_all, prunable_params
 from gprune.prune import global_unstructured
 from gprune.pruners.pruner import (
     Allocation,
@@ -68,7 +69,7 @@ def update(
     prune: Callable[..., Tree],
 ) -> tuple[Tree, GradualState]:
     """Prune to the sparsity of the schedule, if the step is due."""
-    weights = with_holes(params, state.masks, "state.masks")
+    weights = prunable_params(params, state.masks, "state.masks")
     scores = score_fn(params, grads) if scores is None else scores
     target = allocation(weights, sparsity=schedule(state.step))
     sparsity = zero_unless(is_due(due, state.step), target)  # a sparsity of 0 prunes nothing more

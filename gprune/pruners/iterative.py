@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gprune.masks import apply_masks, keep_all, with_holes
+from gprune.masks import apply_masks, keep_all, prunable_params
 from gprune.prune import global_unstructured, num_to_prune
 from gprune.pruners.pruner import (
     Due,
@@ -67,7 +67,7 @@ def update(
     prune: Callable[..., Tree],
 ) -> tuple[Tree, IterativeState]:
     """At the end of a round, prune and rewind. At other steps, apply the masks."""
-    weights = with_holes(params, state.masks, "state.masks")
+    weights = prunable_params(params, state.masks, "state.masks")
     scores = score_fn(params, grads) if scores is None else scores
     ends_round = is_due(due, state.step)
     masks = prune(weights, scores, masks=state.masks, amount=zero_unless(ends_round, amount))
@@ -105,7 +105,7 @@ def iterative(
         The pruner; its state has `masks`, `step` and `rewind_params`.
 
     Raises:
-        TypeError: if a function cannot be called, or a number is of another type.
+        TypeError: if a function cannot be called, or a number has the wrong type.
         ValueError: if `rewind_to` is negative, or the amount is out of range.
 
     Example:
@@ -123,7 +123,7 @@ def iterative(
         Frankle & Carbin, 2019, arXiv:1803.03635, section 1.
         Frankle et al., 2019, arXiv:1903.01611, section 3.
     """
-    num_to_prune(amount, 2**62)  # raises now, not at the end of the first round
+    num_to_prune(amount, 2**62)  # so that a wrong amount raises now, not after the first round
     if isinstance(rewind_to, bool) or not isinstance(rewind_to, int):
         raise TypeError(f"rewind_to must be an int, got {rewind_to!r}")
     if rewind_to < 0:

@@ -72,7 +72,7 @@ class Pruner(NamedTuple, Generic[State]):
 
 
 def by_magnitude(params: Tree, grads: Tree) -> None:
-    """Return no scores. Pruning methods then rank by magnitude, and store no scores for it."""
+    """Return no scores: pruning methods then rank by magnitude, for which no scores are stored."""
 
 
 def no_allocation(params: Tree, *, sparsity: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ def no_allocation(params: Tree, *, sparsity: Tensor) -> Tensor:
 
 
 def first_step() -> Tensor:
-    """Return the step counter at 0: a 0-dim int64 tensor on the CPU, as all counts are."""
+    """Return the step counter at 0: a 0-dim int64 tensor on the CPU."""
     return torch.zeros((), dtype=torch.int64, device="cpu")
 
 
@@ -101,7 +101,7 @@ def random_masks(
     )
 
 
-def random_start(
+def bind_random_masks(
     sparsity: float | Tensor, seed: int | Tensor, allocation: Allocation, where: Where
 ) -> Callable[[Tree], Tree]:
     """Check the arguments of `random_masks` and bind them: `params -> masks`.
@@ -116,7 +116,7 @@ def random_start(
         The function that draws the masks.
 
     Raises:
-        TypeError: if the allocation is no function, or a number is of another type.
+        TypeError: if the allocation is not a function, or a number has the wrong type.
     """
     check_functions(allocation=allocation)
     return partial(
@@ -134,7 +134,7 @@ def random_start(
 def is_due(due: Due, step: Tensor) -> Tensor:
     """Return whether a step is due, as a 0-dim bool tensor.
 
-    Amounts are multiplied by the answer, so an answer that is no bool is refused.
+    Amounts are multiplied by the result, so a result other than a bool is an error.
 
     Args:
         due: the user's function.
@@ -144,8 +144,8 @@ def is_due(due: Due, step: Tensor) -> Tensor:
         0-dim bool tensor.
 
     Raises:
-        TypeError: if the answer is neither a bool nor a bool tensor.
-        ValueError: if the answer is a tensor with dimensions.
+        TypeError: if the result is neither a bool nor a bool tensor.
+        ValueError: if the result is a tensor with dimensions.
     """
     answer = due(step)
     if isinstance(answer, bool):
@@ -172,7 +172,7 @@ def gradients_of(weights: Tree, grads: Tree) -> Tree:
 
     Args:
         weights: pytree of tensors; `None` where a leaf is not prunable.
-        grads: gradients, a pytree of the same structure. Those of `None` leaves do not matter.
+        grads: gradients, a pytree of the same structure; ignored where a weight is `None`.
 
     Returns:
         The gradients, `None` where the weight is `None`.
@@ -214,7 +214,7 @@ def fraction_of(counts: Tree, fraction: Tensor) -> Tree:
 
 
 def union(survivors: Tree, free: Tree, still_free: Tree) -> Tree:
-    """Keep the survivors and the grown weights: survivors | (free & ~still_free).
+    """Return the masks of the survivors and the grown weights: survivors | (free & ~still_free).
 
     Args:
         survivors: masks of the weights that were not dropped.

@@ -6,7 +6,7 @@ At a due step t, a leaf with n weights
 1. drops its k weights with the lowest scores, k = round(f(t) n),
 2. grows, among all entries but the survivors, the k with the largest |gradient|.
 
-So a weight that was just dropped may be grown again, by the paper's rule. Then it keeps its value.
+By this rule of the paper, a weight that was just dropped may be grown again. It keeps its value.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from typing import NamedTuple
 from torch import Tensor
 
 from gprune.allocation import erdos_renyi
-from gprune.masks import apply_masks, intersect, with_holes
+from gprune.masks import apply_masks, intersect, prunable_params
 from gprune.prune import layerwise
 from gprune.pruners.pruner import (
     Allocation,
     Due,
     Pruner,
     ScoreFn,
+    bind_random_masks,
     by_magnitude,
     check_functions,
     count_kept,
@@ -32,7 +33,6 @@ from gprune.pruners.pruner import (
     fraction_of,
     gradients_of,
     is_due,
-    random_start,
     union,
     zero_unless,
 )
@@ -70,22 +70,22 @@ def update(
     """Drop the weights with the lowest scores and grow as many by gradient, if the step is due."""
     if grads is None:
         raise TypeError("rigl grows by gradients: update(params, state, grads), got None for grads")
-    weights = with_holes(params, state.masks, "state.masks")
+    weights = prunable_params(params, state.masks, "state.masks")
     scores = score_fn(params, grads) if scores is None else scores
     fraction_now = zero_unless(is_due(due, state.step), fraction(state.step))
     k = fraction_of(count_kept(state.masks), fraction_now)
 
     survivors = layerwise(weights, scores, masks=state.masks, amount=k)
 
-    # growing k of the free entries is pruning k entries of the mask of the free ones: the lowest
-    # -|gradient| first
+    # The free entries with the largest |gradient| are grown. In other words: k entries are pruned
+    # from the mask of free entries, those with the lowest -|gradient| first.
     free = map_leaves(lambda mask: None if mask is None else ~mask, survivors)
     growth_scores = map_leaves(
         lambda grad: None if grad is None else -grad.abs(), gradients_of(weights, grads)
     )
     still_free = layerwise(weights, growth_scores, masks=free, amount=k)
     masks = union(survivors, free, still_free)
-    # what is kept before and after keeps its value; grown weights start at zero
+    # weights kept before and after the step keep their values; grown weights start at zero
     params = apply_masks(params, intersect(state.masks, masks))
     return params, RiglState(masks, state.step + 1)
 
@@ -123,7 +123,7 @@ def rigl(
         The pruner; its state has `masks` and `step`.
 
     Raises:
-        TypeError: if a function cannot be called, or a number is of another type.
+        TypeError: if a function cannot be called, or a number has the wrong type.
 
     Example:
         >>> import torch, gprune as gp
@@ -141,6 +141,6 @@ def rigl(
     """
     check_functions(fraction=fraction, due=due, score_fn=score_fn)
     return Pruner(
-        partial(init, draw_masks=random_start(sparsity, seed, allocation, where)),
+        partial(init, draw_masks=bind_random_masks(sparsity, seed, allocation, where)),
         partial(update, fraction=fraction, due=due, score_fn=score_fn),
     )

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from gprune.allocation import erdos_renyi
-from gprune.masks import apply_masks, with_holes
+from gprune.masks import apply_masks, prunable_params
 from gprune.methods import random_unstructured
 from gprune.prune import layerwise
 from gprune.pruners.pruner import (
@@ -29,13 +29,13 @@ from gprune.pruners.pruner import (
     Due,
     Pruner,
     ScoreFn,
+    bind_random_masks,
     by_magnitude,
     check_functions,
     count_kept,
     first_step,
     fraction_of,
     is_due,
-    random_start,
     union,
     zero_unless,
 )
@@ -75,15 +75,15 @@ def update(
     score_fn: ScoreFn,
 ) -> tuple[Tree, SparseEvolutionState]:
     """Drop the weights with the lowest scores and grow as many at random, if the step is due."""
-    weights = with_holes(params, state.masks, "state.masks")
+    weights = prunable_params(params, state.masks, "state.masks")
     scores = score_fn(params, grads) if scores is None else scores
     fraction_now = zero_unless(is_due(due, state.step), fraction(state.step))
     num_kept = count_kept(state.masks)
-    k = map_leaves(_at_most_zeros, fraction_of(num_kept, fraction_now), num_kept, state.masks)
+    k = map_leaves(_limit_to_zeros, fraction_of(num_kept, fraction_now), num_kept, state.masks)
 
     survivors = layerwise(weights, scores, masks=state.masks, amount=k)
 
-    # growing k of the free entries is pruning k entries of the mask of the free ones
+    # To grow k of the free entries, prune k entries at random from the mask of free entries.
     free = map_leaves(lambda mask: None if mask is None else ~mask, state.masks)
     still_free = layerwise(
         weights,
@@ -93,7 +93,7 @@ def update(
         amount=k,
     )
     masks = union(survivors, free, still_free)
-    # the survivors alone keep their values: grown weights start at zero
+    # the survivors keep their values; grown weights start at zero
     return apply_masks(params, survivors), SparseEvolutionState(masks, state.step + 1, state.seed)
 
 
@@ -126,7 +126,7 @@ def sparse_evolution(
         The pruner; its state has `masks`, `step` and `seed`.
 
     Raises:
-        TypeError: if a function cannot be called, or a number is of another type.
+        TypeError: if a function cannot be called, or a number has the wrong type.
 
     Example:
         >>> import gprune as gp
@@ -145,18 +145,18 @@ def sparse_evolution(
         Mocanu et al., 2018, arXiv:1707.04780, algorithm 1.
     """
     check_functions(fraction=fraction, due=due, score_fn=score_fn)
-    draw_masks = random_start(sparsity, seed, allocation, where)
+    draw_masks = bind_random_masks(sparsity, seed, allocation, where)
     return Pruner(
         partial(init, draw_masks=draw_masks, seed=as_seed(seed)),
         partial(update, fraction=fraction, due=due, score_fn=score_fn),
     )
 
 
-def _at_most_zeros(k: Tensor | None, num_kept: Tensor, mask: Tensor) -> Tensor | None:
-    """Limit k to the number of zeros of a leaf, for more cannot be grown."""
+def _limit_to_zeros(k: Tensor | None, num_kept: Tensor, mask: Tensor) -> Tensor | None:
+    """Limit k to the number of zeros of a leaf, because no more than these can be grown."""
     if k is None:
         return None
     num_kept = num_kept.to(k.device)
     limited = torch.minimum(k, mask.numel() - num_kept)
-    # a fraction above 1 asks for more weights than there are: leave k as it is, layerwise raises
+    # a fraction above 1 gives a k above num_kept: leave it, so that layerwise raises an error
     return torch.where(k > num_kept, k, limited)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gprune.allocation import erdos_renyi
 from gprune.masks import apply_masks
-from gprune.pruners.pruner import Allocation, Pruner, first_step, random_start
+from gprune.pruners.pruner import Allocation, Pruner, bind_random_masks, first_step
 from gprune.trees import Tree, Where
 
 
@@ -62,7 +62,7 @@ def static_sparse(
         The pruner; its state has `masks` and `step`.
 
     Raises:
-        TypeError: if the allocation is no function, or a number is of another type.
+        TypeError: if the allocation is not a function, or a number has the wrong type.
 
     Example:
         >>> import torch, gprune as gp
@@ -74,5 +74,5 @@ def static_sparse(
     References:
         Evci et al., 2020, arXiv:1911.11134, section 3.1.
     """
-    draw_masks = random_start(sparsity, seed, allocation, where)
+    draw_masks = bind_random_masks(sparsity, seed, allocation, where)
     return Pruner(partial(init, draw_masks=draw_masks), update)

@@ -1,9 +1,15 @@
 """Scores: functions from parameters to a tree of scores, detached. Larger = more important.
 
-One score a file, each with its paper and its equation, in the order of what they need: parameters
-alone, gradients, a loss, a forward pass. Then come means over batches and rescalings.
-`score_map.py` has the checks and the map over leaves that they share, `losses.py` makes a loss of a
-tree differentiable.
+Each file has the scores of one paper or one kind, with the equation. They differ in what they need:
+
+    magnitude.py, random.py          the parameters
+    taylor.py, movement.py           the parameters and gradients
+    snip.py, grasp.py, curvature.py  the parameters and a loss function
+    synflow.py, wanda.py             the parameters and a forward function
+    rescaling.py                     scores or parameters; makes leaves comparable with each other
+    accumulate.py                    gradients of many batches; their mean
+    score_map.py                     the checks and the map over leaves that the scores share
+    losses.py                        gradients and Hessian products of a loss of a tree
 
 Score all parameters, then choose what to prune: `global_unstructured(prunable(params), scores)`.
 """

@@ -23,11 +23,11 @@ def fisher(loss_fn: Callable[..., Tensor], params: Tree, *args: Any, chunk_size:
 
     Args:
         loss_fn: `loss_fn(params, *args)`, to a 0-dim floating point tensor. It is called with
-            batches of one example, so pass the loss of a batch unchanged. It must not draw random
+            batches of one example, so pass the loss function of a batch. It must not draw random
             numbers, so put dropout in evaluation mode.
         params: pytree of floating point tensors of any shape; `None` stays `None`.
-        *args: the examples: pytrees of tensors whose first dimension is N, and `None`s. Let
-            `loss_fn` close over what all examples share.
+        *args: the examples: pytrees of tensors whose first dimension is N, and `None`s. What
+            all examples share is not passed here: let `loss_fn` close over it.
         chunk_size: how many examples are differentiated at once. Each needs about as much memory
             as the parameters.
 
@@ -77,7 +77,7 @@ def hessian_diagonal(
     """Estimate the diagonal of the Hessian by Hutchinson's method: the mean of v ⊙ Hv.
 
     Each probe v has independent entries ±1, so the expected value is the diagonal. The error falls
-    as 1/√probes. It comes from the entries of H beside the diagonal: if they are 0, it is 0.
+    as 1/√probes. It comes from the off-diagonal entries of H: if they are 0, it is 0.
 
     Args:
         loss_fn: `loss_fn(params, *args)`, to a 0-dim floating point tensor, twice differentiable by
@@ -154,7 +154,7 @@ def _signs(like: list[Tensor], seed: Tensor) -> list[Tensor]:
 
 
 def _count(examples: list[Any], treedef: TreeDef) -> int:
-    """Return the number of examples: the first dimension, which all tensors must share."""
+    """Return the number of examples: the size of the first dim, equal in all tensors."""
     require_tensors(examples, treedef, "args")
     names = leaf_names(treedef, "args")
     sizes = {n: tuple(x.shape[:1]) for n, x in zip(names, examples, strict=True) if x is not None}

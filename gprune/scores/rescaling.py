@@ -41,9 +41,9 @@ def normalize_l2(scores: Tree) -> Tree:
 
 
 def lamp(params: Tree) -> Tree:
-    """Score each entry by its square over the squares of all larger entries: θᵤ² / Σ_{v ≥ u} θᵥ².
+    """Divide each square by the squares of all entries that are not smaller: θᵤ² / Σ_{v ≥ u} θᵥ².
 
-    The entries of a leaf are numbered in ascending order of magnitude, equal ones by flat index.
+    u and v number the entries of a leaf in ascending order of magnitude, equal ones by flat index.
     So the largest entry of every leaf has the score 1, and no leaf is pruned completely before
     all leaves are down to one entry.
 

@@ -1,6 +1,6 @@
 """Scores leaf by leaf: the checks of the public functions, and the map over the leaves.
 
-A score is an equation between the entries of a parameter and the entries at the same place in other
+A score is an equation between the entries of a parameter and the corresponding entries of other
 trees. `score_leaves` takes the equation of one leaf. It checks structures, shapes, devices and
 dtypes, leaves `None`s alone, computes in float32 at least, and refuses scores that are not finite.
 Errors give the path of every bad leaf.
@@ -27,7 +27,7 @@ def score_leaves(equation: Callable[..., Tensor], **trees: Tree) -> Tree:
     Args:
         equation: a function of one detached leaf of each tree, in float32 or float64.
         **trees: pytrees of floating point tensors, under the names that errors use. Where the first
-            tree has `None`, the leaves of the others do not matter.
+            tree has `None`, the leaves of the others are ignored.
 
     Returns:
         The results, a tree of the structure of the first, `None` where it has `None`.
@@ -36,11 +36,11 @@ def score_leaves(equation: Callable[..., Tensor], **trees: Tree) -> Tree:
         TypeError: if a leaf is not a floating point tensor.
         ValueError: if a structure, shape or device differs, or a value is not finite.
     """
-    [(owner, first), *rest] = trees.items()
-    leaves, treedef = floating_leaves(first, owner)
-    columns = {owner: leaves}
+    [(first_name, first), *rest] = trees.items()
+    leaves, treedef = floating_leaves(first, first_name)
+    columns = {first_name: leaves}
     for name, tree in rest:
-        columns[name] = _matching_leaves(tree, name, leaves, treedef, owner)
+        columns[name] = _matching_leaves(tree, name, leaves, treedef, first_name)
     rows = zip(*columns.values(), strict=True)
     scores = [None if row[0] is None else equation(*map(upcast, row)) for row in rows]
     _require_finite(scores, columns, treedef)
@@ -103,12 +103,12 @@ def _has_arithmetic(leaf: Tensor) -> bool:
 
 
 def _matching_leaves(
-    tree: Tree, name: str, first_leaves: list[Any], treedef: TreeDef, owner: str
+    tree: Tree, name: str, first_leaves: list[Any], treedef: TreeDef, first_name: str
 ) -> list[Any]:
     """Flatten a tree that must match the first one in structure, shapes and devices."""
     leaves = [
         leaf if first is not None else None
-        for leaf, first in zip(match(tree, treedef, name, owner=owner), first_leaves, strict=True)
+        for leaf, first in zip(match(tree, treedef, name, first_name), first_leaves, strict=True)
     ]
     floating_leaves(unflatten(treedef, leaves), name)
     problems = [mismatch(leaf, first) for leaf, first in zip(leaves, first_leaves, strict=True)]
@@ -119,16 +119,16 @@ def _matching_leaves(
 
 
 def _require_finite(scores: list[Any], columns: dict[str, list[Any]], treedef: TreeDef) -> None:
-    """Raise a ValueError if a score is NaN or infinite, with the paths of the leaves behind it."""
-    # Inside a trace there are no values to check. Then a NaN stays in the scores, and is pruned
-    # last. Under vmap the whole batch is checked at once.
-    places = [i for i, score in enumerate(scores) if score is not None]
-    if torch.compiler.is_compiling() or not places:
+    """Raise a ValueError that names the leaves whose scores are NaN or infinite, and the cause."""
+    # While tracing there are no values to check. So compiled code keeps a NaN in the scores, and
+    # prunes it last. Under vmap all elements of the batch are checked at once.
+    indices = [i for i, score in enumerate(scores) if score is not None]
+    if torch.compiler.is_compiling() or not indices:
         return
-    found = [scores[i] for i in places]
+    found = [scores[i] for i in indices]
     load_dtensor_rules()
     finite = operators.all_finite(found, "scores").tolist()
-    wrong = [i for i, fine in zip(places, finite, strict=True) if not fine]
+    wrong = [i for i, fine in zip(indices, finite, strict=True) if not fine]
     if wrong:
         raise ValueError("; ".join(_why_not_finite(i, columns, treedef) for i in wrong))
 
@@ -139,9 +139,9 @@ def _why_not_finite(i: int, columns: dict[str, list[Any]], treedef: TreeDef) -> 
         [upcast(column[i]) for column in columns.values()], "inputs"
     ).tolist()
     wrong = [name for name, fine in zip(names.values(), finite, strict=True) if not fine]
-    owner, first = next(iter(names.values())), next(iter(columns.values()))[i]
-    remedy = "scale them" if first.dtype == torch.float64 else "cast the parameters to float64"
+    param, leaf = next(iter(names.values())), next(iter(columns.values()))[i]
+    remedy = "scale them" if leaf.dtype == torch.float64 else "cast the parameters to float64"
     if not wrong:
-        return f"the score of {owner} overflows; {remedy}"
-    advice = "" if owner in wrong else f"; if it has overflowed, {remedy}"
+        return f"the score of {param} overflows; {remedy}"
+    advice = "" if param in wrong else f"; if it has overflowed, {remedy}"
     return f"{', '.join(wrong)} contains NaN or infinity, which cannot be scored{advice}"

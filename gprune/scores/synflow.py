@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from gprune.masks import apply_masks, keep_all, with_holes
+from gprune.masks import apply_masks, keep_all, prunable_params
 from gprune.prune import global_unstructured
 from gprune.schedules import constant
 from gprune.scores.losses import flatten_function, require_floating
@@ -108,7 +108,7 @@ def iterative_synflow(
     constant(sparsity)  # raises if the sparsity is out of range
     require_positive(rounds, "rounds")
     masks = keep_all(prunable(params)) if masks is None else masks
-    weights = with_holes(params, masks, "masks")
+    weights = prunable_params(params, masks, "masks")
     so_far = [1 - (1 - sparsity) ** (k / rounds) for k in range(1, rounds)]
     for now in [*so_far, sparsity]:
         scores = synflow(forward, apply_masks(params, masks), input_shape)

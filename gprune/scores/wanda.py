@@ -20,7 +20,7 @@ LAYERS = (F.linear, F.conv1d, F.conv2d, F.conv3d)
 
 
 def wanda(params: Tree, input_norms: Tree) -> Tree:
-    """Score each entry by its part of the output: |W_ij| ‖X_j‖₂.
+    """Score each entry by the norm of its contribution to the output: |W_ij| ‖X_j‖₂.
 
     For a linear layer the square of the score is exactly the squared error of the output, summed
     over all inputs, if that one weight is removed. The paper compares the weights of each output:
@@ -75,7 +75,7 @@ def input_norms(forward: Callable[[Tree, Any], Any], params: Tree, batches: Iter
 
     Returns:
         Detached norms, in float32 at least, in the unit of the inputs. Each has the shape of its
-        weight; that of a linear layer is one row, expanded without memory. `None` for parameters
+        weight; that of a linear layer is one row, expanded without a copy. `None` for parameters
         that were not observed.
 
     Raises:
@@ -113,9 +113,9 @@ class _Observer(TorchFunctionMode):
 
     def __init__(self, weights: list[Tensor]) -> None:
         super().__init__()
-        self.places = {id(weight): i for i, weight in enumerate(weights) if weight.dim() > 1}
+        self.index_of = {id(weight): i for i, weight in enumerate(weights) if weight.dim() > 1}
         self.squares: list[Any] = [None] * len(weights)
-        self.level = _level()
+        self.level = _transform_level()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -127,22 +127,22 @@ class _Observer(TorchFunctionMode):
     def _add(
         self, layer: Any, input: Tensor, weight: Tensor, bias: Any = None, *args: Any, **kwargs: Any
     ) -> None:
-        place = self.places.get(id(weight))
-        if place is not None:
+        index = self.index_of.get(id(weight))
+        if index is not None:
             squares = _squared_inputs(layer, input, weight.shape, *args, **kwargs)
-            squares = _over_examples(squares, self.level)
-            before = self.squares[place]
-            self.squares[place] = squares if before is None else before + squares
+            squares = _sum_over_vmaps(squares, self.level)
+            before = self.squares[index]
+            self.squares[index] = squares if before is None else before + squares
 
 
 def _squared_inputs(
     layer: Callable[..., Tensor], x: Tensor, shape: torch.Size, *args: Any, **kwargs: Any
 ) -> Tensor:
     """Sum the squared inputs of each weight: Σ X_j² = ∂/∂W_ij Σ layer(x², W)."""
-    # The layer is linear in W. So this holds at every W, and for every stride, padding and
-    # dilation. It is linear in x² too, so the examples are summed first, which torch does pairwise.
-    # The derivative then adds up to millions of positions one by one, so it is in float64, which
-    # autocast does not change. All rows of a group have the same inputs, so one row is enough.
+    # The layer is linear in W, so this holds at every W, for every stride, padding and dilation.
+    # It is linear in x² too, so the examples are summed first, which torch does pairwise. Then the
+    # derivative adds millions of positions one by one, so it is computed in float64, which autocast
+    # does not change. All rows of a group have the same inputs, so one row is enough.
     groups = x.shape[1 - len(shape)] // shape[1] if shape[1] else 1
     squares = upcast(x).square().unsqueeze(0)  # layers take a single example without a batch, too
     squares = squares.sum(tuple(range(squares.dim() + 1 - len(shape))))
@@ -154,14 +154,14 @@ def _squared_inputs(
     return sums
 
 
-def _level() -> int:
-    """Return how many `torch.func` transforms are active; 0 inside a trace, which hides them."""
+def _transform_level() -> int:
+    """Return how many `torch.func` transforms are active, or 0 while tracing."""
     return 0 if torch.compiler.is_compiling() else _functorch.maybe_current_level() or 0
 
 
-def _over_examples(squares: Tensor, level: int) -> Tensor:
-    """Sum over the batch dims of the `vmap`s inside `forward`, because they end with `forward`."""
-    # torch has no public function for this, and a batched tensor cannot be used after its `vmap`
+def _sum_over_vmaps(squares: Tensor, level: int) -> Tensor:
+    """Sum over the batch dims of the `vmap`s that `forward` has started."""
+    # A batched tensor cannot be used after its `vmap`. torch has no public function for this.
     if torch.compiler.is_compiling():
         return squares
     while _functorch.maybe_get_level(squares) > level:

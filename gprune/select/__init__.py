@@ -1,28 +1,32 @@
-"""Selection: from scores and an amount to a cut, and from a cut to masks. The heart of gprune.
+"""Selection: from scores and an amount to a threshold, and from a threshold to masks.
 
-A selection is a *cut*. Order all candidates by (score, flat index); pruning k of them means cutting
-that order after its k-th element, so two numbers describe the mask of a whole model.
+Order all candidates by (score, flat index), ascending. To prune k of them is to prune the first k
+in this order. So a selection is two numbers, which determine the masks of a whole model: the score
+and the flat index of the k-th candidate. This package finds them in five steps:
 
-    cut.py        the cut, a named tuple of two tensors
-    amounts.py    the law of counts: amount or sparsity -> k
-    apportion.py  a total -> a count for each leaf, for `gprune.allocation`
-    keys.py       scores -> integers in the same order, NaN on top; the one place that knows floats
-    draws.py      a seed -> random scores, the same for an entry wherever it is computed
-    boxes.py      where a part of a leaf lies in the whole leaf
-    ranking.py    leaves -> chunks in flat order, never more than a block at a time
-    sample.py     a few of the candidates -> a guess at where the k-th lies
-    passes.py     one stream over all the leaves, divided by a bracket of scores
-    flags.py      counting and finding flags, eight at a time
-    scratch.py    room for one block after another
-    digits.py     the search without a guess: what bounds the worst case, and what accelerators take
-    search.py     guess, pass, and at last the cut and the masks
-    several.py    several cuts in one search
-    rows.py       thousands of small selections at once
-    marking.py    a cut -> masks
-    operators.py  all of it as torch.library operators, which is how it passes through transforms
-    batching.py   what vmap makes of them
-    current.py    the public call that is going on, on which ranks must agree
-    errors.py     what is wrong with a leaf, by its number
-    host.py       where counts meet, and what of the process must not reach into the arithmetic
-    sharded/      the same cut where the leaves are DTensors, by exchanging counts
+1. Count the candidates, and turn the amount into k.
+2. Draw a sample of the scores. It gives a *bracket*: two scores that the k-th probably is between.
+3. Pass over all scores. Count what is below the bracket, write "above the bracket" into the masks,
+   and collect the few candidates inside.
+4. Find the k-th candidate among the collected ones by radix select: its score, then its flat index.
+5. Write the masks of the collected candidates.
+
+All scores are compared as integers, their *keys*. Large and sharded models take the same steps: a
+leaf is streamed in blocks, and the counts of all ranks are summed.
+
+    counts.py       an amount or a sparsity -> k; a total -> counts for leaves, in proportion
+    keys.py         order-preserving integer keys for scores
+    counter_rng.py  random numbers from a seed, a leaf's number and a flat index
+    counting.py     histograms, and counting and finding bools
+    blocks.py       leaves as a stream of blocks; slices of sharded leaves
+    sampling.py     a sample of the scores -> a bracket for each threshold
+    partition.py    the passes over all scores: dividing them by brackets, and writing masks
+    refine.py       radix select over several processes, by summing counts
+    search.py       the five steps together, for several thresholds at once
+    rows.py         one threshold for each row of a matrix
+    operators.py    all of this as torch.library operators
+    batching.py     the rules of the operators for vmap
+    ranks.py        the messages between ranks: summed counts, and errors
+    shards.py       the layout of DTensors: which slice of a leaf a rank holds
+    dtensors.py     the rules of the operators for DTensors
 """

@@ -1,7 +1,8 @@
 """Batching rules: what `vmap` does with an operator.
 
-In general it is called once for each element of the batch. A batch of small models, though, is laid
-side by side as the rows of one matrix, and all are cut by one operator.
+In general the operator is called once for each element of the batch. There are two faster cases.
+The entries of small models become the rows of one matrix, which one operator prunes. Many amounts
+of one model become one search for many thresholds.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from gprune.select import blocks
 
 
 def by_loop(operator: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
-    """Make the rule "one call per element of the batch, then stack".
+    """Make the rule that calls an operator for each element of the batch and stacks the results.
 
     Args:
-        operator: from tensors, lists of tensors and plain values to a tensor or several.
+        operator: takes tensors, lists of tensors and plain values; returns one or more tensors.
 
     Returns:
         The rule that `register_vmap` takes.
@@ -39,7 +40,7 @@ def by_loop(operator: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
 
 
 def of_find_threshold(find_threshold: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
-    """Make the rule of `find_threshold`: many amounts in one search, or each model in its turn.
+    """Make the rule of `find_threshold`: many amounts in one search, many models in a loop.
 
     Args:
         find_threshold: the operator, which takes an amount of any shape.
@@ -69,9 +70,9 @@ def of_select(
 
     Args:
         select: the operator that the rule is for.
-        select_rows: its like for the rows of a matrix.
-        find_threshold: finds the cuts of many amounts in one search.
-        masks_from_threshold: makes the masks at each.
+        select_rows: the operator that prunes each row of a matrix.
+        find_threshold: the operator that finds the thresholds of many amounts in one search.
+        masks_from_threshold: the operator that makes the masks at one threshold.
 
     Returns:
         The rule that `register_vmap` takes.
@@ -84,8 +85,8 @@ def of_select(
             return loop(info, in_dims, *args)
         if not _any_batched(in_dims[0], in_dims[1]):
             many = amounts[0].movedim(in_dims[2][0], 0).contiguous()
-            cuts = zip(*find_threshold(scores, masks, many, absolute, sparsity, call), strict=True)
-            calls = [masks_from_threshold(*cut, scores, masks, absolute, call) for cut in cuts]
+            found = zip(*find_threshold(scores, masks, many, absolute, sparsity, call), strict=True)
+            calls = [masks_from_threshold(*one, scores, masks, absolute, call) for one in found]
             return [torch.stack(outputs) for outputs in zip(*calls, strict=True)], [0] * len(scores)
         alike = len({(leaf.dtype, leaf.device) for leaf in scores}) == 1
         leaves = [_batched(*pair, info) for pair in zip(scores, in_dims[0], strict=True)]
@@ -103,22 +104,22 @@ def of_select(
 
 
 def _any_batched(*in_dims: Any) -> bool:
-    """Say whether a tensor of some lists is batched."""
+    """Return whether any tensor of some lists is batched."""
     return any(dim is not None for dims in in_dims if dims is not None for dim in dims)
 
 
 def _batched(leaf: Tensor, dim: int | None, info: Any) -> Tensor:
-    """Put the batch first, also where a leaf has none."""
+    """Move the batch dim to the front; expand a leaf that has none."""
     return leaf.expand(info.batch_size, *leaf.shape) if dim is None else leaf.movedim(dim, 0)
 
 
 def _joined(leaves: list[Tensor]) -> Tensor:
-    """Join the entries of each model to a row."""
+    """Concatenate the entries of each model to a row."""
     return torch.cat([leaf.reshape(len(leaf), math.prod(leaf.shape[1:])) for leaf in leaves], dim=1)
 
 
 def _slice(arg: Any, in_dim: Any, i: int) -> Any:
-    """Take element i of every batched tensor in a nest of lists."""
+    """Return the arguments with element i of every batched tensor, also inside lists."""
     if isinstance(arg, list | tuple):
         dims = in_dim if isinstance(in_dim, list | tuple) else [in_dim] * len(arg)
         return [_slice(one, dim, i) for one, dim in zip(arg, dims, strict=True)]

@@ -1,7 +1,11 @@
-"""Leaves as a stream of blocks in flat order, never more than `BLOCK` entries at a time.
+"""Leaves as a stream of blocks in flat order, at most `BLOCK` entries at a time.
 
-A large leaf is streamed in several blocks. Small leaves that follow each other are joined into one
-block, so a model of ten thousand tiny leaves costs little more than one of a few large ones.
+A large leaf is streamed in several blocks. Small neighbouring leaves are joined into one block, so
+a model of ten thousand tiny leaves costs little more than one of a few large ones.
+
+A *flat index* numbers the entries of a leaf in row-major order. A *tree index* numbers the entries
+of all leaves, one leaf after the other. A *position* numbers only the entries that this process
+counts. Without DTensors, positions and tree indices are the same.
 """
 
 from __future__ import annotations
@@ -16,15 +20,25 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gprune.inputs import LeafError
 from gprune.select.counter_rng import draw_integers
-from gprune.select.keys import FLOAT64, FORMATS, INT64, Format, keys_of, to_bits, to_float64_keys
+from gprune.select.keys import (
+    FLOAT64,
+    FORMATS,
+    INT64,
+    LARGEST_INT64,
+    Format,
+    keys_of,
+    to_bits,
+    to_float64_keys,
+)
 
 BLOCK = 2**20
-"""Entries of a block: so many that the cost of calling an operator does not count."""
+"""The most entries of a block. Large enough that the fixed cost of an operator is negligible."""
 
 
 class ShardSlice(NamedTuple):
-    """A slice of a leaf, outermost dim first.
+    """The slice of a leaf that one rank holds.
 
     Attributes:
         shape: the shape of the leaf.
@@ -38,17 +52,17 @@ class ShardSlice(NamedTuple):
 
     @property
     def num_entries(self) -> int:
-        """How many entries the leaf has."""
+        """The number of entries of the leaf."""
         return math.prod(self.shape)
 
     def leaf_index(self, positions: Tensor) -> Tensor:
-        """Give the flat indices in the leaf of some entries of the slice.
+        """Convert flat indices in the slice to flat indices in the leaf.
 
         Args:
             positions: flat indices in the slice, int64.
 
         Returns:
-            A fresh tensor of the same shape, ascending where `positions` is.
+            A new tensor of the same shape. The order is the same.
         """
         dims = self._merged_dims()
         found, stride = positions.new_zeros(()), 1
@@ -59,7 +73,7 @@ class ShardSlice(NamedTuple):
         return (positions + dims[0][1]) * stride + found
 
     def num_before(self, leaf_index: int) -> int:
-        """Count the entries of the slice at lower flat indices of the leaf than this one."""
+        """Return how many entries of the slice are at flat indices of the leaf below this one."""
         count, volume, stride = 0, math.prod(self.size), self.num_entries
         if volume == 0:
             return 0
@@ -73,7 +87,7 @@ class ShardSlice(NamedTuple):
         return count
 
     def _merged_dims(self) -> list[tuple[int, int, int]]:
-        """Give (full, first, length) of each dim; a whole dim merges with the one before it."""
+        """Return (full, first, length) of each dim; an unsplit dim is joined to the one before."""
         dims: list[tuple[int, int, int]] = []
         for full, first, length in zip(self.shape, self.start, self.size, strict=True):
             if dims and length == full:
@@ -87,7 +101,7 @@ class Query(NamedTuple):
     """A threshold to search for.
 
     Attributes:
-        leaves: the number of one leaf, or those of all.
+        leaves: the numbers of the leaves that are ranked: one leaf, or all.
         k: how many candidates are pruned, from 1 to all of them.
         num_candidates: how many candidates there are, in all processes.
     """
@@ -101,13 +115,13 @@ class Block(NamedTuple):
     """Consecutive entries: a part of one leaf, or several whole small leaves.
 
     Attributes:
-        start: the position of the first entry; positions count the local entries of all leaves.
+        start: the position of the first entry.
         bits: the scores as integers, 1-D.
         form: the format of the bits.
         prior: the prior mask of these entries, 1-D bool, or `None`.
         leaves: the numbers of the leaves, none of them empty.
-        sizes: how many entries of each leaf are here.
-        offset: the position of the first entry in its leaf.
+        sizes: how many entries of each leaf are in the block.
+        offset: the flat index of the first entry, in its leaf or its local shard.
     """
 
     start: int
@@ -120,20 +134,20 @@ class Block(NamedTuple):
 
     @property
     def stop(self) -> int:
-        """The position behind the last entry."""
+        """The position after that of the last entry."""
         return self.start + self.bits.numel()
 
 
 @dataclass(frozen=True)
 class RankedLeaves:
-    """The leaves that are ranked, and how.
+    """The leaves that are ranked, and how they are ranked.
 
     Attributes:
         scores: one tensor per prunable leaf, of any shape and layout; of a DTensor its local shard.
         priors: the prior mask of each leaf, or an empty list if nothing is pruned yet.
         absolute: whether to rank by absolute value.
-        seed: if given, random draws are ranked, and the values of `scores` do not matter.
-        slices: where each local shard lies in its leaf; empty if all leaves are whole.
+        seed: if given, random draws are ranked, and the values of `scores` are ignored.
+        slices: the slice of its leaf that each local shard is; empty without DTensors.
         counted: for each leaf whether this process counts its entries. A replicated leaf is counted
             by one process only. Empty if all leaves are counted.
         exact: whether the keys are float64 keys, whatever the dtypes of the leaves are.
@@ -149,24 +163,37 @@ class RankedLeaves:
 
     @cached_property
     def starts(self) -> list[int]:
-        """The position of each leaf's first entry, then the number of entries counted here."""
+        """The position of each leaf's first entry, then the number of all positions."""
         counted = self.counted or [True] * len(self.scores)
         sizes = [x.numel() if own else 0 for x, own in zip(self.scores, counted, strict=True)]
         return [0, *accumulate(sizes)]
 
     @cached_property
     def tree_starts(self) -> list[int]:
-        """The flat index of each leaf's first entry in the whole tree, then the tree's size."""
+        """The tree index of each leaf's first entry, then the number of entries of the tree."""
         if not self.slices:
             return self.starts
         return [0, *accumulate(piece.num_entries for piece in self.slices)]
 
-    def with_exact_keys(self) -> RankedLeaves:
-        """Give the same leaves with float64 keys, which hold any threshold."""
-        return replace(self, exact=True)
+    def check_exact(self) -> None:
+        """Refuse int64 scores that float64 cannot hold.
+
+        Raises:
+            LeafError: if an int64 score is beyond 2^53 in magnitude.
+        """
+        for number, leaf in enumerate(self.scores if self.seed is None else []):
+            if leaf.dtype == torch.int64 and leaf.numel():
+                low, high = torch.stack(leaf.aminmax()).tolist()
+                if low < -LARGEST_INT64 or high > LARGEST_INT64:
+                    raise LeafError(
+                        number,
+                        "scores",
+                        "int64 scores must be at most 2**53 in magnitude to compare exactly, "
+                        f"got {low if low < -LARGEST_INT64 else high}; cast them to float64",
+                    )
 
     def not_counted(self) -> RankedLeaves | None:
-        """Give the leaves that another process counts, or `None` if there are none."""
+        """Return the leaves that another process counts, or `None` if there are none."""
         if all(self.counted):
             return None
         return replace(self, counted=[not own for own in self.counted])
@@ -187,16 +214,16 @@ class RankedLeaves:
 
     @cached_property
     def key_range(self) -> tuple[int, int]:
-        """The lowest and the highest key that there may be."""
+        """The lowest and the highest possible key."""
         return self.common.key_range(self.absolute)
 
     def form(self, leaf: int) -> Format:
-        """Give the format in which a leaf is streamed: integers among floats become float64."""
+        """Return the format in which a leaf is streamed; float64 for integers beside floats."""
         own = INT64 if self.seed is not None else FORMATS[self.scores[leaf].dtype]
         return own if own.is_float else self.common
 
     def num_candidates(self, leaves: range) -> Tensor:
-        """Count the entries of some leaves that are counted here and that the prior masks keep."""
+        """Count the candidates of some leaves among the entries that this process counts."""
         if not self.priors:
             return torch.tensor(self.starts[leaves.stop] - self.starts[leaves.start], device="cpu")
         kept = [
@@ -212,12 +239,12 @@ class RankedLeaves:
         return keys if form == self.common else to_float64_keys(keys, form)
 
     def blocks(self, leaves: range, first: int = 0, last: int | None = None) -> Iterator[Block]:
-        """Stream the entries of leaves that are counted here, in flat order.
+        """Stream the entries of leaves that this process counts, in flat order.
 
         Args:
             leaves: the number of one leaf, or those of all.
-            first: blocks before this position are left out.
-            last: blocks behind this position are left out.
+            first: blocks that end before this position are left out.
+            last: blocks that start after this position are left out.
 
         Yields:
             Blocks of at most `BLOCK` entries.
@@ -234,7 +261,7 @@ class RankedLeaves:
                     yield block
 
     def joined_blocks(self, leaves: range) -> Iterator[Block]:
-        """Stream the blocks of several leaves only."""
+        """Stream only the blocks that consist of several leaves."""
         return (self.joined_block(group) for group in self.groups(leaves) if len(group) > 1)
 
     def groups(self, leaves: range) -> list[list[int]]:
@@ -244,7 +271,7 @@ class RankedLeaves:
             leaves: the number of one leaf, or those of all.
 
         Returns:
-            The numbers of the leaves in each group. A large leaf is a group of its own, and small
+            The numbers of the leaves in each group. A large leaf is a group by itself, and small
             neighbours are joined. Empty leaves are in no group.
         """
         if len(leaves) == 1:
@@ -276,13 +303,13 @@ class RankedLeaves:
 
     @cached_property
     def _only_block(self) -> Block:
-        """The block of a small model, which is made once."""
+        """The block of a small model, which is kept, so that it is made once."""
         return self._join(self._groups[0])
 
     def _join(self, group: list[int]) -> Block:
         form, first = self.form(group[0]), self.scores[group[0]]
         sizes = [self.scores[leaf].numel() for leaf in group]
-        # with `out`, autocast leaves the scores as they are
+        # autocast would cast the scores in `cat`, but not with `out`
         scores = torch.empty(sum(sizes), dtype=first.dtype, device=first.device)
         torch.cat([self.scores[leaf].reshape(-1) for leaf in group], out=scores)
         prior = torch.cat([self.priors[i].reshape(-1) for i in group]) if self.priors else None
@@ -296,15 +323,15 @@ class RankedLeaves:
             if self.seed is None:
                 bits = to_bits(scores, form)
             else:
-                places = torch.arange(offset, offset + size, device=scores.device)
-                places = self.slices[leaf].leaf_index(places) if self.slices else places
-                bits = draw_integers(self.seed, leaf, places)
+                index = torch.arange(offset, offset + size, device=scores.device)
+                index = self.slices[leaf].leaf_index(index) if self.slices else index
+                bits = draw_integers(self.seed, leaf, index)
             start = self.starts[leaf] + offset
             yield Block(start, bits, form, prior[0] if prior else None, [leaf], [size], offset)
             offset += size
 
     def tree_index(self, positions: Tensor) -> Tensor:
-        """Give the flat indices in the whole tree of some positions."""
+        """Convert positions to tree indices."""
         if not self.slices:
             return positions
         ascending, order = positions.sort()
@@ -313,12 +340,12 @@ class RankedLeaves:
         found = torch.empty_like(positions)
         for leaf, (start, end) in enumerate(pairwise(ends)):
             if start < end:
-                places = ascending[start:end] - self.starts[leaf]
-                found[start:end] = self.slices[leaf].leaf_index(places) + self.tree_starts[leaf]
+                local = ascending[start:end] - self.starts[leaf]
+                found[start:end] = self.slices[leaf].leaf_index(local) + self.tree_starts[leaf]
         return torch.empty_like(found).index_copy_(0, order, found)
 
     def last_position(self, tree_index: int) -> int:
-        """Give the position of the last entry here up to a flat index of the tree, or -1."""
+        """Return the highest position whose tree index is at most `tree_index`, or -1."""
         if not self.slices:
             return tree_index
         return -1 + sum(
@@ -331,13 +358,13 @@ class RankedLeaves:
 def flat_blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Split tensors of one shape into 1-D blocks in flat (row-major) order.
 
-    A contiguous tensor is only viewed. Of any other layout, one block at a time is copied.
+    A contiguous tensor is not copied. Any other tensor is copied block by block.
 
     Args:
         *tensors: tensors of one shape; nothing is yielded if they are empty.
 
     Yields:
-        One 1-D block of each tensor, all of the same entries, at most `BLOCK`.
+        A 1-D block of each tensor, of the same entries, at most `BLOCK`.
     """
     shape = tensors[0].shape
     if shape.numel() == 0:

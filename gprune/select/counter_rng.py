@@ -16,7 +16,7 @@ FIRST, SECOND = 0xBF58_476D_1CE4_E5B9, 0x94D0_49BB_1331_11EB
 WORD = 2**64
 
 NUM_BITS = 53
-"""The width of a draw: every integer of this width is exact in float64."""
+"""The bits of a draw: float64 holds every integer of so many bits."""
 
 
 def draw_integers(seed: int, leaf: int, flat_indices: Tensor) -> Tensor:
@@ -54,6 +54,6 @@ def _signed(word: int) -> int:
     return (word + WORD // 2) % WORD - WORD // 2
 
 
-def _shift_right(z: Tensor, num_places: int) -> Tensor:
-    # torch shifts copies of the sign in, and the mask removes them
-    return torch.bitwise_and(z >> num_places, 2 ** (64 - num_places) - 1)
+def _shift_right(z: Tensor, num_bits: int) -> Tensor:
+    # `>>` fills with copies of the sign bit, which the mask removes
+    return torch.bitwise_and(z >> num_bits, 2 ** (64 - num_bits) - 1)

@@ -1,8 +1,8 @@
-"""Counting and finding: histograms, and bools that are read eight at a time.
+"""Counting: histograms, and how many of some bools are true, and where.
 
-A pass finds few entries of a block. Read as 64-bit words, a block of bools has an eighth of the
-elements, nearly all of them zero, so counting and finding the true ones costs a fraction. Bools are
-padded to whole words for this: they are *packed*.
+A pass finds few entries of each block, so nearly all bools of a block are false. Read as 64-bit
+words, the bools have an eighth of the elements, and nearly all words are zero, which makes counting
+and finding faster. *Packed* bools are padded to a multiple of eight, so that they can be read so.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 WORD = 8
-"""Bools in a 64-bit word."""
+"""How many bools a 64-bit word holds."""
 
 LANE = 128
-"""Words whose bytes can be added in place: a byte holds 255, and a bool adds 1 to its byte."""
+"""How many words are added byte by byte: a byte holds up to 255, and each word adds 0 or 1."""
 
 
 def count_packed(bools: Tensor) -> Tensor:
-    """Count the true ones among bools that are whole words; 0-dim int64."""
+    """Return how many of some packed bools are true, 0-dim int64."""
     words = bools.view(torch.int64)
     lanes = words.numel() // LANE * LANE
     sums = words[:lanes].view(-1, LANE).sum(1) if lanes else words[:0]
@@ -27,7 +27,7 @@ def count_packed(bools: Tensor) -> Tensor:
 
 
 def packed_positions(bools: Tensor) -> Tensor:
-    """Find the true ones among bools that are whole words; ascending int64 positions."""
+    """Return the indices of the true ones among packed bools, ascending int64."""
     words = bools.view(torch.int64)
     some = words.nonzero().view(-1)
     single = words.index_select(0, some).view(torch.bool).nonzero().view(-1)
@@ -35,12 +35,12 @@ def packed_positions(bools: Tensor) -> Tensor:
 
 
 def find_true(bools: Tensor) -> Tensor:
-    """Find the true ones among any 1-D bools; ascending int64 positions."""
+    """Return the indices of the true ones among any 1-D bools, ascending int64."""
     return packed_positions(pad(bools, (0, -bools.numel() % WORD)))
 
 
 def concatenate(parts: list[Tensor]) -> Tensor:
-    """Concatenate 1-D tensors; one is given as it is, and none are no integers."""
+    """Concatenate 1-D tensors; without a copy if there is one, to empty int64 if there is none."""
     if len(parts) == 1:
         return parts[0]
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64, device="cpu")
@@ -60,4 +60,4 @@ def histogram(bins: Tensor, size: int) -> Tensor:
         return torch.bincount(bins, minlength=size)
     ones = torch.ones((), dtype=torch.int64, device=bins.device).expand_as(bins)
     counts = torch.zeros(size, dtype=torch.int64, device=bins.device)
-    return counts.scatter_add_(0, bins.to(torch.int64), ones)  # bincount makes the host wait
+    return counts.scatter_add_(0, bins.to(torch.int64), ones)  # bincount would make the host wait

@@ -1,9 +1,11 @@
-"""The law of counts: how many candidates an amount or a sparsity prunes.
+"""Counts: how many candidates an amount or a sparsity prunes, and shares of a total.
 
-`amount` is torch's: an integer is that many more, a float a fraction of the candidates. `sparsity`
-is the fraction of all prunable entries that is pruned afterwards. Both round half to even in
-float64. A Python number becomes a 0-dim tensor by a multiplication, because that is the form which
-Dynamo compiles at most twice however many different numbers it sees.
+`amount` has torch's meaning: an integer is a number of candidates, a float is a fraction of the
+candidates. `sparsity` is the fraction of all prunable entries that is pruned afterwards. Products
+are rounded half to even in float64.
+
+A Python number becomes a 0-dim tensor by a multiplication. Dynamo compiles that at most twice,
+however many different numbers it sees.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from torch import Tensor
 
 
 def one_of(amount: Any, sparsity: Any, caller: str) -> tuple[Any, bool]:
-    """Take whichever of amount and sparsity is given.
+    """Return whichever of amount and sparsity is given.
 
     Args:
         amount: an amount or `None`.
@@ -116,13 +118,13 @@ def as_seed(seed: Any) -> Tensor:
 
 
 def resolve(number: Tensor, entries: int, candidates: int, is_sparsity: bool) -> int:
-    """Apply the law of counts to an amount or a sparsity.
+    """Return how many candidates an amount or a sparsity prunes.
 
     Args:
         number: 0-dim tensor.
         entries: how many prunable entries there are.
         candidates: how many of them are not pruned yet.
-        is_sparsity: which of the two the number is.
+        is_sparsity: whether the number is a sparsity.
 
     Returns:
         How many candidates to prune.
@@ -133,7 +135,7 @@ def resolve(number: Tensor, entries: int, candidates: int, is_sparsity: bool) ->
 
 
 def resolve_amount(amount: Tensor, candidates: int) -> int:
-    """Apply the law to an amount: itself if it is an integer, else `round(amount * candidates)`.
+    """Return `amount` if it is an integer, else `round(amount * candidates)`.
 
     Args:
         amount: 0-dim tensor.
@@ -160,7 +162,7 @@ def resolve_amount(amount: Tensor, candidates: int) -> int:
 
 
 def resolve_sparsity(sparsity: Tensor, entries: int, candidates: int) -> int:
-    """Apply the law to a sparsity: `max(0, round(sparsity * entries) - already pruned)`.
+    """Return `max(0, round(sparsity * entries) - already pruned)`.
 
     Args:
         sparsity: 0-dim tensor, 0 to 1.
@@ -189,21 +191,24 @@ def _check_fraction(number: float, name: str, when: str) -> None:
 
 
 HALVINGS = 50
-"""Of the interval in which the place in the queue lies: more than the digits of any count."""
+"""How often the interval of the rate is halved: more often than a count has bits."""
 
 
 def apportion(total: int, weights: list[float], low: list[int], high: list[int]) -> list[int]:
-    """Share a total out in proportion to weights, within bounds.
+    """Divide a total into integer counts in proportion to weights, within bounds.
+
+    The count of i is `rate * weights[i]`, rounded and clamped to the bounds of i. The rate is the
+    same for all, and chosen so that the sum is the total. Where rounding leaves a choice, the next
+    one to be rounded up is the one that needs the lowest rate for it.
 
     Args:
-        total: how many there are to share out, from `sum(low)` to `sum(high)`.
-        weights: one for each party, above 0 where the bounds differ.
-        low: the least that each gets.
-        high: the most that each gets.
+        total: the sum of the counts, from `sum(low)` to `sum(high)`.
+        weights: one for each count, above 0 where the bounds differ.
+        low: the lower bound of each count.
+        high: the upper bound of each count.
 
     Returns:
-        What each gets, as near to `rate * weight` as whole numbers with this total allow, for one
-        rate common to all whom no bound stops.
+        The counts.
     """
     counts = _near(total, weights, low, high)
     waiting = [i for i in range(len(counts)) if counts[i] < high[i]]
@@ -218,24 +223,24 @@ def apportion(total: int, weights: list[float], low: list[int], high: list[int])
 
 
 def _near(total: int, weights: list[float], low: list[int], high: list[int]) -> list[int]:
-    """Find counts whose sum is the total, or less by a tie: halve the interval of the rate."""
+    """Find the rate by bisection. The counts may add up to less than the total if some are tied."""
     bounds = list(zip(weights, low, high, strict=True))
     kinds = Counter(bounds)  # a model has many layers of few shapes
 
-    def at(rate: float) -> dict[tuple[float, int, int], int]:
+    def counts_at(rate: float) -> dict[tuple[float, int, int], int]:
         return {
             (w, least, most): min(max(math.floor(rate * w + 0.5), least), most)
             for w, least, most in kinds
         }
 
-    def given(rate: float) -> int:
-        return sum(kinds[kind] * count for kind, count in at(rate).items())
+    def sum_at(rate: float) -> int:
+        return sum(kinds[kind] * count for kind, count in counts_at(rate).items())
 
-    below, above = 0.0, max([(most + 1) / w for w, _, most in kinds if w], default=0.0)
-    if given(above) <= total:
-        below = above
+    lower, upper = 0.0, max([(most + 1) / w for w, _, most in kinds if w], default=0.0)
+    if sum_at(upper) <= total:
+        lower = upper
     for _ in range(HALVINGS):
-        rate = (below + above) / 2
-        below, above = (rate, above) if given(rate) <= total else (below, rate)
-    counts = at(below)
+        rate = (lower + upper) / 2
+        lower, upper = (rate, upper) if sum_at(rate) <= total else (lower, rate)
+    counts = counts_at(lower)
     return [counts[kind] for kind in bounds]

@@ -46,7 +46,7 @@ class Format(NamedTuple):
 
     @property
     def largest(self) -> int:
-        """The largest integer of the width; as bits, those of the magnitude."""
+        """The largest signed integer of the width; as a bit mask, the bits of the magnitude."""
         return torch.iinfo(self.integer).max
 
     @property
@@ -61,11 +61,11 @@ class Format(NamedTuple):
 
     @property
     def rotation(self) -> int:
-        """What moves the raw key of `-inf` to the bottom, and negative NaNs to the top."""
+        """The offset of raw keys, which moves `-inf` to the bottom and negative NaNs to the top."""
         return self.infinity - self.largest
 
     def key_range(self, absolute: bool) -> tuple[int, int]:
-        """Give the lowest and the highest key that there may be."""
+        """Return the lowest and the highest possible key."""
         if self.is_float:
             return (0 if absolute else -self.infinity), self.nan
         return (0 if absolute else -self.largest - 1), self.largest + int(absolute)
@@ -98,7 +98,7 @@ def to_bits(scores: Tensor, form: Format) -> Tensor:
     """Read scores as the integers of a format.
 
     Args:
-        scores: any shape; of the format's dtype, or integers where the format is another.
+        scores: any shape; of the dtype of the format, or integers, which are converted to it.
         form: the format.
 
     Returns:
@@ -120,7 +120,7 @@ def keys_of(bits: Tensor, form: Format, *, absolute: bool) -> Tensor:
         absolute: whether to rank by absolute value.
 
     Returns:
-        Fresh keys of the same shape, of dtype `form.integer`, or int64 if the scores are integers.
+        A new tensor of keys, of the same shape; of dtype `form.integer`, or int64 for integers.
     """
     if not form.is_float:
         bits = bits.to(torch.int64, copy=True)
@@ -144,7 +144,7 @@ def raw_keys(bits: Tensor, form: Format, *, absolute: bool, out: Tensor) -> Tens
     Returns:
         `out`.
     """
-    if not form.is_float:  # the lowest integer has no absolute value, but one less of it
+    if not form.is_float:  # |x| - 1, because |x| of the lowest integer overflows
         return torch.abs(bits, out=out).sub_(1) if absolute else out.copy_(bits)
     if absolute:
         return torch.bitwise_and(bits, form.largest, out=out)
@@ -155,14 +155,14 @@ def raw_keys(bits: Tensor, form: Format, *, absolute: bool, out: Tensor) -> Tens
 def raw_bounds(
     low: int, high: int, form: Format, common: Format, *, absolute: bool
 ) -> tuple[int, int]:
-    """Give the raw keys between which the scores with keys from `low` to `high` lie.
+    """Return the range of raw keys of the scores whose keys are from `low` to `high`.
 
     Args:
         low: the lowest key, in the common format.
         high: the highest key, not below `low`.
         form: the format of the raw keys.
         common: the format of the keys.
-        absolute: whether the raw keys are of absolute values.
+        absolute: whether the raw keys are those of absolute values.
 
     Returns:
         The least and the greatest raw key: a score is in the range if and only if its raw key is.
@@ -173,14 +173,14 @@ def raw_bounds(
     if not form.is_float:
         return low - absolute, high - absolute
     is_nan = high == form.nan
-    if not absolute:  # a negative key -m has the raw key -m - 1, and -0.0 stands beside 0
+    if not absolute:  # before the rotation, a negative -m has the raw key -m - 1, and -0.0 has -1
         low = (low if low > 0 else low - 1) + form.rotation
         high = (high if high >= 0 else high - 1) + form.rotation
     return low, form.largest if is_nan else high
 
 
 def to_float64_keys(keys: Tensor, form: Format) -> Tensor:
-    """Turn the keys of any format into those of the same values in float64.
+    """Convert keys of any format to the float64 keys of the same values.
 
     Args:
         keys: any shape.
@@ -197,7 +197,7 @@ def to_float64_keys(keys: Tensor, form: Format) -> Tensor:
     magnitude = keys.abs()
     rebias = (FLOAT64.bias - form.bias) << FLOAT64.mantissa
     wide = (magnitude << (FLOAT64.mantissa - form.mantissa)) + rebias
-    # A denormal is an integer times a power of two. Both factors are normal, and so is the product.
+    # A denormal is an integer times a power of two. In float64 both and their product are normal.
     unit = 2.0 ** (1 - form.bias - form.mantissa)
     denormal = (magnitude.to(torch.float64) * unit).view(torch.int64)
     wide = torch.where(magnitude < (1 << form.mantissa), denormal, wide)
@@ -239,7 +239,7 @@ def _to_float64_key(key: int, form: Format) -> int:
 
 
 def values_of(keys: Tensor, form: Format) -> Tensor:
-    """Give the scores that keys stand for.
+    """Return the scores that keys stand for.
 
     Args:
         keys: int64, any shape.

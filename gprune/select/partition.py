@@ -1,11 +1,11 @@
-"""The passes over all weights: dividing them by a bracket of keys, counting keys, writing masks.
+"""The passes over all scores: dividing them by brackets of keys, counting keys, writing masks.
 
 A *bracket* is two keys, `low <= high`. The partition pass counts the candidates below it and inside
-it, collects those inside, and writes "above the bracket" into the masks on the way. If the wanted
-candidate is inside, all that remains is to find it among the few that were collected.
+it, collects those inside, and writes "above the bracket" into the masks on the way. If the k-th
+candidate is inside, it only has to be found among the few that were collected.
 
-On a block, comparing costs three operators on the scores and a handful on packed bools: eight of
-them are read as one 64-bit word, and nearly all words are zero.
+A pass is bound by memory, so a block is read by few operators: one to four make raw keys, two
+compare them with the ends of the bracket, and the rest work on packed bools (see `counting.py`).
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from gprune.select.keys import Format, raw_bounds, raw_keys
 
 
 class CountedBlock(NamedTuple):
-    """What a pass has counted in a block, for one query.
+    """How many candidates of a block are inside the bracket of a query.
 
     Attributes:
         query: the number of the query in the pass.
         start: the position of the first entry of the block.
-        stop: the position behind the last one.
+        stop: the position after that of the last entry.
         num_inside: how many of its candidates are inside the bracket, 0-dim.
     """
 
@@ -58,7 +58,7 @@ class Bins(NamedTuple):
 
     @staticmethod
     def covering(low: int, high: int, num_bins: int) -> Bins:
-        """Give the narrowest bins that cover the integers from `low` to `high`."""
+        """Return the narrowest bins that cover the integers from `low` to `high`."""
         shift = max(0, (high - low).bit_length() - num_bins.bit_length() + 1)
         while (high >> shift) - (low >> shift) >= num_bins:
             shift += 1
@@ -66,16 +66,16 @@ class Bins(NamedTuple):
 
 
 class Buffers:
-    """Memory for the intermediate results of one block, used again for the next.
+    """Memory for the intermediate results of a block, which the next block uses again.
 
-    Fresh memory costs a page fault every few thousand bytes, more than most operators cost.
+    Newly allocated memory costs a page fault for every 4 KiB, which is slower than most operators.
     """
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
 
     def get(self, name: str, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Give a buffer, with whatever it holds."""
+        """Return a buffer with undefined contents."""
         key = name, dtype, device
         if key not in self._buffers or self._buffers[key].numel() < size:
             self._buffers[key] = torch.empty(size, dtype=dtype, device=device)
@@ -83,15 +83,15 @@ class Buffers:
 
 
 class PartitionPass:
-    """A pass that divides the candidates of every query by its bracket.
+    """A pass that divides the candidates of each query into below, inside and above its bracket.
 
     Attributes:
         brackets: the lowest and the highest key of each bracket.
-        num_counts: how many counts `run` gives.
-        keys: after `run`, the keys of the candidates inside, int64 or narrower. Without meaning if
-            they were too many.
-        query: the number of the query of each, if there are several queries.
-        counted: what was counted in each block.
+        num_counts: how many counts `run` returns.
+        keys: after `run`, the keys of the candidates inside, int64 or narrower; not to be used if
+            they were too many to collect.
+        query: the number of the query of each of these keys, if there are several queries.
+        counted: how many candidates are inside, for each block and query.
     """
 
     def __init__(
@@ -105,12 +105,12 @@ class PartitionPass:
         """Prepare a pass.
 
         Args:
-            ranked: what is ranked.
-            queries: what is searched for.
+            ranked: the leaves that are ranked.
+            queries: the thresholds to find.
             brackets: the lowest and the highest key of each query's bracket.
-            masks: one contiguous bool mask per leaf, or `None`. Written for leaves that are
-                streamed alone, unless the bracket holds all keys.
-            limit: the most candidates to collect.
+            masks: one contiguous bool mask per leaf, or `None`. The pass writes those of leaves
+                that are not joined with others, unless the bracket holds all keys.
+            limit: the most candidates to collect; 0 if none can be collected.
         """
         self.brackets, self.num_counts = brackets, 2 * len(queries) + 1
         self.keys = self.query = torch.empty(0, dtype=torch.int64, device="cpu")
@@ -121,12 +121,12 @@ class PartitionPass:
         self._num_collected = 0
 
     def collects(self, query: int) -> bool:
-        """Say whether the candidates inside a query's bracket are collected; one key is counted."""
+        """Return whether the candidates in a bracket are collected: not if it is a single key."""
         low, high = self.brackets[query]
         return self._limit > 0 and low < high
 
     def is_whole(self, query: int) -> bool:
-        """Say whether the bracket of a query holds all keys, so that all candidates are inside."""
+        """Return whether the bracket of a query holds all possible keys."""
         return self._limit > 0 and self.brackets[query] == self._ranked.key_range
 
     def run(self) -> Tensor:
@@ -179,7 +179,7 @@ class PartitionPass:
         return torch.cat([counts.view(-1), counts.new_full((1,), is_full)])
 
     def positions(self, index: Tensor) -> Tensor:
-        """Give the positions of the collected candidates at some places."""
+        """Return the positions of the collected candidates at some indices of `keys`."""
         parts = [positions for _, positions, _ in self._parts]
         if len(parts) == 1 and isinstance(parts[0], range):
             return index + parts[0].start
@@ -190,13 +190,13 @@ class PartitionPass:
         return concatenate(columns).index_select(0, index)
 
     def _collect(self, block: Block, found: Tensor | None, query: int) -> None:
-        """Collect the candidates at some places of a block, or all of its entries."""
+        """Collect the candidates at some indices of a block, or all of its entries."""
         positions: Tensor | range = range(block.start, block.stop)
         bits = block.bits
         if found is not None:
             bits, positions = bits.index_select(0, found), found.add_(block.start)
         keys = self._ranked.keys(bits, block.form)
-        keys = keys if keys.element_size() > 2 else keys.to(torch.int32)  # room for query numbers
+        keys = keys if keys.element_size() > 2 else keys.to(torch.int32)  # query numbers are added
         self._parts.append((keys, positions, query))
 
 
@@ -209,14 +209,14 @@ def by_leaves(queries: Sequence[Query]) -> list[tuple[range, list[int]]]:
 
 
 class _Bounds:
-    """The raw keys at the ends of brackets, computed once per format."""
+    """The raw keys at the ends of the brackets, computed once for each format."""
 
     def __init__(self, ranked: RankedLeaves, brackets: Sequence[tuple[int, int]]) -> None:
         self._ranked, self._brackets = ranked, brackets
         self._known: dict[Format, list[tuple[int, int]]] = {}
 
     def of(self, form: Format, query: int) -> tuple[int, int]:
-        """Give the least and the greatest raw key of a query's bracket."""
+        """Return the lowest and the highest raw key of the bracket of a query."""
         if form not in self._known:
             common, absolute = self._ranked.common, self._ranked.absolute
             self._known[form] = [
@@ -227,7 +227,7 @@ class _Bounds:
 
 
 def _padded_raw_keys(ranked: RankedLeaves, block: Block, buffers: Buffers) -> Tensor:
-    """Compute the raw keys of a block, with anything behind them up to whole words."""
+    """Compute the raw keys of a block, padded to whole words with undefined values."""
     size = block.bits.numel()
     raw = buffers.get("raw", -(-size // WORD) * WORD, block.form.integer, block.bits.device)
     raw_keys(block.bits, block.form, absolute=ranked.absolute, out=raw[:size])
@@ -242,13 +242,13 @@ def _compare(
     buffers: Buffers,
     masks: list[Tensor] | None,
 ) -> tuple[Tensor, Tensor]:
-    """Tell which candidates are above the bracket, and which are not below it, as packed bools."""
+    """Return which candidates are above the bracket, and which not below it, as packed bools."""
     size, device = block.bits.numel(), raw.device
     target = None
     if masks is not None:
         target = masks[block.leaves[0]].view(-1)[block.offset : block.offset + size]
-    # Comparing into the dtype of the keys and copying that to bool is faster than into bool. The
-    # mask itself is the buffer where it consists of whole words.
+    # Comparing into the dtype of the keys and copying the result to bool is faster than comparing
+    # into bool. If the mask of the block consists of whole words, it is used as the buffer.
     compared = buffers.get("compared", raw.numel(), raw.dtype, device)
     is_direct = target is not None and size == raw.numel() and block.offset % WORD == 0
     if target is None or not is_direct:
@@ -276,9 +276,9 @@ def count_keys(ranked: RankedLeaves, queries: Sequence[Query], bins: Sequence[Bi
     """Count the candidates of every query in bins of keys.
 
     Args:
-        ranked: what is ranked.
-        queries: what is searched for.
-        bins: the bins of each query, as many for all.
+        ranked: the leaves that are ranked.
+        queries: the thresholds to find.
+        bins: the bins of each query, of the same number for every query.
 
     Returns:
         int64 counts, 1-D; for each query `num_bins + 2`: below all bins, in each, above all.
@@ -291,7 +291,7 @@ def count_keys(ranked: RankedLeaves, queries: Sequence[Query], bins: Sequence[Bi
             shared.setdefault(bins[query], []).append(query)
         for block in ranked.blocks(leaves):
             keys = ranked.keys(block.bits, block.form)
-            keys = keys if keys.element_size() > 2 else keys.to(torch.int32)  # room for the bins
+            keys = keys if keys.element_size() > 2 else keys.to(torch.int32)  # the bins fit
             for own, same in shared.items():
                 below = (own.first >> own.shift) - 1
                 numbers = (keys >> own.shift).clamp_(below, below + size - 1).sub_(below)
@@ -304,7 +304,7 @@ def count_keys(ranked: RankedLeaves, queries: Sequence[Query], bins: Sequence[Bi
 def count_ties(
     ranked: RankedLeaves, leaves: range, key: int, first: int, last: int, bins: Bins
 ) -> Tensor:
-    """Count the candidates that have a key in bins of flat indices; see `tied_indices`."""
+    """Count the candidates that have one key in bins of tree indices; see `tied_indices`."""
     counts = torch.zeros(bins.num_bins, dtype=torch.int64, device=ranked.device)
     for found in tied_indices(ranked, leaves, key, first, last):
         numbers = (found - bins.first) >> bins.shift
@@ -315,17 +315,17 @@ def count_ties(
 def tied_indices(
     ranked: RankedLeaves, leaves: range, key: int, first: int, last: int
 ) -> Iterator[Tensor]:
-    """Give the flat indices in the tree of the candidates that have a key, block by block.
+    """Yield the tree indices of the candidates that have one key, block by block.
 
     Args:
-        ranked: what is ranked.
+        ranked: the leaves that are ranked.
         leaves: the number of one leaf, or those of all.
         key: the key, in the common format.
-        first: the lowest flat index to give.
-        last: the highest flat index to give.
+        first: the lowest tree index to yield.
+        last: the highest tree index to yield.
 
     Yields:
-        int64 flat indices.
+        int64 tree indices, ascending.
     """
     start, end = ranked.last_position(first - 1) + 1, ranked.last_position(last)
     for block in ranked.blocks(leaves, start, end):
@@ -358,8 +358,8 @@ def write_masks(
     """Write the masks of some blocks at a threshold.
 
     Args:
-        ranked: what is ranked.
-        blocks: which blocks.
+        ranked: the leaves that are ranked.
+        blocks: the blocks.
         key: the key of the threshold, in the common format.
         last: the position of the last entry that is pruned among those that have the key.
         masks: one contiguous bool mask per leaf.
@@ -371,7 +371,7 @@ def write_masks(
         raw = buffers.get("raw", size, block.form.integer, device)
         raw_keys(block.bits, block.form, absolute=ranked.absolute, out=raw)
         kept = buffers.get("compared", size, block.form.integer, device)
-        split = min(max(0, last + 1 - block.start), size)  # ties behind the last one are kept
+        split = min(max(0, last + 1 - block.start), size)  # ties after the last one are kept
         torch.gt(raw[:split], greatest, out=kept[:split])
         torch.ge(raw[split:], least, out=kept[split:])
         if block.prior is not None:

@@ -1,9 +1,9 @@
-"""The processes that hold the shards: summing counts, and raising errors on every rank.
+"""The ranks that hold the shards: summing their counts, and raising errors on all of them.
 
-There is one kind of message: a few integers that all ranks sum, or take the largest of, along one
-axis of the mesh after another. Whatever a rank computes between two messages, it computes while it
-makes the second. If that fails, it sends the failure in place of the counts, so no rank waits for
-another that will not come.
+Every message is an all-reduce (sum or maximum) of a few integers, along one axis of the mesh after
+the other. All work between two messages is part of computing the second one. If it raises an error
+on one rank, that rank still sends a message, which says that it has failed. So no rank waits for a
+message that never comes.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ from torch.distributed import distributed_c10d
 from gprune.inputs import LeafError
 
 TEXT = 2**12
-"""Bytes of an error that is sent; more are cut off."""
+"""How many bytes of an error are sent; longer messages are shortened."""
 
 
 class Mesh(NamedTuple):
-    """A mesh of ranks, described alike on all of them.
+    """A mesh of ranks, as values that are the same on all of them.
 
-    Nothing here belongs to one rank, so a compiled graph may hold it and be loaded by any rank.
+    Nothing here is specific to one rank, so a graph that was compiled on one rank can be loaded by
+    another.
 
     Attributes:
-        shape: how many ranks there are along each axis.
+        shape: the number of ranks along each axis.
         ranks: the global ranks, in row-major order.
-        device: the type of the device on which messages travel.
+        device: the device type of the messages.
     """
 
     shape: tuple[int, ...]
@@ -43,7 +44,7 @@ class Mesh(NamedTuple):
 
     @property
     def coordinate(self) -> tuple[int, ...]:
-        """Where this rank is in the mesh.
+        """The coordinate of this rank in the mesh.
 
         Raises:
             ValueError: if this rank is not in the mesh.
@@ -58,11 +59,11 @@ class Mesh(NamedTuple):
         return tuple(coordinate)
 
     def groups(self) -> list[dist.ProcessGroup]:
-        """Give the process group of this rank along each axis."""
+        """Return the process group of this rank along each axis."""
         return [_find_group(ranks, self.device) for ranks in self._neighbours()]
 
     def _neighbours(self) -> list[list[int]]:
-        """Give, for each axis, the ranks that differ from this one along it alone."""
+        """Return, for each axis, the ranks whose other coordinates are those of this one."""
         place, stride, found = self.ranks.index(dist.get_rank()), 1, list[list[int]]()
         for size, at in zip(reversed(self.shape), reversed(self.coordinate), strict=True):
             first = place - at * stride
@@ -72,7 +73,7 @@ class Mesh(NamedTuple):
 
 
 def _find_group(ranks: list[int], device: str) -> dist.ProcessGroup:
-    """Find the first process group of these ranks; all of them have made it in the same order."""
+    """Return the first process group of these ranks: all ranks create groups in the same order."""
     for group in distributed_c10d._world.pg_map:
         if sorted(dist.get_process_group_ranks(group)) == sorted(ranks) and any(
             kind.type == device for kind in group._device_types
@@ -94,15 +95,16 @@ class Ranks:
         self.process = mesh.ranks.index(dist.get_rank())
 
     def check_same_on_all_ranks(self, describe: Callable[[], dict[str, str]]) -> None:
-        """Start a call: no rank has failed so far, and all have been called alike.
+        """Check that all ranks make the same call, with arguments in which none has found an error.
 
         Args:
-            describe: checks what this rank was given, and describes it, by aspects that must be
-                the same on all ranks: `structure`, `leaves` and `arguments`.
+            describe: checks the arguments of this rank, and describes what must be the same on all
+                ranks: `structure`, `leaves` and `arguments`.
 
         Raises:
             ValueError: if a description differs between ranks.
             RuntimeError: if a rank is lost.
+            Exception: if `describe` raises it on some rank.
         """
         aspects = "structure", "leaves", "arguments"
         failure, digests = None, [0] * len(aspects)
@@ -129,15 +131,16 @@ class Ranks:
         """Sum counts over the ranks.
 
         Args:
-            phase: what is going on, to be named if a rank is lost.
+            phase: what the search is doing, for the error if a rank is lost.
             size: how many counts there are.
-            count: counts on this rank, int64, 1-D.
+            count: returns the counts of this rank, int64, 1-D.
 
         Returns:
             The sums, on the CPU.
 
         Raises:
-            RuntimeError: if a rank is lost. What `count` raises on one rank is raised on all.
+            RuntimeError: if a rank is lost.
+            Exception: if `count` raises it on some rank.
         """
         failure, message = None, torch.zeros(size + 1, dtype=torch.int64, device=self._device)
         try:
@@ -148,13 +151,15 @@ class Ranks:
         found = self._all_reduce(phase, message, dist.ReduceOp.SUM)
         if found[0]:
             raise self._shared_error(failure)
-        return found[1:].clone()  # what a compiled graph gets must be aligned
+        return found[1:].clone()  # a copy, because a compiled graph needs aligned memory
 
     def raise_error(self, error: Exception) -> None:
-        """Raise an error on all ranks, which start a call or will.
+        """Raise an error of this rank on all ranks.
+
+        The other ranks receive it in the `check_same_on_all_ranks` of their next call.
 
         Raises:
-            Exception: `error`, or that of a lower rank.
+            Exception: `error`, or the error of a lower rank.
         """
 
         def describe() -> dict[str, str]:
@@ -163,7 +168,7 @@ class Ranks:
         self.check_same_on_all_ranks(describe)
 
     def _shared_error(self, own: Exception | None) -> Exception:
-        """Give the error of the lowest rank that has one; every rank is here."""
+        """Return the error of the lowest rank that has one. All ranks must call this."""
         rank, phase = dist.get_rank(), "sending an error"
         claim = 0 if own is None else dist.get_world_size() - rank
         claims = torch.tensor([claim], device=self._device)
@@ -200,7 +205,7 @@ def _decode(text: bytes) -> Exception:
     known = json.loads(text.rstrip(b"\0"))
     kind = getattr(builtins, known["kind"], RuntimeError)
     if "leaf" in known:
-        error: Exception = LeafError(known["leaf"], known["what"], known["message"])
+        error: Exception = LeafError(known["leaf"], known["tree"], known["message"])
     elif isinstance(kind, type) and issubclass(kind, Exception):
         error = kind(known["message"])
     else:

@@ -1,8 +1,9 @@
 """Radix select: the n-th smallest of integers that are spread over processes, from counts alone.
 
-Every process counts its integers by the next digit, most significant first. The counts are summed,
-and all processes go on with the integers whose digit is that of the n-th. When a handful is left,
-the processes send those. So a message is small, however many integers there are.
+Every process counts its integers by their most significant digit. The counts are summed. They tell
+which digit the n-th integer has, and every process goes on with the integers that have it, and with
+the next digit. When only a few are left, the processes send these. So messages are small, however
+many integers there are.
 
 The keys of scores are integers, and so are flat indices: one function finds the value of a
 threshold and then its flat index. Many queries advance in lockstep and share their messages.
@@ -28,9 +29,9 @@ class Reduce(Protocol):
     Attributes:
         num_processes: how many processes there are.
         process: the number of this one, from 0.
-        max_bits: the width of the widest digit that is worth counting at once.
-        max_pass_bits: the same where counting takes a pass over all weights.
-        max_counts: how many counts a message should have at most.
+        max_bits: the most bits of a digit.
+        max_pass_bits: the most bits of a digit if counting it takes a pass over all scores.
+        max_counts: the most counts that a message should have.
     """
 
     num_processes: int
@@ -40,7 +41,7 @@ class Reduce(Protocol):
     max_counts: int
 
     def sum(self, phase: str, size: int, count: Callable[[], Tensor]) -> Tensor:
-        """Sum `size` counts, int64; what `count` raises in one process, all processes raise."""
+        """Sum `size` int64 counts. If `count` raises an error in one process, all processes do."""
         ...
 
 
@@ -54,12 +55,12 @@ class OneProcess:
     max_counts = 2**20
 
     def sum(self, phase: str, size: int, count: Callable[[], Tensor]) -> Tensor:
-        """Give the counts as they are."""
+        """Return the counts as they are."""
         return count()
 
 
 MAX_SENT = 16
-"""So few integers of a query are sent instead of counted."""
+"""If no more integers of a query are left, they are sent instead of counted."""
 
 
 class Integers(NamedTuple):
@@ -68,8 +69,8 @@ class Integers(NamedTuple):
     Attributes:
         values: 1-D, int64 or narrower; the bits are read as an unsigned integer.
         query: the number of the query of each integer, or `None` if there is one query.
-        place: where each integer was in the first of the tensors that it was taken from, or `None`
-            if these are all of its integers.
+        place: the index that each integer had before the first `keep`, or `None` if nothing has
+            been removed yet.
     """
 
     values: Tensor
@@ -96,15 +97,15 @@ class Digit(NamedTuple):
     width: int
 
     def of(self, values: Tensor) -> Tensor:
-        """Give this digit of some integers."""
+        """Return this digit of each integer."""
         return (values >> self.shift).bitwise_and_((1 << self.width) - 1)
 
 
 class Found(NamedTuple):
-    """What is known of the n-th integer of a query.
+    """The leading digits of the n-th integer of a query, as far as they are known.
 
     Attributes:
-        prefix: its digits so far, followed by zeros.
+        prefix: the known digits, followed by zeros.
         num_below: how many integers are below the prefix.
         num_inside: how many integers have these digits.
     """
@@ -117,8 +118,8 @@ class Found(NamedTuple):
 class Remaining:
     """The integers of this process that have the digits found so far.
 
-    They are made, and narrowed, when they are counted next. What fails then is raised by every
-    process, because counting is what `Reduce.sum` does.
+    They are computed when they are counted next, inside `Reduce.sum`. So if that raises an error,
+    every process does.
     """
 
     def __init__(self, make: Callable[[], Integers]) -> None:
@@ -128,7 +129,7 @@ class Remaining:
         self._chosen: Tensor | None = None
 
     def get(self) -> Integers:
-        """Give the integers."""
+        """Return the integers."""
         if self._integers is None:
             self._integers = self._make()
         if self._chosen is not None and self._bins is not None:
@@ -147,23 +148,27 @@ class Remaining:
         return histogram(self._bins, num_queries << digit.width)
 
     def keep(self, digit: Digit, chosen: Tensor) -> None:
-        """Drop the integers that do not have the digit chosen for their query, counted just now."""
+        """Remove, before the next count, the integers without the digit chosen for their query."""
         first = torch.arange(chosen.numel(), device=chosen.device) << digit.width
         self._chosen = chosen + first
 
     def rows(self, num_queries: int, num_slots: int, reduce: Reduce) -> Tensor:
-        """Give the integers of each query, plus 1, in a row, in the slots of this process.
+        """Return the message by which this process sends its integers.
+
+        For each query it has `num_slots` slots for each process. This process writes its integers,
+        plus 1, into its own slots. All other slots are 0, so the sum of the messages of all
+        processes has all integers.
 
         Args:
             num_queries: how many queries there are.
-            num_slots: how many integers a query may have.
-            reduce: knows the number of this process.
+            num_slots: the most integers that a query may have.
+            reduce: the number of this process, and of all.
 
         Returns:
-            1-D, for each query the slots of all processes, 0 where a slot is empty.
+            int64, 1-D.
         """
         values, query, _ = self.get()
-        if values.element_size() < 8:  # an unsigned integer of 32 bits may have become negative
+        if values.element_size() < 8:  # 32 unsigned bits may be a negative int32
             values = values.to(torch.int64).bitwise_and_(2**32 - 1)
         if query is None:
             before = reduce.process * num_slots
@@ -180,11 +185,11 @@ class Remaining:
 def split_digits(
     num_bits: int, reduce: Reduce, num_queries: int, max_width: int | None = None
 ) -> list[Digit]:
-    """Split integers of some width into digits, so narrow that a message of counts stays small.
+    """Split integers into digits that are narrow enough for the counts to fit into a message.
 
     Args:
-        num_bits: the width of the integers.
-        reduce: what sums the counts.
+        num_bits: how many bits the integers have.
+        reduce: sums counts over the processes.
         num_queries: how many queries share a message.
         max_width: the widest digit; by default what is widest for `reduce`.
 
@@ -209,17 +214,19 @@ def refine(
 
     Args:
         reduce: sums counts over the processes.
-        phase: what is going on, to be named if a process is lost.
+        phase: what the search is doing, for the error if a process is lost.
         remaining: the integers of this process.
         num_bits: how many bits they have.
         nth: which integer, from 1, for each query.
-        found: what is known of each; all with the prefix 0.
+        found: for each query the prefix 0, how many candidates are below its integers, and how
+            many integers it has.
 
     Returns:
-        The n-th integers as the prefixes, how many are below each, and how many are equal to it.
+        For each query the n-th integer as the prefix, how many integers are below it, and how many
+        are equal to it.
     """
-    room = reduce.max_counts // (len(nth) * reduce.num_processes)
-    few = min(MAX_SENT, max(1, room))
+    max_slots = reduce.max_counts // (len(nth) * reduce.num_processes)
+    few = min(MAX_SENT, max(1, max_slots))
     for digit in split_digits(num_bits, reduce, len(nth)):
         if all(own.num_inside <= few for own in found):
             return _send_all(reduce, phase, remaining, few, nth, found)
@@ -250,12 +257,12 @@ def narrow(
 
     Args:
         found: what is known of each.
-        digit: which digit was counted.
+        digit: the digit that was counted.
         counts: (queries, values of the digit), summed over the processes.
         nth: which integer, from 1, for each query.
 
     Returns:
-        The digits, and what is known with them.
+        The digits, and what is known of each query now.
     """
     rest = [n - own.num_below for n, own in zip(nth, found, strict=True)]
     chosen, below, inside = pick(counts, rest)
@@ -267,15 +274,15 @@ def narrow(
 
 
 def pick(counts: Tensor, nth: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Pick the bin in which the n-th of each row falls.
+    """Return the bin that holds the n-th integer of each row of a histogram.
 
     Args:
         counts: (rows, bins).
         nth: from 1, one number per row.
 
     Returns:
-        For each row the bin, the sum of the counts before it, and its own count. A row with fewer
-        than n counts gives its last bin.
+        For each row the bin, the sum of the counts before it, and its own count. The bin is the
+        last one if a row has fewer than n integers.
     """
     ends = counts.cumsum(1)
     wanted = torch.tensor(nth, device=counts.device).unsqueeze(1)
@@ -293,7 +300,7 @@ def _send_all(
     nth: list[int],
     found: list[Found],
 ) -> list[Found]:
-    """Send the few integers that are left, and sort them."""
+    """Send the few integers that are left, and sort them in every process."""
     size = len(nth) * reduce.num_processes * few
     sent = reduce.sum(phase, size, lambda: remaining.rows(len(nth), few, reduce))
     results = []

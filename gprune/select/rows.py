@@ -1,8 +1,8 @@
 """Many small selections at once: the rows of a matrix, each with a threshold of its own.
 
-What `dim=` compares within a leaf are thousands of rankings of a few entries each. One operator
-finds the k-th key of every row. A row is looked at by itself only if some, but not all, of the
-entries that tie at its threshold are pruned.
+With `dim=` a leaf has thousands of groups of a few entries, and each group is ranked alone. One
+operator finds the k-th key of every row. Flat indices have to be compared only in the rows where
+some, but not all, of the entries with the key of the threshold are pruned.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def select_rows(
         is_sparsity: whether the amount is a sparsity.
 
     Returns:
-        Fresh bool mask of the same shape.
+        A new bool mask of the same shape.
     """
     num_rows, size = scores.shape
     candidates = [size] * num_rows if prior is None else prior.sum(1).tolist()
@@ -53,7 +53,7 @@ def _prune_rows(keys: Tensor, prior: Tensor | None, ks: Tensor) -> Tensor:
     below = torch.lt(keys, threshold, out=compared).sum(1, dtype=torch.int32)
     above = torch.gt(keys, threshold, out=compared).sum(1, dtype=torch.int32)
     kept = compared.to(torch.bool)
-    num_tied = ks - below  # so many of the entries at the threshold are pruned
+    num_tied = ks - below  # how many of the entries with the key of the threshold are pruned
     some = (num_tied < keys.shape[1] - below - above).nonzero().view(-1)
     if some.numel():
         ties = keys[some] == threshold[some]
@@ -62,7 +62,7 @@ def _prune_rows(keys: Tensor, prior: Tensor | None, ks: Tensor) -> Tensor:
 
 
 def _kth_of_rows(keys: Tensor, ks: Tensor) -> Tensor:
-    """Give the k-th lowest key of each row, and a key below all where k is 0."""
+    """Return the k-th lowest key of each row, or the lowest integer where k is 0."""
     lowest = torch.full_like(keys[:, :1], torch.iinfo(keys.dtype).min)
     if bool((ks == ks[0]).all()):
         k = int(ks[0])

@@ -1,9 +1,9 @@
-"""A sample of the scores, which says between which two keys a threshold probably lies.
+"""A sample of the scores: between which two keys a threshold probably is.
 
-One entry is drawn from each of many equal strata of the positions, at a hashed place in it, so no
-stride of the data can hide from the sample. The order statistics around the wanted rank bracket the
-threshold in all but one of two hundred searches. The sample only guides the search: a bracket that
-misses costs a pass, and never a wrong mask.
+The positions are divided into strata of equal size, and one entry is drawn from each, at a
+pseudorandom position, so that no periodic pattern of the scores can bias the sample. Two order
+statistics of the sample, around the wanted rank, bracket the threshold in 199 of 200 searches. The
+sample only guides the search: a bracket that misses the threshold costs a pass, not a wrong mask.
 """
 
 from __future__ import annotations
@@ -32,32 +32,34 @@ from gprune.select.refine import (
 )
 
 POWER = 2 / 3
-"""Of N entries, N^(2/3) are sampled. The cost of a sample grows with its size, and what is left to
-collect falls with the square root of it; their sum is least here."""
+"""Of N entries, N^POWER are sampled. The larger the sample, the more it costs, and the narrower is
+the bracket: it holds about N / sqrt(sample) candidates. The sum of both costs is lowest at 2/3."""
 
 LARGEST = 2**20
+"""The most entries of a sample."""
+
 SEED = 0x5EED
 
 MISSES = 1 / 200
-"""How many searches have a bracket that misses."""
+"""The fraction of searches in which a bracket misses its threshold."""
 
 SIGMAS = 5
-"""More standard deviations than a bracket is wide, for up to a thousand queries."""
+"""A bracket holds fewer than SIGMAS * sqrt(n) of n sampled keys, for up to a thousand queries."""
 
 COARSE = 2**10
-"""An end of a bracket is found to this part of the sample. What that adds to what is collected is
-far less than what the bracket holds anyway, and it saves messages."""
+"""The end of a bracket is not one sampled key, but a range with at most 1 / COARSE of the sample.
+The bracket becomes a little wider, and the search needs fewer messages."""
 
 
 class Guess(NamedTuple):
     """Where a threshold probably is.
 
     Attributes:
-        low: the lowest key that it may have.
-        high: the highest key that it may have.
-        at_low: about how many candidates have the lowest key; 0 if it is not known to be shared.
-        at_high: about how many have the highest key; 0 if that is the lowest too.
-        between: about how many others are between the two.
+        low: the lowest key of the bracket.
+        high: the highest key of the bracket.
+        at_low: estimated number of candidates that have the lowest key; 0 if it is not known.
+        at_high: the same for the highest key; 0 if it is not known, or is the lowest key.
+        between: estimated number of the other candidates in the bracket.
     """
 
     low: int
@@ -68,11 +70,11 @@ class Guess(NamedTuple):
 
 
 def guess_brackets(ranked: RankedLeaves, queries: Sequence[Query], reduce: Reduce) -> list[Guess]:
-    """Guess between which two keys each threshold is.
+    """Draw a sample, and guess between which two keys each threshold is.
 
     Args:
-        ranked: what is ranked, on the CPU.
-        queries: what is searched for.
+        ranked: the leaves that are ranked, on the CPU.
+        queries: the thresholds to find.
         reduce: sums counts over the processes.
 
     Returns:
@@ -112,16 +114,16 @@ def _to_guess(
     num_unknown: int,
     key_range: tuple[int, int],
 ) -> Guess:
-    """Turn the ends of a bracket in the sample into keys and estimates.
+    """Turn two order statistics of the sample into a bracket of keys and estimates.
 
     Args:
-        lower: what is found of the lower end.
-        upper: what is found of the upper end.
-        ranks: the ranks of the two ends in the sample.
+        lower: the leading bits of the lower order statistic.
+        upper: the leading bits of the upper order statistic.
+        ranks: the ranks of the two in the sample.
         size: how many candidates are sampled.
-        query: what is searched for.
-        num_unknown: how many bits of the ends are not known.
-        key_range: the lowest and the highest key that there may be.
+        query: the threshold to find.
+        num_unknown: how many trailing bits of the two are not known.
+        key_range: the lowest and the highest possible key.
 
     Returns:
         The guess.
@@ -144,16 +146,16 @@ def _to_guess(
 
 
 def bracket_ranks(size: int, query: Query, num_queries: int) -> tuple[int, int]:
-    """Give the ranks in a sample between which the k-th of all candidates probably lies.
+    """Return two ranks in a sample between which the k-th of all candidates probably is.
 
     Args:
         size: how many candidates are sampled.
-        query: what is searched for.
-        num_queries: how many queries the search has; one search in two hundred may miss.
+        query: the threshold to find.
+        num_queries: how many queries the search has. `MISSES` is shared among them.
 
     Returns:
-        The lower rank, 0 if nothing sampled is low enough, and the upper rank, `size + 1` if
-        nothing is high enough.
+        The lower rank, or 0 if no sampled candidate is low enough; and the upper rank, or
+        `size + 1` if none is high enough.
     """
     q = (query.k - 0.5) / query.num_candidates
     sigmas = NormalDist().inv_cdf(1 - MISSES / 2 / num_queries)
@@ -163,13 +165,13 @@ def bracket_ranks(size: int, query: Query, num_queries: int) -> tuple[int, int]:
 
 
 def expected_inside(total: int) -> int:
-    """Give how many candidates fall into a bracket at most, if one of hundreds of queries asks."""
+    """Return an upper bound of the candidates in a bracket, for up to a thousand queries."""
     size: float = min(total**POWER, LARGEST)
     return math.ceil(total * (SIGMAS / math.sqrt(size) + 12 / size))
 
 
 def _draw_all(ranked: RankedLeaves, queries: Sequence[Query], lowest: int) -> Integers:
-    """Draw the samples of all queries, as offsets from the lowest key."""
+    """Draw the samples of all queries. Keys become offsets from the lowest possible key."""
     leaves = [query.leaves for query in queries]
     samples = {own: draw_sample(ranked, own).sub_(lowest) for own in dict.fromkeys(leaves)}
     if len(leaves) == 1:
@@ -180,7 +182,18 @@ def _draw_all(ranked: RankedLeaves, queries: Sequence[Query], lowest: int) -> In
 
 
 def _keep_both(sample: Integers, digit: Digit, low: Tensor, high: Tensor) -> Integers:
-    """Keep what is needed to find both ends; the upper ends are queries of their own."""
+    """Keep the keys with the first digit of either end; each end is a query of its own from now on.
+
+    Args:
+        sample: the sampled keys of all queries.
+        digit: the first digit.
+        low: the first digit of the lower end of each query.
+        high: the first digit of the upper end of each query.
+
+    Returns:
+        The keys with the digit `low`, then those with the digit `high`. The numbers of the upper
+        ends follow those of the lower ends.
+    """
     digits, query = digit.of(sample.values), sample.query
     parts = [
         sample.keep(digits == (end if query is None else end.index_select(0, query)))
@@ -199,12 +212,12 @@ def draw_sample(ranked: RankedLeaves, leaves: range) -> Tensor:
     """Draw some of the candidates.
 
     Args:
-        ranked: what is ranked, on the CPU.
+        ranked: the leaves that are ranked, on the CPU.
         leaves: the number of one leaf, or those of all.
 
     Returns:
-        Their keys in the common format, int64, in no order. Where the leaves are sharded, this
-        process draws its share.
+        Their keys in the common format, int64, unordered. Each process draws a part of the sample
+        from the entries that it counts.
     """
     first, last = ranked.starts[leaves.start], ranked.starts[leaves.stop]
     num_entries = ranked.tree_starts[leaves.stop] - ranked.tree_starts[leaves.start]
@@ -212,7 +225,7 @@ def draw_sample(ranked: RankedLeaves, leaves: range) -> Tensor:
         return torch.empty(0, dtype=torch.int64, device="cpu")
     size = math.ceil(min(num_entries**POWER, LARGEST) * (last - first) / num_entries)
     jitter = draw(SEED, 0, torch.arange(size, device="cpu"))
-    if ranked.seed is not None:  # random draws are uniform, whichever entries are candidates
+    if ranked.seed is not None:  # draws are uniform, so evenly spaced integers are a sample
         even = jitter.add_(torch.arange(size, device="cpu")).mul_(2**NUM_BITS / size)
         return even.to(torch.int64)
     strata = jitter.add_(torch.arange(size, device="cpu")).mul_((last - first) / size)
@@ -224,26 +237,27 @@ def draw_sample(ranked: RankedLeaves, leaves: range) -> Tensor:
     for group, (start, end) in zip(groups, pairwise(ends), strict=True):
         if start < end:
             form = ranked.form(group[0])
-            places = positions[start:end] - ranked.starts[group[0]]
-            taken.setdefault(form, []).append(_take(ranked, group, form, places))
+            local = positions[start:end] - ranked.starts[group[0]]
+            taken.setdefault(form, []).append(_take(ranked, group, form, local))
     found = [ranked.keys(torch.cat(bits), form).to(torch.int64) for form, bits in taken.items()]
     return torch.cat(found)
 
 
-def _take(ranked: RankedLeaves, group: list[int], form: Format, places: Tensor) -> Tensor:
-    """Take the bits of the candidates at some places of a group of leaves."""
+def _take(ranked: RankedLeaves, group: list[int], form: Format, index: Tensor) -> Tensor:
+    """Return the bits of the candidates at some indices of a group of leaves."""
     if len(group) > 1:
         block = ranked.joined_block(group)
         bits, prior = block.bits, block.prior
-        chosen = places if prior is None else places[prior.index_select(0, places)]
+        chosen = index if prior is None else index[prior.index_select(0, index)]
         return bits.index_select(0, chosen)
     [leaf] = group
     if ranked.priors:
-        places = places[_at(ranked.priors[leaf], places)]
-    return to_bits(_at(ranked.scores[leaf], places), form)
+        index = index[_at(ranked.priors[leaf], index)]
+    return to_bits(_at(ranked.scores[leaf], index), form)
 
 
-def _at(tensor: Tensor, places: Tensor) -> Tensor:
+def _at(tensor: Tensor, index: Tensor) -> Tensor:
+    """Return the entries at some flat indices."""
     if tensor.is_contiguous():
-        return tensor.view(-1).index_select(0, places)
-    return tensor[torch.unravel_index(places, tensor.shape)]
+        return tensor.view(-1).index_select(0, index)
+    return tensor[torch.unravel_index(index, tensor.shape)]

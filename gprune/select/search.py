@@ -1,19 +1,23 @@
-"""The search: from counts of entries to prune to thresholds and the masks at them, exactly.
+"""The search: the threshold up to which there are exactly k candidates, and the masks at it.
 
-A sample says between which two keys each threshold probably is. One pass over the weights counts
-what is below that bracket, writes "above the bracket" into the masks, and collects the few
-candidates inside. The threshold is then found among those: first its key, then its flat index.
+A sample gives a bracket for each threshold: two keys that it probably is between. One pass over the
+scores counts the candidates below the bracket, writes "above the bracket" into the masks, and
+collects the few candidates inside. The threshold is one of those. Radix select finds its key, and
+then, among the candidates with that key, its flat index.
 
-A bracket that misses tells on which side to look. If a bracket holds too many candidates to
-collect, one key that many of them share is counted by itself, or a pass counts keys in bins and the
-search goes on in one bin. After `GUESSES` passes the sample is no longer asked: each pass over bins
-then finds `max_pass_bits` bits of the key, until so few candidates are left that they can be
-collected, or one key. So a search takes at most `GUESSES + ceil(bits / max_pass_bits) + 3` passes
-for its key, whatever the scores are; nearly always it takes one. It holds one block, the sample,
-and at most `LIMIT` candidates.
+Two things can go wrong. If the threshold is not in the bracket, the counts say on which side it is,
+and another pass follows. If too many candidates are in the bracket, they cannot be collected: then
+a bracket of one key takes the place of one that is full of ties, or a pass counts the keys in bins,
+and the bin with the threshold becomes the bracket.
 
-All counts are sums over the processes that hold the leaves, so every process finds the same
-thresholds. On one machine a sum is the count itself.
+After `GUESSES` passes the sample is not used any more. Each pass over bins then finds
+`max_pass_bits` bits of the key, until the bracket is a single key, or its candidates can be
+collected. So a search takes at most `GUESSES + ceil(bits / max_pass_bits) + 3` passes to find its
+key, whatever the scores are. Nearly always it takes one. It holds one block, the sample, and at
+most `LIMIT` candidates in memory.
+
+Counts are summed over the processes that hold the leaves, so every process finds the same
+thresholds. With one process the sum is the count itself.
 """
 
 from __future__ import annotations
@@ -22,17 +26,22 @@ import functools
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from gprune.inputs import LeafError
 from gprune.select.blocks import Query, RankedLeaves
 from gprune.select.counting import concatenate
+from gprune.select.counts import resolve
+from gprune.select.keys import FORMATS, keys_of, to_bits, to_float64_keys, values_of
 from gprune.select.partition import (
     Bins,
     PartitionPass,
     by_leaves,
+    copy_priors,
     count_keys,
     count_ties,
     tied_indices,
@@ -42,24 +51,24 @@ from gprune.select.refine import Found, Integers, Reduce, Remaining, pick, refin
 from gprune.select.sampling import Guess, expected_inside, guess_brackets
 
 LIMIT = 2**20
-"""Candidates that a process may collect, with some 32 bytes for each."""
+"""The most candidates that a process collects; each takes some 32 bytes."""
 
 BATCH = 2**21
-"""The same for several queries of different leaves."""
+"""The most candidates that a process collects for several queries of different leaves."""
 
 FEW = 2**16
-"""So few candidates are all collected, without a sample."""
+"""If a query has no more candidates, all of them are collected, without a sample."""
 
 GUESSES = 3
-"""Passes that the sample may guide."""
+"""How many passes use the brackets of the sample."""
 
 
 class Threshold(NamedTuple):
-    """Where a query divides its candidates.
+    """The last pruned candidate of a query, in the order by (key, tree index).
 
     Attributes:
         key: the key of the last pruned candidate, in the common format.
-        tree_index: the flat index of that candidate in the tree.
+        tree_index: the tree index of that candidate.
     """
 
     key: int
@@ -67,11 +76,11 @@ class Threshold(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """Where an integer that is searched for is known to be.
+    """What is known of the key or the tree index of a threshold.
 
     Attributes:
-        low: the lowest value that it may have.
-        high: the highest value that it may have.
+        low: its lowest possible value.
+        high: its highest possible value.
         num_below: how many candidates are below `low`.
         num_inside: how many candidates are from `low` to `high`.
     """
@@ -83,12 +92,15 @@ class Interval(NamedTuple):
 
 
 class Settled(NamedTuple):
-    """A pass, and which queries it has settled.
+    """A pass, and the queries that it has settled.
+
+    A query is settled if its threshold is in the bracket, and the candidates in the bracket are
+    collected or have one key.
 
     Attributes:
         made: the pass.
         queries: for each query of the pass its number in the search, or -1 if it is not settled.
-        is_full: whether a process had too many candidates inside the brackets to collect them.
+        is_full: whether some process has found too many candidates in the brackets to collect them.
     """
 
     made: PartitionPass
@@ -96,13 +108,13 @@ class Settled(NamedTuple):
     is_full: bool
 
     def numbers(self, *, collected: bool) -> list[tuple[int, int]]:
-        """Give the settled queries whose candidates are collected, or those that are counted.
+        """Return the settled queries whose candidates in the bracket were, or were not, collected.
 
         Args:
             collected: which of the two.
 
         Returns:
-            The number of each in the pass and in the search.
+            Pairs of the number of a query in the pass and its number in the search.
         """
         return [
             (number, i)
@@ -112,13 +124,14 @@ class Settled(NamedTuple):
 
 
 class Collected(NamedTuple):
-    """What the passes have collected in this process, for the queries that they have settled.
+    """The candidates that the passes have collected in this process, for the settled queries.
 
     Attributes:
         keys: int64 or narrower, 1-D.
         query: the number of the query of each candidate, or `None` if the search has one query.
-        passes: the passes; in their order are the candidates.
-        kept: the places of these candidates among all of the passes, or `None` if they are all.
+        passes: the passes, in the order of the candidates.
+        kept: the indices of these candidates among all that the passes have collected, or `None` if
+            they are all of them.
     """
 
     keys: Tensor
@@ -127,14 +140,14 @@ class Collected(NamedTuple):
     kept: Tensor | None
 
     def look_up(self, numbers: list[int], index: Tensor | None = None) -> Tensor | int:
-        """Give, for each candidate or for those at `index`, the number that its query has."""
+        """Look up `numbers` by the query of each candidate, or of the candidates at `index`."""
         if self.query is None:
             return numbers[0]
         query = self.query if index is None else self.query.index_select(0, index)
         return torch.tensor(numbers, device="cpu").index_select(0, query)
 
     def positions(self, index: Tensor) -> Tensor:
-        """Give the positions of the candidates at some places."""
+        """Return the positions of the candidates at some indices."""
         if self.kept is not None:
             index = self.kept.index_select(0, index)
         if len(self.passes) == 1:
@@ -144,7 +157,7 @@ class Collected(NamedTuple):
 
 
 class Search:
-    """A search for the thresholds of some queries, which advance in lockstep."""
+    """A search for the thresholds of some queries, which share their passes and messages."""
 
     def __init__(
         self,
@@ -156,8 +169,8 @@ class Search:
         """Prepare a search.
 
         Args:
-            ranked: what is ranked.
-            queries: what is searched for. If there are masks, no two queries share a leaf.
+            ranked: the leaves that are ranked.
+            queries: the thresholds to find. If there are masks, no two queries share a leaf.
             reduce: sums counts over the processes.
             masks: one contiguous bool mask per leaf, to be written; or `None`.
         """
@@ -202,7 +215,7 @@ class Search:
         return thresholds
 
     def _guess(self) -> list[Guess | None]:
-        """Guess from a sample where the thresholds are that have many candidates."""
+        """Guess from a sample where the thresholds of queries with many candidates are."""
         many = [i for i, query in enumerate(self._queries) if query.num_candidates > FEW]
         guesses: list[Guess | None] = [None] * len(self._queries)
         if many:
@@ -213,7 +226,7 @@ class Search:
         return guesses
 
     def _count_in_bins(self, brackets: dict[int, tuple[int, int]]) -> None:
-        """Make a pass that counts keys in bins, and narrow the intervals of some queries to one."""
+        """Make a pass that counts keys in bins, and narrow each query's interval to one bin."""
         chosen = [self._queries[i] for i in brackets]
         num_bins = min(
             1 << self._reduce.max_pass_bits, max(2, self._reduce.max_counts // len(chosen))
@@ -224,12 +237,15 @@ class Search:
         picked = pick(counts.view(len(chosen), -1), [query.k for query in chosen])
         rows = zip(*(column.tolist() for column in picked), strict=True)
         for i, own, (number, below, inside) in zip(brackets, bins, rows, strict=True):
-            low, high = self._intervals[i].low, self._intervals[i].high
+            known = self._intervals[i]
+            low, high = known.low, known.high
             if number > 0:
                 low = max(low, own.first + ((number - 1) << own.shift))
             if number <= num_bins:
                 high = min(high, own.first + (number << own.shift) - 1)
-            self._intervals[i] = Interval(low, high, below, inside)
+            end = min(below + inside, known.num_below + known.num_inside)
+            below = max(below, known.num_below)  # bins may begin and end outside of what is known
+            self._intervals[i] = Interval(low, high, below, end - below)
 
     def _settle(self, made: PartitionPass, pending: list[int], counts: list[int]) -> list[int]:
         """Narrow the intervals by the counts of a pass, and note which queries it has settled."""
@@ -275,8 +291,9 @@ class Search:
         """Find the key of every query: its interval is one key, or its candidates are collected.
 
         Returns:
-            The keys, how many candidates are below each, and how many have it; and what is left of
-            the collected candidates of this process, as offsets from the intervals.
+            For each query its key, how many candidates are below it, and how many have it. Then the
+            candidates that this process has collected and that remain, as offsets from the lower
+            ends of the intervals.
         """
         intervals = self._intervals
         some = [i for one in self._passes for _, i in one.numbers(collected=True)]
@@ -306,7 +323,7 @@ class Search:
 
         Args:
             keys: the keys of the thresholds.
-            remaining: the collected candidates among which are all that have these keys.
+            remaining: collected candidates, among them all that have these keys.
 
         Returns:
             The thresholds.
@@ -347,21 +364,21 @@ class Search:
     def _narrow_ties(
         self, made: PartitionPass, number: int, i: int, key: int, nth: int, own: Interval
     ) -> Interval:
-        """Narrow the flat indices that the n-th tie may have, until the ties there are few.
+        """Narrow the interval of the tree index of the n-th tie, until it has few ties.
 
-        One process knows how many ties each block has. The blocks of several processes differ, so
-        they count in bins of flat indices.
+        A single process knows from the pass how many ties each block has. Several processes have
+        different blocks, so they count the ties in bins of tree indices.
 
         Args:
             made: the pass that has settled the query.
             number: the number of the query in the pass.
             i: its number in the search.
             key: the key of its threshold.
-            nth: which of the entries with that key is the last pruned one, from 1.
-            own: where its flat index is.
+            nth: how many of the entries with that key are pruned.
+            own: the interval of the tree index of the last one.
 
         Returns:
-            Where its flat index is, more narrowly.
+            A narrower interval.
         """
         reduce, ranked, leaves = self._reduce, self._ranked, self._queries[i].leaves
         if reduce.num_processes == 1:
@@ -384,7 +401,7 @@ class Search:
         return own
 
     def _write_rest(self, thresholds: list[Threshold], masks: list[Tensor]) -> Tensor:
-        """Write what the passes have not: joined leaves, collected candidates, and replicas."""
+        """Write what the passes have not written: joined leaves, collected candidates, replicas."""
         ranked, alone = self._ranked, list[int]()
         lasts = [ranked.last_position(threshold.tree_index) for threshold in thresholds]
         for one in self._passes:
@@ -417,13 +434,13 @@ class Search:
         alone: list[int],
         masks: list[Tensor],
     ) -> None:
-        """Keep those of the collected candidates that are behind their thresholds.
+        """Keep those collected candidates that come after the threshold of their query.
 
         Args:
             thresholds: the thresholds.
             lasts: the position of the last pruned entry of each.
-            alone: the leaves that were streamed alone, ascending.
-            masks: the masks, in which these candidates are pruned so far.
+            alone: the leaves that were not joined with others, ascending.
+            masks: the masks, in which all collected candidates are pruned so far.
         """
         own, starts = self._collected, self._ranked.starts
         key = own.look_up([threshold.key for threshold in thresholds])
@@ -440,15 +457,15 @@ class Search:
 
 
 def choose_bracket(own: Interval, guess: Guess | None, share: int) -> tuple[int, int, int]:
-    """Choose between which keys to look next.
+    """Choose the bracket of a query for the next pass.
 
     Args:
-        own: what is known.
-        guess: what the sample says, or `None`.
-        share: how many candidates may be collected.
+        own: what is known of the key of the threshold.
+        guess: the guess from the sample, or `None`.
+        share: how many candidates may be collected for the query.
 
     Returns:
-        The lowest and the highest key, and how many candidates are expected there.
+        The lowest and the highest key of the bracket, and how many candidates it probably holds.
     """
     if guess is None or guess.high < own.low or guess.low > own.high:
         return own.low, own.high, own.num_inside
@@ -459,7 +476,7 @@ def choose_bracket(own: Interval, guess: Guess | None, share: int) -> tuple[int,
     if (low, high) == (own.low, own.high):
         expected = own.num_inside
     if expected > share and 4 * max(at_low, at_high) > share:
-        # one key that fills the bracket is counted by itself, and need not be collected
+        # many candidates share one key: a bracket of that key alone need not be collected
         low, high = (low, low) if at_low >= at_high else (high, high)
     return low, high, expected
 
@@ -470,7 +487,7 @@ def shared_bins(
     """Choose the bins of every query; those of the same leaves share theirs if that narrows all.
 
     Args:
-        queries: what is searched for.
+        queries: the thresholds to find.
         brackets: the lowest and the highest key of each query's bracket.
         num_bins: how many bins each query has.
 
@@ -491,8 +508,8 @@ def batches(queries: Sequence[Query], reduce: Reduce) -> Iterator[list[Query]]:
     """Split queries into runs whose candidates in brackets may all be held at once.
 
     Args:
-        queries: what is searched for.
-        reduce: knows how many processes share the candidates.
+        queries: the thresholds to find.
+        reduce: how many processes hold the candidates.
 
     Yields:
         The queries of each run.
@@ -508,3 +525,98 @@ def batches(queries: Sequence[Query], reduce: Reduce) -> Iterator[list[Query]]:
         held += expected
     if run:
         yield run
+
+
+def select_into(
+    masks: list[Tensor],
+    ranked: RankedLeaves,
+    amounts: Sequence[Tensor],
+    is_sparsity: bool,
+    reduce: Reduce,
+) -> None:
+    """Write the masks that prune all leaves by one amount, or each leaf by its own.
+
+    Args:
+        masks: one contiguous bool mask per leaf, to be written.
+        ranked: what is ranked.
+        amounts: one, or one per leaf.
+        is_sparsity: whether the amounts are sparsities.
+        reduce: sums counts over the processes.
+
+    Raises:
+        ValueError: if the amount is out of range.
+        LeafError: if the amount of one leaf is out of range.
+    """
+    all_leaves = range(len(ranked.scores))
+    scopes = [all_leaves] if len(amounts) == 1 else [range(leaf, leaf + 1) for leaf in all_leaves]
+    queries = []
+    pairs = zip(amounts, scopes, count_candidates(ranked, scopes, reduce), strict=True)
+    for number, (amount, leaves, num_candidates) in enumerate(pairs):
+        entries = ranked.tree_starts[leaves.stop] - ranked.tree_starts[leaves.start]
+        try:
+            k = resolve(amount, entries, num_candidates, is_sparsity)
+        except ValueError as error:
+            if len(amounts) == 1:
+                raise
+            raise LeafError(number, "sparsity" if is_sparsity else "amount", str(error)) from None
+        if k == 0:
+            copy_priors(ranked, leaves, masks)
+        else:
+            queries.append(Query(leaves, k, num_candidates))
+    for some in batches(queries, reduce):
+        Search(ranked, some, reduce, masks).run()
+
+
+def find_thresholds(
+    ranked: RankedLeaves, amount: Tensor, is_sparsity: bool, reduce: Reduce
+) -> tuple[Tensor, Tensor]:
+    """Find the threshold of all leaves at every amount of a tensor.
+
+    Returns:
+        The values, float64, and the flat indices, int64, on the CPU, of the shape of the amount.
+    """
+    leaves = range(len(ranked.scores))
+    [num_candidates] = count_candidates(ranked, [leaves], reduce)
+    entries = ranked.tree_starts[-1]
+    ks = [resolve(one, entries, num_candidates, is_sparsity) for one in amount.view(-1)]
+    wanted = sorted(set(ks) - {0})
+    found = {0: (-torch.inf, -1)}
+    if wanted:
+        queries = [Query(leaves, k, num_candidates) for k in wanted]
+        keys, indices = zip(*Search(ranked, queries, reduce).run(), strict=True)
+        values = values_of(torch.tensor(keys, device="cpu"), ranked.common).tolist()
+        found |= dict(zip(wanted, zip(values, indices, strict=True), strict=True))
+    value = torch.tensor([found[k][0] for k in ks], dtype=torch.float64, device="cpu")
+    index = torch.tensor([found[k][1] for k in ks], dtype=torch.int64, device="cpu")
+    return value.view(amount.shape), index.view(amount.shape)
+
+
+def write_at(
+    masks: list[Tensor], ranked: RankedLeaves, value: Tensor, index: Tensor, reduce: Reduce
+) -> None:
+    """Write the masks at a threshold, given by its value and its flat index in the tree."""
+    form, tree_index = FORMATS[value.dtype], int(index.item())
+    key = int(to_float64_keys(keys_of(to_bits(value, form), form, absolute=False), form))
+    exact = replace(ranked, exact=True)  # float64 keys hold any threshold
+
+    def write() -> Tensor:
+        for own in (exact, exact.not_counted()):
+            if own is not None:
+                blocks = own.blocks(range(len(own.scores)))
+                write_masks(own, blocks, key, own.last_position(tree_index), masks)
+        return torch.empty(0, dtype=torch.int64, device="cpu")
+
+    reduce.sum("writing the masks", 0, write)
+
+
+def count_candidates(ranked: RankedLeaves, scopes: list[range], reduce: Reduce) -> list[int]:
+    """Count the candidates of some leaves in all processes."""
+    if not ranked.priors:
+        starts = ranked.tree_starts
+        return [starts[leaves.stop] - starts[leaves.start] for leaves in scopes]
+
+    def count() -> Tensor:
+        return torch.stack([ranked.num_candidates(leaves) for leaves in scopes])
+
+    found: list[int] = reduce.sum("counting the candidates", len(scopes), count).tolist()
+    return found

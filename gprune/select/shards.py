@@ -8,12 +8,12 @@ operator runs.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from itertools import product
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
@@ -22,8 +22,9 @@ from torch.distributed.tensor.placement_types import _StridedShard
 from torch.utils._python_dispatch import _disable_current_modes
 
 from gprune.inputs import LeafError
-from gprune.select.blocks import ShardSlice
-from gprune.select.ranks import Mesh
+from gprune.select.blocks import RankedLeaves, ShardSlice
+from gprune.select.partition import empty_masks
+from gprune.select.ranks import Mesh, Ranks
 
 Placed = tuple[int, int | None] | None
 """How a leaf is placed along an axis of the mesh: the dim that is split, and the split factor of a
@@ -164,15 +165,15 @@ def _placed(i: int, leaf: Tensor, mesh: DeviceMesh) -> tuple[Placed, ...]:
     return tuple(found)
 
 
-def to_text(layout: Layout) -> str:
-    """Write a layout as text."""
-    return json.dumps(layout)
+def to_text(layout: Layout, call: str) -> str:
+    """Write a layout, and what is called, as text."""
+    return json.dumps({"call": call, "layout": layout})
 
 
 @lru_cache(maxsize=2**8)
 def from_text(text: str) -> Layout:
-    """Read what `to_text` has written."""
-    (shape, ranks, device), leaves = json.loads(text)
+    """Read the layout that `to_text` has written."""
+    (shape, ranks, device), leaves = json.loads(text)["layout"]
     placed = [
         Leaf(tuple(size), tuple(None if p is None else tuple(p) for p in placements))
         for size, placements in leaves
@@ -180,13 +181,65 @@ def from_text(text: str) -> Layout:
     return Layout(Mesh(tuple(shape), tuple(ranks), device), tuple(placed))
 
 
-def place_like(leaf: DTensor, local: Tensor) -> DTensor:
-    """Make the DTensor that is placed as a leaf and has this local shard."""
-    return DTensor.from_local(
-        local,
-        leaf.device_mesh,
-        leaf.placements,
-        run_check=False,
-        shape=leaf.shape,
-        stride=torch.empty(leaf.shape, device="meta").stride(),
-    )
+@contextmanager
+def open_shards(
+    scores: list[Tensor],
+    masks: list[Tensor],
+    absolute: bool,
+    seed: Tensor | None,
+    context: str,
+    arguments: tuple[object, ...],
+) -> Iterator[tuple[RankedLeaves, Ranks, list[Tensor]]]:
+    """Open a call on local shards; see `gprune.select.operators.opened`.
+
+    Yields:
+        What is ranked, the ranks, and fresh masks.
+
+    Raises:
+        Exception: marked as one that every rank raises.
+    """
+    layout = from_text(context)
+    ready: list[tuple[RankedLeaves, list[Tensor]]] = []
+
+    def describe() -> dict[str, str]:
+        number = None if seed is None else int(seed.item())
+        slices = layout.slices()
+        for i, (leaf, own, local) in enumerate(zip(layout.leaves, slices, scores, strict=True)):
+            if tuple(local.shape) != own.size:
+                raise LeafError(
+                    i,
+                    "params",
+                    f"has a local shard of shape {tuple(local.shape)}; of all, {leaf.shape}, the "
+                    f"placements give this rank {own.size}",
+                )
+        ranked = RankedLeaves(scores, masks, absolute, number, slices, layout.counted())
+        ranked.check_exact()
+        ready.append((ranked, empty_masks(scores)))
+        values = [(x.dtype, x.tolist()) if isinstance(x, Tensor) else x for x in arguments]
+        return {
+            "structure": json.loads(context)["call"],
+            "leaves": repr((layout, [x.dtype for x in scores], len(masks))),
+            "arguments": repr((absolute, number, values)),
+        }
+
+    try:
+        ranks = Ranks(layout.mesh)
+        ranks.check_same_on_all_ranks(describe)
+        [(ranked, kept)] = ready
+        yield ranked, ranks, kept
+    except Exception as error:
+        error.is_on_all_ranks = True  # type: ignore[attr-defined]  # read by gprune.sharding
+        raise
+
+
+def raise_error(error: Exception, leaves: Sequence[Any]) -> None:
+    """Raise an error of this rank on all ranks of the first DTensor's mesh.
+
+    Raises:
+        Exception: `error`, or that of a lower rank.
+    """
+    try:
+        Ranks(mesh_of(first_mesh(leaves))).raise_error(error)
+    except Exception as shared:
+        shared.is_on_all_ranks = True  # type: ignore[attr-defined]  # read by gprune.sharding
+        raise

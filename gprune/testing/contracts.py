@@ -52,8 +52,8 @@ def assert_mask_contract(
         params: pytree of tensors; `None` where a leaf is not prunable.
         scores: pytree of that structure, or `None`.
         masks: prior bool masks of that structure, or `None`.
-        k: how many candidates must be pruned. By default the number that `amount` or `sparsity`
-            among `kwargs` means. Without any of the three, only the order is checked.
+        k: how many candidates must be pruned. By default it is computed from `amount` or `sparsity`
+            among `kwargs`. If none of the three is given, only the order is checked.
         ranked_by: the scores that decide. By default `scores`, or the magnitudes of `params` if
             `scores` is `None`.
         separately: whether each leaf is ranked alone, with its own k, as in `gprune.layerwise`.
@@ -265,7 +265,7 @@ def _rotated(leaf: Tensor | None) -> Tensor | None:
 
 
 def _given(params: Tree, scores: Tree, masks: Tree, **options: Any) -> dict[str, Any]:
-    """Return the inputs that were given, which the source that reproduces a failure needs."""
+    """Return the inputs that are not `None`, for the source that reproduces a failure."""
     inputs = {"params": params, "scores": scores, "masks": masks, **options}
     return {name: value for name, value in inputs.items() if name == "params" or value is not None}
 

@@ -92,7 +92,7 @@ def selection_errors(ranked: RankedLeaves, k: int | None) -> list[str]:
 
 
 def structure_errors(masks: Tree, params: Tree) -> list[str]:
-    """Return how a tree is not a tree of masks for the parameters, one line for each error."""
+    """Return where a tree is not a tree of masks for the parameters, one line for each error."""
     (leaves, treedef), (found, other) = flatten(params), flatten(masks)
     if other != treedef:
         return [f"the masks have the structure {other}, params has {treedef}"]

@@ -147,7 +147,7 @@ def amounts(candidates: int) -> SearchStrategy[int | float | Tensor]:
 
     Returns:
         A strategy for ints in [0, candidates] and floats in [0, 1], as Python numbers and as 0-dim
-        tensors of every dtype that can hold them. Often drawn are 0, all candidates, and fractions
+        tensors of every dtype that can hold them. It often draws 0, all candidates, and fractions
         halfway between two counts.
 
     Example:
@@ -213,7 +213,7 @@ def _containers(dtypes: tuple[torch.dtype, ...], depth: int) -> SearchStrategy[T
 
 @st.composite
 def _subtrees(draw: DrawFn, dtypes: tuple[torch.dtype, ...], depth: int) -> Tree:
-    """Draw a container in one of three cases; otherwise a leaf, `None` in one of four."""
+    """Draw a container in a third of the cases, otherwise a leaf; a quarter of these are `None`."""
     if depth > 0 and draw(among(False, False, True)):
         return draw(_containers(dtypes, depth - 1))
     if draw(among(False, False, False, True)):

@@ -1,8 +1,8 @@
 """The contracts of transforms: compiled, under vmap or on meta tensors, a function does the same.
 
 The function under test takes one argument, a tree of tensors, numbers and `None`s, and returns any
-tree. Bools and integers, that is masks and counts, must be equal to the bit. Floating point numbers
-must be equal within the given tolerance.
+tree. Bools and integers, that is masks and counts, must be equal. Floating point numbers must be
+equal within the given tolerance.
 """
 
 from __future__ import annotations
