@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gprune.inputs import LeafError
 from gprune.select import blocks
 from gprune.select.blocks import Block, RankedLeaves, ShardSlice, flat_blocks
 from gprune.select.keys import FLOAT32, FLOAT64, FORMATS, INT64, to_bits
@@ -124,6 +125,15 @@ def test_candidates_are_counted(tree: fuzz.Tree) -> None:
         count = own.leaves.num_candidates(scope)
         assert (count.dtype, count.shape) == (torch.int64, ())
         assert int(count) == len(own.candidates(scope))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_int64_scores_that_float64_cannot_hold(sign: int) -> None:
+    good, bad = torch.tensor([sign * 2**53]), torch.tensor([0, sign * (2**53 + 1)])
+    RankedLeaves([good, torch.empty(0, dtype=torch.int64)], []).check_exact()
+    RankedLeaves([bad], [], seed=3).check_exact()
+    with pytest.raises(LeafError, match=rf"at most 2\*\*53 .*got {sign * (2**53 + 1)}; cast"):
+        RankedLeaves([torch.ones(2), bad], []).check_exact()
 
 
 # --- positions in shards ----------------------------------------------------------------------

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from gprune.select.slices import ShardSlice
 from hypothesis import strategies as st
 from torch import Tensor
 
