@@ -94,9 +94,9 @@ def raise_on_all_ranks(function: Function) -> Function:
         except Exception as error:
             leaves, _ = flatten((args, kwargs))
             if is_sharded(leaves) and not getattr(error, "is_on_all_ranks", False):
-                from gprune.select import dtensors
+                from gprune.select import shards
 
-                dtensors.raise_error(error, leaves)
+                shards.raise_error(error, leaves)
             raise
 
     return run  # type: ignore[return-value]  # wraps() keeps the signature

@@ -25,9 +25,10 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the benchmarks out unless they are asked for, whatever else `-m` asks for."""
-    if "bench" not in config.getoption("markexpr"):
-        items[:] = [item for item in items if item.get_closest_marker("bench") is None]
+    """Leave out benchmarks and long tests unless `-m` names them, whatever else it asks for."""
+    asked = config.getoption("markexpr")
+    left_out = [marker for marker in ("bench", "long") if marker not in asked]
+    items[:] = [item for item in items if not any(map(item.get_closest_marker, left_out))]
 
 
 def pytest_sessionfinish() -> None:

@@ -18,7 +18,7 @@ ALLOCATIONS = [gp.allocation.uniform, gp.allocation.erdos_renyi]
 
 
 def num_pruned(sparsities: Any, params: Any) -> list[int]:
-    """What a tree of sparsities means, by the law of counts."""
+    """What a tree of sparsities means, by the rule of counts."""
     pairs = zip(reference.leaves(sparsities), reference.leaves(params), strict=True)
     return [round(s.item() * leaf.numel()) for s, leaf in pairs if leaf is not None]
 
@@ -89,9 +89,9 @@ def test_resnet50_needs_the_published_operations(sparsity: float, published: flo
 
 def test_golden() -> None:
     """By hand: shares 40 and 22; of 176 kept they would get 113.5 and 62.5, more than 40."""
-    params = {"wide": torch.ones(20, 20), "narrow": torch.ones(20, 2), "hole": None}
+    params = {"wide": torch.ones(20, 20), "narrow": torch.ones(20, 2), "none": None}
     tree = gp.allocation.erdos_renyi(params, sparsity=0.6)
-    assert tree["hole"] is None
+    assert tree["none"] is None
     assert (tree["narrow"].item(), tree["wide"].item()) == (0.0, 264 / 400)
     plain = gp.allocation.erdos_renyi([torch.ones(4, 2, 3, 3)] * 2, sparsity=0.5, kernel=False)
     assert [s.item() for s in plain] == [0.5, 0.5]

@@ -80,7 +80,7 @@ def test_functional_call_on_an_adapted_module_is_ignored() -> None:
     assert torch.func.functional_call(net, given, (x,), strict=False) != 200
 
 
-def test_holes_need_none_in_the_dims_of_vmap() -> None:
+def test_none_leaves_need_none_in_the_dims_of_vmap() -> None:
     stacked = {"weight": torch.randn(3, 4), "bias": None}
 
     def run(dims: object) -> object:

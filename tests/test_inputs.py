@@ -131,7 +131,13 @@ def test_masks_that_are_all_none_say_what_to_pass() -> None:
 
 
 def test_the_dtypes_of_scores_are_those_that_have_keys() -> None:
-    assert {dtype: space.floating for dtype, space in keys.SPACES.items()} == inputs.SCORE_DTYPES
+    assert keys.FORMATS.keys() == inputs.SCORE_DTYPES.keys()
+    for dtype, floating in inputs.SCORE_DTYPES.items():
+        finfo = torch.finfo(floating)
+        if dtype.is_floating_point:
+            assert dtype == floating
+        else:  # consecutive integers are consecutive floats up to 2 / eps
+            assert min(torch.iinfo(dtype).max, 2**53) <= 2 / finfo.eps
 
 
 @pytest.mark.parametrize("prune", [gp.global_unstructured, gp.layerwise])

@@ -1,4 +1,4 @@
-"""What is done with masks: the laws of application and structure, and intersections."""
+"""What is done with masks: application, structure, counts and intersections."""
 
 import math
 from typing import Any
@@ -75,7 +75,7 @@ def test_a_parameter_without_a_mask_is_returned_as_it_is(params: Any, data: st.D
             assert mask is not None or after is before
 
 
-def test_a_mask_at_a_hole_is_refused() -> None:
+def test_a_mask_at_a_none_leaf_is_refused() -> None:
     params, masks = [torch.ones(2), None], [torch.ones(2).bool(), torch.ones(2).bool()]
     for call in (
         lambda: gp.global_unstructured(params, masks=masks, amount=1),
@@ -106,56 +106,3 @@ def test_dicts_keep_the_order_of_insertion(backend: str | None) -> None:
     assert list(masks) == ["b", "c", "a"]
     assert list(masks["c"]) == ["z", "y"]
     assert_are_masks(masks, params)
-
-
-@pytest.mark.parametrize(
-    ("where", "chosen"),
-    [
-        (None, ["fc.weight", "head.fc.weight"]),
-        ("fc.*", ["fc.bias", "fc.weight"]),
-        ("*fc.weight", ["fc.weight", "head.fc.weight"]),
-        (["fc.b*", "norm.?eight"], ["fc.bias", "norm.weight"]),
-        ("FC.*", []),
-        ([], []),
-        (lambda path, leaf: leaf.numel() == 2, ["fc.bias", "norm.weight"]),
-    ],
-)
-def test_prunable(where: Any, chosen: list[str]) -> None:
-    params = {
-        "norm": {"weight": torch.ones(2)},
-        "fc": {"weight": torch.ones(2, 3), "bias": torch.ones(2)},
-        "head": {"fc": {"weight": torch.ones(1, 3)}, "ids": torch.ones(1, 3).int()},
-    }
-    tree = gp.prunable(params, where)
-    assert_same_structure(tree, params)
-    paths = ["fc.bias", "fc.weight", "head.fc.weight", "head.ids", "norm.weight"]
-    kept = reference.leaves(tree)
-    assert [path for path, leaf in zip(paths, kept, strict=True) if leaf is not None] == chosen
-    for leaf, param in zip(kept, reference.leaves(params), strict=True):
-        assert leaf is None or leaf is param
-
-
-@given(param_trees(), st.integers(-1, 2))
-def test_vmap_dims(params: Any, dim: int) -> None:
-    dims = gp.vmap_dims(params, dim)
-    assert_same_structure(dims, params)
-    assert reference.leaves(dims) == [
-        None if leaf is None else dim for leaf in reference.leaves(params)
-    ]
-
-
-@given(param_trees(), st.data())
-def test_agreement(params: Any, data: st.DataObject) -> None:
-    one, other = data.draw(prior_masks(params)), data.draw(prior_masks(params))
-    got = gp.agreement(one, other)
-    assert_same_structure(got.hamming, params)
-    pairs = zip(reference.lists(one), reference.lists(other), strict=True)
-    both = [(set(_kept(a)), set(_kept(b))) for a, b in pairs if a is not None]
-    hamming = [x.item() for x in reference.leaves(got.hamming) if x is not None]
-    assert hamming == [len(a ^ b) for a, b in both]
-    jaccard = [x.item() for x in reference.leaves(got.jaccard) if x is not None]
-    assert jaccard == [len(a & b) / len(a | b) if a | b else 1 for a, b in both]
-
-
-def _kept(mask: list[bool]) -> list[int]:
-    return [i for i, keep in enumerate(mask) if keep]

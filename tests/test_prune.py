@@ -1,8 +1,7 @@
-"""The combinators: thresholds of several amounts, and arguments of a method."""
+"""The combinators: thresholds of several amounts, numbers for each leaf, and fresh masks."""
 
 from typing import Any
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +9,27 @@ from hypothesis import strategies as st
 import gprune as gp
 from gprune.testing import param_trees, prior_masks
 from tests.support import reference
-from tests.support.assertions import assert_equal_masks
+from tests.support.assertions import assert_equal_masks, assert_masks
+
+
+@given(param_trees(), st.data(), st.sampled_from([0, 0.5]))
+def test_masks_are_fresh(params: Any, data: st.DataObject, amount: float) -> None:
+    """What is written into one mask reaches neither the prior nor another mask."""
+    masks = data.draw(prior_masks(params))
+    prior = reference.lists(masks)
+    calls = [
+        lambda: gp.global_unstructured(params, masks=masks, amount=amount),
+        lambda: gp.layerwise(params, masks=masks, amount=amount),
+        lambda: gp.global_unstructured(params, masks=masks, pruning_method=gp.identity),
+    ]
+    for call in calls:
+        before = call()
+        for mask in reference.leaves(before):
+            if mask is not None:
+                mask.logical_not_()
+        assert reference.lists(masks) == prior
+        flipped = [None if m is None else [not k for k in m] for m in reference.lists(before)]
+        assert_masks(call(), flipped, params)
 
 
 @given(param_trees(), st.lists(st.floats(0, 1), max_size=4), st.data())
@@ -44,35 +63,8 @@ def test_a_threshold_is_defined_here_and_is_a_pair() -> None:
     assert type(threshold).__module__ == "gprune.prune"
 
 
-@pytest.mark.parametrize("prune", [gp.global_unstructured, gp.layerwise])
-def test_a_type_error_of_a_users_method_is_its_own(prune: Any) -> None:
-    @gp.pruning_method("unstructured")
-    def method(param: torch.Tensor, scores: Any, *, mask: torch.Tensor) -> torch.Tensor:
-        raise TypeError("mine")
-
-    with pytest.raises(TypeError, match=r"^mine$"):
-        prune([torch.ones(2)], pruning_method=method)
-
-
 def test_an_amount_for_each_leaf_may_be_a_tree_or_one_number() -> None:
     params = {"a": torch.arange(4.0), "b": torch.arange(3.0)}
     for amount in (1, {"a": 1, "b": 1}, torch.tensor(1), {"a": torch.tensor(1), "b": 1}):
         masks = gp.layerwise(params, amount=amount)
         assert [int(mask.sum()) for mask in reference.leaves(masks)] == [3, 2]
-
-
-def test_a_users_method_is_given_the_number_of_its_leaf() -> None:
-    seen = []
-
-    @gp.pruning_method("unstructured")
-    def method(
-        param: torch.Tensor, scores: Any, *, mask: torch.Tensor, amount: Any, sparsity: Any = None
-    ) -> torch.Tensor:
-        seen.append((param.numel(), amount, sparsity))
-        return mask
-
-    params = {"a": torch.ones(4), "b": torch.ones(3)}
-    gp.layerwise(params, pruning_method=method, amount={"a": 1, "b": 2}, sparsity=None)
-    gp.layerwise(params, pruning_method=method, amount=5)
-    gp.global_unstructured(params, pruning_method=method, amount=6)
-    assert seen == [(4, 1, None), (3, 2, None), (4, 5, None), (3, 5, None), (7, 6, None)]

@@ -3,7 +3,6 @@
 import inspect
 import subprocess
 import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -16,7 +15,6 @@ import gprune.pruners
 import gprune.schedules
 import gprune.scores
 
-PACKAGE = Path(gprune.__file__).parent
 OPTIONAL = ["hypothesis", "numpy", "sklearn", "matplotlib", "rich", "typer", "safetensors"]
 
 TOP_LEVEL = [
@@ -102,25 +100,3 @@ def test_importing_gprune_imports_no_optional_package() -> None:
         "assert 'torch._dynamo' not in new and 'torch._inductor' not in new, 'heavy import'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-@pytest.mark.parametrize(
-    ("package", "rooms"),
-    [
-        ("optree", {"trees.py", "testing"}),
-        ("torch.library", {"select"}),
-        ("torch.distributed", {"select"}),
-        ("hypothesis", {"testing"}),
-        ("numpy", {"testing"}),
-    ],
-)
-def test_who_imports_what(package: str, rooms: set[str]) -> None:
-    """The walls of the house; `testing` registers a node of its own for the drawn trees."""
-    found = set()
-    for file in PACKAGE.rglob("*.py"):
-        lines = [line.strip() for line in file.read_text().splitlines()]
-        imports = [line for line in lines if line.startswith(("import ", "from "))]
-        uses = any(line.split()[1].startswith(package) for line in imports)
-        if uses or (package == "torch.library" and any("@torch.library" in x for x in lines)):
-            found.add(file.relative_to(PACKAGE).parts[0])
-    assert found == rooms

@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from gprune.select.draws import draw_range
+from gprune.select.marking import mark
+from gprune.select.passes import Divided, divide
+from gprune.select.ranking import Ranking
 from torch.nn.utils.prune import L1Unstructured
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gprune as gp
 from gprune.select import digits, keys, operators, search
-from gprune.select.draws import draw_range
 from gprune.select.keys import BRAIN, DOUBLE, HALF, SINGLE, KeySpace
-from gprune.select.marking import mark
-from gprune.select.passes import Divided, divide
-from gprune.select.ranking import Ranking
 
 CPU = torch.device("cpu")
 NARROW = {torch.float16: HALF, torch.bfloat16: BRAIN}

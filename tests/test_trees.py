@@ -7,11 +7,14 @@ import optree
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import strategies as st
 
 import gprune as gp
 from gprune.testing import param_trees
 from gprune.testing.strategies import Box
 from gprune.trees import _trace, dotted_paths, flatten, leaf_names, unflatten
+from tests.support import reference
+from tests.support.assertions import assert_same_structure
 
 MATRIX, VECTOR = torch.ones(2, 3), torch.ones(3)
 
@@ -163,7 +166,7 @@ def test_where(where: Any, paths: list[str] | None) -> None:
     assert kept(TREE, where) == paths
 
 
-def test_holes_stay_holes_and_tensors_are_the_same() -> None:
+def test_none_stays_none_and_tensors_are_the_same() -> None:
     tree = {"a": None, "b": MATRIX}
     assert gp.prunable(tree, "*") == {"a": None, "b": MATRIX}
     assert gp.prunable(tree, "*")["b"] is MATRIX
@@ -256,3 +259,39 @@ def test_the_walk_under_a_trace_keeps_dicts_as_they_are() -> None:
     assert rebuilt["b"].default_factory is list
     assert list(rebuilt["b"]) == list(rebuilt["a"]) == ["z", "a"]
     assert flatten(rebuilt)[1] == flatten(tree)[1]
+
+
+@pytest.mark.parametrize(
+    ("where", "chosen"),
+    [
+        (None, ["fc.weight", "head.fc.weight"]),
+        ("fc.*", ["fc.bias", "fc.weight"]),
+        ("*fc.weight", ["fc.weight", "head.fc.weight"]),
+        (["fc.b*", "norm.?eight"], ["fc.bias", "norm.weight"]),
+        ("FC.*", []),
+        ([], []),
+        (lambda path, leaf: leaf.numel() == 2, ["fc.bias", "norm.weight"]),
+    ],
+)
+def test_prunable(where: Any, chosen: list[str]) -> None:
+    params = {
+        "norm": {"weight": torch.ones(2)},
+        "fc": {"weight": torch.ones(2, 3), "bias": torch.ones(2)},
+        "head": {"fc": {"weight": torch.ones(1, 3)}, "ids": torch.ones(1, 3).int()},
+    }
+    tree = gp.prunable(params, where)
+    assert_same_structure(tree, params)
+    paths = ["fc.bias", "fc.weight", "head.fc.weight", "head.ids", "norm.weight"]
+    kept = reference.leaves(tree)
+    assert [path for path, leaf in zip(paths, kept, strict=True) if leaf is not None] == chosen
+    for leaf, param in zip(kept, reference.leaves(params), strict=True):
+        assert leaf is None or leaf is param
+
+
+@given(param_trees(), st.integers(-1, 2))
+def test_vmap_dims_have_the_structure_of_the_tree(params: Any, dim: int) -> None:
+    dims = gp.vmap_dims(params, dim)
+    assert_same_structure(dims, params)
+    assert reference.leaves(dims) == [
+        None if leaf is None else dim for leaf in reference.leaves(params)
+    ]

@@ -1,4 +1,4 @@
-"""What a user writes, in strict types: the type checker reads it, and `test_house.py` runs it."""
+"""What a user writes, in strict types: the type checker reads it, and `test_layout.py` runs it."""
 
 from collections.abc import Mapping
 from functools import partial

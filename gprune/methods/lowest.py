@@ -71,7 +71,7 @@ def select_lowest(
         raise ValueError("dim compares within each leaf, not globally; use layerwise")
     require_unsharded(scores, "dim")
     if seed is not None:  # draws depend on the flat index in the leaf, not on the groups
-        scores = operators.random_scores(scores, seed)
+        scores = operators.random_scores(scores, seed, "")
     masks = []
     for i, dims in enumerate(dims_per_leaf(dim, leaves)):
         if problem := single_entry_problem(scores[i].shape, dims):

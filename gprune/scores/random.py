@@ -36,4 +36,6 @@ def random(params: Tree, *, seed: int | torch.Tensor) -> Tree:
     require_tensors(leaves, treedef, "params")
     tensors = [leaf.detach() for leaf in leaves if leaf is not None]
     load_dtensor_rules()
-    return unflatten_like(treedef, leaves, operators.random_scores(tensors, as_seed(seed)))
+    return unflatten_like(
+        treedef, leaves, operators.random_scores(tensors, as_seed(seed), "random")
+    )

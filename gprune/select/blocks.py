@@ -20,8 +20,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gprune.inputs import LeafError
 from gprune.select.counter_rng import draw_integers
-from gprune.select.keys import FLOAT64, FORMATS, INT64, Format, keys_of, to_bits, to_float64_keys
+from gprune.select.keys import (
+    FLOAT64,
+    FORMATS,
+    INT64,
+    LARGEST_INT64,
+    Format,
+    keys_of,
+    to_bits,
+    to_float64_keys,
+)
 
 BLOCK = 2**20
 """The most entries of a block. Large enough that the fixed cost of an operator is negligible."""
@@ -165,9 +175,22 @@ class RankedLeaves:
             return self.starts
         return [0, *accumulate(piece.num_entries for piece in self.slices)]
 
-    def with_exact_keys(self) -> RankedLeaves:
-        """Return the same leaves with float64 keys, in which any threshold can be expressed."""
-        return replace(self, exact=True)
+    def check_exact(self) -> None:
+        """Refuse int64 scores that float64 cannot hold.
+
+        Raises:
+            LeafError: if an int64 score is beyond 2^53 in magnitude.
+        """
+        for number, leaf in enumerate(self.scores if self.seed is None else []):
+            if leaf.dtype == torch.int64 and leaf.numel():
+                low, high = torch.stack(leaf.aminmax()).tolist()
+                if low < -LARGEST_INT64 or high > LARGEST_INT64:
+                    raise LeafError(
+                        number,
+                        "scores",
+                        "int64 scores must be at most 2**53 in magnitude to compare exactly, "
+                        f"got {low if low < -LARGEST_INT64 else high}; cast them to float64",
+                    )
 
     def not_counted(self) -> RankedLeaves | None:
         """Return the leaves that another process counts, or `None` if there are none."""

@@ -1,42 +1,66 @@
 """The operators: selection as torch.library custom operators, opaque to every transform.
 
-The control flow of the search depends on data, so `torch.compile` cannot trace it. An operator is
-one node of the graph instead: a list of tensors in, a list of new bool masks out. Each operator has
-a fake rule (shapes, for tracing, `meta` and export) and a batching rule (for `vmap`). None has a
-gradient: masks are piecewise constant, and the inputs are detached before they get here. The
+Under `torch.compile` the search is control flow that depends on data, which cannot be traced. So
+the graph sees one node: a list of tensors in, a list of fresh bool masks out. Each operator has a
+fake rule (shapes, for tracing, `meta` and export) and a batching rule (for `vmap`). None has a
+gradient: a selection is piecewise constant, and its inputs are detached before they get here. The
 operators are `cudagraph_unsafe`, because the host reads counts.
 
-Errors about values, such as an amount that is out of range, are raised here, in eager and in
-compiled code.
+An operator that is given DTensors is called again on their local shards (`gprune.select.dtensors`).
+Its last argument, `context`, then says where the shards lie; before, it describes the call.
+
+Wrong values raise from here, in eager and in compiled code alike.
 """
 
 # No `from __future__ import annotations`: the schemas are inferred from the annotations themselves.
 
-from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Optional
 
 import torch
 from torch import Tensor
 
-from gprune.inputs import LeafError
 from gprune.select import batching, rows
-from gprune.select.blocks import Query, RankedLeaves
+from gprune.select.blocks import RankedLeaves
 from gprune.select.counter_rng import draw
 from gprune.select.counts import apportion as share_out
-from gprune.select.counts import resolve, resolve_amount, resolve_sparsity
-from gprune.select.keys import (
-    FORMATS,
-    LARGEST_INT64,
-    keys_of,
-    to_bits,
-    to_float64_keys,
-    values_of,
-)
-from gprune.select.partition import copy_priors, empty_masks, write_masks
+from gprune.select.counts import resolve_amount, resolve_sparsity
+from gprune.select.partition import empty_masks
 from gprune.select.refine import OneProcess, Reduce
-from gprune.select.search import Search, batches
+from gprune.select.search import find_thresholds, select_into, write_at
 
 TAGS = (torch.Tag.cudagraph_unsafe,)
+Opened = AbstractContextManager[tuple[RankedLeaves, Reduce, list[Tensor]]]
+
+
+def opened(
+    scores: list[Tensor],
+    masks: list[Tensor],
+    absolute: bool,
+    seed: Tensor | None,
+    context: str,
+    *arguments: object,
+) -> Opened:
+    """Open a call: on one process at once, on shards when all ranks are called alike.
+
+    Args:
+        scores: one tensor per leaf, or its local shard.
+        masks: their prior masks, or empty.
+        absolute: whether to rank by absolute value.
+        seed: if given, random draws are ranked.
+        context: the last argument of the operator.
+        *arguments: what else must be the same on all ranks: tensors and plain values.
+
+    Returns:
+        A context that gives what is ranked, what sums counts over the processes, and fresh masks.
+    """
+    if context.startswith("{"):  # a layout of shards
+        from gprune.select.shards import open_shards
+
+        return open_shards(scores, masks, absolute, seed, context, arguments)
+    ranked = RankedLeaves(scores, masks, absolute, None if seed is None else int(seed.item()))
+    ranked.check_exact()
+    return nullcontext((ranked, OneProcess(), empty_masks(scores)))
 
 
 @torch.library.custom_op("gprune::select", mutates_args=(), tags=TAGS)
@@ -47,52 +71,34 @@ def select(
     seed: Optional[Tensor],  # noqa: UP045  the schema inference of torch 2.10 takes this spelling
     absolute: bool,
     sparsity: bool,
-    call: str,
+    context: str,
 ) -> list[Tensor]:
     """Find thresholds and make the masks at them.
 
     Args:
         scores: one tensor per prunable leaf.
-        masks: their prior masks, or an empty list.
-        amounts: one, to rank all leaves together; or one per leaf, to rank each leaf alone.
+        masks: their prior masks, or empty.
+        amounts: one, to rank all leaves together; or one per leaf, to rank each by itself.
         seed: if given, random draws are ranked.
         absolute: whether to rank by absolute value.
         sparsity: whether the amounts are sparsities.
-        call: the public function and the paths of the leaves, to check that all ranks make the same
-            call; not used without DTensors.
+        context: what is called with which paths; of DTensors, all ranks must be called alike.
 
     Returns:
         The masks, one per leaf.
     """
-    number = None if seed is None else int(seed.item())
-    ranked = RankedLeaves(scores, masks, absolute, number)
-    check_exact(ranked)
-    kept = empty_masks(scores)
-    select_into(kept, ranked, amounts, sparsity, OneProcess())
-    return kept
+    arguments = sparsity, *amounts
+    with opened(scores, masks, absolute, seed, context, *arguments) as (ranked, reduce, kept):
+        select_into(kept, ranked, amounts, sparsity, reduce)
+        return kept
 
 
 @torch.library.custom_op("gprune::select_rows", mutates_args=(), tags=TAGS)
 def select_rows(
-    scores: Tensor,
-    masks: list[Tensor],
-    amount: Tensor,
-    absolute: bool,
-    sparsity: bool,
+    scores: Tensor, masks: list[Tensor], amount: Tensor, absolute: bool, sparsity: bool
 ) -> Tensor:
-    """Find a threshold for every row and make the masks.
-
-    Args:
-        scores: (rows, entries).
-        masks: the prior mask, or an empty list.
-        amount: the amount or sparsity of each row.
-        absolute: whether to rank by absolute value.
-        sparsity: whether the amount is a sparsity.
-
-    Returns:
-        The mask, (rows, entries).
-    """
-    check_exact(RankedLeaves([scores], masks))
+    """Prune each row of a matrix by an amount; `masks` is the prior mask, or empty."""
+    RankedLeaves([scores], masks).check_exact()
     prior = masks[0] if masks else None
     return rows.select_rows(scores, prior, amount, absolute=absolute, is_sparsity=sparsity)
 
@@ -104,12 +110,12 @@ def find_threshold(
     amount: Tensor,
     absolute: bool,
     sparsity: bool,
-    call: str,
+    context: str,
 ) -> tuple[Tensor, Tensor]:
     """Find a threshold for every amount of a tensor; the other arguments are those of `select`."""
-    ranked = RankedLeaves(scores, masks, absolute)
-    check_exact(ranked)
-    return find_thresholds(ranked, amount, sparsity, OneProcess())
+    arguments = sparsity, amount
+    with opened(scores, masks, absolute, None, context, *arguments) as (ranked, reduce, _):
+        return find_thresholds(ranked, amount, sparsity, reduce)
 
 
 @torch.library.custom_op("gprune::masks_from_threshold", mutates_args=(), tags=TAGS)
@@ -119,61 +125,76 @@ def masks_from_threshold(
     scores: list[Tensor],
     masks: list[Tensor],
     absolute: bool,
-    call: str,
+    context: str,
 ) -> list[Tensor]:
     """Make the masks at a threshold; the other arguments are those of `select`."""
-    ranked = RankedLeaves(scores, masks, absolute, exact=True)
-    check_exact(ranked)
-    kept = empty_masks(scores)
-    write_at(kept, ranked, value, index)
-    return kept
+    with opened(scores, masks, absolute, None, context, value, index) as (ranked, reduce, kept):
+        write_at(kept, ranked, value, index, reduce)
+        return kept
 
 
 @torch.library.custom_op("gprune::num_to_prune", mutates_args=(), tags=TAGS)
 def num_to_prune(amount: Tensor, candidates: int) -> Tensor:
-    """Return how many candidates an amount prunes."""
+    """Count what an amount prunes."""
     return torch.tensor(resolve_amount(amount, candidates), dtype=torch.int64, device="cpu")
 
 
 @torch.library.custom_op("gprune::random_scores", mutates_args=(), tags=TAGS)
-def random_scores(leaves: list[Tensor], seed: Tensor) -> list[Tensor]:
-    """Draw the scores that `select` ranks if it has a seed."""
-    number = int(seed.item())
-    return [
-        draw(number, leaf, torch.arange(like.numel(), device=like.device)).view(like.shape)
-        for leaf, like in enumerate(leaves)
-    ]
+def random_scores(leaves: list[Tensor], seed: Tensor, context: str) -> list[Tensor]:
+    """Draw the scores by which `select` ranks when it is given a seed; no message is sent."""
+    number, slices = int(seed.item()), None
+    if context.startswith("{"):
+        from gprune.select.shards import from_text
+
+        slices = from_text(context).slices()
+    drawn = []
+    for i, leaf in enumerate(leaves):
+        index = torch.arange(leaf.numel(), device=leaf.device)
+        index = index if slices is None else slices[i].leaf_index(index)
+        drawn.append(draw(number, i, index).view(leaf.shape))
+    return drawn
 
 
 @torch.library.custom_op("gprune::all_finite", mutates_args=(), tags=TAGS)
-def all_finite(leaves: list[Tensor], call: str) -> Tensor:
-    """Return, for each leaf, whether all its entries are finite; under `vmap`, in all the batch."""
-    # aminmax returns NaN if there is one, and takes one pass; isfinite takes several
-    ends = [leaf.aminmax() for leaf in leaves if leaf.numel()]
-    finite = iter([bool(torch.stack(end).isfinite().all()) for end in ends])
-    found = [leaf.numel() == 0 or next(finite) for leaf in leaves]
-    return torch.tensor(found, dtype=torch.bool, device="cpu")
+def all_finite(leaves: list[Tensor], context: str) -> Tensor:
+    """Say of each leaf whether all its entries, of the whole batch under `vmap`, are finite."""
+
+    def count() -> Tensor:
+        # NaN goes through aminmax, which is one pass; isfinite is several
+        ends = [
+            torch.stack(x.aminmax()) if x.numel() else torch.zeros(2, device="cpu") for x in leaves
+        ]
+        return torch.tensor([int(not end.isfinite().all()) for end in ends], device="cpu")
+
+    with opened(leaves, [], False, None, context) as (_, reduce, _):
+        return reduce.sum("looking for what is not finite", len(leaves), count) == 0
 
 
 @torch.library.custom_op("gprune::count_pruned", mutates_args=(), tags=TAGS)
-def count_pruned(masks: list[Tensor], call: str) -> Tensor:
-    """Count the pruned entries of each mask, as int64 on the device of the first mask."""
-    device = masks[0].device
-    return torch.stack([(mask.numel() - mask.count_nonzero()).to(device) for mask in masks])
+def count_pruned(masks: list[Tensor], context: str) -> Tensor:
+    """Count the pruned entries of each mask; int64, on the device of the first."""
+    with opened(masks, [], False, None, context) as (ranked, reduce, _):
+
+        def count() -> Tensor:
+            numbers = [mask.numel() - mask.count_nonzero().cpu() for mask in masks]
+            own = ranked.counted or [True] * len(masks)
+            return torch.stack(numbers) * torch.tensor(own, device="cpu")
+
+        return reduce.sum("counting what is pruned", len(masks), count).to(masks[0].device)
 
 
 @torch.library.custom_op("gprune::apportion", mutates_args=(), tags=TAGS)
 def apportion(
     sparsity: Tensor, sizes: list[int], weights: list[float], low: list[int], high: list[int]
 ) -> list[Tensor]:
-    """Divide the entries that a sparsity keeps among the leaves, in proportion to weights.
+    """Share what a sparsity keeps out among leaves, in proportion to weights.
 
     Args:
-        sparsity: the sparsity of all leaves together.
+        sparsity: of all leaves together.
         sizes: how many entries each leaf has.
-        weights: a number for each leaf, to which its kept entries are proportional.
-        low: the fewest entries that each leaf may keep.
-        high: the most entries that each leaf may keep.
+        weights: what the kept entries are in proportion to.
+        low: how many entries each leaf keeps at least.
+        high: how many it keeps at most.
 
     Returns:
         The sparsity of each leaf.
@@ -195,116 +216,6 @@ def apportion(
     ]
 
 
-def check_exact(ranked: RankedLeaves) -> None:
-    """Raise an error for int64 scores that float64 may not hold exactly.
-
-    Args:
-        ranked: the leaves that are ranked.
-
-    Raises:
-        LeafError: if an int64 score is beyond 2^53 in magnitude.
-    """
-    for number, leaf in enumerate(ranked.scores):
-        if leaf.dtype == torch.int64 and leaf.numel() and ranked.seed is None:
-            low, high = torch.stack(leaf.aminmax()).tolist()
-            if low < -LARGEST_INT64 or high > LARGEST_INT64:
-                raise LeafError(
-                    number,
-                    "scores",
-                    "int64 scores must be at most 2**53 in magnitude to compare exactly, "
-                    f"got {low if low < -LARGEST_INT64 else high}; cast them to float64",
-                )
-
-
-def select_into(
-    kept: list[Tensor],
-    ranked: RankedLeaves,
-    amounts: Sequence[Tensor],
-    is_sparsity: bool,
-    reduce: Reduce,
-) -> None:
-    """Write the masks that prune all leaves by one amount, or each leaf by its own.
-
-    Args:
-        kept: one contiguous bool mask per leaf, to be written.
-        ranked: the leaves that are ranked.
-        amounts: one, or one per leaf.
-        is_sparsity: whether the amounts are sparsities.
-        reduce: sums counts over the processes.
-
-    Raises:
-        ValueError: if the amount is out of range.
-        LeafError: if the amount of one leaf is out of range.
-    """
-    all_leaves = range(len(ranked.scores))
-    scopes = [all_leaves] if len(amounts) == 1 else [range(leaf, leaf + 1) for leaf in all_leaves]
-    queries = []
-    pairs = zip(amounts, scopes, count_candidates(ranked, scopes, reduce), strict=True)
-    for number, (amount, leaves, num_candidates) in enumerate(pairs):
-        entries = ranked.tree_starts[leaves.stop] - ranked.tree_starts[leaves.start]
-        try:
-            k = resolve(amount, entries, num_candidates, is_sparsity)
-        except ValueError as error:
-            if len(amounts) == 1:
-                raise
-            raise LeafError(number, "sparsity" if is_sparsity else "amount", str(error)) from None
-        if k == 0:
-            copy_priors(ranked, leaves, kept)
-        else:
-            queries.append(Query(leaves, k, num_candidates))
-    for some in batches(queries, reduce):
-        Search(ranked, some, reduce, kept).run()
-
-
-def find_thresholds(
-    ranked: RankedLeaves, amount: Tensor, is_sparsity: bool, reduce: Reduce
-) -> tuple[Tensor, Tensor]:
-    """Find the threshold of all leaves at every amount of a tensor.
-
-    Returns:
-        The values, float64, and the flat indices, int64, on the CPU, of the shape of the amount.
-    """
-    leaves = range(len(ranked.scores))
-    [num_candidates] = count_candidates(ranked, [leaves], reduce)
-    entries = ranked.tree_starts[-1]
-    ks = [resolve(one, entries, num_candidates, is_sparsity) for one in amount.view(-1)]
-    wanted = sorted(set(ks) - {0})
-    found = {0: (-torch.inf, -1)}
-    if wanted:
-        queries = [Query(leaves, k, num_candidates) for k in wanted]
-        keys, indices = zip(*Search(ranked, queries, reduce).run(), strict=True)
-        values = values_of(torch.tensor(keys, device="cpu"), ranked.common).tolist()
-        found |= dict(zip(wanted, zip(values, indices, strict=True), strict=True))
-    return (
-        torch.tensor([found[k][0] for k in ks], dtype=torch.float64, device="cpu").view(
-            amount.shape
-        ),
-        torch.tensor([found[k][1] for k in ks], dtype=torch.int64, device="cpu").view(amount.shape),
-    )
-
-
-def write_at(kept: list[Tensor], ranked: RankedLeaves, value: Tensor, index: Tensor) -> None:
-    """Write the masks at a threshold: the score and the tree index of the last pruned entry."""
-    form, tree_index = FORMATS[value.dtype], int(index.item())
-    key = int(to_float64_keys(keys_of(to_bits(value, form), form, absolute=False), form))
-    for own in (ranked, ranked.not_counted()):
-        if own is not None:
-            blocks = own.blocks(range(len(own.scores)))
-            write_masks(own, blocks, key, own.last_position(tree_index), kept)
-
-
-def count_candidates(ranked: RankedLeaves, scopes: list[range], reduce: Reduce) -> list[int]:
-    """Count the candidates of each scope, over all processes."""
-    if not ranked.priors:
-        starts = ranked.tree_starts
-        return [starts[leaves.stop] - starts[leaves.start] for leaves in scopes]
-
-    def count() -> Tensor:
-        return torch.stack([ranked.num_candidates(leaves) for leaves in scopes])
-
-    return reduce.sum("counting the candidates", len(scopes), count).tolist()
-
-
 @select.register_fake
 def _(
     scores: list[Tensor],
@@ -313,7 +224,7 @@ def _(
     seed: Tensor | None,
     absolute: bool,
     sparsity: bool,
-    call: str,
+    context: str,
 ) -> list[Tensor]:
     return empty_masks(scores)
 
@@ -332,7 +243,7 @@ def _(
     amount: Tensor,
     absolute: bool,
     sparsity: bool,
-    call: str,
+    context: str,
 ) -> tuple[Tensor, Tensor]:
     device = "meta" if any(leaf.is_meta for leaf in scores) else "cpu"
     value = torch.empty(amount.shape, dtype=torch.float64, device=device)
@@ -346,7 +257,7 @@ def _(
     scores: list[Tensor],
     masks: list[Tensor],
     absolute: bool,
-    call: str,
+    context: str,
 ) -> list[Tensor]:
     return empty_masks(scores)
 
@@ -357,17 +268,17 @@ def _(amount: Tensor, candidates: int) -> Tensor:
 
 
 @random_scores.register_fake
-def _(leaves: list[Tensor], seed: Tensor) -> list[Tensor]:
+def _(leaves: list[Tensor], seed: Tensor, context: str) -> list[Tensor]:
     return [torch.empty(x.shape, dtype=torch.float64, device=x.device) for x in leaves]
 
 
 @all_finite.register_fake
-def _(leaves: list[Tensor], call: str) -> Tensor:
+def _(leaves: list[Tensor], context: str) -> Tensor:
     return torch.ones(len(leaves), dtype=torch.bool, device="cpu")
 
 
 @count_pruned.register_fake
-def _(masks: list[Tensor], call: str) -> Tensor:
+def _(masks: list[Tensor], context: str) -> Tensor:
     return torch.empty(len(masks), dtype=torch.int64, device=masks[0].device)
 
 

@@ -26,17 +26,22 @@ import functools
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from gprune.inputs import LeafError
 from gprune.select.blocks import Query, RankedLeaves
 from gprune.select.counting import concatenate
+from gprune.select.counts import resolve
+from gprune.select.keys import FORMATS, keys_of, to_bits, to_float64_keys, values_of
 from gprune.select.partition import (
     Bins,
     PartitionPass,
     by_leaves,
+    copy_priors,
     count_keys,
     count_ties,
     tied_indices,
@@ -232,12 +237,15 @@ class Search:
         picked = pick(counts.view(len(chosen), -1), [query.k for query in chosen])
         rows = zip(*(column.tolist() for column in picked), strict=True)
         for i, own, (number, below, inside) in zip(brackets, bins, rows, strict=True):
-            low, high = self._intervals[i].low, self._intervals[i].high
+            known = self._intervals[i]
+            low, high = known.low, known.high
             if number > 0:
                 low = max(low, own.first + ((number - 1) << own.shift))
             if number <= num_bins:
                 high = min(high, own.first + (number << own.shift) - 1)
-            self._intervals[i] = Interval(low, high, below, inside)
+            end = min(below + inside, known.num_below + known.num_inside)
+            below = max(below, known.num_below)  # bins may begin and end outside of what is known
+            self._intervals[i] = Interval(low, high, below, end - below)
 
     def _settle(self, made: PartitionPass, pending: list[int], counts: list[int]) -> list[int]:
         """Narrow the intervals by the counts of a pass, and note which queries it has settled."""
@@ -517,3 +525,98 @@ def batches(queries: Sequence[Query], reduce: Reduce) -> Iterator[list[Query]]:
         held += expected
     if run:
         yield run
+
+
+def select_into(
+    masks: list[Tensor],
+    ranked: RankedLeaves,
+    amounts: Sequence[Tensor],
+    is_sparsity: bool,
+    reduce: Reduce,
+) -> None:
+    """Write the masks that prune all leaves by one amount, or each leaf by its own.
+
+    Args:
+        masks: one contiguous bool mask per leaf, to be written.
+        ranked: what is ranked.
+        amounts: one, or one per leaf.
+        is_sparsity: whether the amounts are sparsities.
+        reduce: sums counts over the processes.
+
+    Raises:
+        ValueError: if the amount is out of range.
+        LeafError: if the amount of one leaf is out of range.
+    """
+    all_leaves = range(len(ranked.scores))
+    scopes = [all_leaves] if len(amounts) == 1 else [range(leaf, leaf + 1) for leaf in all_leaves]
+    queries = []
+    pairs = zip(amounts, scopes, count_candidates(ranked, scopes, reduce), strict=True)
+    for number, (amount, leaves, num_candidates) in enumerate(pairs):
+        entries = ranked.tree_starts[leaves.stop] - ranked.tree_starts[leaves.start]
+        try:
+            k = resolve(amount, entries, num_candidates, is_sparsity)
+        except ValueError as error:
+            if len(amounts) == 1:
+                raise
+            raise LeafError(number, "sparsity" if is_sparsity else "amount", str(error)) from None
+        if k == 0:
+            copy_priors(ranked, leaves, masks)
+        else:
+            queries.append(Query(leaves, k, num_candidates))
+    for some in batches(queries, reduce):
+        Search(ranked, some, reduce, masks).run()
+
+
+def find_thresholds(
+    ranked: RankedLeaves, amount: Tensor, is_sparsity: bool, reduce: Reduce
+) -> tuple[Tensor, Tensor]:
+    """Find the threshold of all leaves at every amount of a tensor.
+
+    Returns:
+        The values, float64, and the flat indices, int64, on the CPU, of the shape of the amount.
+    """
+    leaves = range(len(ranked.scores))
+    [num_candidates] = count_candidates(ranked, [leaves], reduce)
+    entries = ranked.tree_starts[-1]
+    ks = [resolve(one, entries, num_candidates, is_sparsity) for one in amount.view(-1)]
+    wanted = sorted(set(ks) - {0})
+    found = {0: (-torch.inf, -1)}
+    if wanted:
+        queries = [Query(leaves, k, num_candidates) for k in wanted]
+        keys, indices = zip(*Search(ranked, queries, reduce).run(), strict=True)
+        values = values_of(torch.tensor(keys, device="cpu"), ranked.common).tolist()
+        found |= dict(zip(wanted, zip(values, indices, strict=True), strict=True))
+    value = torch.tensor([found[k][0] for k in ks], dtype=torch.float64, device="cpu")
+    index = torch.tensor([found[k][1] for k in ks], dtype=torch.int64, device="cpu")
+    return value.view(amount.shape), index.view(amount.shape)
+
+
+def write_at(
+    masks: list[Tensor], ranked: RankedLeaves, value: Tensor, index: Tensor, reduce: Reduce
+) -> None:
+    """Write the masks at a threshold, given by its value and its flat index in the tree."""
+    form, tree_index = FORMATS[value.dtype], int(index.item())
+    key = int(to_float64_keys(keys_of(to_bits(value, form), form, absolute=False), form))
+    exact = replace(ranked, exact=True)  # float64 keys hold any threshold
+
+    def write() -> Tensor:
+        for own in (exact, exact.not_counted()):
+            if own is not None:
+                blocks = own.blocks(range(len(own.scores)))
+                write_masks(own, blocks, key, own.last_position(tree_index), masks)
+        return torch.empty(0, dtype=torch.int64, device="cpu")
+
+    reduce.sum("writing the masks", 0, write)
+
+
+def count_candidates(ranked: RankedLeaves, scopes: list[range], reduce: Reduce) -> list[int]:
+    """Count the candidates of some leaves in all processes."""
+    if not ranked.priors:
+        starts = ranked.tree_starts
+        return [starts[leaves.stop] - starts[leaves.start] for leaves in scopes]
+
+    def count() -> Tensor:
+        return torch.stack([ranked.num_candidates(leaves) for leaves in scopes])
+
+    found: list[int] = reduce.sum("counting the candidates", len(scopes), count).tolist()
+    return found

@@ -1,19 +1,19 @@
-"""DTensors as local shards: which slice of its leaf each shard is, and which rank counts it.
+"""DTensors as local shards: where each shard lies in its leaf, and which rank counts it.
 
-An operator takes only tensors, numbers and strings, so it gets the layout of the leaves as a
-string. The layout is the same on all ranks. What is specific to this rank is computed from it when
-the operator runs.
+An operator takes plain values, so the layout of the leaves goes to the operators on shards as a
+text. It says what is the same on all ranks; what belongs to this rank is worked out when the
+operator runs.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from itertools import product
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
@@ -22,8 +22,9 @@ from torch.distributed.tensor.placement_types import _StridedShard
 from torch.utils._python_dispatch import _disable_current_modes
 
 from gprune.inputs import LeafError
-from gprune.select.blocks import ShardSlice
-from gprune.select.ranks import Mesh
+from gprune.select.blocks import RankedLeaves, ShardSlice
+from gprune.select.partition import empty_masks
+from gprune.select.ranks import Mesh, Ranks
 
 Placed = tuple[int, int | None] | None
 """How a leaf is placed along an axis of the mesh: the dim that is split, and the split factor of a
@@ -31,20 +32,20 @@ Placed = tuple[int, int | None] | None
 
 
 class Leaf(NamedTuple):
-    """The shape of a leaf, and how it is placed along each axis of the mesh."""
+    """A leaf: its shape, and how it is placed along each axis of the mesh."""
 
     shape: tuple[int, ...]
     placements: tuple[Placed, ...]
 
 
 class Layout(NamedTuple):
-    """The mesh and the leaves of a call, as values that are the same on all ranks."""
+    """The leaves of a call, described alike on all ranks."""
 
     mesh: Mesh
     leaves: tuple[Leaf, ...]
 
     def slices(self) -> list[ShardSlice]:
-        """Return the slice of each leaf that this rank holds.
+        """Give where the shard of each leaf lies that this rank holds.
 
         Returns:
             One slice per leaf.
@@ -61,7 +62,7 @@ class Layout(NamedTuple):
         return found
 
     def counted(self) -> list[bool]:
-        """Return, for each leaf, whether this rank counts it. Of replicas, the first rank does."""
+        """Say of each leaf whether this rank counts it: of the replicas, the first does."""
         coordinate = self.mesh.coordinate
         return [
             all(
@@ -74,16 +75,15 @@ class Layout(NamedTuple):
 
 @lru_cache(maxsize=2**14)
 def _slice(leaf: Leaf, mesh: tuple[int, ...], coordinate: tuple[int, ...]) -> ShardSlice:
-    """Compute the slice of a leaf that a rank holds.
+    """Work out where the shard of a rank lies; the only place that asks torch for offsets.
 
-    torch computes the offset and the size of a shard, but does not say whether the shard is one
-    contiguous slice. A `Shard` always is. The shards of a `_StridedShard` are if, sorted by their
-    offsets, they cover each dim without a gap.
+    torch tells where a shard begins and how large it is, but not whether it is one piece. Those of
+    a `Shard` are. Others are if, in order, they cover each dim without a gap.
 
     Args:
         leaf: the leaf.
         mesh: the shape of the mesh.
-        coordinate: the coordinate of the rank.
+        coordinate: of the rank in it.
 
     Returns:
         The slice.
@@ -118,13 +118,13 @@ def _placement(placed: Placed) -> Placement:
 
 def mesh_of(mesh: DeviceMesh) -> Mesh:
     """Describe a mesh."""
-    with _disable_current_modes():  # the ranks are a real tensor, also while tracing
+    with _disable_current_modes():  # the ranks are a real tensor, also while a graph is traced
         ranks = mesh.mesh.flatten().tolist()
     return Mesh(tuple(mesh.shape), tuple(ranks), mesh.device_type)
 
 
 def first_mesh(leaves: Sequence[Any]) -> DeviceMesh:
-    """Return the mesh of the first DTensor."""
+    """Give the mesh of the first DTensor."""
     return next(leaf.device_mesh for leaf in leaves if isinstance(leaf, DTensor))
 
 
@@ -165,15 +165,15 @@ def _placed(i: int, leaf: Tensor, mesh: DeviceMesh) -> tuple[Placed, ...]:
     return tuple(found)
 
 
-def to_text(layout: Layout) -> str:
-    """Write a layout as a string."""
-    return json.dumps(layout)
+def to_text(layout: Layout, call: str) -> str:
+    """Write a layout, and what is called, as text."""
+    return json.dumps({"call": call, "layout": layout})
 
 
 @lru_cache(maxsize=2**8)
 def from_text(text: str) -> Layout:
-    """Read a layout that `to_text` has written."""
-    (shape, ranks, device), leaves = json.loads(text)
+    """Read the layout that `to_text` has written."""
+    (shape, ranks, device), leaves = json.loads(text)["layout"]
     placed = [
         Leaf(tuple(size), tuple(None if p is None else tuple(p) for p in placements))
         for size, placements in leaves
@@ -181,13 +181,65 @@ def from_text(text: str) -> Layout:
     return Layout(Mesh(tuple(shape), tuple(ranks), device), tuple(placed))
 
 
-def place_like(leaf: DTensor, local: Tensor) -> DTensor:
-    """Make a DTensor of a local shard, with the placements of a leaf."""
-    return DTensor.from_local(
-        local,
-        leaf.device_mesh,
-        leaf.placements,
-        run_check=False,
-        shape=leaf.shape,
-        stride=torch.empty(leaf.shape, device="meta").stride(),
-    )
+@contextmanager
+def open_shards(
+    scores: list[Tensor],
+    masks: list[Tensor],
+    absolute: bool,
+    seed: Tensor | None,
+    context: str,
+    arguments: tuple[object, ...],
+) -> Iterator[tuple[RankedLeaves, Ranks, list[Tensor]]]:
+    """Open a call on local shards; see `gprune.select.operators.opened`.
+
+    Yields:
+        What is ranked, the ranks, and fresh masks.
+
+    Raises:
+        Exception: marked as one that every rank raises.
+    """
+    layout = from_text(context)
+    ready: list[tuple[RankedLeaves, list[Tensor]]] = []
+
+    def describe() -> dict[str, str]:
+        number = None if seed is None else int(seed.item())
+        slices = layout.slices()
+        for i, (leaf, own, local) in enumerate(zip(layout.leaves, slices, scores, strict=True)):
+            if tuple(local.shape) != own.size:
+                raise LeafError(
+                    i,
+                    "params",
+                    f"has a local shard of shape {tuple(local.shape)}; of all, {leaf.shape}, the "
+                    f"placements give this rank {own.size}",
+                )
+        ranked = RankedLeaves(scores, masks, absolute, number, slices, layout.counted())
+        ranked.check_exact()
+        ready.append((ranked, empty_masks(scores)))
+        values = [(x.dtype, x.tolist()) if isinstance(x, Tensor) else x for x in arguments]
+        return {
+            "structure": json.loads(context)["call"],
+            "leaves": repr((layout, [x.dtype for x in scores], len(masks))),
+            "arguments": repr((absolute, number, values)),
+        }
+
+    try:
+        ranks = Ranks(layout.mesh)
+        ranks.check_same_on_all_ranks(describe)
+        [(ranked, kept)] = ready
+        yield ranked, ranks, kept
+    except Exception as error:
+        error.is_on_all_ranks = True  # type: ignore[attr-defined]  # read by gprune.sharding
+        raise
+
+
+def raise_error(error: Exception, leaves: Sequence[Any]) -> None:
+    """Raise an error of this rank on all ranks of the first DTensor's mesh.
+
+    Raises:
+        Exception: `error`, or that of a lower rank.
+    """
+    try:
+        Ranks(mesh_of(first_mesh(leaves))).raise_error(error)
+    except Exception as shared:
+        shared.is_on_all_ranks = True  # type: ignore[attr-defined]  # read by gprune.sharding
+        raise

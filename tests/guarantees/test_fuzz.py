@@ -42,7 +42,7 @@ def test_every_way_to_ask(name: str) -> None:
         with small:
             checks = list(way.ask(case, np.random.default_rng(tree.seed)))
         made += len(checks)
-        problems = [problem for one in checks if (problem := fuzz.verdict(case, one))]
+        problems = [problem for one in checks if (problem := fuzz.error_of(case, one))]
         fail_if(problems + ["an input is modified"] * (before != [bits(x) for x in inputs]))
 
     check()
@@ -100,7 +100,7 @@ def test_compiled(name: str, ranking: str) -> None:
             ("masks_from_threshold", again, whole.masks(k)),
         ]
         made += len(checks)
-        fail_if([problem for one in checks if (problem := fuzz.verdict(case, one))])
+        fail_if([problem for one in checks if (problem := fuzz.error_of(case, one))])
 
     check()
     print(f"compiled, {name}, by {ranking}: {made} checks")

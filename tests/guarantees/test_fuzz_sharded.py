@@ -73,7 +73,7 @@ def check_sharded(
     small = nullcontext() if limits is None else small_limits(np.random.default_rng(limits))
     with small:
         checks = list(fuzz.WAYS[name].ask(sharded, np.random.default_rng(tree.seed)))
-    return len(checks), [x for one in checks if (x := fuzz.verdict(sharded, one, local))]
+    return len(checks), [x for one in checks if (x := fuzz.error_of(sharded, one, local))]
 
 
 @pytest.mark.slow

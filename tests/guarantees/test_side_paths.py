@@ -119,7 +119,19 @@ def test_an_empty_leaf_between_small_integers(floating: torch.dtype, call: str) 
     fail_if(problems)
 
 
-@pytest.mark.parametrize("empty", fuzz.FLOATING + fuzz.INTEGER, ids=str)
+@pytest.mark.parametrize(
+    "empty",
+    [
+        torch.bfloat16,
+        torch.float32,
+        *(
+            pytest.param(dtype, marks=pytest.mark.slow)
+            for dtype in fuzz.FLOATING + fuzz.INTEGER
+            if dtype not in (torch.bfloat16, torch.float32)
+        ),
+    ],
+    ids=str,
+)
 def test_an_empty_leaf_between_leaves_of_any_dtypes(empty: torch.dtype) -> None:
     rng = np.random.default_rng(0)
     problems = []

@@ -132,7 +132,7 @@ def _dtype(number: float) -> torch.dtype:
 
 @pytest.mark.parametrize("number", [-0.1, 1.01, 2, -1, math.nan, 50])
 def test_sparsities_out_of_range(number: float) -> None:
-    with pytest.raises(ValueError, match="^sparsity must"):
+    with pytest.raises(ValueError, match=r"^sparsity must"):
         counts.resolve_sparsity(torch.tensor(number, dtype=_dtype(number)), 5, 5)
     assert counts.resolve_sparsity(torch.tensor(1), 5, 3) == 3
     assert counts.resolve_sparsity(torch.tensor(0.0), 5, 3) == 0

@@ -186,14 +186,14 @@ def fail_within(phase: str) -> tuple[str, str]:
 
 
 PHASES = [
-    "gprune.select.dtensors.RankedLeaves",
+    "gprune.select.shards.RankedLeaves",
     "gprune.select.sampling.draw_sample",
     "gprune.select.partition.packed_positions",
     "gprune.select.refine.histogram",
     "gprune.select.partition.PartitionPass.run",
     "gprune.select.refine.Remaining.rows",
     "gprune.select.search.write_masks",
-    "gprune.select.dtensors.empty_masks",
+    "gprune.select.shards.empty_masks",
 ]
 
 
@@ -289,7 +289,7 @@ def lose_a_rank(phase: str) -> tuple[str, str, str, float] | None:
 @pytest.mark.parametrize(
     ("phase", "name"),
     [
-        ("gprune.select.dtensors.RankedLeaves", "checking that all ranks are called alike"),
+        ("gprune.select.shards.RankedLeaves", "checking that all ranks are called alike"),
         ("gprune.select.partition.PartitionPass.run", "counting around the brackets"),
         (
             "gprune.select.blocks.RankedLeaves.tree_index",

@@ -18,7 +18,7 @@ def assert_same_structure(tree: Any, params: Any) -> None:
 
 
 def assert_are_masks(masks: Any, params: Any) -> None:
-    """Bool, of each parameter's shape and device, contiguous, no gradient; None at holes."""
+    """Bool, of each parameter's shape and device, contiguous, no gradient; `None` stays `None`."""
     assert_same_structure(masks, params)
     problems = []
     for path, mask, param in zip(

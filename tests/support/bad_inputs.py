@@ -1,7 +1,7 @@
 """The table of bad inputs, as data: a call, the error that it raises, the words of its message.
 
 A row's inputs are made anew for each run, so that a row cannot spoil another. `PARAMS` has ten
-entries, in two leaves and a hole.
+entries, in two leaves and a `None` leaf.
 """
 
 import fractions
@@ -79,7 +79,7 @@ PARAMS = Make(lambda: tree(weight(), None, out()))
 TEN = Make(lambda: torch.arange(10.0))
 ENTRIES = 10
 LEAF = Make(lambda: [torch.arange(10.0)])
-CUT = Make(lambda: gp.Threshold(torch.tensor(0.0), torch.tensor(0)))
+THRESHOLD = Make(lambda: gp.Threshold(torch.tensor(0.0), torch.tensor(0)))
 
 
 def nested() -> torch.Tensor:
@@ -312,7 +312,7 @@ BAD_MASKS: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
 ]
 AT_HOLES = [
     (
-        "a mask at a hole",
+        "a mask at a `None` leaf",
         lambda: tree(weight().bool(), torch.ones(2).bool(), out().bool()),
         V,
         "masks['fc']['bias'] None",
@@ -328,8 +328,8 @@ BAD_PARAMS: list[tuple[str, Any, type[Exception], str]] = [
     ("None", None, V, "params prunable"),
     ("an empty dict", {}, V, "params prunable"),
     ("an empty list", [], V, "params prunable"),
-    ("holes only", {"a": None}, V, "params prunable"),
-    ("nested holes", [None, (None, {})], V, "params prunable"),
+    ("`None` leaves only", {"a": None}, V, "params prunable"),
+    ("nested `None` leaves", [None, (None, {})], V, "params prunable"),
     ("a float", {"a": {"b": 1.0}}, T, "params['a']['b'] float"),
     ("a string", Make(lambda: [torch.ones(2), "x"]), T, "params[1] str"),
     ("a module", Make(lambda: torch.nn.Linear(1, 1)), T, "params module"),
@@ -362,17 +362,33 @@ SELECTIONS = [
 ]
 VECTOR = Make(lambda: (torch.tensor([1.0]), 2))
 MATRIX_OF_ONE = Make(lambda: (torch.tensor([[1.0]]), torch.tensor([[2]])))
-AT_A_CUT = [
+AT_A_THRESHOLD = [
     *(
-        bad(gp.masks_from_threshold, f"scores: {what}", error, words, CUT, PARAMS, Make(scores))
+        bad(
+            gp.masks_from_threshold,
+            f"scores: {what}",
+            error,
+            words,
+            THRESHOLD,
+            PARAMS,
+            Make(scores),
+        )
         for what, scores, error, words in BAD_SCORES
     ),
     *(
-        bad(gp.masks_from_threshold, f"masks: {what}", error, words, CUT, PARAMS, masks=Make(masks))
+        bad(
+            gp.masks_from_threshold,
+            f"masks: {what}",
+            error,
+            words,
+            THRESHOLD,
+            PARAMS,
+            masks=Make(masks),
+        )
         for what, masks, error, words in FOR_SELECTION
     ),
     *(
-        bad(gp.masks_from_threshold, f"params: {what}", error, words, CUT, params)
+        bad(gp.masks_from_threshold, f"params: {what}", error, words, THRESHOLD, params)
         for what, params, error, words in [*BAD_PARAMS, *UNRANKED]
     ),
     bad(gp.masks_from_threshold, "a number", T, "threshold 3", 3, PARAMS),
@@ -700,7 +716,7 @@ REST = [
     bad(gp.num_pruned, "scores", T, "masks[0] float32 bool", Make(lambda: [torch.ones(2)])),
     bad(gp.sparsity, "scores", T, "masks[0] float32 bool", Make(lambda: [torch.ones(2)])),
     bad(gp.intersect, "nothing", T, "intersect() at least one"),
-    bad(gp.intersect, "other holes", V, "masks[0] None", KEEP_TWO, [None]),
+    bad(gp.intersect, "other `None` leaves", V, "masks[0] None", KEEP_TWO, [None]),
     bad(
         gp.intersect,
         "other shapes",
@@ -1135,7 +1151,7 @@ ALLOCATIONS = (
             ("a bool override", {"overrides": {"fc*": True}}, T, "overrides['fc*'] True"),
             ("an override above 1", {"overrides": {"fc*": 1.5}}, V, "overrides['fc*'] 1.5"),
             ("a NaN override", {"overrides": {"fc*": math.nan}}, V, "overrides['fc*'] nan"),
-            ("a glob for a hole", {"overrides": {"fc.bias": 0}}, V, "overrides 'fc.bias'"),
+            ("a glob for a `None` leaf", {"overrides": {"fc.bias": 0}}, V, "overrides 'fc.bias'"),
             ("too dense overrides", {"overrides": {"*": 0}}, V, "sparsity 5 of 10 10"),
             ("a float floor", {"min_kept": 0.5}, T, "min_kept 0.5"),
             ("a bool floor", {"min_kept": True}, T, "min_kept True"),
@@ -1196,7 +1212,7 @@ PRUNERS = (
         bad(P.iterative, "a negative rewind_to", V, "rewind_to -1", 0.5, due=ALWAYS, rewind_to=-1),
         bad(P.static_sparse, "a string sparsity", T, "sparsity 'x'", "x", seed=0),
         bad(P.rigl, "a schedule for a sparsity", T, "sparsity function", HALF, **EXCHANGE),
-        bad(gp.agreement, "other holes", V, "masks[0] None", KEEP_TWO, [None]),
+        bad(gp.agreement, "other `None` leaves", V, "masks[0] None", KEEP_TWO, [None]),
         bad(gp.agreement, "other shapes", V, "masks[0] (3,) (2,)", KEEP_TWO, KEEP_THREE),
         bad(gp.agreement, "other structures", V, "others structure", KEEP_TWO, []),
         bad(gp.agreement, "scores", T, "masks[0] float32", Make(lambda: [torch.ones(2)]), KEEP_TWO),
@@ -1212,7 +1228,7 @@ BAD = [
     *BOTH_OR_NEITHER,
     *CANDIDATES,
     *SELECTIONS,
-    *AT_A_CUT,
+    *AT_A_THRESHOLD,
     *METHODS,
     *WITHIN,
     *METHODS_OF_ONE_TENSOR,

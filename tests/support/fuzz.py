@@ -891,16 +891,16 @@ WAYS: dict[str, Way] = {
 }
 
 
-# --- the verdict ----------------------------------------------------------------------------
+# --- what is wrong --------------------------------------------------------------------------
 
 
-def verdict(case: Case, check: Check, local: Callable[[int, Array], Array] | None = None) -> str:
+def error_of(case: Case, check: Check, local: Callable[[int, Array], Array] | None = None) -> str:
     """Say what is wrong with one result, or nothing.
 
     Args:
         case: the case, whose leaves say where `None` belongs.
         check: what was asked, what came out, and what must come out.
-        local: cuts the part of this rank out of the array of a prunable leaf.
+        local: takes the part of this rank from the array of a prunable leaf.
 
     Returns:
         A sentence, or an empty string.
@@ -919,12 +919,12 @@ def verdict(case: Case, check: Check, local: Callable[[int, Array], Array] | Non
     problems = [
         f"{i} {problem}"
         for mask, (i, array) in zip(masks, expected.items(), strict=True)
-        if (problem := leaf_verdict(mask, array if local is None else local(i, array)))
+        if (problem := leaf_error(mask, array if local is None else local(i, array)))
     ]
     return f"{what}: mask {'; '.join(problems)}" if problems else ""
 
 
-def leaf_verdict(mask: Tensor, expected: Array) -> str:
+def leaf_error(mask: Tensor, expected: Array) -> str:
     mask = mask.to_local() if hasattr(mask, "to_local") else mask
     if mask.dtype != torch.bool or tuple(mask.shape) != expected.shape:
         return f"is {mask.dtype} of {tuple(mask.shape)}, expected bool of {expected.shape}"

@@ -14,7 +14,7 @@ class Model(NamedTuple):
     """A network with parameters and data.
 
     Attributes:
-        shapes: of the parameters, by name; a hole is a parameter that the network does without.
+        shapes: of the parameters, by name; `None` is a parameter that the network does without.
         forward: from parameters and a batch of inputs to logits.
         inputs: the shape of a batch of inputs.
         classes: how many logits there are.

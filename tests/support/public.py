@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
+from hypothesis import settings
+
 import gprune as gp
 
 
@@ -19,3 +21,9 @@ def public_callables() -> Iterator[tuple[str, Callable[..., Any]]]:
             is_own = getattr(member, "__module__", "").startswith(thing.__name__)
             if not inner.startswith("_") and is_own and callable(member):
                 yield f"{name}.{inner}", member
+
+
+def examples_per_row() -> int:
+    """Half the examples of the profile, since the tables have many rows; 5 in the quick one."""
+    examples = settings().max_examples
+    return 5 if examples <= 25 else examples // 2

@@ -1,8 +1,8 @@
 """The table of every public score, method, combinator, mask function and schedule, as data.
 
 A row says how a public callable is called, in one form for all, `call(params, scores, masks,
-amount)`, and which contracts hold for it. `tests/test_contracts.py` runs them; a public callable
-without a row fails there.
+amount)`, and which contracts hold for it. `tests/guarantees/test_contracts.py` runs them, and fails
+for a public callable without a row.
 """
 
 import functools

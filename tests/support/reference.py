@@ -1,6 +1,6 @@
 """Slow, obvious oracles for the guarantees: naive Python over lists, nothing from gprune.
 
-A tree is flattened once, with ``None`` as a leaf (a hole), and every tensor becomes the flat list
+A tree is flattened once, with ``None`` as a leaf, and every tensor becomes the flat list
 of its entries in row-major order, read on its own dtype: Python compares the ints and floats it
 gets exactly. The flat index counts the entries of all tensors, leaf after leaf.
 """
@@ -258,7 +258,7 @@ def doubled(tree: Any) -> Any:
 
 
 def over(function: Callable[..., Any], *trees: Any) -> Any:
-    """Map over the tensors, holes stay."""
+    """Map over the tensors; `None` leaves stay."""
     return optree.tree_map(
         lambda leaf, *rest: None if leaf is None else function(leaf, *rest),
         *trees,

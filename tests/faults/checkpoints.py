@@ -1,0 +1,83 @@
+"""Faults in the checkpoints."""
+
+from tests.faults import fault
+
+FAULTS = [
+    fault(
+        "kept NaNs lose their bits",
+        "checkpoints/writing.py",
+        "flat_blocks(weight.view(INTEGERS[weight.itemsize]), mask)",
+        "flat_blocks(weight, mask)",
+        "tests/checkpoints/test_writing.py::test_the_copy_is_the_masks_and_no_other_byte",
+    ),
+    fault(
+        "the copy ends with the last weight",
+        "checkpoints/writing.py",
+        "        _copy(source, file, shard.num_bytes - source.tell(), advance)\n",
+        "",
+        "tests/checkpoints/test_writing.py::test_the_copy_is_the_masks_and_no_other_byte",
+    ),
+    fault(
+        "the copy has a mode of its own",
+        "checkpoints/writing.py",
+        "    shutil.copymode(shard.path, target)\n",
+        "",
+        "tests/checkpoints/test_writing.py::test_the_mode_of_the_file_is_kept",
+    ),
+    fault(
+        "the files beside the shards are left out",
+        "checkpoints/writing.py",
+        "            _copy_others(checkpoint, fresh)\n",
+        "            fresh.mkdir()\n",
+        "tests/checkpoints/test_writing.py::test_a_folder_is_copied_with_all_that_is_in_it",
+    ),
+    fault(
+        "the old folder is not put back",
+        "checkpoints/writing.py",
+        "                replaced.rename(out)\n",
+        "                pass\n",
+        "tests/checkpoints/test_writing.py::test_a_rename_that_fails_puts_the_old_folder_back",
+    ),
+    fault(
+        "a path that has come to exist is replaced",
+        "checkpoints/writing.py",
+        "if not force and os.path.lexists(out):",
+        "if force and not os.path.lexists(out):",
+        "tests/checkpoints/test_writing.py::test_what_comes_into_being_meanwhile_is_not_replaced",
+    ),
+    fault(
+        "the flat index of a global threshold is that of the first weight",
+        "checkpoints/planning.py",
+        "threshold.flat_index - num_before)",
+        "threshold.flat_index)",
+        "tests/checkpoints/test_writing.py::test_the_copy_is_the_masks_and_no_other_byte",
+    ),
+    fault(
+        "an index may name files of other folders",
+        "checkpoints/reading.py",
+        "if not isinstance(name, str) or Path(name).name != name:",
+        "if not isinstance(name, str):",
+        "tests/checkpoints/test_reading.py::test_index",
+    ),
+    fault(
+        "an index that names no file is accepted",
+        "checkpoints/reading.py",
+        "    if not names:\n",
+        "    if names is None:\n",
+        "tests/checkpoints/test_reading.py::test_index",
+    ),
+    fault(
+        "zeros of a masked pair are those of its weight",
+        "checkpoints/density.py",
+        "kept &= mask != 0",
+        "kept |= mask == 0",
+        "tests/checkpoints/test_density.py::test_report_of_a_pruned_module",
+    ),
+    fault(
+        "the norm of a weight is that of its largest block",
+        "checkpoints/scoring.py",
+        "norm = math.hypot(*norms)",
+        "norm = max(norms, default=0.0)",
+        "tests/checkpoints/test_writing.py::test_large_tensors_are_copied_in_blocks",
+    ),
+]

@@ -1,0 +1,71 @@
+"""Faults in `trees.py` and `inputs.py`."""
+
+from tests.faults import fault
+
+FAULTS = [
+    fault(
+        "prior masks are not taken at the places of the leaves",
+        "inputs.py",
+        "prior_list = [] if masks is None else [priors[i] for i in positions]",
+        "prior_list = [] if masks is None else [x for x in priors if x is not None][::-1]",
+        "tests/test_inputs.py",
+    ),
+    fault(
+        "scores at `None` leaves shift the others",
+        "inputs.py",
+        "ranked = None if scores is None else [given[i].detach() for i in positions]",
+        "ranked = None if scores is None else [x.detach() for x in given if x is not "
+        "None][: len(positions)]",
+        "tests/test_inputs.py::test_scores_and_amounts_at_leaves_that_are_not_ranked_do_not_matter",
+    ),
+    fault(
+        "a mask at a `None` leaf is accepted",
+        "inputs.py",
+        'return None if other is None else "is a tensor, its parameter is None (not prunable)"',
+        "return None",
+        "tests/test_masks.py::test_a_mask_at_a_none_leaf_is_refused",
+    ),
+    fault(
+        "keys in the order of insertion under a trace",
+        "trees.py",
+        "list(tree) if kind is OrderedDict else optree.utils.total_order_sorted(tree)",
+        "list(tree)",
+        "tests/guarantees/test_compile.py::test_every_container_traces",
+    ),
+    fault(
+        "a trace forgets the order of insertion",
+        "trees.py",
+        "ordered = {key: values[key] for key in order}",
+        "ordered = {key: values[key] for key in keys}",
+        "tests/test_masks.py::test_dicts_keep_the_order_of_insertion",
+    ),
+    fault(
+        "`None` leaves take the masks of the leaves behind them",
+        "trees.py",
+        "[None if leaf is None else next(results) for leaf in leaves]",
+        "[next(results, None) for leaf in leaves]",
+        "tests/test_masks.py",
+        "tests/test_inputs.py",
+    ),
+    fault(
+        "all globs must match",
+        "trees.py",
+        "any(pattern.match(path) for pattern in patterns)",
+        "all(pattern.match(path) for pattern in patterns)",
+        "tests/test_trees.py::test_prunable",
+    ),
+    fault(
+        "masks may be placed in another way",
+        "inputs.py",
+        "if _placement(other) != _placement(param):",
+        "if False:",
+        "tests/test_sharded_ranks.py::test_what_cannot_be_sharded_is_refused",
+    ),
+    fault(
+        "a leaf without a prior mask is ranked",
+        "inputs.py",
+        "if param is None or priors[i] is None:",
+        "if param is None:",
+        "tests/test_inputs.py",
+    ),
+]

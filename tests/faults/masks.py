@@ -1,0 +1,55 @@
+"""Faults in `masks.py` and `summaries.py`."""
+
+from tests.faults import fault
+
+FAULTS = [
+    fault(
+        "Jaccard is taken over all entries",
+        "summaries.py",
+        "counts[len(pairs) :].clamp(min=1).unbind()",
+        "torch.tensor([a.numel() for a, _ in pairs]).unbind()",
+        "tests/test_summaries.py",
+    ),
+    fault(
+        "* for where",
+        "masks.py",
+        "lambda leaf, mask: torch.where(mask, leaf, leaf.new_zeros(()))",
+        "lambda leaf, mask: leaf * mask",
+        "tests/test_masks.py",
+    ),
+    fault(
+        "straight through lets NaN through",
+        "masks.py",
+        "torch.nan_to_num(leaf - leaf.detach())",
+        "leaf - leaf.detach()",
+        "tests/test_masks.py",
+    ),
+    fault(
+        "straight through has the gradient of the mask",
+        "masks.py",
+        "torch.where(mask, leaf, torch.nan_to_num(leaf - leaf.detach()))",
+        "torch.where(mask, leaf, 0)",
+        "tests/test_masks.py",
+    ),
+    fault(
+        "pruned entries counted in float32",
+        "masks.py",
+        "(mask.numel() - mask.count_nonzero()).to(device)",
+        "(mask.numel() - mask.sum(dtype=torch.float32)).to(torch.int64)",
+        "tests/test_masks.py",
+    ),
+    fault(
+        "union for intersection",
+        "masks.py",
+        "(a & b).contiguous()",
+        "(a | b).contiguous()",
+        "tests/test_masks.py",
+    ),
+    fault(
+        "entries of leaves that are not prunable are in the total",
+        "summaries.py",
+        "[leaf for leaf in self.leaves if leaf.prunable]",
+        "list(self.leaves)",
+        "tests/test_summaries.py::test_summary",
+    ),
+]

@@ -1,0 +1,164 @@
+"""Faults in the methods and the combinators."""
+
+from tests.faults import fault
+
+FAULTS = [
+    fault(
+        "channels that are pruned whole are candidates",
+        "methods/structured.py",
+        "return [mask.any(_other_dims(mask, dim % mask.dim())) for mask in leaves.masks]",
+        "return [torch.ones_like(mask.any(_other_dims(mask, dim % mask.dim()))) for mask "
+        "in leaves.masks]",
+        "tests/methods/test_structured.py",
+    ),
+    fault(
+        "the Frobenius norm is the 1-norm",
+        "methods/structured.py",
+        '2 if n == "fro" else n',
+        '1 if n == "fro" else n',
+        "tests/methods/test_structured.py",
+    ),
+    fault(
+        "the first channels of a tie are kept",
+        "methods/structured.py",
+        "    channels = leaves._replace(scores=norms, masks=_alive(leaves, dim))",
+        "    norms = [x.flip(0) for x in norms]\n"
+        "    channels = leaves._replace(scores=norms, masks=_alive(leaves, dim))",
+        "tests/methods/test_structured.py",
+    ),
+    fault(
+        "padding of a group is a candidate",
+        "methods/n_of_m.py",
+        "        return [_groups(torch.ones_like(scores, dtype=torch.bool), m, dim)]\n",
+        "        return []\n",
+        "tests/methods/test_n_of_m.py",
+    ),
+    fault(
+        "n are pruned, not kept",
+        "methods/n_of_m.py",
+        "(size - min(n, size)) / size",
+        "min(n, size) / size",
+        "tests/methods/test_n_of_m.py",
+    ),
+    fault(
+        "groups of n of m lie along the last dim",
+        "methods/n_of_m.py",
+        "    moved = tensor.movedim(dim, -1)\n    return pad",
+        "    moved = tensor\n    return pad",
+        "tests/methods/test_n_of_m.py",
+    ),
+    fault(
+        "blocks that are cut off are divided by the size of whole ones",
+        "methods/blocks.py",
+        "return sums / _tiles(torch.ones_like(exact), block).sum(-1)",
+        "return sums / math.prod(block)",
+        "tests/methods/test_blocks.py",
+    ),
+    fault(
+        "blocks forget what single entries the prior has pruned",
+        "methods/blocks.py",
+        "    if not leaves.masks:\n        return masks\n",
+        "    if masks:\n        return masks\n",
+        "tests/methods/test_blocks.py",
+    ),
+    fault(
+        "one group may keep too many",
+        "methods/n_of_m.py",
+        "if too_many.any():",
+        "if too_many.sum() > 1:",
+        "tests/methods/test_n_of_m.py",
+    ),
+    fault(
+        "given scores are ranked by absolute value",
+        "methods/unstructured.py",
+        "absolute=leaves.scores is None",
+        "absolute=True",
+        "tests/methods/test_unstructured.py::test_methods_of_one_tensor",
+    ),
+    fault(
+        "l1 ranks by the signed value",
+        "methods/unstructured.py",
+        'method="l1_unstructured",\n        absolute=True',
+        'method="l1_unstructured",\n        absolute=leaves.scores is None',
+        "tests/methods/test_unstructured.py",
+    ),
+    fault(
+        "layerwise takes the first amount for all leaves",
+        "methods/lowest.py",
+        "amounts = [as_scalar(one, name) for one in numbers]",
+        "amounts = [as_scalar(numbers[0], name) for one in numbers]",
+        "tests/methods/test_lowest.py::test_amounts_per_leaf_and_integer_amounts_per_group",
+    ),
+    fault(
+        "a user's method brings back what the prior had pruned",
+        "methods/method.py",
+        "return torch.logical_and(prior, kept)",
+        "return kept",
+        "tests/methods/test_method.py::test_a_users_method_sees_the_whole_tree_once",
+    ),
+    fault(
+        "dims are put back as they were taken",
+        "methods/lowest.py",
+        "back = sorted(range(len(order)), key=order.__getitem__)",
+        "back = order",
+        "tests/methods/test_lowest.py::test_every_group_is_a_tensor_of_its_own",
+    ),
+    fault(
+        "random groups are pruned in flat order",
+        "methods/lowest.py",
+        "scores = operators.random_scores(scores, seed)",
+        "scores = [leaf * 0 for leaf in scores]",
+        "tests/methods/test_lowest.py::test_random_groups_are_the_lowest_of_random_scores",
+    ),
+    fault(
+        "the inputs of a convolution are one dim of its weight",
+        "methods/dims.py",
+        "return tuple(range(1, leaf.dim())) or (0,)",
+        "return tuple(range(1, leaf.dim()))[:1] or (0,)",
+        "tests/methods/test_dims.py",
+    ),
+    fault(
+        "groups of a single entry are accepted",
+        "methods/dims.py",
+        "any(shape[dim] != 1 for dim in dims)",
+        "any(shape[dim] != 0 for dim in dims)",
+        "tests/methods/test_dims.py",
+    ),
+    fault(
+        "a user's method under layerwise is given all numbers",
+        "methods/method.py",
+        "key: value[i] if key in PER_LEAF",
+        "key: value[0] if key in PER_LEAF",
+        "tests/methods/test_method.py::test_a_users_method_is_given_the_number_of_its_leaf",
+    ),
+    fault(
+        "an error of a user's method is taken for a wrong call",
+        "prune.py",
+        "        raise_with_path(error, leaves)\n"
+        "    except TypeError:\n"
+        "        check_arguments(method, arguments)\n"
+        "        raise\n"
+        "    return unflatten_like(leaves.treedef, leaves.flat, kept)\n"
+        "\n"
+        "\n"
+        "@raise_on_all_ranks\n"
+        "def layerwise",
+        "        raise_with_path(error, leaves)\n"
+        "    except TypeError:\n"
+        "        check_arguments(method, arguments)\n"
+        "        raise TypeError(method.__name__) from None\n"
+        "    return unflatten_like(leaves.treedef, leaves.flat, kept)\n"
+        "\n"
+        "\n"
+        "@raise_on_all_ranks\n"
+        "def layerwise",
+        "tests/methods/test_method.py::test_a_type_error_of_a_users_method_is_its_own",
+    ),
+    fault(
+        "several thresholds give the masks of the first",
+        "prune.py",
+        "return [_masks_at(one, position, leaves) for one, position in pairs]",
+        "return [_masks_at(value[0], index[0], leaves) for _ in pairs]",
+        "tests/test_prune.py",
+    ),
+]

@@ -1,0 +1,148 @@
+"""What all pruners share: what is due, fractions, and whole runs in one compiled step."""
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import gprune as gp
+from tests.support.assertions import assert_same
+from tests.support.pruning import HALF, always, every
+
+STEPS = 500
+PRUNERS = {
+    "gradual": gp.pruners.gradual(
+        gp.schedules.polynomial(0.9, begin=0, end=400), due=every(10, end=400)
+    ),
+    "gradual, ERK": gp.pruners.gradual(
+        gp.schedules.exponential(0.9, begin=0, end=400),
+        due=every(25, end=400),
+        allocation=gp.allocation.erdos_renyi,
+        prune=gp.layerwise,
+    ),
+    "iterative": gp.pruners.iterative(0.2, due=every(100, begin=99), rewind_to=10),
+    "sparse_evolution": gp.pruners.sparse_evolution(
+        0.8, fraction=gp.schedules.constant(0.3), due=every(20, begin=20), seed=1
+    ),
+    "rigl": gp.pruners.rigl(
+        0.8,
+        fraction=gp.schedules.cosine(0.0, begin=0, end=400, initial=0.3),
+        due=every(20, begin=20, end=400),
+        seed=1,
+    ),
+}
+COMPILED_BY_INDUCTOR = ("gradual", "rigl")
+
+
+class Recorded:
+    """A model of three layers and a train step that says what it hands to the pruner."""
+
+    def __init__(self, pruner: gp.pruners.Pruner) -> None:
+        torch.manual_seed(0)
+        linear, relu = torch.nn.Linear, torch.nn.ReLU
+        self.pruner = pruner
+        self.model = torch.nn.Sequential(
+            linear(8, 16), relu(), linear(16, 16), relu(), linear(16, 4)
+        )
+        self.params = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+        self.x = torch.randn(32, 8)
+        self.y = self.x[:, :4].argmax(1)
+
+    def loss(self, params: Any) -> torch.Tensor:
+        output = torch.func.functional_call(self.model, params, (self.x,))
+        return torch.nn.functional.cross_entropy(output, self.y)
+
+    def step(self, params: Any, state: Any) -> Any:
+        grads = torch.func.grad(self.loss)(params)
+        trained = {name: p - 0.1 * grads[name] for name, p in params.items()}
+        params, state = self.pruner.update(trained, state, grads)
+        return params, state, trained, grads
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PRUNERS)
+def test_a_whole_run_compiles_once_and_its_masks_are_those_of_eager_code(name: str) -> None:
+    """Bit by bit at every step, on what the compiled run hands to its pruner; resumed too."""
+    torch._dynamo.reset()
+    run = Recorded(PRUNERS[name])
+    backend = "inductor" if name in COMPILED_BY_INDUCTOR else "aot_eager"
+    counter = CompileCounterWithBackend(backend)
+    step = torch.compile(run.step, backend=counter, fullgraph=True)
+    state = eager = run.pruner.init(run.params)
+    params = gp.apply_masks(run.params, state.masks)
+    changes, saved = 0, io.BytesIO()
+    for number in range(STEPS):
+        before = state
+        params, state, trained, grads = step(params, state)
+        masked, eager = run.pruner.update(trained, eager, grads)
+        assert_same(state.masks, eager.masks)
+        assert_same(params, masked)
+        changes += any(
+            not torch.equal(m, before.masks[n]) for n, m in state.masks.items() if m is not None
+        )
+        if number + 1 == STEPS // 2:
+            torch.save((params, tuple(state)), saved)
+    assert counter.frame_count == 1
+    assert changes > 4
+    saved.seek(0)
+    resumed, fields = torch.load(saved)
+    again = type(state)(*fields)
+    for _ in range(STEPS // 2):
+        resumed, again, _, _ = step(resumed, again)
+    assert counter.frame_count == 1
+    assert_same(again.masks, state.masks)
+    assert_same(resumed, params)
+    torch._dynamo.reset()
+
+
+BY_DUE: list[Callable[[Any], gp.pruners.Pruner]] = [
+    lambda due: gp.pruners.gradual(HALF, due=due),
+    lambda due: gp.pruners.iterative(0.5, due=due),
+    lambda due: gp.pruners.sparse_evolution(0.5, fraction=HALF, due=due, seed=0),
+    lambda due: gp.pruners.rigl(0.5, fraction=HALF, due=due, seed=0),
+]
+
+
+@pytest.mark.parametrize("build", BY_DUE)
+def test_what_is_due_is_true_or_false(build: Callable[[Any], gp.pruners.Pruner]) -> None:
+    """`step % 5` says when it is not: as a factor it would prune five times as much, or so."""
+    params = {"w": torch.arange(1.0, 13.0).view(3, 4)}
+    bad: list[tuple[Any, type[Exception]]] = [
+        (lambda step: step % 5, TypeError),
+        (lambda step: 1, TypeError),
+        (lambda step: None, TypeError),
+        (lambda step: torch.tensor([True]), ValueError),
+    ]
+    for due, error in bad:
+        pruner = build(due)
+        with pytest.raises(error, match="due must give a 0-dim bool tensor"):
+            pruner.update(params, pruner.init(params), params)
+    for answer in (True, False):
+        tensors = build(lambda step, answer=answer: (step >= 0) & answer)
+        bools = build(lambda step, answer=answer: answer)
+        start = tensors.init(params)
+        assert_same(tensors.update(params, start, params), bools.update(params, start, params))
+
+
+@pytest.mark.parametrize("build", [gp.pruners.sparse_evolution, gp.pruners.rigl])
+def test_the_fraction_is_taken_at_its_exact_value_and_held_to_its_range(build: Any) -> None:
+    """0.3 in float32 is above 0.3, so that of 15 weights 5 go: 4.5 in float32, which is even."""
+    params = {"w": torch.arange(1.0, 31.0).view(5, 6)}
+    mask = {"w": params["w"] > 15}
+    grads = {"w": (~mask["w"]).float()}  # none of those that are dropped comes back
+
+    def exchanged(fraction: float) -> int:
+        share = torch.tensor(fraction, dtype=torch.float32)
+        pruner = build(0.5, fraction=lambda step: share, due=always, seed=0)
+        state = pruner.init(params)._replace(masks=mask)
+        _, after = pruner.update(params, state, grads)
+        return int((mask["w"] & ~after.masks["w"]).sum())
+
+    assert exchanged(0.3) == 5
+    with pytest.raises(ValueError, match="at most the number of candidates"):
+        exchanged(2.0)
+    with pytest.raises(ValueError, match="negative"):
+        exchanged(-0.5)

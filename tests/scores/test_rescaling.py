@@ -1,0 +1,96 @@
+"""LAMP and L2 normalization: against oracles, at the ends of the dtypes, and under scaling."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+
+import gprune as gp
+from tests.support import reference
+from tests.support.cases import map_tensors
+from tests.support.scoring import assert_close, each_dtype, each_model, finite_trees, setting
+
+
+@each_model
+@each_dtype
+def test_normalize_l2(name: str, dtype: torch.dtype) -> None:
+    _, params, _ = setting(name, dtype)
+    assert_close(gp.scores.normalize_l2(params), reference.normalize_l2(params), dtype)
+
+
+extremes = pytest.mark.parametrize(
+    ("dtype", "scale"),
+    [
+        (torch.float32, 1e-30),
+        (torch.float32, 1e30),
+        (torch.float64, 1e-200),
+        (torch.float64, 1e200),
+    ],
+)
+
+
+@extremes
+def test_normalize_l2_neither_vanishes_nor_overflows(dtype: torch.dtype, scale: float) -> None:
+    leaf = torch.tensor([3.0, -4.0], dtype=dtype) * scale
+    want = torch.tensor([0.6, -0.8], dtype=dtype)
+    torch.testing.assert_close(gp.scores.normalize_l2(leaf), want)
+
+
+@each_model
+@each_dtype
+def test_lamp(name: str, dtype: torch.dtype) -> None:
+    _, params, _ = setting(name, dtype)
+    assert_close(gp.scores.lamp(params), reference.lamp(params), dtype)
+
+
+@extremes
+def test_lamp_neither_vanishes_nor_overflows(dtype: torch.dtype, scale: float) -> None:
+    """The largest scores 1, whatever its square is."""
+    leaf = torch.tensor([3.0, -4.0], dtype=dtype) * scale
+    want = torch.tensor([9 / 25, 1.0], dtype=dtype)
+    torch.testing.assert_close(gp.scores.lamp(leaf), want)
+
+
+def test_lamp_of_ties_and_zeros() -> None:
+    params = [
+        torch.tensor([2.0, -2.0, 1.0, 0.0]),
+        torch.zeros(2),
+        torch.zeros(0),
+        torch.tensor(3.0),
+    ]
+    got = gp.scores.lamp(params)
+    assert [leaf.tolist() for leaf in got[1:]] == [[0, 0], [], 1]
+    torch.testing.assert_close(got[0], torch.tensor([4 / 8, 1, 1 / 9, 0]))
+
+
+@given(finite_trees)
+def test_the_largest_weight_of_each_leaf_has_lamp_one(params: Any) -> None:
+    for leaf, score in zip(
+        reference.leaves(params), reference.leaves(gp.scores.lamp(params)), strict=True
+    ):
+        if leaf is None or not leaf.numel():
+            continue
+        assert score.min() >= 0
+        assert score.max() == (1 if leaf.abs().max() > 0 else 0)
+        order = leaf.double().abs().flatten().argsort(stable=True)
+        assert (score.flatten()[order].diff() >= 0).all()
+
+
+@given(finite_trees)
+def test_lamp_does_not_see_the_scale_of_a_leaf(params: Any) -> None:
+    params = map_tensors(lambda leaf: leaf.double().round(decimals=3), params)
+    larger = map_tensors(lambda leaf: leaf * 8, params)
+    assert reference.lists(gp.scores.lamp(params)) == reference.lists(gp.scores.lamp(larger))
+
+
+@given(finite_trees)
+def test_normalized_leaves_have_norm_one_and_their_own_order(scores: Any) -> None:
+    for leaf, unit in zip(
+        reference.leaves(scores), reference.leaves(gp.scores.normalize_l2(scores)), strict=True
+    ):
+        if leaf is None or not leaf.numel():
+            continue
+        norm = unit.double().norm()
+        assert norm == 0 if not leaf.any() else abs(norm - 1) < 1e-6
+        assert (unit.flatten()[leaf.flatten().argsort()].diff() >= 0).all()

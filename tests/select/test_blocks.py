@@ -1,0 +1,203 @@
+"""Blocks are the entries of all leaves in flat order, however the leaves lie in memory."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gprune.select import blocks
+from gprune.select.blocks import Block, RankedLeaves, flat_blocks
+from gprune.select.keys import FLOAT32, FLOAT64, FORMATS, INT64, to_bits
+from tests.support import fuzz, ranked
+from tests.support.limits import Limits, patched
+
+sizes = st.integers(1, 100) | st.sampled_from([1024, 2048])
+
+
+def entries(leaves: RankedLeaves, found: list[Block]) -> None:
+    """Check what every block says of its entries."""
+    for block in found:
+        whole = torch.cat([to_bits(leaves.scores[i].reshape(-1), block.form) for i in block.leaves])
+        part = slice(block.offset, block.offset + sum(block.sizes))
+        assert block.bits.equal(whole[part])
+        assert block.form == leaves.form(block.leaves[0])
+        assert block.stop - block.start == block.bits.numel() == sum(block.sizes)
+        assert block.start == leaves.starts[block.leaves[0]] + block.offset
+        if len(block.leaves) > 1:
+            assert block.offset == 0
+            assert block.sizes == [leaves.scores[i].numel() for i in block.leaves]
+        if leaves.priors:
+            prior = torch.cat([leaves.priors[i].reshape(-1) for i in block.leaves])
+            assert block.prior is not None
+            assert block.prior.equal(prior[part])
+        else:
+            assert block.prior is None
+
+
+@given(ranked.trees, sizes)
+def test_blocks_are_all_entries_in_flat_order(tree: fuzz.Tree, size: int) -> None:
+    leaves = ranked.rank(tree).leaves
+    with patched(Limits(block=size)):
+        for scope in ranked.scopes(len(leaves.scores)):
+            found = list(leaves.blocks(scope))
+            ends = [leaves.starts[scope.start], *(block.stop for block in found)]
+            assert [block.start for block in found] == ends[:-1]
+            assert ends[-1] == leaves.starts[scope.stop]
+            assert all(0 < block.stop - block.start <= size for block in found)
+            assert [i for block in found for i in block.leaves if block.offset == 0] == [
+                i for i in scope if leaves.scores[i].numel()
+            ]
+            entries(leaves, found)
+
+
+@given(ranked.trees, sizes, st.data())
+def test_blocks_outside_a_range_are_left_out(
+    tree: fuzz.Tree, size: int, data: st.DataObject
+) -> None:
+    leaves = ranked.rank(tree).leaves
+    end = leaves.starts[-1]
+    first = data.draw(st.integers(0, end + 2))
+    last = data.draw(st.integers(-1, end + 2))
+    with patched(Limits(block=size)):
+        for scope in ranked.scopes(len(leaves.scores)):
+            every = list(leaves.blocks(scope))
+            some = [(b.start, b.stop) for b in leaves.blocks(scope, first, last)]
+            assert some == [(b.start, b.stop) for b in every if b.stop > first and b.start <= last]
+            some = [(b.start, b.stop) for b in leaves.blocks(scope, first)]
+            assert some == [(b.start, b.stop) for b in every if b.stop > first]
+
+
+def test_small_neighbours_of_a_dtype_are_joined() -> None:
+    scores = [torch.ones(3), torch.ones(0), torch.ones(2, 2), torch.ones(5).half(), torch.ones(5)]
+    leaves = RankedLeaves([*scores, torch.ones(40), torch.ones(1)], [])
+    with patched(Limits(block=320)):
+        assert leaves.groups(range(7)) == [[0, 2], [3], [4, 5, 6]]
+        assert leaves.groups(range(2, 3)) == [[2]]
+        assert leaves.groups(range(1, 2)) == []
+        assert [block.leaves for block in leaves.joined_blocks(range(7))] == [[0, 2], [4, 5, 6]]
+        assert list(leaves.joined_blocks(range(2, 3))) == []
+        again = leaves.joined_block([0, 2]).bits
+        assert again.tolist() == torch.ones(7).view(torch.int32).tolist()
+
+
+@pytest.mark.parametrize("size", [64, 80, 320, 1000])
+def test_joined_blocks_are_never_too_long(size: int) -> None:
+    leaves = RankedLeaves([torch.arange(float(i % 9)) for i in range(60)], [])
+    with patched(Limits(block=size)):
+        assert max(block.bits.numel() for block in leaves.blocks(range(60))) <= size
+        entries(leaves, list(leaves.blocks(range(60))))
+
+
+def test_random_draws_are_joined_with_nothing() -> None:
+    leaves = RankedLeaves([torch.ones(3), torch.ones(2)], [], seed=1)
+    assert leaves.groups(range(2)) == [[0], [1]]
+    assert leaves.common == INT64
+
+
+@given(st.integers(1, 100), st.integers(-(2**63), 2**63 - 1), ranked.trees)
+def test_random_draws_do_not_depend_on_the_blocks(size: int, seed: int, tree: fuzz.Tree) -> None:
+    own = ranked.rank(tree, seed)
+    with patched(Limits(block=size)):
+        found = [block.bits for block in own.leaves.blocks(range(len(own.leaves.scores)))]
+    assert torch.cat([*found, torch.empty(0, dtype=torch.int64)]).tolist() == own.keys.tolist()
+
+
+def test_integers_among_floats_are_streamed_as_float64() -> None:
+    leaves = RankedLeaves([torch.tensor([2**24 + 1]), torch.ones(1), torch.ones(1).half()], [])
+    assert leaves.common == FLOAT64
+    assert [leaves.form(i) for i in range(3)] == [FLOAT64, FLOAT32, FORMATS[torch.float16]]
+    [first, *_] = leaves.blocks(range(3))
+    assert first.bits.view(torch.float64).tolist() == [2**24 + 1]
+    integers = [torch.ones(1, dtype=torch.int8), torch.ones(1, dtype=torch.int64)]
+    assert RankedLeaves(integers, []).common == FLOAT64
+    assert RankedLeaves([torch.ones(1)], [], exact=True).common == FLOAT64
+    assert RankedLeaves([torch.ones(1)] * 2, []).common == FLOAT32
+
+
+@given(ranked.trees)
+def test_candidates_are_counted(tree: fuzz.Tree) -> None:
+    own = ranked.rank(tree)
+    for scope in ranked.scopes(len(own.leaves.scores)):
+        count = own.leaves.num_candidates(scope)
+        assert (count.dtype, count.shape) == (torch.int64, ())
+        assert int(count) == len(own.candidates(scope))
+
+
+# --- positions in shards ----------------------------------------------------------------------
+
+
+@given(ranked.trees, st.data())
+def test_positions_and_tree_indices_of_shards(tree: fuzz.Tree, data: st.DataObject) -> None:
+    own = ranked.rank(tree)
+    split = data.draw(ranked.shards(own.leaves.scores))
+    every = torch.arange(own.starts[-1]).split([x.numel() for x in own.leaves.scores])
+    shapes = [x.shape for x in own.leaves.scores]
+    whole = RankedLeaves([x.view(y) for x, y in zip(every, shapes, strict=True)], [])
+    counted = []
+    for process in range(split.num_processes):
+        part = ranked.local(own.leaves, split, process)
+        indices = ranked.local(whole, split, process)
+        flat = [x.reshape(-1) for x, mine in zip(indices.scores, part.counted, strict=True) if mine]
+        expected = torch.cat([*flat, torch.empty(0, dtype=torch.int64)])
+        assert part.starts[-1] == len(expected)
+        assert part.tree_starts == own.starts
+        positions = torch.randperm(len(expected))
+        assert part.tree_index(positions).tolist() == expected[positions].tolist()
+        for index in data.draw(st.lists(st.integers(-1, own.starts[-1]), max_size=20)):
+            assert part.last_position(index) == int((expected <= index).sum()) - 1
+        counted.append(expected)
+        rest = part.not_counted()
+        if all(part.counted):
+            assert rest is None
+        else:
+            assert rest is not None
+            flags = zip(rest.counted, part.counted, strict=True)
+            assert all(mine != theirs for mine, theirs in flags)
+            assert rest.starts[-1] == sum(x.numel() for x in part.scores) - part.starts[-1]
+    assert sorted(torch.cat(counted).tolist()) == list(range(own.starts[-1]))
+
+
+def test_whole_leaves_have_their_positions() -> None:
+    leaves = RankedLeaves([torch.ones(3), torch.ones(4)], [])
+    positions = torch.tensor([6, 0])
+    assert leaves.tree_index(positions).tolist() == [6, 0]
+    assert [leaves.last_position(i) for i in (-1, 5)] == [-1, 5]
+    assert leaves.not_counted() is None
+
+
+def test_the_device_of_leaves_on_several_is_the_cpu() -> None:
+    here, there = torch.ones(1), torch.ones(1, device="meta")
+    assert RankedLeaves([there], []).device.type == "meta"
+    assert RankedLeaves([here, there], []).device.type == "cpu"
+    assert RankedLeaves([here], []).device.type == "cpu"
+
+
+# --- flat blocks ------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(0, 7), max_size=4), st.integers(1, 60), st.randoms())
+def test_flat_blocks_are_the_entries_in_row_major_order(shape, size, random) -> None:  # type: ignore[no-untyped-def]
+    order = list(range(len(shape)))
+    random.shuffle(order)
+    count = int(np.prod(shape))
+    tensor = torch.arange(count).reshape([shape[d] for d in order])
+    tensor = tensor.permute([order.index(d) for d in range(len(shape))])
+    mask = torch.arange(count).reshape(shape) % 3 > 0
+    with patched(Limits(block=size)):
+        found = list(flat_blocks(tensor, mask))
+    assert all(len(a) == len(b) <= size for a, b in found)
+    if count:
+        assert torch.cat([a for a, _ in found]).equal(tensor.reshape(-1))
+        assert torch.cat([b for _, b in found]).equal(mask.reshape(-1))
+    else:
+        assert not found
+
+
+def test_blocks_of_a_contiguous_tensor_are_views() -> None:
+    tensor = torch.ones(5, 4)
+    with patched(Limits(block=7)):
+        found = [block for (block,) in flat_blocks(tensor)]
+    assert [len(block) for block in found] == [7, 7, 6]
+    assert found[1].data_ptr() == tensor.data_ptr() + 7 * 4
+    assert blocks.BLOCK == 2**20

@@ -1,0 +1,431 @@
+"""The search: thresholds against numpy's stable sort, and what it knows on the way there."""
+
+import functools
+import math
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gprune.select import partition, search
+from gprune.select.blocks import Query, RankedLeaves
+from gprune.select.partition import empty_masks
+from gprune.select.refine import OneProcess, Reduce
+from gprune.select.sampling import Guess, draw_sample
+from gprune.select.search import Interval, Search, Threshold, batches, choose_bracket
+from tests.support import fuzz, ranked
+from tests.support.limits import Limits, limits, patched
+
+more = settings(max_examples=4 * settings().max_examples)
+
+
+@st.composite
+def asked(draw: st.DrawFn, own: ranked.Ranked, kind: str) -> list[Query]:
+    """Queries of all leaves, of single leaves, or of both."""
+    everything, *single = ranked.scopes(len(own.leaves.scores))
+    scopes = {"all": [everything], "single": single, "both": [everything, *single]}[kind]
+    queries = []
+    for scope in scopes:
+        n = len(own.candidates(scope))
+        most = 1 if kind == "single" else 3
+        ks = draw(st.lists(st.integers(1, n), max_size=most, unique=True)) if n else []
+        queries += [Query(scope, k, n) for k in ks]
+    return queries
+
+
+def threshold(own: ranked.Ranked, query: Query) -> Threshold:
+    last = int(own.order(query.leaves)[query.k - 1])
+    return Threshold(int(own.keys[last]), last)
+
+
+def masks_at(own: ranked.Ranked, query: Query) -> np.ndarray:
+    """The mask of the entries of a query's leaves."""
+    kept = own.prior.copy()
+    kept[own.order(query.leaves)[: query.k]] = False
+    return kept[own.span(query.leaves)]
+
+
+@more
+@given(
+    ranked.trees,
+    limits(),
+    st.sampled_from(["all", "single", "both"]),
+    st.none() | st.integers(0, 9),
+    st.data(),
+)
+def test_thresholds(
+    tree: fuzz.Tree, small: Limits, kind: str, seed: int | None, data: st.DataObject
+) -> None:
+    """Of any queries in one search."""
+    own = ranked.rank(tree, seed)
+    queries = data.draw(asked(own, kind))
+    if queries:
+        with patched(small):
+            found = Search(own.leaves, queries, OneProcess()).run()
+        assert found == [threshold(own, query) for query in queries]
+
+
+@more
+@given(ranked.trees, limits(), st.booleans(), st.none() | st.integers(0, 9), st.data())
+def test_thresholds_with_masks(
+    tree: fuzz.Tree, small: Limits, alone: bool, seed: int | None, data: st.DataObject
+) -> None:
+    """One query of all leaves, or queries of some leaves, each of one."""
+    own = ranked.rank(tree, seed)
+    queries = data.draw(asked(own, "single" if alone else "all"))[: None if alone else 1]
+    if not queries:
+        return
+    masks = empty_masks(own.leaves.scores)
+    with patched(small):
+        found = Search(own.leaves, queries, OneProcess(), masks).run()
+    assert found == [threshold(own, query) for query in queries]
+    for query in queries:
+        got = torch.cat([masks[leaf].view(-1) for leaf in query.leaves])
+        assert got.tolist() == masks_at(own, query).tolist()
+
+
+@more
+@given(ranked.trees, limits(), st.sampled_from(["all", "single", "both"]), st.data())
+def test_several_processes_find_the_same(
+    tree: fuzz.Tree, small: Limits, kind: str, data: st.DataObject
+) -> None:
+    """Each has a slice of every leaf, or the whole leaf, which one of them counts."""
+    own = ranked.rank(tree)
+    queries = data.draw(asked(own, kind))
+    split = data.draw(ranked.shards(own.leaves.scores))
+    if not queries:
+        return
+    # masks can be written if no two queries share a leaf
+    writes = kind == "single" or (kind == "all" and len(queries) == 1)
+    parts = [ranked.local(own.leaves, split, i) for i in range(split.num_processes)]
+
+    def run(reduce: Reduce) -> tuple[list[Threshold], list[torch.Tensor]]:
+        part = parts[reduce.process]
+        masks = empty_masks(part.scores)
+        return Search(part, queries, reduce, masks if writes else None).run(), masks
+
+    with patched(small):
+        results = ranked.Processes(split.num_processes).run(run)
+    expected = [threshold(own, query) for query in queries]
+    assert [found for found, _ in results] == [expected] * split.num_processes
+    if not writes:
+        return
+    shapes = [x.shape for x in own.leaves.scores]
+    for query in queries:
+        flat = torch.from_numpy(masks_at(own, query))
+        whole = flat.split([shapes[leaf].numel() for leaf in query.leaves])
+        for leaf, kept in zip(query.leaves, whole, strict=True):
+            dim = split.dims[leaf]
+            for process, (_, masks) in enumerate(results):
+                wanted = kept.view(shapes[leaf])
+                if dim is not None:
+                    first, last = split.ends[leaf][process : process + 2]
+                    wanted = wanted.narrow(dim, first, last - first)
+                assert masks[leaf].equal(wanted)
+
+
+# --- what the search knows ----------------------------------------------------------------------
+
+
+@contextmanager
+def watched(own: ranked.Ranked) -> Iterator[Counter[str]]:
+    """Compare every interval with the truth, and count the passes over all weights."""
+    calls: Counter[str] = Counter()
+
+    def check(searching: Search) -> None:
+        for query, interval in zip(searching._queries, searching._intervals, strict=True):
+            rising = own.keys[own.order(query.leaves)]
+            low, high, num_below, num_inside = interval
+            assert num_below == (rising < low).sum()
+            assert num_inside == ((rising >= low) & (rising <= min(high, 2**63 - 1))).sum()
+            assert num_below < query.k <= num_below + num_inside
+
+    def checking(name: str) -> Any:
+        original = getattr(Search, name)
+
+        @functools.wraps(original)
+        def call(self: Search, *args: Any) -> Any:
+            check(self)
+            result = original(self, *args)
+            check(self)
+            return result
+
+        return mock.patch.object(Search, name, call)
+
+    def counting(target: Any, name: str) -> Any:
+        original = getattr(target, name)
+
+        @functools.wraps(original)
+        def call(*args: Any) -> Any:
+            calls[name] += 1
+            assert calls.total() < 1000, "the search has no end"
+            return original(*args)
+
+        return mock.patch.object(target, name, call)
+
+    with (
+        checking("_settle"),
+        checking("_count_in_bins"),
+        counting(partition.PartitionPass, "run"),
+        counting(search, "count_keys"),
+    ):
+        yield calls
+
+
+def most_passes(own: RankedLeaves, small: Limits) -> int:
+    """The bound in the docstring of search.py."""
+    lowest, highest = own.key_range
+    bits = (highest - lowest).bit_length()
+    return small.guesses + math.ceil(bits / small.max_pass_bits) + 3
+
+
+@st.composite
+def dense(draw: st.DrawFn) -> ranked.Ranked:
+    """The smallest float16 numbers, between which there are no others."""
+    bits = draw(st.lists(st.integers(0, 5), min_size=10, max_size=40))
+    scores = torch.tensor(bits, dtype=torch.int16).view(torch.float16)
+    return ranked.of(RankedLeaves([scores], []))
+
+
+@more
+@given(
+    ranked.trees.map(ranked.rank) | dense(),
+    limits(),
+    st.sampled_from(["all", "single", "both"]),
+    st.data(),
+)
+def test_what_the_search_knows_is_true_and_its_passes_are_bounded(
+    own: ranked.Ranked, small: Limits, kind: str, data: st.DataObject
+) -> None:
+    """Else it would look in the wrong place: the masks would still be right, but late."""
+    queries = data.draw(asked(own, kind))
+    small = small._replace(max_counts=2**20)  # too few would make the bins wider
+    if queries:
+        with patched(small), watched(own) as calls:
+            Search(own.leaves, queries, OneProcess()).run()
+        assert calls.total() <= most_passes(own.leaves, small), calls
+
+
+HIDDEN = 5000
+
+
+def hidden(sampled: float, rest: torch.Tensor) -> RankedLeaves:
+    """Scores of which the sample sees nothing but one value; its places are always the same."""
+    seen = draw_sample(RankedLeaves([torch.arange(HIDDEN)], []), range(1))
+    scores = rest.clone()
+    scores[seen] = sampled
+    return RankedLeaves([scores], [])
+
+
+@pytest.mark.parametrize("sampled", [-math.inf, -1.0, 0.0, 2.0, math.nan])
+@pytest.mark.parametrize("limit", [0, 5, 100])
+@pytest.mark.parametrize("max_pass_bits", [1, 4, 15])
+@pytest.mark.parametrize("guesses", [0, 1, 3])
+def test_a_sample_that_sees_nothing_costs_a_few_passes(
+    sampled: float, limit: int, max_pass_bits: int, guesses: int
+) -> None:
+    rest = torch.exp2(torch.linspace(-149, 127, HIDDEN))
+    own = ranked.of(hidden(sampled, rest))
+    small = Limits(256, limit, 10, guesses, max_pass_bits=max_pass_bits)
+    for ks in ([1], [HIDDEN], [HIDDEN // 2], [1, 7, 1000, 4000, HIDDEN]):
+        queries = [Query(range(1), k, HIDDEN) for k in ks]
+        with patched(small), watched(own) as calls:
+            found = Search(own.leaves, queries, OneProcess()).run()
+        assert found == [threshold(own, query) for query in queries]
+        assert calls.total() <= most_passes(own.leaves, small), calls
+
+
+def test_nearly_always_one_pass_is_made() -> None:
+    """One search in two hundred misses, and of twenty hardly more than one."""
+    passes = Counter[str]()
+    for seed in range(20, 40):
+        scores = torch.randn(2**17 + 9, generator=torch.Generator().manual_seed(seed))
+        own = ranked.of(RankedLeaves(list(scores.split(2**17)), []))
+        queries = [Query(range(2), k, 2**17 + 9) for k in (2**14, 2**16)]
+        with watched(own) as calls:
+            Search(own.leaves, queries, OneProcess()).run()
+        passes += calls
+    assert passes.total() <= 21
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, math.nan, math.inf])
+def test_equal_scores_take_one_pass(value: float) -> None:
+    own = ranked.of(RankedLeaves([torch.full((3000,), value)], []))
+    with patched(Limits(256, 20, 10)), watched(own) as calls:
+        Search(own.leaves, [Query(range(1), 1234, 3000)], OneProcess()).run()
+    assert calls == {"run": 1}
+
+
+# --- passes that overflow, and other ways to no end ---------------------------------------------
+
+
+def test_queries_of_one_search_may_overflow_together() -> None:
+    """Each alone has no more candidates than may be collected."""
+    own = ranked.of(RankedLeaves([torch.randn(1000), torch.randn(1000)], []))
+    queries = [Query(range(i, i + 1), 500, 1000) for i in range(2)]
+    with patched(Limits(limit=1000, few=0, guesses=0)), watched(own) as calls:
+        found = Search(own.leaves, queries, OneProcess()).run()
+    assert found == [threshold(own, query) for query in queries]
+    assert calls.total() < 5
+
+
+def test_one_process_may_hold_all_candidates() -> None:
+    whole = RankedLeaves([torch.randn(150, 10)], [])
+    own = ranked.of(whole)
+    split = ranked.Shards(2, [0], [[0, 149, 150]], [0])
+    query = Query(range(1), 700, 1500)
+
+    def run(reduce: Reduce) -> list[Threshold]:
+        return Search(ranked.local(whole, split, reduce.process), [query], reduce).run()
+
+    processes = ranked.Processes(2)
+    with patched(Limits(limit=1000, few=2000)):
+        assert processes.run(run) == [[threshold(own, query)]] * 2
+    assert len(processes.messages) < 12
+
+
+def test_brackets_far_apart_are_narrowed_in_bins_of_their_own() -> None:
+    own = ranked.of(RankedLeaves([torch.randn(3000)], []))
+    queries = [Query(range(1), k, 3000) for k in (300, 2700)]
+    small = Limits(can_collect=False)
+    with patched(small), watched(own) as calls:
+        found = Search(own.leaves, queries, OneProcess()).run()
+    assert found == [threshold(own, query) for query in queries]
+    assert calls.total() <= most_passes(own.leaves, small)
+
+
+def test_one_query_may_be_left_for_a_later_pass() -> None:
+    """Its bracket misses, and those of the other queries do not."""
+    scores = torch.randn(300, generator=torch.Generator().manual_seed(0))
+    scores[::2] = math.nan
+    own = ranked.of(RankedLeaves([scores], []))
+    with patched(Limits(limit=20, few=9, power=0.5, coarse=1)):
+        for k in range(1, 300, 7):
+            queries = [Query(range(1), one, 300) for one in (k, 270)]
+            found = Search(own.leaves, queries, OneProcess()).run()
+            assert found == [threshold(own, query) for query in queries]
+
+
+# --- steps --------------------------------------------------------------------------------------
+
+
+def test_what_is_known_after_a_bracket_that_missed() -> None:
+    """Of 100 candidates, 10 lie below the key 0 and 60 at keys from 0 to 50, of which one is k."""
+    leaves = RankedLeaves([torch.empty(0)], [])
+
+    def settle(k: int, is_collected: bool = True) -> tuple[Interval, list[int]]:
+        searching = Search(leaves, [Query(range(1), k, 100)], OneProcess())
+        searching._intervals = [Interval(0, 50, 10, 60)]
+        made = mock.Mock(brackets=[(20, 29)])
+        settled = searching._settle(made, [0], [30, 15, int(not is_collected)])
+        return searching._intervals[0], settled
+
+    assert settle(30) == ((0, 19, 10, 20), [-1])
+    assert settle(31) == ((20, 29, 30, 15), [0])
+    assert settle(45) == ((20, 29, 30, 15), [0])
+    assert settle(46) == ((30, 50, 45, 25), [-1])
+    assert settle(31, is_collected=False) == ((20, 29, 30, 15), [-1])
+
+
+def test_a_bracket_of_one_key_needs_no_collecting() -> None:
+    searching = Search(RankedLeaves([torch.empty(0)], []), [Query(range(1), 5, 9)], OneProcess())
+    made = mock.Mock(brackets=[(7, 7)])
+    assert searching._settle(made, [0], [4, 5, 1]) == [0]
+    assert searching._intervals == [Interval(7, 7, 4, 5)]
+
+
+KNOWN = Interval(0, 100, 50, 1000)
+
+
+@pytest.mark.parametrize(
+    ("guess", "share", "expected"),
+    [
+        (None, 10, (0, 100, 1000)),
+        (Guess(101, 120, 1, 1, 1), 10, (0, 100, 1000)),  # above all that is known
+        (Guess(-9, -1, 1, 1, 1), 10, (0, 100, 1000)),
+        (Guess(40, 60, 2, 3, 4), 10, (40, 60, 9)),
+        (Guess(-5, 60, 200, 3, 4), 10, (0, 60, 7)),  # its lower end is out of the question
+        (Guess(40, 120, 2, 300, 4), 10, (40, 100, 6)),
+        (Guess(0, 100, 2, 2, 4), 10, (0, 100, 1000)),  # what is known is better than a guess
+        (Guess(-1, 101, 2, 3, 4), 2000, (0, 100, 1000)),
+        (Guess(40, 60, 9, 1, 4), 10, (40, 40, 14)),  # one key fills the bracket
+        (Guess(40, 60, 1, 9, 4), 10, (60, 60, 14)),
+        (Guess(40, 60, 9, 9, 4), 10, (40, 40, 22)),
+        (Guess(40, 60, 3, 2, 40), 10, (40, 40, 45)),
+        (Guess(40, 60, 2, 2, 40), 10, (40, 60, 44)),  # no key is heavy
+    ],
+)
+def test_choose_bracket(guess: Guess | None, share: int, expected: tuple[int, int, int]) -> None:
+    assert choose_bracket(KNOWN, guess, share) == expected
+
+
+def test_batches_hold_what_may_be_collected() -> None:
+    def sizes(counts: list[int], processes: int = 1) -> list[list[int]]:
+        queries = [Query(range(1), 1, n) for n in counts]
+        reduce = mock.Mock(num_processes=processes)
+        found = batches(queries, reduce)
+        return [[query.num_candidates for query in run] for run in found]
+
+    with patched(Limits(limit=100, few=50)):
+        assert sizes([]) == []
+        assert sizes([50, 50, 50, 10]) == [[50, 50], [50, 10]]
+        assert sizes([50, 50, 50, 50, 1], processes=2) == [[50, 50, 50, 50], [1]]
+        assert sizes([10**6, 10**6]) == [[10**6], [10**6]]  # 40,000 each are expected
+        assert sizes([51] * 3) == [[51]] * 3  # 55 each, of more than are all collected
+    assert sizes([10**6] * 27) == [[10**6] * 26, [10**6]]
+
+
+class Waits(TorchDispatchMode):
+    """Counts how often a value is asked for: on an accelerator, how often the host would wait."""
+
+    number = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any, kwargs: Any = None) -> Any:
+        self.number += function in (
+            torch.ops.aten._local_scalar_dense.default,
+            torch.ops.aten.nonzero.default,
+        )
+        return function(*args, **(kwargs or {}))
+
+
+def test_an_accelerator_is_waited_for_as_often_however_large_the_model_is() -> None:
+    """The search that accelerators take, on leaves of many blocks and of one."""
+    numbers = []
+    for leaves in (1, 2, 20):
+        scores = [torch.arange(200.0) % 17 for _ in range(leaves)]
+        priors = [torch.arange(200) % 3 > 0 for _ in range(leaves)]
+        own = RankedLeaves(scores, priors)
+        query = Query(range(leaves), 70 * leaves, int(own.num_candidates(range(leaves))))
+        with patched(Limits(block=64, can_collect=False)), Waits() as waits:
+            Search(own, [query], OneProcess(), empty_masks(scores)).run()
+        numbers.append(waits.number)
+    assert len(set(numbers)) == 1
+    assert numbers[0] < 40
+
+
+# --- messages -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [20_000, 200_000])
+def test_messages_of_normal_weights_are_few_and_small(size: int) -> None:
+    scores = torch.randn(size, generator=torch.Generator().manual_seed(0))
+    whole = RankedLeaves([scores], [])
+    split = ranked.Shards(2, [0], [[0, size // 2, size]], [0])
+    query = Query(range(1), size // 2, size)
+
+    def run(reduce: Reduce) -> list[Threshold]:
+        return Search(ranked.local(whole, split, reduce.process), [query], reduce).run()
+
+    processes = ranked.Processes(2)
+    first, second = processes.run(run)
+    assert first == second == [threshold(ranked.of(whole), query)]
+    assert len(processes.messages) <= 8
+    assert sum(8 * size for _, size in processes.messages) <= 2**18

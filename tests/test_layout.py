@@ -1,0 +1,140 @@
+"""The layout: which file imports which, who knows which library, and where tests are."""
+
+import ast
+import runpy
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import grimp
+import pytest
+
+import gprune
+
+PACKAGE = Path(gprune.__file__).parent
+TESTS = Path(__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+# from the top: a module imports modules below it, and none of its own layer
+LAYERS = [
+    {"cli"},
+    {"adapter", "checkpoints", "testing"},
+    {"pruners", "scores"},
+    {"prune", "summaries"},
+    {"allocation", "methods", "schedules"},
+    {"masks"},
+    {"select"},
+    {"inputs"},
+    {"sharding"},
+    {"trees"},
+]
+
+# the files without a test file of their own, and which tests run their code
+TESTED_ELSEWHERE = {
+    "cli/__main__.py": "two lines, run by tests/cli/test_demo.py",
+    "cli/demo_report.py": "the table and the picture of the demo, in tests/cli/test_demo.py",
+    "cli/demo_training.py": "the runs of the demo, in tests/cli/test_demo.py",
+    "select/batching.py": "the rules of vmap, in tests/methods/test_lowest.py",
+    "select/dtensors.py": "the operators of DTensors, in tests/test_sharded.py",
+    "select/operators.py": "torch's opcheck, in tests/guarantees/test_transforms.py",
+    "select/ranks.py": "messages and errors of ranks, in tests/test_sharded_ranks.py",
+    "select/rows.py": "comparison groups, in tests/methods/test_lowest.py",
+    "select/shards.py": "layouts of shards, in tests/test_sharded.py",
+    "sharding.py": "errors on all ranks, in tests/test_sharded_ranks.py",
+}
+
+# who may import what: folders and files of the package
+LIBRARIES = {
+    "optree": {"trees.py", "testing/strategies.py"},  # the latter registers a custom node
+    "torch.library": {"select/operators.py", "select/dtensors.py"},
+    "torch.distributed": {"select/dtensors.py", "select/ranks.py", "select/shards.py"},
+    "hypothesis": {"testing/strategies.py", "testing/tensors.py"},
+    "numpy": {f"testing/{stem}.py" for stem in ("purity", "reports", "strategies", "tensors")},
+}
+
+
+def name(file: Path) -> str:
+    return str(file.relative_to(PACKAGE))
+
+
+@pytest.fixture(scope="module")
+def imports() -> grimp.ImportGraph:
+    """Also those within functions, but for those that load the rules of DTensors when needed."""
+    graph = grimp.build_graph("gprune", cache_dir=None)
+    graph.remove_import(importer="gprune.sharding", imported="gprune.select.dtensors")
+    return graph
+
+
+def test_every_module_has_a_layer() -> None:
+    modules = {file.relative_to(PACKAGE).parts[0].removesuffix(".py") for file in FILES}
+    assert modules == set().union(*LAYERS) | {"__init__"}
+
+
+def test_modules_import_downwards(imports: grimp.ImportGraph) -> None:
+    layers = [grimp.Layer(*layer, independent=True) for layer in LAYERS]
+    wrong = imports.find_illegal_dependencies_for_layers(layers=layers, containers={"gprune"})
+    assert not [(found.importer, found.imported) for found in wrong]
+
+
+def test_no_circle_of_imports(imports: grimp.ImportGraph) -> None:
+    modules = {m: imports.find_modules_directly_imported_by(m) for m in imports.modules}
+    TopologicalSorter(modules).prepare()  # a CycleError names the circle
+
+
+@pytest.mark.parametrize("file", FILES, ids=name)
+def test_every_module_has_a_docstring(file: Path) -> None:
+    docstring = ast.get_docstring(ast.parse(file.read_text())) or ""
+    assert len(docstring.splitlines()[0]) > 20
+
+
+def libraries(file: Path) -> Iterator[str]:
+    """The modules that a file imports, and `torch.library` if it names it."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+        elif isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.library":
+            yield "torch.library"
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_library_is_known_to_few_files(library: str) -> None:
+    found = {
+        name(file)
+        for file in FILES
+        if any(f"{module}.".startswith(f"{library}.") for module in libraries(file))
+    }
+    assert found == LIBRARIES[library]
+
+
+@pytest.mark.parametrize("file", FILES, ids=name)
+def test_no_behaviour_is_hidden(file: Path) -> None:
+    """No context variables, and no functions that carry settings as attributes.
+
+    `methods/method.py` is the exception: a pruning method is an object with a function's name.
+    """
+    tree = ast.parse(file.read_text())
+    functions = {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)}
+    for node in ast.walk(tree):
+        assert not (isinstance(node, ast.Name) and node.id == "ContextVar")
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            owner = ast.unparse(node.value)
+            assert owner not in functions, f"{owner}.{node.attr} is set"
+            if name(file) != "methods/method.py":
+                assert node.attr not in ("__name__", "__qualname__"), f"{owner} is renamed"
+
+
+def test_every_file_has_its_tests_in_the_same_place() -> None:
+    """`gprune/scores/snip.py` is tested by `tests/scores/test_snip.py`."""
+    missing = {
+        name(file)
+        for file in FILES
+        if not file.name.startswith("__init__")
+        and not (TESTS / file.relative_to(PACKAGE)).with_name(f"test_{file.name}").exists()
+    }
+    assert missing == set(TESTED_ELSEWHERE)
+
+
+def test_the_code_of_a_user_runs() -> None:
+    """The type checker holds it to strict types."""
+    runpy.run_path(str(TESTS / "user_code.py"), run_name="__main__")
