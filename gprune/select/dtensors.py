@@ -1,8 +1,9 @@
 """The rules of the operators for DTensors.
 
-When an operator is given a DTensor, torch asks for its rule. The rule calls the operator again on
-the local shards, with a text that says where they lie, and places the results as the leaves are. So
-under `torch.compile` the graph has one node here as well, and the messages are inside it.
+If an operator gets a DTensor, torch calls the rule that is registered here. The rule calls the
+operator again with the local shards and a string that describes their layout, and makes DTensors of
+the results. So under `torch.compile` the graph has one node here as well, and the messages are
+inside it.
 
 Importing this module registers the rules; `gprune.sharding.load_dtensor_rules` does that.
 """
@@ -42,7 +43,7 @@ def _local(arg: Any) -> Any:
 
 
 def _place_like(leaf: Tensor, local: Tensor) -> Tensor:
-    """Make the DTensor that is placed as a leaf and has this local shard; a replica stays plain."""
+    """Make a DTensor of a local shard, with the placements of a leaf, if that is a DTensor."""
     if not isinstance(leaf, DTensor):
         return local
     mesh, placements = leaf.device_mesh, leaf.placements

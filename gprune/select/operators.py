@@ -1,15 +1,17 @@
 """The operators: selection as torch.library custom operators, opaque to every transform.
 
-Under `torch.compile` the search is control flow that depends on data, which cannot be traced. So
-the graph sees one node: a list of tensors in, a list of fresh bool masks out. Each operator has a
-fake rule (shapes, for tracing, `meta` and export) and a batching rule (for `vmap`). None has a
-gradient: a selection is piecewise constant, and its inputs are detached before they get here. The
+The control flow of the search depends on data, so `torch.compile` cannot trace it. An operator is
+one node of the graph instead: a list of tensors in, a list of new bool masks out. Each operator has
+a fake rule (shapes, for tracing, `meta` and export) and a batching rule (for `vmap`). None has a
+gradient: masks are piecewise constant, and the inputs are detached before they get here. The
 operators are `cudagraph_unsafe`, because the host reads counts.
 
-An operator that is given DTensors is called again on their local shards (`gprune.select.dtensors`).
-Its last argument, `context`, then says where the shards lie; before, it describes the call.
+The last argument, `context`, is for DTensors. A public function passes a description of its call.
+If an operator gets DTensors, `gprune.select.dtensors` calls it again with their local shards, and
+with the layout of the shards added to the context.
 
-Wrong values raise from here, in eager and in compiled code alike.
+Errors about values, such as an amount that is out of range, are raised here, in eager and in
+compiled code.
 """
 
 # No `from __future__ import annotations`: the schemas are inferred from the annotations themselves.
@@ -41,20 +43,21 @@ def opened(
     context: str,
     *arguments: object,
 ) -> Opened:
-    """Open a call: on one process at once, on shards when all ranks are called alike.
+    """Prepare a call of an operator: check the scores, and that all ranks make the same call.
 
     Args:
         scores: one tensor per leaf, or its local shard.
-        masks: their prior masks, or empty.
+        masks: their prior masks, or an empty list.
         absolute: whether to rank by absolute value.
         seed: if given, random draws are ranked.
         context: the last argument of the operator.
         *arguments: what else must be the same on all ranks: tensors and plain values.
 
     Returns:
-        A context that gives what is ranked, what sums counts over the processes, and fresh masks.
+        A context manager. It yields the leaves that are ranked, the sum over the processes, and new
+        masks to be written. Errors inside its block are raised on all ranks.
     """
-    if context.startswith("{"):  # a layout of shards
+    if context.startswith("{"):  # it has a layout: the leaves are local shards
         from gprune.select.shards import open_shards
 
         return open_shards(scores, masks, absolute, seed, context, arguments)
@@ -77,12 +80,13 @@ def select(
 
     Args:
         scores: one tensor per prunable leaf.
-        masks: their prior masks, or empty.
-        amounts: one, to rank all leaves together; or one per leaf, to rank each by itself.
+        masks: their prior masks, or an empty list.
+        amounts: one, to rank all leaves together; or one per leaf, to rank each leaf alone.
         seed: if given, random draws are ranked.
         absolute: whether to rank by absolute value.
         sparsity: whether the amounts are sparsities.
-        context: what is called with which paths; of DTensors, all ranks must be called alike.
+        context: for DTensors the public function and the paths of the leaves, and for local shards
+            their layout too; otherwise not used.
 
     Returns:
         The masks, one per leaf.
@@ -97,7 +101,7 @@ def select(
 def select_rows(
     scores: Tensor, masks: list[Tensor], amount: Tensor, absolute: bool, sparsity: bool
 ) -> Tensor:
-    """Prune each row of a matrix by an amount; `masks` is the prior mask, or empty."""
+    """Prune each row of a matrix by an amount; `masks` has the prior mask, or is empty."""
     RankedLeaves([scores], masks).check_exact()
     prior = masks[0] if masks else None
     return rows.select_rows(scores, prior, amount, absolute=absolute, is_sparsity=sparsity)
@@ -135,13 +139,13 @@ def masks_from_threshold(
 
 @torch.library.custom_op("gprune::num_to_prune", mutates_args=(), tags=TAGS)
 def num_to_prune(amount: Tensor, candidates: int) -> Tensor:
-    """Count what an amount prunes."""
+    """Return how many candidates an amount prunes."""
     return torch.tensor(resolve_amount(amount, candidates), dtype=torch.int64, device="cpu")
 
 
 @torch.library.custom_op("gprune::random_scores", mutates_args=(), tags=TAGS)
 def random_scores(leaves: list[Tensor], seed: Tensor, context: str) -> list[Tensor]:
-    """Draw the scores by which `select` ranks when it is given a seed; no message is sent."""
+    """Draw the scores that `select` ranks if it has a seed. No messages are sent."""
     number, slices = int(seed.item()), None
     if context.startswith("{"):
         from gprune.select.shards import from_text
@@ -157,22 +161,22 @@ def random_scores(leaves: list[Tensor], seed: Tensor, context: str) -> list[Tens
 
 @torch.library.custom_op("gprune::all_finite", mutates_args=(), tags=TAGS)
 def all_finite(leaves: list[Tensor], context: str) -> Tensor:
-    """Say of each leaf whether all its entries, of the whole batch under `vmap`, are finite."""
+    """Return, for each leaf, whether all its entries are finite; under `vmap`, in all the batch."""
 
     def count() -> Tensor:
-        # NaN goes through aminmax, which is one pass; isfinite is several
+        # aminmax returns NaN if there is one, and takes one pass; isfinite takes several
         ends = [
             torch.stack(x.aminmax()) if x.numel() else torch.zeros(2, device="cpu") for x in leaves
         ]
         return torch.tensor([int(not end.isfinite().all()) for end in ends], device="cpu")
 
     with opened(leaves, [], False, None, context) as (_, reduce, _):
-        return reduce.sum("looking for what is not finite", len(leaves), count) == 0
+        return reduce.sum("checking that all entries are finite", len(leaves), count) == 0
 
 
 @torch.library.custom_op("gprune::count_pruned", mutates_args=(), tags=TAGS)
 def count_pruned(masks: list[Tensor], context: str) -> Tensor:
-    """Count the pruned entries of each mask; int64, on the device of the first."""
+    """Count the pruned entries of each mask, as int64 on the device of the first mask."""
     with opened(masks, [], False, None, context) as (ranked, reduce, _):
 
         def count() -> Tensor:
@@ -180,21 +184,21 @@ def count_pruned(masks: list[Tensor], context: str) -> Tensor:
             own = ranked.counted or [True] * len(masks)
             return torch.stack(numbers) * torch.tensor(own, device="cpu")
 
-        return reduce.sum("counting what is pruned", len(masks), count).to(masks[0].device)
+        return reduce.sum("counting the pruned entries", len(masks), count).to(masks[0].device)
 
 
 @torch.library.custom_op("gprune::apportion", mutates_args=(), tags=TAGS)
 def apportion(
     sparsity: Tensor, sizes: list[int], weights: list[float], low: list[int], high: list[int]
 ) -> list[Tensor]:
-    """Share what a sparsity keeps out among leaves, in proportion to weights.
+    """Divide the entries that a sparsity keeps among the leaves, in proportion to weights.
 
     Args:
-        sparsity: of all leaves together.
+        sparsity: the sparsity of all leaves together.
         sizes: how many entries each leaf has.
-        weights: what the kept entries are in proportion to.
-        low: how many entries each leaf keeps at least.
-        high: how many it keeps at most.
+        weights: a number for each leaf, to which its kept entries are proportional.
+        low: the fewest entries that each leaf may keep.
+        high: the most entries that each leaf may keep.
 
     Returns:
         The sparsity of each leaf.

@@ -6,9 +6,10 @@ collects the few candidates inside. The threshold is one of those. Radix select 
 then, among the candidates with that key, its flat index.
 
 Two things can go wrong. If the threshold is not in the bracket, the counts say on which side it is,
-and another pass follows. If too many candidates are in the bracket, they cannot be collected: then
-a bracket of one key takes the place of one that is full of ties, or a pass counts the keys in bins,
-and the bin with the threshold becomes the bracket.
+and another pass follows. If the bracket holds too many candidates to collect them, there are two
+cases. Many of them may have the same key: then the bracket becomes this key, and its candidates are
+only counted. Otherwise a pass counts the keys in bins, and the bracket becomes the bin that has the
+threshold.
 
 After `GUESSES` passes the sample is not used any more. Each pass over bins then finds
 `max_pass_bits` bits of the key, until the bracket is a single key, or its candidates can be
@@ -183,14 +184,15 @@ class Search:
         """Find the threshold of every query, and write the masks."""
         ranked, queries, reduce = self._ranked, self._queries, self._reduce
         leaves = [query.leaves for query in queries]
-        can_collect = all(leaf.device.type == "cpu" for leaf in ranked.scores)  # else blocks wait
+        # collecting on an accelerator would make the host wait after every block
+        can_collect = all(leaf.device.type == "cpu" for leaf in ranked.scores)
         limit = (LIMIT if len(set(leaves)) == 1 else BATCH) if can_collect else 0
         guesses = self._guess() if can_collect else [None] * len(queries)
         pending, has_overflowed = list(range(len(queries))), False
         for attempt in itertools.count():
             most = max(Counter(leaves[i] for i in pending).values())
             share = limit * reduce.num_processes // most
-            if has_overflowed:  # so few that one process may hold them all
+            if has_overflowed:  # the candidates may all be in one process
                 share = limit // len(pending)
             brackets, crowded = dict[int, tuple[int, int]](), dict[int, tuple[int, int]]()
             for i in pending:
@@ -244,7 +246,7 @@ class Search:
             if number <= num_bins:
                 high = min(high, own.first + (number << own.shift) - 1)
             end = min(below + inside, known.num_below + known.num_inside)
-            below = max(below, known.num_below)  # bins may begin and end outside of what is known
+            below = max(below, known.num_below)  # the bins may be wider than the interval
             self._intervals[i] = Interval(low, high, below, end - below)
 
     def _settle(self, made: PartitionPass, pending: list[int], counts: list[int]) -> list[int]:
@@ -414,7 +416,7 @@ class Search:
                     alone += [group[0] for group in ranked.groups(leaves) if len(group) == 1]
                 write_masks(ranked, blocks, thresholds[i].key, lasts[i], masks)
             for _, i in one.numbers(collected=False):
-                # the masks say "above the key" so far, but later ties are kept
+                # so far the masks keep what is above the key; ties after the threshold are kept too
                 later = ranked.blocks(self._queries[i].leaves, lasts[i] + 1)
                 blocks = itertools.chain(ranked.joined_blocks(self._queries[i].leaves), later)
                 write_masks(ranked, blocks, thresholds[i].key, lasts[i], masks)
@@ -452,8 +454,8 @@ class Search:
         ends = torch.searchsorted(positions, bounds).tolist()
         for leaf, (start, end) in zip(alone, ends, strict=True):
             if start < end:
-                places = positions[start:end] - starts[leaf]
-                masks[leaf].view(-1).index_fill_(0, places, True)
+                index = positions[start:end] - starts[leaf]
+                masks[leaf].view(-1).index_fill_(0, index, True)
 
 
 def choose_bracket(own: Interval, guess: Guess | None, share: int) -> tuple[int, int, int]:
@@ -484,7 +486,7 @@ def choose_bracket(own: Interval, guess: Guess | None, share: int) -> tuple[int,
 def shared_bins(
     queries: Sequence[Query], brackets: Sequence[tuple[int, int]], num_bins: int
 ) -> list[Bins]:
-    """Choose the bins of every query; those of the same leaves share theirs if that narrows all.
+    """Choose the bins of every query. Queries of the same leaves share bins that narrow them all.
 
     Args:
         queries: the thresholds to find.
@@ -505,14 +507,14 @@ def shared_bins(
 
 
 def batches(queries: Sequence[Query], reduce: Reduce) -> Iterator[list[Query]]:
-    """Split queries into runs whose candidates in brackets may all be held at once.
+    """Split queries into groups whose collected candidates fit into memory.
 
     Args:
         queries: the thresholds to find.
         reduce: how many processes hold the candidates.
 
     Yields:
-        The queries of each run.
+        The queries of each group.
     """
     run, held = list[Query](), 0
     for query in queries:
@@ -538,7 +540,7 @@ def select_into(
 
     Args:
         masks: one contiguous bool mask per leaf, to be written.
-        ranked: what is ranked.
+        ranked: the leaves that are ranked.
         amounts: one, or one per leaf.
         is_sparsity: whether the amounts are sparsities.
         reduce: sums counts over the processes.
@@ -573,7 +575,7 @@ def find_thresholds(
     """Find the threshold of all leaves at every amount of a tensor.
 
     Returns:
-        The values, float64, and the flat indices, int64, on the CPU, of the shape of the amount.
+        The values, float64, and the tree indices, int64, on the CPU, in the shape of `amount`.
     """
     leaves = range(len(ranked.scores))
     [num_candidates] = count_candidates(ranked, [leaves], reduce)
@@ -594,10 +596,10 @@ def find_thresholds(
 def write_at(
     masks: list[Tensor], ranked: RankedLeaves, value: Tensor, index: Tensor, reduce: Reduce
 ) -> None:
-    """Write the masks at a threshold, given by its value and its flat index in the tree."""
+    """Write the masks at a threshold: the score and the tree index of the last pruned entry."""
     form, tree_index = FORMATS[value.dtype], int(index.item())
     key = int(to_float64_keys(keys_of(to_bits(value, form), form, absolute=False), form))
-    exact = replace(ranked, exact=True)  # float64 keys hold any threshold
+    exact = replace(ranked, exact=True)  # any threshold has a float64 key
 
     def write() -> Tensor:
         for own in (exact, exact.not_counted()):
@@ -610,7 +612,7 @@ def write_at(
 
 
 def count_candidates(ranked: RankedLeaves, scopes: list[range], reduce: Reduce) -> list[int]:
-    """Count the candidates of some leaves in all processes."""
+    """Count the candidates of each scope, over all processes."""
     if not ranked.priors:
         starts = ranked.tree_starts
         return [starts[leaves.stop] - starts[leaves.start] for leaves in scopes]

@@ -1,8 +1,8 @@
-"""DTensors as local shards: where each shard lies in its leaf, and which rank counts it.
+"""DTensors as local shards: which slice of its leaf each shard is, and which rank counts it.
 
-An operator takes plain values, so the layout of the leaves goes to the operators on shards as a
-text. It says what is the same on all ranks; what belongs to this rank is worked out when the
-operator runs.
+An operator takes only tensors, numbers and strings, so it gets the layout of the leaves as a
+string. The layout is the same on all ranks. What is specific to this rank is computed from it when
+the operator runs.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ Placed = tuple[int, int | None] | None
 
 
 class Leaf(NamedTuple):
-    """A leaf: its shape, and how it is placed along each axis of the mesh."""
+    """The shape of a leaf, and how it is placed along each axis of the mesh."""
 
     shape: tuple[int, ...]
     placements: tuple[Placed, ...]
 
 
 class Layout(NamedTuple):
-    """The leaves of a call, described alike on all ranks."""
+    """The mesh and the leaves of a call, as values that are the same on all ranks."""
 
     mesh: Mesh
     leaves: tuple[Leaf, ...]
 
     def slices(self) -> list[ShardSlice]:
-        """Give where the shard of each leaf lies that this rank holds.
+        """Return the slice of each leaf that this rank holds.
 
         Returns:
             One slice per leaf.
@@ -62,7 +62,7 @@ class Layout(NamedTuple):
         return found
 
     def counted(self) -> list[bool]:
-        """Say of each leaf whether this rank counts it: of the replicas, the first does."""
+        """Return, for each leaf, whether this rank counts it. Of replicas, the first rank does."""
         coordinate = self.mesh.coordinate
         return [
             all(
@@ -75,15 +75,16 @@ class Layout(NamedTuple):
 
 @lru_cache(maxsize=2**14)
 def _slice(leaf: Leaf, mesh: tuple[int, ...], coordinate: tuple[int, ...]) -> ShardSlice:
-    """Work out where the shard of a rank lies; the only place that asks torch for offsets.
+    """Compute the slice of a leaf that a rank holds.
 
-    torch tells where a shard begins and how large it is, but not whether it is one piece. Those of
-    a `Shard` are. Others are if, in order, they cover each dim without a gap.
+    torch computes the offset and the size of a shard, but does not say whether the shard is one
+    contiguous slice. A `Shard` always is. The shards of a `_StridedShard` are if, sorted by their
+    offsets, they cover each dim without a gap.
 
     Args:
         leaf: the leaf.
         mesh: the shape of the mesh.
-        coordinate: of the rank in it.
+        coordinate: the coordinate of the rank.
 
     Returns:
         The slice.
@@ -118,13 +119,13 @@ def _placement(placed: Placed) -> Placement:
 
 def mesh_of(mesh: DeviceMesh) -> Mesh:
     """Describe a mesh."""
-    with _disable_current_modes():  # the ranks are a real tensor, also while a graph is traced
+    with _disable_current_modes():  # the ranks are a real tensor, also while tracing
         ranks = mesh.mesh.flatten().tolist()
     return Mesh(tuple(mesh.shape), tuple(ranks), mesh.device_type)
 
 
 def first_mesh(leaves: Sequence[Any]) -> DeviceMesh:
-    """Give the mesh of the first DTensor."""
+    """Return the mesh of the first DTensor."""
     return next(leaf.device_mesh for leaf in leaves if isinstance(leaf, DTensor))
 
 
@@ -166,13 +167,13 @@ def _placed(i: int, leaf: Tensor, mesh: DeviceMesh) -> tuple[Placed, ...]:
 
 
 def to_text(layout: Layout, call: str) -> str:
-    """Write a layout, and what is called, as text."""
+    """Write a layout, and the description of a call, as a string."""
     return json.dumps({"call": call, "layout": layout})
 
 
 @lru_cache(maxsize=2**8)
 def from_text(text: str) -> Layout:
-    """Read the layout that `to_text` has written."""
+    """Read the layout from a string that `to_text` has written."""
     (shape, ranks, device), leaves = json.loads(text)["layout"]
     placed = [
         Leaf(tuple(size), tuple(None if p is None else tuple(p) for p in placements))
@@ -190,13 +191,13 @@ def open_shards(
     context: str,
     arguments: tuple[object, ...],
 ) -> Iterator[tuple[RankedLeaves, Ranks, list[Tensor]]]:
-    """Open a call on local shards; see `gprune.select.operators.opened`.
+    """Prepare a call on local shards; for the arguments see `gprune.select.operators.opened`.
 
     Yields:
-        What is ranked, the ranks, and fresh masks.
+        The leaves that are ranked, the ranks, and new masks to be written.
 
     Raises:
-        Exception: marked as one that every rank raises.
+        Exception: with the attribute `is_on_all_ranks`, because every rank raises it.
     """
     layout = from_text(context)
     ready: list[tuple[RankedLeaves, list[Tensor]]] = []
@@ -209,8 +210,8 @@ def open_shards(
                 raise LeafError(
                     i,
                     "params",
-                    f"has a local shard of shape {tuple(local.shape)}; of all, {leaf.shape}, the "
-                    f"placements give this rank {own.size}",
+                    f"has a local shard of shape {tuple(local.shape)}, but by the placements of a "
+                    f"leaf of shape {leaf.shape} it must be {own.size}",
                 )
         ranked = RankedLeaves(scores, masks, absolute, number, slices, layout.counted())
         ranked.check_exact()
@@ -236,7 +237,7 @@ def raise_error(error: Exception, leaves: Sequence[Any]) -> None:
     """Raise an error of this rank on all ranks of the first DTensor's mesh.
 
     Raises:
-        Exception: `error`, or that of a lower rank.
+        Exception: `error`, or the error of a lower rank.
     """
     try:
         Ranks(mesh_of(first_mesh(leaves))).raise_error(error)

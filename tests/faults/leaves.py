@@ -6,16 +6,16 @@ FAULTS = [
     fault(
         "prior masks are not taken at the places of the leaves",
         "inputs.py",
-        "prior_list = [] if masks is None else [priors[i] for i in positions]",
+        "prior_list = [] if masks is None else [priors[i] for i in ranked_indices]",
         "prior_list = [] if masks is None else [x for x in priors if x is not None][::-1]",
         "tests/test_inputs.py",
     ),
     fault(
         "scores at `None` leaves shift the others",
         "inputs.py",
-        "ranked = None if scores is None else [given[i].detach() for i in positions]",
+        "ranked = None if scores is None else [given[i].detach() for i in ranked_indices]",
         "ranked = None if scores is None else [x.detach() for x in given if x is not "
-        "None][: len(positions)]",
+        "None][: len(ranked_indices)]",
         "tests/test_inputs.py::test_scores_and_amounts_at_leaves_that_are_not_ranked_do_not_matter",
     ),
     fault(

@@ -157,8 +157,8 @@ FAULTS = [
     fault(
         "several thresholds give the masks of the first",
         "prune.py",
-        "return [_masks_at(one, position, leaves) for one, position in pairs]",
-        "return [_masks_at(value[0], index[0], leaves) for _ in pairs]",
+        "return [_masks_of_one(*pair, leaves) for pair in pairs]",
+        "return [_masks_of_one(value[0], index[0], leaves) for _ in pairs]",
         "tests/test_prune.py",
     ),
 ]

@@ -188,8 +188,8 @@ FAULTS = [
     fault(
         "nothing is looked at",
         "scores/score_map.py",
-        "if torch.compiler.is_compiling() or not places:",
-        "if places or not places:",
+        "if torch.compiler.is_compiling() or not indices:",
+        "if indices or not indices:",
         "tests/guarantees/test_bad_inputs.py::test_bad_input",
     ),
 ]
