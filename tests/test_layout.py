@@ -33,12 +33,7 @@ TESTED_ELSEWHERE = {
     "cli/__main__.py": "two lines, run by tests/cli/test_demo.py",
     "cli/demo_report.py": "the table and the picture of the demo, in tests/cli/test_demo.py",
     "cli/demo_training.py": "the runs of the demo, in tests/cli/test_demo.py",
-    "select/batching.py": "the rules of vmap, in tests/methods/test_lowest.py",
     "select/dtensors.py": "the operators of DTensors, in tests/test_sharded.py",
-    "select/operators.py": "torch's opcheck, in tests/guarantees/test_transforms.py",
-    "select/ranks.py": "messages and errors of ranks, in tests/test_sharded_ranks.py",
-    "select/rows.py": "comparison groups, in tests/methods/test_lowest.py",
-    "select/shards.py": "layouts of shards, in tests/test_sharded.py",
     "sharding.py": "errors on all ranks, in tests/test_sharded_ranks.py",
 }
 

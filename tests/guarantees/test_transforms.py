@@ -10,7 +10,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import gprune as gp
-from gprune.select import operators
 from tests.support.assertions import assert_equal_masks
 
 PARAMS = {"a": torch.linspace(-1, 1, 12).reshape(3, 4), "b": [torch.arange(5.0), None]}
@@ -18,61 +17,6 @@ PARAMS = {"a": torch.linspace(-1, 1, 12).reshape(3, 4), "b": [torch.arange(5.0),
 
 def at(tree: Any, i: int) -> Any:
     return gp.trees.map_leaves(lambda leaf: None if leaf is None else leaf[i], tree)
-
-
-# --- operators --------------------------------------------------------------------------------
-
-TENSORS = [torch.randn(3, 4), torch.randn(5).requires_grad_(False)]
-MASKS = [torch.ones(3, 4, dtype=torch.bool), torch.tensor([True, False, True, True, False])]
-HALF = torch.tensor(0.5, dtype=torch.float64)
-SEED = torch.tensor(7)
-
-
-@pytest.mark.parametrize(
-    ("operator", "args"),
-    [
-        (operators.select, (TENSORS, [], [HALF], None, True, False, "")),
-        (operators.select, (TENSORS, MASKS, [HALF], SEED, False, True, "")),
-        (operators.select, (TENSORS, MASKS, [HALF, HALF], None, False, False, "")),
-        (operators.find_threshold, (TENSORS, MASKS, HALF, True, False, "")),
-        (operators.masks_from_threshold, (HALF, SEED, TENSORS, MASKS, False, "")),
-        (operators.num_to_prune, (HALF, 9)),
-        (operators.random_scores, (TENSORS, SEED)),
-        (operators.all_finite, (TENSORS, "")),
-        (operators.count_pruned, (MASKS, "")),
-        (operators.apportion, (HALF, [10, 4], [3.0, 1.0], [0, 1], [10, 4])),
-    ],
-    ids=lambda value: getattr(value, "_name", ""),
-)
-def test_opcheck(operator: Any, args: tuple[Any, ...]) -> None:
-    torch.library.opcheck(operator, args)
-
-
-# --- vmap -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "amounts", [torch.tensor([0.0, 0.3, 1.0]), torch.tensor([0, 5, 17])], ids=["float", "int"]
-)
-def test_vmap_over_amounts(amounts: torch.Tensor) -> None:
-    dims = gp.vmap_dims(PARAMS)
-    masks = torch.vmap(lambda a: gp.global_unstructured(PARAMS, amount=a), out_dims=dims)(amounts)
-    thresholds = torch.vmap(lambda a: gp.find_threshold(PARAMS, amount=a))(amounts)
-    for i, amount in enumerate(amounts):
-        alone = gp.global_unstructured(PARAMS, amount=amount)
-        assert_equal_masks(at(masks, i), alone, PARAMS)
-        assert (thresholds.value[i], thresholds.flat_index[i]) == gp.find_threshold(
-            PARAMS, amount=amount
-        )
-
-
-def test_nested_vmap_over_amounts_and_models() -> None:
-    models = {"a": torch.randn(2, 6, generator=torch.Generator().manual_seed(1))}
-    masks = torch.vmap(
-        lambda a: torch.vmap(lambda p: gp.global_unstructured(p, amount=a)["a"])(models)
-    )(torch.tensor([1, 3, 5]))
-    assert masks.shape == (3, 2, 6)
-    assert (~masks).sum(-1).tolist() == [[1, 1], [3, 3], [5, 5]]
 
 
 # --- grad -------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.utils.prune import L1Unstructured
 
 import gprune as gp
 from gprune.testing import param_trees, prior_masks, scores_for
@@ -154,3 +155,76 @@ def test_a_users_method_is_given_the_number_of_its_leaf() -> None:
     gp.layerwise(params, pruning_method=method, amount=5)
     gp.global_unstructured(params, pruning_method=method, amount=6)
     assert seen == [(4, 1, None), (3, 2, None), (4, 5, None), (3, 5, None), (7, 6, None)]
+
+
+def test_a_method_that_wraps_a_built_in_one_is_called() -> None:
+    @functools.wraps(gp.lowest_unstructured)
+    def highest(param: torch.Tensor, scores: Any = None, **kwargs: Any) -> torch.Tensor:
+        return gp.lowest_unstructured(param, -param if scores is None else -scores, **kwargs)
+
+    params = [torch.tensor([1.0, 2.0, 3.0, 4.0])]
+    method = gp.pruning_method("unstructured")(highest)
+    masks = gp.global_unstructured(params, pruning_method=method, amount=1)
+    assert masks[0].tolist() == [True, True, True, False]
+    with pytest.raises(TypeError, match="lowest_unstructured is not a pruning method; mark it"):
+        gp.global_unstructured(params, pruning_method=highest, amount=1)
+
+
+def test_a_users_method_sees_exact_scores_of_mixed_dtypes() -> None:
+    seen = []
+
+    @gp.pruning_method("unstructured")
+    def method(param: torch.Tensor, scores: Any, *, mask: torch.Tensor) -> torch.Tensor:
+        seen.append((param, scores))
+        return mask
+
+    params = [torch.tensor([2**24 + 1]), torch.ones(1)]
+    gp.global_unstructured(params, pruning_method=method)
+    assert seen[0][0].tolist() == [2**24 + 1, 1]
+    assert seen[0][1] is None
+    gp.global_unstructured([torch.ones(1), torch.ones(1)], params, pruning_method=method)
+    assert seen[1][1].tolist() == [2**24 + 1, 1]
+
+
+class Nameless:
+    """A callable object without a name of its own."""
+
+    def __call__(self, param: torch.Tensor, scores: Any, *, mask: torch.Tensor) -> Any:
+        return 3
+
+
+@pytest.mark.parametrize("prune", [gp.global_unstructured, gp.layerwise])
+def test_what_is_wrong_with_a_method(prune: Any) -> None:
+    params = [torch.ones(3)]
+    with pytest.raises(ValueError, match="Nameless must return a bool mask of shape"):
+        prune(params, pruning_method=gp.pruning_method("unstructured")(Nameless()))
+    with pytest.raises(TypeError, match=r"is a class.*gprune\.l1_unstructured"):
+        prune(params, pruning_method=L1Unstructured, amount=1)
+    with pytest.raises(TypeError, match="keyword arguments only"):
+        prune(params, pruning_method=functools.partial(gp.l1_unstructured, params[0]), amount=1)
+    with pytest.raises(TypeError, match="is not a pruning method"):
+        prune(params, pruning_method=lambda s, m: m)
+
+
+def test_nested_partials_bind_from_the_inside_and_calls_from_the_outside() -> None:
+    inner = functools.partial(gp.l1_unstructured, amount=1)
+    outer = functools.partial(inner, amount=2)
+    params = [torch.ones(4)]
+    assert gp.num_pruned(gp.global_unstructured(params, pruning_method=outer)) == 2
+    assert gp.num_pruned(gp.global_unstructured(params, pruning_method=outer, amount=3)) == 3
+
+
+@pytest.mark.parametrize("kind", ["structured", "semi_structured"])
+def test_other_types_are_for_layerwise(kind: str) -> None:
+    @gp.pruning_method(kind)
+    def none(param: torch.Tensor, scores: Any, *, mask: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(mask)
+
+    assert not gp.layerwise([torch.ones(2)], pruning_method=none)[0].any()
+    with pytest.raises(TypeError, match="use layerwise"):
+        gp.global_unstructured([torch.ones(2)], pruning_method=none)
+
+
+def test_only_three_types() -> None:
+    with pytest.raises(ValueError, match="unstructured, structured, semi_structured"):
+        gp.pruning_method("global")
