@@ -59,7 +59,7 @@ FAULTS = [
         "inputs.py",
         "if _placement(other) != _placement(param):",
         "if False:",
-        "tests/test_sharded_ranks.py::test_what_cannot_be_sharded_is_refused",
+        "tests/select/test_ranks.py::test_what_cannot_be_sharded_is_refused",
     ),
     fault(
         "a leaf without a prior mask is ranked",
