@@ -156,7 +156,8 @@ class PartitionPass:
                     raw = _padded_raw_keys(ranked, block, buffers) if raw is None else raw
                     ends = bounds.of(block.form, query)
                     above, inside = _compare(block, raw, *ends, buffers, masks)
-                    counts[0, query] -= count_packed(inside)  # with those above
+                    # below = all - not below; `inside` has those above the bracket until the xor
+                    counts[0, query] -= count_packed(inside)
                     inside.view(torch.int64).bitwise_xor_(above.view(torch.int64))
                     num_inside = count_packed(inside)
                     counts[1, query] += num_inside
@@ -165,7 +166,7 @@ class PartitionPass:
                         self._num_collected += int(num_inside)
                         if self._num_collected <= self._limit:
                             self._collect(block, packed_positions(inside), query)
-            for query in members:
+            for query in members:  # all candidates count as inside, or as below so far
                 counts[int(self.is_whole(query)), query] += num_candidates
         is_full = self._num_collected > self._limit or self._limit == 0
         if not is_full and self._parts:
@@ -292,9 +293,9 @@ def count_keys(ranked: RankedLeaves, queries: Sequence[Query], bins: Sequence[Bi
         for block in ranked.blocks(leaves):
             keys = ranked.keys(block.bits, block.form)
             keys = keys if keys.element_size() > 2 else keys.to(torch.int32)  # the bins fit
-            for own, same in shared.items():
-                below = (own.first >> own.shift) - 1
-                numbers = (keys >> own.shift).clamp_(below, below + size - 1).sub_(below)
+            for group_bins, same in shared.items():
+                below = (group_bins.first >> group_bins.shift) - 1
+                numbers = (keys >> group_bins.shift).clamp_(below, below + size - 1).sub_(below)
                 if block.prior is not None:
                     numbers.masked_fill_(block.prior.logical_not(), size)
                 counts[same] += histogram(numbers, size + 1).to(ranked.device)
