@@ -129,7 +129,7 @@ def test_an_empty_batch_is_refused() -> None:
 
 def test_finite_is_asked_of_the_whole_batch() -> None:
     batch = torch.tensor([[1.0, 2.0], [3.0, float("inf")]])
-    found = torch.vmap(lambda x: operators.all_finite([x]).expand(1), out_dims=None)(batch)
+    found = torch.vmap(lambda x: operators.all_finite([x], "").expand(1), out_dims=None)(batch)
     assert found.tolist() == [False]
 
 
@@ -152,7 +152,8 @@ def which(params: Any, in_dims: Any, **much: Any) -> list[str]:
     info = mock.Mock(batch_size=SIZE)
     amounts = much.pop("amounts", [torch.tensor(1)])
     batched = much.pop("amount_dims", [None] * len(amounts))
-    rule(info, (in_dims, [], batched, None, None, None), params, [], amounts, None, False, False)
+    rest = (None, False, False, "")
+    rule(info, (in_dims, [], batched, *[None] * 4), params, [], amounts, *rest)
     return called
 
 

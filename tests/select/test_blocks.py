@@ -1,13 +1,16 @@
 """Blocks are the entries of all leaves in flat order, however the leaves lie in memory."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gprune.inputs import LeafError
 from gprune.select import blocks
-from gprune.select.blocks import Block, RankedLeaves, flat_blocks
+from gprune.select.blocks import Block, RankedLeaves, ShardSlice, flat_blocks
 from gprune.select.keys import FLOAT32, FLOAT64, FORMATS, INT64, to_bits
 from tests.support import fuzz, ranked
 from tests.support.limits import Limits, patched
@@ -124,6 +127,15 @@ def test_candidates_are_counted(tree: fuzz.Tree) -> None:
         assert int(count) == len(own.candidates(scope))
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_int64_scores_that_float64_cannot_hold(sign: int) -> None:
+    good, bad = torch.tensor([sign * 2**53]), torch.tensor([0, sign * (2**53 + 1)])
+    RankedLeaves([good, torch.empty(0, dtype=torch.int64)], []).check_exact()
+    RankedLeaves([bad], [], seed=3).check_exact()
+    with pytest.raises(LeafError, match=rf"at most 2\*\*53 .*got {sign * (2**53 + 1)}; cast"):
+        RankedLeaves([torch.ones(2), bad], []).check_exact()
+
+
 # --- positions in shards ----------------------------------------------------------------------
 
 
@@ -171,6 +183,59 @@ def test_the_device_of_leaves_on_several_is_the_cpu() -> None:
     assert RankedLeaves([there], []).device.type == "meta"
     assert RankedLeaves([here, there], []).device.type == "cpu"
     assert RankedLeaves([here], []).device.type == "cpu"
+
+
+# --- slices -------------------------------------------------------------------------------------
+
+
+@st.composite
+def slices(draw: st.DrawFn) -> ShardSlice:
+    shape = tuple(draw(st.lists(st.integers(0, 5), max_size=4)))
+    start = tuple(draw(st.integers(0, n)) for n in shape)
+    size = tuple(draw(st.integers(0, n - at)) for n, at in zip(shape, start, strict=True))
+    if draw(st.booleans()):  # whole in some dims, which are then one
+        full = [draw(st.booleans()) for _ in shape]
+        start = tuple(0 if own else at for own, at in zip(full, start, strict=True))
+        size = tuple(n if own else m for own, n, m in zip(full, shape, size, strict=True))
+    return ShardSlice(shape, start, size)
+
+
+def indices(piece: ShardSlice) -> np.ndarray:
+    """The flat indices in the leaf of the entries of the slice, from numpy."""
+    every = np.arange(math.prod(piece.shape)).reshape(piece.shape)
+    at = tuple(slice(a, a + n) for a, n in zip(piece.start, piece.size, strict=True))
+    return every[at].reshape(-1)
+
+
+@given(slices())
+def test_leaf_index(piece: ShardSlice) -> None:
+    expected = indices(piece)
+    positions = torch.arange(len(expected))
+    found = piece.leaf_index(positions)
+    assert found.dtype == torch.int64
+    assert found.tolist() == expected.tolist()
+    assert positions.equal(torch.arange(len(expected)))
+    assert piece.leaf_index(positions.flip(0)).tolist() == expected[::-1].tolist()
+    assert piece.num_entries == math.prod(piece.shape)
+
+
+@given(slices())
+def test_num_before(piece: ShardSlice) -> None:
+    expected = indices(piece)
+    for index in range(-2, math.prod(piece.shape) + 3):
+        assert piece.num_before(index) == int((expected < index).sum()), index
+
+
+def test_a_leaf_without_dims() -> None:
+    piece = ShardSlice((), (), ())
+    assert piece.leaf_index(torch.tensor([0])).tolist() == [0]
+    assert [piece.num_before(i) for i in (-1, 0, 1, 2)] == [0, 0, 1, 1]
+
+
+def test_more_entries_than_32_bits_count() -> None:
+    piece = ShardSlice((2**20, 2**13), (2**19, 5), (2**19, 2**10))
+    assert piece.leaf_index(torch.tensor([2**29 - 1])).item() == (2**20 - 1) * 2**13 + 5 + 2**10 - 1
+    assert piece.num_before(2**33) == 2**29
 
 
 # --- flat blocks ------------------------------------------------------------------------------

@@ -127,7 +127,7 @@ def test_refine_finds_the_same_in_several_processes(given: Asked, small: Limits)
 
 @given(asked())
 def test_what_remains_are_the_integers_that_were_found(given: Asked) -> None:
-    """And `index` says where they were in the tensor from which they were taken."""
+    """And `place` says where they were in the tensor from which they were taken."""
     remaining = Remaining(lambda: integers(given))
     known = [Found(0, 0, len(row)) for row in given.values]
     with patched(Limits(max_bits=3, max_sent=0)):
@@ -138,8 +138,8 @@ def test_what_remains_are_the_integers_that_were_found(given: Asked) -> None:
         query = torch.zeros_like(unsigned) if left.query is None else left.query
         prefixes = torch.tensor([x.prefix for x in found], dtype=torch.uint64).view(torch.int64)
         assert unsigned.equal(prefixes[query])
-        assert left.index is not None
-        assert every.values[left.index].equal(left.values)
+        assert left.place is not None
+        assert every.values[left.place].equal(left.values)
         assert len(left.values) == sum(x.num_inside for x in found)
 
 

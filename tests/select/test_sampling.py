@@ -29,7 +29,7 @@ def test_what_is_drawn_are_candidates(tree: fuzz.Tree, small: Limits, seed: int 
             if seed is not None:  # uniform, whichever entries are candidates
                 assert len(drawn) == size
                 assert drawn.equal(drawn.sort().values)
-                strata = torch.arange(size + 1) / max(1, size) * 2**53
+                strata = torch.arange(size + 1).double() / max(1, size) * 2**53
                 assert (drawn >= strata[:-1].long()).all()
                 assert (drawn <= strata[1:].long()).all()
                 continue

@@ -20,7 +20,18 @@ from gprune.select.blocks import Query, RankedLeaves
 from gprune.select.partition import empty_masks
 from gprune.select.refine import OneProcess, Reduce
 from gprune.select.sampling import Guess, draw_sample
-from gprune.select.search import Interval, Search, Threshold, batches, choose_bracket
+from gprune.select.search import (
+    Interval,
+    Search,
+    Threshold,
+    batches,
+    choose_bracket,
+    count_candidates,
+    find_thresholds,
+    select_into,
+    shared_bins,
+    write_at,
+)
 from tests.support import fuzz, ranked
 from tests.support.limits import Limits, limits, patched
 
@@ -214,7 +225,7 @@ def test_what_the_search_knows_is_true_and_its_passes_are_bounded(
         assert calls.total() <= most_passes(own.leaves, small), calls
 
 
-HIDDEN = 5000
+HIDDEN = 2000
 
 
 def hidden(sampled: float, rest: torch.Tensor) -> RankedLeaves:
@@ -226,8 +237,7 @@ def hidden(sampled: float, rest: torch.Tensor) -> RankedLeaves:
 
 
 @pytest.mark.parametrize("sampled", [-math.inf, -1.0, 0.0, 2.0, math.nan])
-@pytest.mark.parametrize("limit", [0, 5, 100])
-@pytest.mark.parametrize("max_pass_bits", [1, 4, 15])
+@pytest.mark.parametrize(("limit", "max_pass_bits"), [(0, 4), (5, 1), (100, 15)])
 @pytest.mark.parametrize("guesses", [0, 1, 3])
 def test_a_sample_that_sees_nothing_costs_a_few_passes(
     sampled: float, limit: int, max_pass_bits: int, guesses: int
@@ -235,7 +245,7 @@ def test_a_sample_that_sees_nothing_costs_a_few_passes(
     rest = torch.exp2(torch.linspace(-149, 127, HIDDEN))
     own = ranked.of(hidden(sampled, rest))
     small = Limits(256, limit, 10, guesses, max_pass_bits=max_pass_bits)
-    for ks in ([1], [HIDDEN], [HIDDEN // 2], [1, 7, 1000, 4000, HIDDEN]):
+    for ks in ([1], [HIDDEN], [HIDDEN // 2], [1, 7, 400, 1600, HIDDEN]):
         queries = [Query(range(1), k, HIDDEN) for k in ks]
         with patched(small), watched(own) as calls:
             found = Search(own.leaves, queries, OneProcess()).run()
@@ -367,6 +377,21 @@ def test_choose_bracket(guess: Guess | None, share: int, expected: tuple[int, in
     assert choose_bracket(KNOWN, guess, share) == expected
 
 
+def test_bins_are_shared_where_that_narrows_all() -> None:
+    one, two = Query(range(1), 1, 9), Query(range(2), 1, 9)
+    far, near = [(0, 100), (10**6, 10**6 + 100)], [(0, 100), (50, 140)]
+    covering = partition.Bins.covering
+    each = [covering(*bracket, 8) for bracket in far]
+    assert shared_bins([one, one], far, 8) == each
+    assert shared_bins([one, one], near, 8) == [covering(0, 140, 8)] * 2
+    assert shared_bins([one, two], near, 8) == [covering(*bracket, 8) for bracket in near]
+    assert shared_bins([one, two, one], [*near, (0, 90)], 8) == [
+        covering(0, 100, 8),
+        covering(50, 140, 8),
+        covering(0, 100, 8),
+    ]
+
+
 def test_batches_hold_what_may_be_collected() -> None:
     def sizes(counts: list[int], processes: int = 1) -> list[list[int]]:
         queries = [Query(range(1), 1, n) for n in counts]
@@ -378,9 +403,101 @@ def test_batches_hold_what_may_be_collected() -> None:
         assert sizes([]) == []
         assert sizes([50, 50, 50, 10]) == [[50, 50], [50, 10]]
         assert sizes([50, 50, 50, 50, 1], processes=2) == [[50, 50, 50, 50], [1]]
-        assert sizes([10**6, 10**6]) == [[10**6], [10**6]]  # 40,000 each are expected
-        assert sizes([51] * 3) == [[51]] * 3  # 55 each, of more than are all collected
-    assert sizes([10**6] * 27) == [[10**6] * 26, [10**6]]
+        assert sizes([10**6, 10**6]) == [[10**6], [10**6]]  # 51,200 each are expected
+    assert sizes([10**6] * 42) == [[10**6] * 40, [10**6] * 2]
+
+
+# --- amounts --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("amounts", "is_sparsity", "expected"),
+    [
+        ([0, 2, 5], False, ([-torch.inf, 1.0, 4.0], [-1, 1, 3])),
+        ([5, 0, 2, 2], False, ([4.0, -torch.inf, 1.0, 1.0], [3, -1, 1, 1])),
+        ([0.4, 1.0], True, ([1.0, 4.0], [1, 3])),
+        ([], False, ([], [])),
+    ],
+)
+def test_find_thresholds(amounts: list[float], is_sparsity: bool, expected: Any) -> None:
+    leaves = RankedLeaves([torch.tensor([0.0, 1.0, 3.0]), torch.tensor([4.0, 2.0])], [])
+    dtype = torch.float64 if is_sparsity else torch.int64
+    value, index = find_thresholds(
+        leaves, torch.tensor(amounts, dtype=dtype), is_sparsity, OneProcess()
+    )
+    assert (value.tolist(), index.tolist()) == expected
+    assert (value.dtype, index.dtype) == (torch.float64, torch.int64)
+
+
+def test_find_thresholds_keeps_the_shape_of_the_amounts() -> None:
+    leaves = RankedLeaves([torch.arange(6.0)], [])
+    for shape in ((), (1,), (2, 3)):
+        amounts = torch.arange(6)[: torch.Size(shape).numel()].view(shape)
+        value, index = find_thresholds(leaves, amounts, False, OneProcess())
+        assert value.shape == index.shape == shape
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_masks_from_a_threshold_are_written_also_for_replicas(counted: bool) -> None:
+    """A leaf that another process counts has its own positions."""
+    scores = [torch.tensor([1.0, 2.0, 1.0]), torch.tensor([1.0, 0.0])]
+    whole = RankedLeaves(scores, [])
+    split = ranked.Shards(2, [None, 0], [[0, 0, 0], [0, 1, 2]], [0 if counted else 1, 0])
+    own = ranked.local(whole, split, 0)
+    masks = [torch.empty(3, dtype=torch.bool), torch.empty(1, dtype=torch.bool)]
+    for index, expected in ((1, [0, 1, 1, 1]), (2, [0, 1, 0, 1]), (3, [0, 1, 0, 0])):
+        value = torch.tensor(1.0, dtype=torch.float64)
+        write_at(masks, own, value, torch.tensor(index), OneProcess())
+        assert torch.cat(masks).int().tolist() == expected
+
+
+def test_candidates_of_several_processes_are_counted_once() -> None:
+    """A replicated leaf is counted by one of them."""
+    priors = [torch.tensor([True, False, True]), torch.tensor([True, True])]
+    whole = RankedLeaves([torch.zeros(3), torch.zeros(2)], priors)
+    split = ranked.Shards(2, [None, 0], [[0, 0, 0], [0, 1, 2]], [1, 0])
+    scopes = ranked.scopes(2)
+    processes = ranked.Processes(2)
+    for leaves in (whole, RankedLeaves(whole.scores, [])):
+
+        def run(reduce: Any, leaves: RankedLeaves = leaves) -> list[int]:
+            part = ranked.local(leaves, split, reduce.process)
+            return count_candidates(part, scopes, reduce)
+
+        expected = [4, 2, 2] if leaves.priors else [5, 3, 2]
+        assert processes.run(run) == [expected, expected]
+    assert processes.messages == [("counting the candidates", 3)]
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_selections_of_several_processes(alone: bool) -> None:
+    """Counts, thresholds and masks, with priors and a replicated leaf."""
+    generator = torch.Generator().manual_seed(0)
+    scores = [torch.randn(6, 5, generator=generator), torch.randn(7, generator=generator)]
+    priors = [torch.rand(6, 5, generator=generator) < 0.7, torch.arange(7) > 2]
+    split = ranked.Shards(2, [1, None], [[0, 2, 5], [0, 0, 0]], [1, 1])
+    whole = RankedLeaves(scores, priors)
+    amounts = [torch.tensor(0.5, dtype=torch.float64)] * (2 if alone else 1)
+    expected = empty_masks(scores)
+    select_into(expected, whole, amounts, True, OneProcess())
+    found = find_thresholds(whole, amounts[0], True, OneProcess())
+
+    def run(reduce: Any) -> Any:
+        part = ranked.local(whole, split, reduce.process)
+        masks = empty_masks(part.scores)
+        select_into(masks, part, amounts, True, reduce)
+        return masks, find_thresholds(part, amounts[0], True, reduce)
+
+    with patched(Limits(block=8, limit=9, few=3, power=0.5)):
+        results = ranked.Processes(2).run(run)
+    for process, (masks, threshold) in enumerate(results):
+        first, last = split.ends[0][process : process + 2]
+        assert masks[0].equal(expected[0][:, first:last])
+        assert masks[1].equal(expected[1])
+        assert threshold == found
+
+
+# --- waits ----------------------------------------------------------------------------------------
 
 
 class Waits(TorchDispatchMode):

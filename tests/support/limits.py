@@ -10,7 +10,7 @@ from unittest import mock
 import numpy as np
 from hypothesis import strategies as st
 
-from gprune.select import blocks, operators, refine, sampling, search
+from gprune.select import blocks, refine, sampling, search
 
 
 class Limits(NamedTuple):
@@ -85,7 +85,7 @@ def patched(small: Limits) -> Iterator[None]:
             # what `Search.run` does on another device: nothing is collected, there is no sample,
             # and all queries run together
             of_search.update(LIMIT=0, BATCH=0, FEW=2**62)
-            stack.enter_context(mock.patch.object(operators, "batches", _one_run))
+            stack.enter_context(mock.patch.object(search, "batches", _one_run))
         for module, values in {
             blocks: {"BLOCK": small.block},
             search: of_search,

@@ -13,11 +13,10 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from gprune.select.slices import ShardSlice
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gprune.select.blocks import RankedLeaves
+from gprune.select.blocks import RankedLeaves, ShardSlice
 from gprune.select.keys import FORMATS, keys_of, to_bits, to_float64_keys
 from gprune.select.refine import OneProcess, Reduce
 from tests.support import fuzz
