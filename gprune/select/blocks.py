@@ -179,7 +179,7 @@ class RankedLeaves:
         return [0, *accumulate(piece.num_entries for piece in self.slices)]
 
     def check_exact(self) -> None:
-        """Refuse int64 scores that float64 cannot hold.
+        """Raise an error for int64 scores that float64 may not hold exactly.
 
         Raises:
             LeafError: if an int64 score is beyond 2^53 in magnitude.

@@ -156,8 +156,7 @@ class PartitionPass:
                     raw = _padded_raw_keys(ranked, block, buffers) if raw is None else raw
                     ends = bounds.of(block.form, query)
                     above, inside = _compare(block, raw, *ends, buffers, masks)
-                    # below = all - not below; `inside` has those above the bracket until the xor
-                    counts[0, query] -= count_packed(inside)
+                    counts[0, query] -= count_packed(inside)  # so far with those above
                     inside.view(torch.int64).bitwise_xor_(above.view(torch.int64))
                     num_inside = count_packed(inside)
                     counts[1, query] += num_inside
@@ -166,7 +165,9 @@ class PartitionPass:
                         self._num_collected += int(num_inside)
                         if self._num_collected <= self._limit:
                             self._collect(block, packed_positions(inside), query)
-            for query in members:  # all candidates count as inside, or as below so far
+            # A bracket of all keys has all candidates inside. For the others, the candidates that are
+            # not below have been subtracted, so adding all candidates gives those below.
+            for query in members:
                 counts[int(self.is_whole(query)), query] += num_candidates
         is_full = self._num_collected > self._limit or self._limit == 0
         if not is_full and self._parts:
@@ -197,7 +198,7 @@ class PartitionPass:
         if found is not None:
             bits, positions = bits.index_select(0, found), found.add_(block.start)
         keys = self._ranked.keys(bits, block.form)
-        keys = keys if keys.element_size() > 2 else keys.to(torch.int32)  # query numbers are added
+        keys = keys if keys.element_size() > 2 else keys.to(torch.int32)  # query numbers are added later
         self._parts.append((keys, positions, query))
 
 
@@ -292,7 +293,7 @@ def count_keys(ranked: RankedLeaves, queries: Sequence[Query], bins: Sequence[Bi
             shared.setdefault(bins[query], []).append(query)
         for block in ranked.blocks(leaves):
             keys = ranked.keys(block.bits, block.form)
-            keys = keys if keys.element_size() > 2 else keys.to(torch.int32)  # the bins fit
+            keys = keys if keys.element_size() > 2 else keys.to(torch.int32)  # 2^15 bins
             for group_bins, same in shared.items():
                 below = (group_bins.first >> group_bins.shift) - 1
                 numbers = (keys >> group_bins.shift).clamp_(below, below + size - 1).sub_(below)

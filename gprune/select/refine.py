@@ -46,7 +46,7 @@ class Reduce(Protocol):
 
 
 class OneProcess:
-    """The reduction where one process holds all leaves: the identity."""
+    """The sum over a single process, which is the counts themselves."""
 
     num_processes = 1
     process = 0
