@@ -165,8 +165,8 @@ class PartitionPass:
                         self._num_collected += int(num_inside)
                         if self._num_collected <= self._limit:
                             self._collect(block, packed_positions(inside), query)
-            # A bracket of all keys has all candidates inside. For the others, the candidates that are
-            # not below have been subtracted, so adding all candidates gives those below.
+            # A bracket of all keys has all candidates inside. From the others, the candidates that
+            # are not below have been subtracted, so adding all candidates gives those below.
             for query in members:
                 counts[int(self.is_whole(query)), query] += num_candidates
         is_full = self._num_collected > self._limit or self._limit == 0
@@ -198,7 +198,7 @@ class PartitionPass:
         if found is not None:
             bits, positions = bits.index_select(0, found), found.add_(block.start)
         keys = self._ranked.keys(bits, block.form)
-        keys = keys if keys.element_size() > 2 else keys.to(torch.int32)  # query numbers are added later
+        keys = keys if keys.element_size() > 2 else keys.to(torch.int32)  # query numbers are added
         self._parts.append((keys, positions, query))
 
 
