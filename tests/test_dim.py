@@ -53,5 +53,5 @@ def test_every_group_is_pruned_as_if_alone(scores: torch.Tensor, data: st.DataOb
 def test_more_rows_than_a_block_holds(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = torch.randint(0, 5, (rows, 17), generator=torch.Generator().manual_seed(rows))
     together = gp.lowest_unstructured(scores, amount=0.3, dim=-1)
-    monkeypatch.setattr("gprune.select.rows.BLOCK", 40)
+    monkeypatch.setattr("gprune.select.blocks.BLOCK", 40)
     assert torch.equal(gp.lowest_unstructured(scores, amount=0.3, dim=-1), together)

@@ -22,9 +22,9 @@ LAYERS = [
     {"prune", "summaries"},
     {"allocation", "methods", "schedules"},
     {"masks"},
+    {"sharding"},
     {"select"},
     {"inputs"},
-    {"sharding"},
     {"trees"},
 ]
 
@@ -33,19 +33,14 @@ TESTED_ELSEWHERE = {
     "cli/__main__.py": "two lines, run by tests/cli/test_demo.py",
     "cli/demo_report.py": "the table and the picture of the demo, in tests/cli/test_demo.py",
     "cli/demo_training.py": "the runs of the demo, in tests/cli/test_demo.py",
-    "select/batching.py": "the rules of vmap, in tests/methods/test_lowest.py",
-    "select/dtensors.py": "the operators of DTensors, in tests/test_sharded.py",
-    "select/operators.py": "torch's opcheck, in tests/guarantees/test_transforms.py",
-    "select/ranks.py": "messages and errors of ranks, in tests/test_sharded_ranks.py",
-    "select/rows.py": "comparison groups, in tests/methods/test_lowest.py",
-    "select/shards.py": "layouts of shards, in tests/test_sharded.py",
-    "sharding.py": "errors on all ranks, in tests/test_sharded_ranks.py",
+    "select/dtensors.py": "the operators of DTensors, in tests/guarantees/test_sharded.py",
+    "sharding.py": "errors on all ranks, in tests/select/test_ranks.py",
 }
 
 # who may import what: folders and files of the package
 LIBRARIES = {
     "optree": {"trees.py", "testing/strategies.py"},  # the latter registers a custom node
-    "torch.library": {"select/operators.py", "select/dtensors.py"},
+    "torch.library": {"select/operators.py"},
     "torch.distributed": {"select/dtensors.py", "select/ranks.py", "select/shards.py"},
     "hypothesis": {"testing/strategies.py", "testing/tensors.py"},
     "numpy": {f"testing/{stem}.py" for stem in ("purity", "reports", "strategies", "tensors")},
@@ -58,10 +53,8 @@ def name(file: Path) -> str:
 
 @pytest.fixture(scope="module")
 def imports() -> grimp.ImportGraph:
-    """Also those within functions, but for those that load the rules of DTensors when needed."""
-    graph = grimp.build_graph("gprune", cache_dir=None)
-    graph.remove_import(importer="gprune.sharding", imported="gprune.select.dtensors")
-    return graph
+    """Also those within functions."""
+    return grimp.build_graph("gprune", cache_dir=None)
 
 
 def test_every_module_has_a_layer() -> None:
