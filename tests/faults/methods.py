@@ -106,7 +106,7 @@ FAULTS = [
     fault(
         "random groups are pruned in flat order",
         "methods/lowest.py",
-        "scores = operators.random_scores(scores, seed)",
+        'scores = operators.random_scores(scores, seed, "")',
         "scores = [leaf * 0 for leaf in scores]",
         "tests/methods/test_lowest.py::test_random_groups_are_the_lowest_of_random_scores",
     ),
