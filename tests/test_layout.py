@@ -131,3 +131,22 @@ def test_every_file_has_its_tests_in_the_same_place() -> None:
 def test_the_code_of_a_user_runs() -> None:
     """The type checker holds it to strict types."""
     runpy.run_path(str(TESTS / "user_code.py"), run_name="__main__")
+
+
+FACTORIES = {"arange", "empty", "full", "linspace", "ones", "rand", "randn", "tensor", "zeros"}
+
+
+def test_the_search_names_the_device_of_every_tensor_that_it_makes() -> None:
+    """`torch.set_default_device` must not reach into it."""
+    without = [
+        f"{name(file)}:{call.lineno}"
+        for file in FILES
+        if name(file).startswith("select/")
+        for call in ast.walk(ast.parse(file.read_text()))
+        if isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Attribute)
+        and isinstance(call.func.value, ast.Name)
+        and (call.func.value.id, call.func.attr in FACTORIES) == ("torch", True)
+        and "device" not in {keyword.arg for keyword in call.keywords}
+    ]
+    assert not without

@@ -153,7 +153,9 @@ class Collected(NamedTuple):
             index = self.kept.index_select(0, index)
         if len(self.passes) == 1:
             return self.passes[0].positions(index)
-        every = [made.positions(torch.arange(made.keys.numel())) for made in self.passes]
+        every = [
+            made.positions(torch.arange(made.keys.numel(), device="cpu")) for made in self.passes
+        ]
         return concatenate(every).index_select(0, index)
 
 
