@@ -70,16 +70,16 @@ FAULTS = [
     ),
     fault(
         "given scores are ranked by absolute value",
-        "methods/unstructured.py",
-        "absolute=leaves.scores is None",
-        "absolute=True",
+        "methods/lowest.py",
+        "absolute = absolute or (leaves.scores is None and seed is None)",
+        "absolute = True",
         "tests/methods/test_unstructured.py::test_methods_of_one_tensor",
     ),
     fault(
         "l1 ranks by the signed value",
         "methods/unstructured.py",
-        'method="l1_unstructured",\n        absolute=True',
-        'method="l1_unstructured",\n        absolute=leaves.scores is None',
+        'method="l1_unstructured", absolute=True',
+        'method="l1_unstructured"',
         "tests/methods/test_unstructured.py",
     ),
     fault(
