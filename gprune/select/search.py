@@ -64,7 +64,7 @@ GUESSES = 3
 """How many passes use the brackets of the sample."""
 
 
-class Threshold(NamedTuple):
+class KeyThreshold(NamedTuple):
     """The last pruned candidate of a query, in the order by (key, tree index).
 
     Attributes:
@@ -182,7 +182,7 @@ class Search:
         self._intervals = [Interval(lowest, highest, 0, q.num_candidates) for q in queries]
         self._passes: list[Settled] = []
 
-    def run(self) -> list[Threshold]:
+    def run(self) -> list[KeyThreshold]:
         """Find the threshold of every query, and write the masks."""
         ranked, queries, reduce = self._ranked, self._queries, self._reduce
         leaves = [query.leaves for query in queries]
@@ -200,7 +200,8 @@ class Search:
             for i in pending:
                 guess = guesses[i] if attempt < GUESSES else None
                 low, high, expected = choose_bracket(self._intervals[i], guess, share)
-                (crowded if expected > share and low < high else brackets)[i] = low, high
+                group = crowded if expected > share and low < high else brackets
+                group[i] = low, high
             if crowded:
                 self._count_in_bins(crowded)
                 continue
@@ -324,7 +325,7 @@ class Search:
                 found[i] = result._replace(prefix=low[i] + result.prefix)
         return found, remaining
 
-    def _find_indices(self, keys: list[Found], remaining: Remaining) -> list[Threshold]:
+    def _find_indices(self, keys: list[Found], remaining: Remaining) -> list[KeyThreshold]:
         """Find the last pruned entry of every query among those that have its key.
 
         Args:
@@ -366,7 +367,7 @@ class Search:
         phase = "finding the flat indices of the thresholds"
         last = refine(self._reduce, phase, Remaining(offsets), num_bits, nth, known)
         pairs = zip(key, low, last, strict=True)
-        return [Threshold(value, first + found.prefix) for value, first, found in pairs]
+        return [KeyThreshold(value, first + found.prefix) for value, first, found in pairs]
 
     def _narrow_ties(
         self, made: PartitionPass, number: int, i: int, key: int, nth: int, interval: Interval
@@ -407,7 +408,7 @@ class Search:
             interval = Interval(low, high, interval.num_below + below, inside)
         return interval
 
-    def _write_rest(self, thresholds: list[Threshold], masks: list[Tensor]) -> Tensor:
+    def _write_rest(self, thresholds: list[KeyThreshold], masks: list[Tensor]) -> Tensor:
         """Write what the passes have not written: joined leaves, collected candidates, replicas."""
         ranked, alone = self._ranked, list[int]()
         lasts = [ranked.last_position(threshold.tree_index) for threshold in thresholds]
@@ -436,7 +437,7 @@ class Search:
 
     def _write_collected(
         self,
-        thresholds: list[Threshold],
+        thresholds: list[KeyThreshold],
         lasts: list[int],
         alone: list[int],
         masks: list[Tensor],
