@@ -5,7 +5,7 @@ below are in the order of the data flow: which leaves, which method, its applica
 and what to do with the masks.
 
     trees.py       pytrees with `None` leaves, and `prunable`
-    prune.py       global_unstructured, layerwise, and the threshold between them and the masks
+    prune.py       global_unstructured, layerwise, and thresholds
     methods/       the pruning methods: which entries of the leaves are pruned
     masks.py       making, applying, counting and combining masks
     summaries.py   tables of masks, and how far two trees of masks agree

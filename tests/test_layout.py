@@ -22,9 +22,9 @@ LAYERS = [
     {"prune", "summaries"},
     {"allocation", "methods", "schedules"},
     {"masks"},
+    {"sharding"},
     {"select"},
     {"inputs"},
-    {"sharding"},
     {"trees"},
 ]
 
@@ -33,7 +33,7 @@ TESTED_ELSEWHERE = {
     "cli/__main__.py": "two lines, run by tests/cli/test_demo.py",
     "cli/demo_report.py": "the table and the picture of the demo, in tests/cli/test_demo.py",
     "cli/demo_training.py": "the runs of the demo, in tests/cli/test_demo.py",
-    "select/dtensors.py": "the operators of DTensors, in tests/select/test_shards.py",
+    "select/dtensors.py": "the operators of DTensors, in tests/guarantees/test_sharded.py",
     "sharding.py": "errors on all ranks, in tests/select/test_ranks.py",
 }
 
@@ -53,11 +53,8 @@ def name(file: Path) -> str:
 
 @pytest.fixture(scope="module")
 def imports() -> grimp.ImportGraph:
-    """Also those within functions, but for those that load the rules of DTensors when needed."""
-    graph = grimp.build_graph("gprune", cache_dir=None)
-    for module in ("dtensors", "shards"):
-        graph.remove_import(importer="gprune.sharding", imported=f"gprune.select.{module}")
-    return graph
+    """Also those within functions."""
+    return grimp.build_graph("gprune", cache_dir=None)
 
 
 def test_every_module_has_a_layer() -> None:
@@ -134,3 +131,22 @@ def test_every_file_has_its_tests_in_the_same_place() -> None:
 def test_the_code_of_a_user_runs() -> None:
     """The type checker holds it to strict types."""
     runpy.run_path(str(TESTS / "user_code.py"), run_name="__main__")
+
+
+FACTORIES = {"arange", "empty", "full", "linspace", "ones", "rand", "randn", "tensor", "zeros"}
+
+
+def test_the_search_names_the_device_of_every_tensor_that_it_makes() -> None:
+    """`torch.set_default_device` must not reach into it."""
+    without = [
+        f"{name(file)}:{call.lineno}"
+        for file in FILES
+        if name(file).startswith("select/")
+        for call in ast.walk(ast.parse(file.read_text()))
+        if isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Attribute)
+        and isinstance(call.func.value, ast.Name)
+        and (call.func.value.id, call.func.attr in FACTORIES) == ("torch", True)
+        and "device" not in {keyword.arg for keyword in call.keywords}
+    ]
+    assert not without

@@ -1,12 +1,16 @@
 """The combinators: thresholds of several amounts, numbers for each leaf, and fresh masks."""
 
+import traceback
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import gprune as gp
+from gprune.select.partition import PartitionPass
 from gprune.testing import param_trees, prior_masks
 from tests.support import reference
 from tests.support.assertions import assert_equal_masks, assert_masks
@@ -68,3 +72,19 @@ def test_an_amount_for_each_leaf_may_be_a_tree_or_one_number() -> None:
     for amount in (1, {"a": 1, "b": 1}, torch.tensor(1), {"a": torch.tensor(1), "b": 1}):
         masks = gp.layerwise(params, amount=amount)
         assert [int(mask.sum()) for mask in reference.leaves(masks)] == [3, 2]
+
+
+def test_eight_functions_lead_to_the_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From `global_unstructured` to the first pass over the weights, both included."""
+    frames: list[str] = []
+
+    def look(self: PartitionPass) -> torch.Tensor:
+        package = str(Path(gp.__file__).parent)
+        stack = traceback.extract_stack()
+        frames.extend(f.name for f in stack if f.filename.startswith(package))
+        return run(self)
+
+    run = PartitionPass.run
+    monkeypatch.setattr(PartitionPass, "run", look)
+    gp.global_unstructured([torch.randn(5, 4)], amount=3)
+    assert 1 < len(frames) + 1 <= 8, frames  # and the pass itself

@@ -44,7 +44,7 @@ DTYPES = {
 
 
 class CheckpointError(ValueError):
-    """A checkpoint is invalid, or a path is no place for its copy. The message is one line."""
+    """A checkpoint is invalid, or its copy may not be written. The message is one line."""
 
 
 class Shard(NamedTuple):

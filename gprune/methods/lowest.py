@@ -21,8 +21,8 @@ from gprune.trees import is_single_leaf
 
 def select_lowest(
     leaves: Leaves,
-    amount: Any,
-    sparsity: Any,
+    amount: Any = None,
+    sparsity: Any = None,
     dim: Any = None,
     *,
     per_leaf: bool,
@@ -39,7 +39,7 @@ def select_lowest(
         dim: the dims of the groups within which entries are ranked; `None` for no groups.
         per_leaf: whether each leaf is ranked alone.
         method: the public method to name in an error.
-        absolute: whether to rank by absolute value.
+        absolute: whether to rank by absolute value, also if there are scores.
         seed: if given, the ranking is by random draws instead of `leaves.ranked`.
 
     Returns:
@@ -60,6 +60,7 @@ def select_lowest(
     else:
         amounts = [as_scalar(one, name) for one in numbers]
     scores = leaves.ranked
+    absolute = absolute or (leaves.scores is None and seed is None)
     if dim is None:
         call = describe_call(method, scores, lambda: leaves.names(""))
         load_dtensor_rules()

@@ -54,8 +54,8 @@ def ln_structured(
     """Prune the channels with the lowest norm, as `torch.nn.utils.prune.LnStructured`.
 
     The norm of channel c is ‖scores[..., c, ...]‖ₙ over all of its entries, also over those that
-    the prior mask has pruned. (torch passes weights with zeros there; `apply_masks` makes them.)
-    It is computed in float64 for dtypes other than float32 and float64. Among equal norms the
+    the prior mask has pruned. (torch sets those to zero first; use `apply_masks` to do the same.)
+    The norm is computed in float64 for dtypes other than float32 and float64. Among equal norms the
     lowest index is pruned first; a channel with a NaN is pruned last.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,19 +15,7 @@ from gprune.methods.method import built_in, select_on_one_leaf
 from gprune.select.counts import as_seed
 from gprune.sharding import is_sharded
 
-
-def _select_lowest(
-    leaves: Leaves, *, per_leaf: bool, amount: Any = None, sparsity: Any = None, dim: Any = None
-) -> list[Tensor]:
-    return select_lowest(
-        leaves,
-        amount,
-        sparsity,
-        dim,
-        per_leaf=per_leaf,
-        method="lowest_unstructured",
-        absolute=leaves.scores is None,
-    )
+_select_lowest = partial(select_lowest, method="lowest_unstructured")
 
 
 @built_in("unstructured", _select_lowest)
@@ -82,18 +71,7 @@ def lowest_unstructured(
     )
 
 
-def _select_l1(
-    leaves: Leaves, *, per_leaf: bool, amount: Any = None, sparsity: Any = None, dim: Any = None
-) -> list[Tensor]:
-    return select_lowest(
-        leaves,
-        amount,
-        sparsity,
-        dim,
-        per_leaf=per_leaf,
-        method="l1_unstructured",
-        absolute=True,
-    )
+_select_l1 = partial(select_lowest, method="l1_unstructured", absolute=True)
 
 
 @built_in("unstructured", _select_l1)

@@ -204,7 +204,7 @@ def count_kept(masks: Tree) -> Tree:
     return map_leaves(lambda mask: None if mask is None else mask.sum(), masks)
 
 
-def fraction_of(counts: Tree, fraction: Tensor) -> Tree:
+def round_fraction(counts: Tree, fraction: Tensor) -> Tree:
     """Return round(fraction * count) for each count, in float64, half to even."""
     exact = fraction.to(torch.float64)
     return map_leaves(

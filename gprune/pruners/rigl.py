@@ -30,9 +30,9 @@ from gprune.pruners.pruner import (
     check_functions,
     count_kept,
     first_step,
-    fraction_of,
     gradients_of,
     is_due,
+    round_fraction,
     union,
     zero_unless,
 )
@@ -73,7 +73,7 @@ def update(
     weights = prunable_params(params, state.masks, "state.masks")
     scores = score_fn(params, grads) if scores is None else scores
     fraction_now = zero_unless(is_due(due, state.step), fraction(state.step))
-    k = fraction_of(count_kept(state.masks), fraction_now)
+    k = round_fraction(count_kept(state.masks), fraction_now)
 
     survivors = layerwise(weights, scores, masks=state.masks, amount=k)
 

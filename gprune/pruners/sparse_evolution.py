@@ -34,8 +34,8 @@ from gprune.pruners.pruner import (
     check_functions,
     count_kept,
     first_step,
-    fraction_of,
     is_due,
+    round_fraction,
     union,
     zero_unless,
 )
@@ -79,7 +79,7 @@ def update(
     scores = score_fn(params, grads) if scores is None else scores
     fraction_now = zero_unless(is_due(due, state.step), fraction(state.step))
     num_kept = count_kept(state.masks)
-    k = map_leaves(_limit_to_zeros, fraction_of(num_kept, fraction_now), num_kept, state.masks)
+    k = map_leaves(_limit_to_zeros, round_fraction(num_kept, fraction_now), num_kept, state.masks)
 
     survivors = layerwise(weights, scores, masks=state.masks, amount=k)
 

@@ -114,7 +114,7 @@ def _batched(leaf: Tensor, dim: int | None, info: Any) -> Tensor:
 
 
 def _joined(leaves: list[Tensor]) -> Tensor:
-    """Concatenate the entries of each model to a row."""
+    """Concatenate the entries of each model into a row."""
     return torch.cat([leaf.reshape(len(leaf), math.prod(leaf.shape[1:])) for leaf in leaves], dim=1)
 
 

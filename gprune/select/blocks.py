@@ -165,7 +165,10 @@ class RankedLeaves:
     def starts(self) -> list[int]:
         """The position of each leaf's first entry, then the number of all positions."""
         counted = self.counted or [True] * len(self.scores)
-        sizes = [x.numel() if own else 0 for x, own in zip(self.scores, counted, strict=True)]
+        sizes = [
+            x.numel() if is_counted else 0
+            for x, is_counted in zip(self.scores, counted, strict=True)
+        ]
         return [0, *accumulate(sizes)]
 
     @cached_property
@@ -176,7 +179,7 @@ class RankedLeaves:
         return [0, *accumulate(piece.num_entries for piece in self.slices)]
 
     def check_exact(self) -> None:
-        """Refuse int64 scores that float64 cannot hold.
+        """Raise an error for int64 scores that float64 may not hold exactly.
 
         Raises:
             LeafError: if an int64 score is beyond 2^53 in magnitude.
@@ -196,7 +199,7 @@ class RankedLeaves:
         """Return the leaves that another process counts, or `None` if there are none."""
         if all(self.counted):
             return None
-        return replace(self, counted=[not own for own in self.counted])
+        return replace(self, counted=[not is_counted for is_counted in self.counted])
 
     @cached_property
     def common(self) -> Format:
@@ -219,8 +222,8 @@ class RankedLeaves:
 
     def form(self, leaf: int) -> Format:
         """Return the format in which a leaf is streamed; float64 for integers beside floats."""
-        own = INT64 if self.seed is not None else FORMATS[self.scores[leaf].dtype]
-        return own if own.is_float else self.common
+        form = INT64 if self.seed is not None else FORMATS[self.scores[leaf].dtype]
+        return form if form.is_float else self.common
 
     def num_candidates(self, leaves: range) -> Tensor:
         """Count the candidates of some leaves among the entries that this process counts."""

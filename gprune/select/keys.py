@@ -228,7 +228,7 @@ def round_down(key: int, form: Format) -> tuple[int, bool]:
     else:  # below the normal numbers, each lower exponent shifts out one bit more of 1.mantissa
         significand = magnitude % one + (one if magnitude >= one else 0)
         narrow = significand >> (shift + 1 - (rebiased >> FLOAT64.mantissa))
-    narrow = narrow if key >= 0 else -narrow  # towards zero, so far
+    narrow = narrow if key >= 0 else -narrow  # rounded towards zero
     if _to_float64_key(narrow, form) > key:
         narrow -= 1
     return narrow, _to_float64_key(narrow, form) == key

@@ -181,8 +181,8 @@ def count_pruned(masks: list[Tensor], context: str) -> Tensor:
 
         def count() -> Tensor:
             numbers = [mask.numel() - mask.count_nonzero().cpu() for mask in masks]
-            own = ranked.counted or [True] * len(masks)
-            return torch.stack(numbers) * torch.tensor(own, device="cpu")
+            is_counted = ranked.counted or [True] * len(masks)
+            return torch.stack(numbers) * torch.tensor(is_counted, device="cpu")
 
         return reduce.sum("counting the pruned entries", len(masks), count).to(masks[0].device)
 

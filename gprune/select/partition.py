@@ -126,7 +126,7 @@ class PartitionPass:
         return self._limit > 0 and low < high
 
     def is_whole(self, query: int) -> bool:
-        """Return whether the bracket of a query holds all possible keys."""
+        """Return whether all candidates of a query are collected: its bracket holds all keys."""
         return self._limit > 0 and self.brackets[query] == self._ranked.key_range
 
     def run(self) -> Tensor:
@@ -156,7 +156,7 @@ class PartitionPass:
                     raw = _padded_raw_keys(ranked, block, buffers) if raw is None else raw
                     ends = bounds.of(block.form, query)
                     above, inside = _compare(block, raw, *ends, buffers, masks)
-                    counts[0, query] -= count_packed(inside)  # with those above
+                    counts[0, query] -= count_packed(inside)  # it still has those above
                     inside.view(torch.int64).bitwise_xor_(above.view(torch.int64))
                     num_inside = count_packed(inside)
                     counts[1, query] += num_inside
@@ -165,6 +165,8 @@ class PartitionPass:
                         self._num_collected += int(num_inside)
                         if self._num_collected <= self._limit:
                             self._collect(block, packed_positions(inside), query)
+            # A bracket of all keys has all candidates inside. From the others, the candidates that
+            # are not below have been subtracted, so adding all candidates gives those below.
             for query in members:
                 counts[int(self.is_whole(query)), query] += num_candidates
         is_full = self._num_collected > self._limit or self._limit == 0
@@ -291,10 +293,10 @@ def count_keys(ranked: RankedLeaves, queries: Sequence[Query], bins: Sequence[Bi
             shared.setdefault(bins[query], []).append(query)
         for block in ranked.blocks(leaves):
             keys = ranked.keys(block.bits, block.form)
-            keys = keys if keys.element_size() > 2 else keys.to(torch.int32)  # the bins fit
-            for own, same in shared.items():
-                below = (own.first >> own.shift) - 1
-                numbers = (keys >> own.shift).clamp_(below, below + size - 1).sub_(below)
+            keys = keys if keys.element_size() > 2 else keys.to(torch.int32)  # up to 2^15 bins
+            for group_bins, same in shared.items():
+                below = (group_bins.first >> group_bins.shift) - 1
+                numbers = (keys >> group_bins.shift).clamp_(below, below + size - 1).sub_(below)
                 if block.prior is not None:
                     numbers.masked_fill_(block.prior.logical_not(), size)
                 counts[same] += histogram(numbers, size + 1).to(ranked.device)

@@ -167,17 +167,17 @@ class Ranks:
 
         self.check_same_on_all_ranks(describe)
 
-    def _shared_error(self, own: Exception | None) -> Exception:
+    def _shared_error(self, error: Exception | None) -> Exception:
         """Return the error of the lowest rank that has one. All ranks must call this."""
         rank, phase = dist.get_rank(), "sending an error"
-        claim = 0 if own is None else dist.get_world_size() - rank
+        claim = 0 if error is None else dist.get_world_size() - rank
         claims = torch.tensor([claim], device=self._device)
         [first] = self._all_reduce(phase, claims, dist.ReduceOp.MAX).tolist()
-        is_mine = own is not None and claim == first
-        text = _encode(own, rank) if own is not None and is_mine else bytes(TEXT)
+        is_mine = error is not None and claim == first
+        text = _encode(error, rank) if error is not None and is_mine else bytes(TEXT)
         letters = torch.tensor(list(text), device=self._device)
         sent = bytes(self._all_reduce(phase, letters, dist.ReduceOp.SUM).tolist())
-        return own if own is not None and is_mine else _decode(sent)
+        return error if error is not None and is_mine else _decode(sent)
 
     def _all_reduce(self, phase: str, message: Tensor, op: dist.ReduceOp.RedOpType) -> Tensor:
         try:

@@ -46,7 +46,7 @@ class Reduce(Protocol):
 
 
 class OneProcess:
-    """The reduction where one process holds all leaves: the identity."""
+    """The sum over a single process, which is the counts themselves."""
 
     num_processes = 1
     process = 0
@@ -228,7 +228,7 @@ def refine(
     max_slots = reduce.max_counts // (len(nth) * reduce.num_processes)
     few = min(MAX_SENT, max(1, max_slots))
     for digit in split_digits(num_bits, reduce, len(nth)):
-        if all(own.num_inside <= few for own in found):
+        if all(known.num_inside <= few for known in found):
             return _send_all(reduce, phase, remaining, few, nth, found)
         found = find_digit(reduce, phase, remaining, digit, nth, found)
     return found
@@ -264,12 +264,12 @@ def narrow(
     Returns:
         The digits, and what is known of each query now.
     """
-    rest = [n - own.num_below for n, own in zip(nth, found, strict=True)]
+    rest = [n - known.num_below for n, known in zip(nth, found, strict=True)]
     chosen, below, inside = pick(counts, rest)
     rows = zip(found, chosen.tolist(), below.tolist(), inside.tolist(), strict=True)
     return chosen, [
-        Found(own.prefix + (value << digit.shift), own.num_below + before, count)
-        for own, value, before, count in rows
+        Found(known.prefix + (value << digit.shift), known.num_below + before, count)
+        for known, value, before, count in rows
     ]
 
 
@@ -304,10 +304,10 @@ def _send_all(
     size = len(nth) * reduce.num_processes * few
     sent = reduce.sum(phase, size, lambda: remaining.rows(len(nth), few, reduce))
     results = []
-    for n, own, row in zip(nth, found, sent.view(len(nth), -1).tolist(), strict=True):
+    for n, known, row in zip(nth, found, sent.view(len(nth), -1).tolist(), strict=True):
         values = sorted((value - 1) % 2**64 for value in row if value)
-        value = values[n - own.num_below - 1]
+        value = values[n - known.num_below - 1]
         below = bisect_left(values, value)
         inside = bisect_right(values, value) - below
-        results.append(Found(value, own.num_below + below, inside))
+        results.append(Found(value, known.num_below + below, inside))
     return results

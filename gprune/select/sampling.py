@@ -97,7 +97,7 @@ def guess_brackets(ranked: RankedLeaves, queries: Sequence[Query], reduce: Reduc
     found, num_unknown = [*low, *high], first.shift
     enough = [max(n // COARSE, 4) for n in sizes] * 2
     for digit in digits:
-        if all(own.num_inside <= most for own, most in zip(found, enough, strict=True)):
+        if all(known.num_inside <= most for known, most in zip(found, enough, strict=True)):
             break
         found = find_digit(reduce, phase, ends, digit, [*lower, *upper], found)
         num_unknown = digit.shift
@@ -173,12 +173,12 @@ def expected_inside(total: int) -> int:
 def _draw_all(ranked: RankedLeaves, queries: Sequence[Query], lowest: int) -> Integers:
     """Draw the samples of all queries. Keys become offsets from the lowest possible key."""
     leaves = [query.leaves for query in queries]
-    samples = {own: draw_sample(ranked, own).sub_(lowest) for own in dict.fromkeys(leaves)}
+    samples = {scope: draw_sample(ranked, scope).sub_(lowest) for scope in dict.fromkeys(leaves)}
     if len(leaves) == 1:
         return Integers(samples[leaves[0]], None)
-    sizes = torch.tensor([samples[own].numel() for own in leaves], device="cpu")
+    sizes = torch.tensor([samples[scope].numel() for scope in leaves], device="cpu")
     query = torch.arange(len(leaves), device="cpu").repeat_interleave(sizes)
-    return Integers(torch.cat([samples[own] for own in leaves]), query)
+    return Integers(torch.cat([samples[scope] for scope in leaves]), query)
 
 
 def _keep_both(sample: Integers, digit: Digit, low: Tensor, high: Tensor) -> Integers:

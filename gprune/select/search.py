@@ -153,7 +153,9 @@ class Collected(NamedTuple):
             index = self.kept.index_select(0, index)
         if len(self.passes) == 1:
             return self.passes[0].positions(index)
-        every = [made.positions(torch.arange(made.keys.numel())) for made in self.passes]
+        every = [
+            made.positions(torch.arange(made.keys.numel(), device="cpu")) for made in self.passes
+        ]
         return concatenate(every).index_select(0, index)
 
 
@@ -207,7 +209,7 @@ class Search:
             counts = reduce.sum("counting around the brackets", made.num_counts, made.run)
             settled = self._settle(made, pending, counts.tolist())
             has_overflowed = has_overflowed or self._passes[-1].is_full
-            pending = [i for i, own in zip(pending, settled, strict=True) if own < 0]
+            pending = [i for i, number in zip(pending, settled, strict=True) if number < 0]
             if not pending:
                 break
         thresholds = self._find_indices(*self._find_keys())
@@ -238,13 +240,13 @@ class Search:
         counts = self._reduce.sum("counting keys in bins", len(chosen) * (num_bins + 2), count)
         picked = pick(counts.view(len(chosen), -1), [query.k for query in chosen])
         rows = zip(*(column.tolist() for column in picked), strict=True)
-        for i, own, (number, below, inside) in zip(brackets, bins, rows, strict=True):
+        for i, query_bins, (number, below, inside) in zip(brackets, bins, rows, strict=True):
             known = self._intervals[i]
             low, high = known.low, known.high
             if number > 0:
-                low = max(low, own.first + ((number - 1) << own.shift))
+                low = max(low, query_bins.first + ((number - 1) << query_bins.shift))
             if number <= num_bins:
-                high = min(high, own.first + (number << own.shift) - 1)
+                high = min(high, query_bins.first + (number << query_bins.shift) - 1)
             end = min(below + inside, known.num_below + known.num_inside)
             below = max(below, known.num_below)  # the bins may be wider than the interval
             self._intervals[i] = Interval(low, high, below, end - below)
@@ -254,12 +256,12 @@ class Search:
         size, is_full, settled = len(pending), counts[-1] > 0, []
         rows = zip(pending, made.brackets, counts[:size], counts[size:-1], strict=True)
         for i, (low, high), below, inside in rows:
-            own, k = self._intervals[i], self._queries[i].k
+            known, k = self._intervals[i], self._queries[i].k
             if k <= below:
-                new = Interval(own.low, low - 1, own.num_below, below - own.num_below)
+                new = Interval(known.low, low - 1, known.num_below, below - known.num_below)
             elif k > below + inside:
-                rest = own.num_below + own.num_inside - below - inside
-                new = Interval(high + 1, own.high, below + inside, rest)
+                rest = known.num_below + known.num_inside - below - inside
+                new = Interval(high + 1, known.high, below + inside, rest)
             else:
                 new = Interval(low, high, below, inside)
             self._intervals[i] = new
@@ -281,8 +283,8 @@ class Search:
                 numbers[number] = i
             query = torch.tensor(numbers, device="cpu")
             is_single = len(numbers) == 1
-            own = query.expand(one.made.keys.numel()) if is_single else query[one.made.query]
-            parts.append(own)
+            part = query.expand(one.made.keys.numel()) if is_single else query[one.made.query]
+            parts.append(part)
         keys, query = concatenate([one.keys for one in made]), concatenate(parts)
         kept = (query >= 0).nonzero().view(-1) if bool((query < 0).any()) else None
         if kept is not None:
@@ -301,23 +303,25 @@ class Search:
         some = [i for one in self._passes for _, i in one.numbers(collected=True)]
         place = {i: number for number, i in enumerate(some)}
         numbers = [place.get(i, -1) for i in range(len(intervals))]
-        low = [own.low for own in intervals]
+        low = [interval.low for interval in intervals]
 
         def offsets() -> Integers:
-            own = self._collected
-            values = own.keys if low == [0] else own.keys - own.look_up(low)
-            query = own.look_up(numbers)
+            collected = self._collected
+            values = collected.keys if low == [0] else collected.keys - collected.look_up(low)
+            query = collected.look_up(numbers)
             return Integers(values, query if isinstance(query, Tensor) else None)
 
         remaining = Remaining(offsets)
-        found = [Found(own.low, own.num_below, own.num_inside) for own in intervals]
+        found = [
+            Found(interval.low, interval.num_below, interval.num_inside) for interval in intervals
+        ]
         if some:
             num_bits = max(intervals[i].high - low[i] for i in some).bit_length()
             known = [found[i]._replace(prefix=0) for i in some]
             nth, phase = [self._queries[i].k for i in some], "finding the keys of the thresholds"
             new = refine(self._reduce, phase, remaining, num_bits, nth, known)
-            for i, own in zip(some, new, strict=True):
-                found[i] = own._replace(prefix=low[i] + own.prefix)
+            for i, result in zip(some, new, strict=True):
+                found[i] = result._replace(prefix=low[i] + result.prefix)
         return found, remaining
 
     def _find_indices(self, keys: list[Found], remaining: Remaining) -> list[Threshold]:
@@ -342,29 +346,30 @@ class Search:
             for number, i in one.numbers(collected=False):
                 streamed.append(i)
                 ties[i] = self._narrow_ties(one.made, number, i, keys[i].prefix, nth[i], ties[i])
-        low, key = [own.low for own in ties], [own.prefix for own in keys]
+        low, key = [tie.low for tie in ties], [found.prefix for found in keys]
 
         def offsets() -> Integers:
-            own, index = self._collected, remaining.get().place
-            index = torch.arange(own.keys.numel(), device="cpu") if index is None else index
-            index = index[own.keys.index_select(0, index) == own.look_up(key, index)]
-            found = ranked.tree_index(own.positions(index)) - own.look_up(low, index)
-            values, query = [found], [] if own.query is None else [own.query.index_select(0, index)]
+            collected, index = self._collected, remaining.get().place
+            index = torch.arange(collected.keys.numel(), device="cpu") if index is None else index
+            index = index[collected.keys.index_select(0, index) == collected.look_up(key, index)]
+            found = ranked.tree_index(collected.positions(index)) - collected.look_up(low, index)
+            values = [found]
+            query = [] if collected.query is None else [collected.query.index_select(0, index)]
             for i in streamed:
                 for found in tied_indices(ranked, queries[i].leaves, key[i], low[i], ties[i].high):
                     values.append((found - low[i]).cpu())
                     query.append(torch.full_like(values[-1], i))
             return Integers(concatenate(values), concatenate(query) if len(queries) > 1 else None)
 
-        num_bits = max(own.high - own.low for own in ties).bit_length()
-        known = [Found(0, own.num_below, own.num_inside) for own in ties]
+        num_bits = max(tie.high - tie.low for tie in ties).bit_length()
+        known = [Found(0, tie.num_below, tie.num_inside) for tie in ties]
         phase = "finding the flat indices of the thresholds"
         last = refine(self._reduce, phase, Remaining(offsets), num_bits, nth, known)
         pairs = zip(key, low, last, strict=True)
-        return [Threshold(own, first + found.prefix) for own, first, found in pairs]
+        return [Threshold(value, first + found.prefix) for value, first, found in pairs]
 
     def _narrow_ties(
-        self, made: PartitionPass, number: int, i: int, key: int, nth: int, own: Interval
+        self, made: PartitionPass, number: int, i: int, key: int, nth: int, interval: Interval
     ) -> Interval:
         """Narrow the interval of the tree index of the n-th tie, until it has few ties.
 
@@ -377,7 +382,7 @@ class Search:
             i: its number in the search.
             key: the key of its threshold.
             nth: how many of the entries with that key are pruned.
-            own: the interval of the tree index of the last one.
+            interval: the interval of the tree index of the last one.
 
         Returns:
             A narrower interval.
@@ -391,16 +396,16 @@ class Search:
             [found] = tied_indices(ranked, leaves, key, *ends)
             index = int(found[nth - below - 1])
             return Interval(index, index, nth - 1, 1)
-        while own.low < own.high and own.num_inside > LIMIT:
-            bins = Bins.covering(own.low, own.high, 1 << reduce.max_bits)
-            ends = own.low, own.high
+        while interval.low < interval.high and interval.num_inside > LIMIT:
+            bins = Bins.covering(interval.low, interval.high, 1 << reduce.max_bits)
+            ends = interval.low, interval.high
             count = functools.partial(count_ties, ranked, leaves, key, *ends, bins)
             counts = reduce.sum("counting the ties", bins.num_bins, count).view(1, -1)
-            chosen, below, inside = (int(x) for x in pick(counts, [nth - own.num_below]))
-            low = max(own.low, bins.first + (chosen << bins.shift))
-            high = min(own.high, bins.first + ((chosen + 1) << bins.shift) - 1)
-            own = Interval(low, high, own.num_below + below, inside)
-        return own
+            chosen, below, inside = (int(x) for x in pick(counts, [nth - interval.num_below]))
+            low = max(interval.low, bins.first + (chosen << bins.shift))
+            high = min(interval.high, bins.first + ((chosen + 1) << bins.shift) - 1)
+            interval = Interval(low, high, interval.num_below + below, inside)
+        return interval
 
     def _write_rest(self, thresholds: list[Threshold], masks: list[Tensor]) -> Tensor:
         """Write what the passes have not written: joined leaves, collected candidates, replicas."""
@@ -444,12 +449,13 @@ class Search:
             alone: the leaves that were not joined with others, ascending.
             masks: the masks, in which all collected candidates are pruned so far.
         """
-        own, starts = self._collected, self._ranked.starts
-        key = own.look_up([threshold.key for threshold in thresholds])
-        index = (own.keys >= key).nonzero().view(-1)
-        positions = own.positions(index)
-        is_above = own.keys.index_select(0, index) > (key if isinstance(key, int) else key[index])
-        positions = positions[is_above | (positions > own.look_up(lasts, index))].sort().values
+        collected, starts = self._collected, self._ranked.starts
+        key = collected.look_up([threshold.key for threshold in thresholds])
+        index = (collected.keys >= key).nonzero().view(-1)
+        keys, positions = collected.keys.index_select(0, index), collected.positions(index)
+        is_above = keys > (key if isinstance(key, int) else key[index])
+        is_later = positions > collected.look_up(lasts, index)
+        positions = positions[is_above | is_later].sort().values
         bounds = torch.tensor([(starts[leaf], starts[leaf + 1]) for leaf in alone], device="cpu")
         ends = torch.searchsorted(positions, bounds).tolist()
         for leaf, (start, end) in zip(alone, ends, strict=True):
@@ -458,25 +464,25 @@ class Search:
                 masks[leaf].view(-1).index_fill_(0, index, True)
 
 
-def choose_bracket(own: Interval, guess: Guess | None, share: int) -> tuple[int, int, int]:
+def choose_bracket(interval: Interval, guess: Guess | None, share: int) -> tuple[int, int, int]:
     """Choose the bracket of a query for the next pass.
 
     Args:
-        own: what is known of the key of the threshold.
+        interval: what is known of the key of the threshold.
         guess: the guess from the sample, or `None`.
         share: how many candidates may be collected for the query.
 
     Returns:
         The lowest and the highest key of the bracket, and how many candidates it probably holds.
     """
-    if guess is None or guess.high < own.low or guess.low > own.high:
-        return own.low, own.high, own.num_inside
-    low, high = max(own.low, guess.low), min(own.high, guess.high)
+    if guess is None or guess.high < interval.low or guess.low > interval.high:
+        return interval.low, interval.high, interval.num_inside
+    low, high = max(interval.low, guess.low), min(interval.high, guess.high)
     at_low = guess.at_low if low == guess.low else 0
     at_high = guess.at_high if high == guess.high else 0
     expected = guess.between + at_low + at_high
-    if (low, high) == (own.low, own.high):
-        expected = own.num_inside
+    if (low, high) == (interval.low, interval.high):
+        expected = interval.num_inside
     if expected > share and 4 * max(at_low, at_high) > share:
         # many candidates share one key: a bracket of that key alone need not be collected
         low, high = (low, low) if at_low >= at_high else (high, high)
@@ -602,10 +608,10 @@ def write_at(
     exact = replace(ranked, exact=True)  # any threshold has a float64 key
 
     def write() -> Tensor:
-        for own in (exact, exact.not_counted()):
-            if own is not None:
-                blocks = own.blocks(range(len(own.scores)))
-                write_masks(own, blocks, key, own.last_position(tree_index), masks)
+        for part in (exact, exact.not_counted()):
+            if part is not None:
+                blocks = part.blocks(range(len(part.scores)))
+                write_masks(part, blocks, key, part.last_position(tree_index), masks)
         return torch.empty(0, dtype=torch.int64, device="cpu")
 
     reduce.sum("writing the masks", 0, write)

@@ -100,7 +100,9 @@ def _slice(leaf: Leaf, mesh: tuple[int, ...], coordinate: tuple[int, ...]) -> Sh
         slices[at] = ShardSlice(leaf.shape, tuple(start), tuple(size))
     for dim in range(len(leaf.shape)) if is_strided else ():
         covered = 0
-        for first, length in sorted({(own.start[dim], own.size[dim]) for own in slices.values()}):
+        for first, length in sorted(
+            {(piece.start[dim], piece.size[dim]) for piece in slices.values()}
+        ):
             if length and first != covered:
                 raise ValueError(
                     f"has local shards in several pieces, placed as {placements} on a mesh of "
@@ -205,13 +207,13 @@ def open_shards(
     def describe() -> dict[str, str]:
         number = None if seed is None else int(seed.item())
         slices = layout.slices()
-        for i, (leaf, own, local) in enumerate(zip(layout.leaves, slices, scores, strict=True)):
-            if tuple(local.shape) != own.size:
+        for i, (leaf, piece, local) in enumerate(zip(layout.leaves, slices, scores, strict=True)):
+            if tuple(local.shape) != piece.size:
                 raise LeafError(
                     i,
                     "params",
                     f"has a local shard of shape {tuple(local.shape)}, but by the placements of a "
-                    f"leaf of shape {leaf.shape} it must be {own.size}",
+                    f"leaf of shape {leaf.shape} it must be {piece.size}",
                 )
         ranked = RankedLeaves(scores, masks, absolute, number, slices, layout.counted())
         ranked.check_exact()

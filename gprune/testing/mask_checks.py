@@ -13,7 +13,7 @@ from gprune.select.counts import as_scalar, resolve_sparsity
 from gprune.trees import Tree, flatten, leaf_names
 
 
-class RankedLeaves(NamedTuple):
+class Ranking(NamedTuple):
     """Leaves that are ranked together, and the arguments that say how many entries are pruned.
 
     Attributes:
@@ -33,29 +33,29 @@ class RankedLeaves(NamedTuple):
 
 def global_ranking(
     masks: Tree, params: Tree, scores: Tree, prior: Tree, kwargs: dict[str, Any]
-) -> Iterator[RankedLeaves]:
+) -> Iterator[Ranking]:
     """Yield the one ranking of `global_unstructured`: all leaves together."""
     leaves, treedef = flatten(params)
     tested = _tensors(masks)
     priors = [torch.ones_like(mask) for mask in tested] if prior is None else _tensors(prior)
     pairs = zip(leaf_names(treedef, "masks"), leaves, strict=True)
     names = [name for name, leaf in pairs if leaf is not None]
-    yield RankedLeaves(names, tested, priors, exact_scores(params, scores), kwargs)
+    yield Ranking(names, tested, priors, exact_scores(params, scores), kwargs)
 
 
 def layerwise_rankings(
     masks: Tree, params: Tree, scores: Tree, prior: Tree, kwargs: dict[str, Any]
-) -> Iterator[RankedLeaves]:
+) -> Iterator[Ranking]:
     """Yield the rankings of `layerwise`: one for each leaf."""
     leaves, _ = flatten(params)
     [all_leaves] = global_ranking(masks, params, scores, prior, kwargs)
     for i, parts in enumerate(zip(*all_leaves[:4], strict=True)):
         name, mask, before, score = parts
         kwargs_of_leaf = {key: _value_of_leaf(value, leaves, i) for key, value in kwargs.items()}
-        yield RankedLeaves([name], [mask], [before], [score], kwargs_of_leaf)
+        yield Ranking([name], [mask], [before], [score], kwargs_of_leaf)
 
 
-def selection_errors(ranked: RankedLeaves, k: int | None) -> list[str]:
+def selection_errors(ranked: Ranking, k: int | None) -> list[str]:
     """Compare the masks of one ranking with a stable argsort of its candidates.
 
     Args:
