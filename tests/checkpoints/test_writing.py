@@ -206,7 +206,13 @@ def bytes_of(path: Path) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["writing", "syncing", "renaming"])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "renaming",
+        *(pytest.param(moment, marks=pytest.mark.long) for moment in ("writing", "syncing")),
+    ],
+)
 def test_a_kill_leaves_the_old_output(pair: tuple[Path, Path], moment: str) -> None:
     source, old = pair
     before = bytes_of(source), bytes_of(old)
@@ -315,7 +321,7 @@ def test_links_in_a_folder(tmp_path: Path) -> None:
     assert_refused(prune(source, tmp_path / "again"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("score", ["magnitude", "l2"])
 def test_memory_is_bounded(tmp_path: Path, score: str) -> None:
     """Of 640 MiB in matrices of 32, which would not fit into the bound."""

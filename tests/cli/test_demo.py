@@ -65,7 +65,7 @@ def assert_demo_delivers(demo: subprocess.CompletedProcess[str], folder: Path) -
     assert 0.01 < (pixels.min(axis=-1) < 0.9).mean() < 0.5, "blank, or no paper left"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not COMPILER, reason="needs a C++ compiler")
 def test_demo_with_inductor(tmp_path: Path) -> None:
     demo = run_demo(tmp_path)
@@ -73,7 +73,7 @@ def test_demo_with_inductor(tmp_path: Path) -> None:
     assert "(backend inductor)" in demo.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_demo_without_compiler(tmp_path: Path) -> None:
     # the cache of another run could hold what the trial would compile
     demo = run_demo(tmp_path, CXX=str(tmp_path / "none"), TORCHINDUCTOR_CACHE_DIR=str(tmp_path))

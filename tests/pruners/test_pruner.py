@@ -63,7 +63,13 @@ class Recorded:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PRUNERS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.long) if name in COMPILED_BY_INDUCTOR else name
+        for name in PRUNERS
+    ],
+)
 def test_a_whole_run_compiles_once_and_its_masks_are_those_of_eager_code(name: str) -> None:
     """Bit by bit at every step, on what the compiled run hands to its pruner; resumed too."""
     torch._dynamo.reset()

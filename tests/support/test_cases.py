@@ -65,7 +65,7 @@ CASES: dict[str, Condition] = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("condition", CASES.values(), ids=CASES)
 def test_cases_reach(condition: Condition) -> None:
     reaches(cases(), condition)
