@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gprune.inputs import LeafError
@@ -208,6 +208,7 @@ def indices(piece: ShardSlice) -> np.ndarray:
 
 
 @given(slices())
+@example(ShardSlice((3, 4, 5), (1, 1, 2), (1, 2, 2)))  # split in every dim
 def test_leaf_index(piece: ShardSlice) -> None:
     expected = indices(piece)
     positions = torch.arange(len(expected))
@@ -220,6 +221,7 @@ def test_leaf_index(piece: ShardSlice) -> None:
 
 
 @given(slices())
+@example(ShardSlice((3, 4, 5), (1, 1, 2), (1, 2, 2)))  # split in every dim
 def test_num_before(piece: ShardSlice) -> None:
     expected = indices(piece)
     for index in range(-2, math.prod(piece.shape) + 3):

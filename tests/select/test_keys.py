@@ -180,3 +180,11 @@ def test_keys_and_values_of_numpy_floats() -> None:
     tensor = torch.from_numpy(scores.copy())
     key = keys.keys_of(tensor.view(torch.int32), FLOAT32, absolute=False)
     assert key.sort(stable=True).indices.numpy().tolist() == order.tolist()
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_values_are_the_scores_of_their_keys(dtype: torch.dtype) -> None:
+    scores = torch.tensor([-math.inf, -1.5, 0.0, 1.5, math.inf], dtype=dtype)
+    form = FORMATS[dtype]
+    key = keys.keys_of(keys.to_bits(scores, form), form, absolute=False)
+    assert keys.values_of(key.to(torch.int64), form).tolist() == scores.tolist()
