@@ -161,7 +161,7 @@ def agreement(masks: Tree, others: Tree) -> Agreement:
     pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if a is not None]
     # count_pruned counts the entries of all ranks; sum() of a DTensor would count those of this one
     counts = count_pruned([a == b for a, b in pairs] + [~(a | b) for a, b in pairs])
-    hamming = list(counts[: len(pairs)].unbind())
+    hamming = [count.clone() for count in counts[: len(pairs)].unbind()]
     num_either = counts[len(pairs) :].clamp(min=1).unbind()
     both = zip(hamming, num_either, strict=True)
     # one division of two integers, because 1 - 9/10 in float64 is not 1/10
