@@ -67,6 +67,7 @@ class Leaves(NamedTuple):
     Attributes:
         params: the parameters, detached.
         scores: the scores, detached; `None` if the call has none, and magnitudes rank.
+        ranked: the tensors that rank: the scores, or the parameters if there are no scores.
         masks: the prior masks; an empty list where nothing is pruned yet.
         flat: every leaf of the tree, with `None` for a leaf that is not ranked.
         treedef: the structure of the tree.
@@ -74,14 +75,10 @@ class Leaves(NamedTuple):
 
     params: list[Tensor]
     scores: list[Tensor] | None
+    ranked: list[Tensor]
     masks: list[Tensor]
     flat: list[Any]
     treedef: TreeDef
-
-    @property
-    def ranked(self) -> list[Tensor]:
-        """The tensors that rank: the scores, or the parameters if there are no scores."""
-        return self.params if self.scores is None else self.scores
 
     def paths(self) -> list[str]:
         """Return the dotted path of every ranked leaf."""
@@ -160,7 +157,8 @@ def align(
     prior_list = [] if masks is None else [priors[i] for i in ranked_indices]
     if len(ranked_indices) < len(flat):
         flat = [None if mask is None else leaf for leaf, mask in zip(flat, priors, strict=True)]
-    return Leaves(tensors, ranked, prior_list, flat, treedef)
+    by = tensors if ranked is None else ranked
+    return Leaves(tensors, ranked, by, prior_list, flat, treedef)
 
 
 def raise_with_path(error: LeafError, leaves: Leaves) -> NoReturn:

@@ -27,7 +27,7 @@ def _select(
     means = [_block_means(scores, size, absolute) for scores, size in pairs]
     # leaves.masks is empty if there are no prior masks
     alive = [_tiles(mask, size).any(-1) for mask, size in zip(leaves.masks, sizes, strict=False)]
-    ranked = leaves._replace(scores=means, masks=alive)
+    ranked = leaves._replace(scores=means, ranked=means, masks=alive)
     kept = select_lowest(ranked, amount, sparsity, per_leaf=per_leaf, method="blocks")
     masks = [
         _entry_mask(blocks, size, param.shape)

@@ -35,7 +35,7 @@ def _select_ln(
             )
             raise LeafError(i, "params", message)
     norms = [_norms(scores, order, dim % scores.dim()) for scores in leaves.ranked]
-    channels = leaves._replace(scores=norms, masks=_alive(leaves, dim))
+    channels = leaves._replace(scores=norms, ranked=norms, masks=_alive(leaves, dim))
     kept = select_lowest(channels, amount, sparsity, per_leaf=per_leaf, method="ln_structured")
     return _entry_masks(kept, leaves, dim)
 
@@ -104,7 +104,7 @@ def _select_random(
 ) -> list[Tensor]:
     _check_channels(leaves, dim)
     vectors = [scores.new_empty(scores.shape[dim]) for scores in leaves.ranked]
-    channels = leaves._replace(scores=vectors, masks=_alive(leaves, dim))
+    channels = leaves._replace(scores=vectors, ranked=vectors, masks=_alive(leaves, dim))
     kept = select_lowest(
         channels,
         amount,

@@ -200,7 +200,7 @@ def check_compiled() -> list[str]:
         problems += differences("params", pruned, dense, sharding)
         problems += [] if number == total else [f"{number} pruned, expected {total}"]
     sent = [line for code in graphs for line in code.splitlines() if "c10d" in line]
-    number = sum(code.count("torch.ops.gprune.select_shards") for code in graphs)
+    number = sum(code.count("torch.ops.gprune.select.default") for code in graphs)
     return problems + sent + ([] if number == len(graphs) == 1 else [f"{number} in {len(graphs)}"])
 
 

@@ -22,8 +22,8 @@ from gprune.select.refine import OneProcess, Reduce
 from gprune.select.sampling import Guess, draw_sample
 from gprune.select.search import (
     Interval,
+    KeyThreshold,
     Search,
-    Threshold,
     batches,
     choose_bracket,
     count_candidates,
@@ -52,9 +52,9 @@ def asked(draw: st.DrawFn, own: ranked.Ranked, kind: str) -> list[Query]:
     return queries
 
 
-def threshold(own: ranked.Ranked, query: Query) -> Threshold:
+def threshold(own: ranked.Ranked, query: Query) -> KeyThreshold:
     last = int(own.order(query.leaves)[query.k - 1])
-    return Threshold(int(own.keys[last]), last)
+    return KeyThreshold(int(own.keys[last]), last)
 
 
 def masks_at(own: ranked.Ranked, query: Query) -> np.ndarray:
@@ -118,7 +118,7 @@ def test_several_processes_find_the_same(
     writes = kind == "single" or (kind == "all" and len(queries) == 1)
     parts = [ranked.local(own.leaves, split, i) for i in range(split.num_processes)]
 
-    def run(reduce: Reduce) -> tuple[list[Threshold], list[torch.Tensor]]:
+    def run(reduce: Reduce) -> tuple[list[KeyThreshold], list[torch.Tensor]]:
         part = parts[reduce.process]
         masks = empty_masks(part.scores)
         return Search(part, queries, reduce, masks if writes else None).run(), masks
@@ -293,7 +293,7 @@ def test_one_process_may_hold_all_candidates() -> None:
     split = ranked.Shards(2, [0], [[0, 149, 150]], [0])
     query = Query(range(1), 700, 1500)
 
-    def run(reduce: Reduce) -> list[Threshold]:
+    def run(reduce: Reduce) -> list[KeyThreshold]:
         return Search(ranked.local(whole, split, reduce.process), [query], reduce).run()
 
     processes = ranked.Processes(2)
@@ -538,7 +538,7 @@ def test_messages_of_normal_weights_are_few_and_small(size: int) -> None:
     split = ranked.Shards(2, [0], [[0, size // 2, size]], [0])
     query = Query(range(1), size // 2, size)
 
-    def run(reduce: Reduce) -> list[Threshold]:
+    def run(reduce: Reduce) -> list[KeyThreshold]:
         return Search(ranked.local(whole, split, reduce.process), [query], reduce).run()
 
     processes = ranked.Processes(2)
