@@ -21,8 +21,8 @@ from gprune.trees import is_single_leaf
 
 def select_lowest(
     leaves: Leaves,
-    amount: Any = None,
-    sparsity: Any = None,
+    amount: Any,
+    sparsity: Any,
     dim: Any = None,
     *,
     per_leaf: bool,

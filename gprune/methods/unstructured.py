@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +14,12 @@ from gprune.methods.method import built_in, select_on_one_leaf
 from gprune.select.counts import as_seed
 from gprune.sharding import is_sharded
 
-_select_lowest = partial(select_lowest, method="lowest_unstructured")
+
+def _select_lowest(
+    leaves: Leaves, *, per_leaf: bool, amount: Any = None, sparsity: Any = None, dim: Any = None
+) -> list[Tensor]:
+    method = "lowest_unstructured"
+    return select_lowest(leaves, amount, sparsity, dim, per_leaf=per_leaf, method=method)
 
 
 @built_in("unstructured", _select_lowest)
@@ -71,7 +75,13 @@ def lowest_unstructured(
     )
 
 
-_select_l1 = partial(select_lowest, method="l1_unstructured", absolute=True)
+def _select_l1(
+    leaves: Leaves, *, per_leaf: bool, amount: Any = None, sparsity: Any = None, dim: Any = None
+) -> list[Tensor]:
+    method = "l1_unstructured"
+    return select_lowest(
+        leaves, amount, sparsity, dim, per_leaf=per_leaf, method=method, absolute=True
+    )
 
 
 @built_in("unstructured", _select_l1)

@@ -78,8 +78,8 @@ FAULTS = [
     fault(
         "l1 ranks by the signed value",
         "methods/unstructured.py",
-        'method="l1_unstructured", absolute=True',
-        'method="l1_unstructured"',
+        "per_leaf=per_leaf, method=method, absolute=True",
+        "per_leaf=per_leaf, method=method",
         "tests/methods/test_unstructured.py",
     ),
     fault(

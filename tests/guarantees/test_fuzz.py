@@ -31,7 +31,8 @@ def test_every_way_to_ask(name: str) -> None:
     target = math.ceil(CHECKS / len(fuzz.WAYS))
     made = 0
 
-    @settings(max_examples=math.ceil(target / way.checks))
+    # a tree gives `way.checks` on average, and in a short run sometimes far fewer
+    @settings(max_examples=math.ceil((1.2 * target + 150) / way.checks))
     @given(fuzz.trees(), st.none() | st.integers(0, 2**32 - 1))
     def check(tree: fuzz.Tree, limits: int | None) -> None:
         nonlocal made
