@@ -30,25 +30,41 @@ def test_every_way_to_ask(name: str) -> None:
     way = fuzz.WAYS[name]
     target = math.ceil(CHECKS / len(fuzz.WAYS))
     made = 0
+    has_failed = False
 
     # a tree gives `way.checks` on average, and in a short run sometimes far fewer
     @settings(max_examples=math.ceil((1.2 * target + 150) / way.checks))
     @given(fuzz.trees(), st.none() | st.integers(0, 2**32 - 1))
     def check(tree: fuzz.Tree, limits: int | None) -> None:
-        nonlocal made
-        case = fuzz.build(tree)
-        inputs = [x for x in [*case.values, *(case.masks or [])] if x is not None]
-        before = [bits(x) for x in inputs]
-        small = nullcontext() if limits is None else small_limits(np.random.default_rng(limits))
-        with small:
-            checks = list(way.ask(case, np.random.default_rng(tree.seed)))
-        made += len(checks)
-        problems = [problem for one in checks if (problem := fuzz.error_of(case, one))]
-        fail_if(problems + ["an input is modified"] * (before != [bits(x) for x in inputs]))
+        nonlocal made, has_failed
+        if made >= target and not has_failed:  # after a failure, hypothesis repeats examples
+            return
+        try:
+            made += checks_of(way, tree, limits)
+        except Exception:
+            has_failed = True
+            raise
 
     check()
     print(f"{name}: {made} checks")
     assert made >= target
+
+
+def checks_of(way: fuzz.Way, tree: fuzz.Tree, limits: int | None) -> int:
+    """Ask in one way about one tree, and return how many checks were made.
+
+    Raises:
+        AssertionError: if something is wrong.
+    """
+    case = fuzz.build(tree)
+    inputs = [x for x in [*case.values, *(case.masks or [])] if x is not None]
+    before = [bits(x) for x in inputs]
+    small = nullcontext() if limits is None else small_limits(np.random.default_rng(limits))
+    with small:
+        checks = list(way.ask(case, np.random.default_rng(tree.seed)))
+    problems = [problem for one in checks if (problem := fuzz.error_of(case, one))]
+    fail_if(problems + ["an input is modified"] * (before != [bits(x) for x in inputs]))
+    return len(checks)
 
 
 STRUCTURES: dict[str, list[tuple[torch.dtype, tuple[int, ...]] | None]] = {
