@@ -68,7 +68,9 @@ class Format(NamedTuple):
         """Return the lowest and the highest possible key."""
         if self.is_float:
             return (0 if absolute else -self.infinity), self.nan
-        return (0 if absolute else -self.largest - 1), self.largest + int(absolute)
+        # no int64 score is as low as the lowest int64, whose absolute value is no int64
+        highest = min(self.largest + int(absolute), INT64.largest)
+        return (0 if absolute else -self.largest - 1), highest
 
 
 FLOAT16 = Format(torch.int16, 10, 0x7C00)

@@ -21,6 +21,7 @@ from gprune.select.counting import (
     WORD,
     concatenate,
     count_packed,
+    find_true,
     histogram,
     packed_positions,
 )
@@ -31,13 +32,11 @@ class CountedBlock(NamedTuple):
     """How many candidates of a block are inside the bracket of a query.
 
     Attributes:
-        query: the number of the query in the pass.
         start: the position of the first entry of the block.
         stop: the position after that of the last entry.
         num_inside: how many of its candidates are inside the bracket, 0-dim.
     """
 
-    query: int
     start: int
     stop: int
     num_inside: Tensor
@@ -58,11 +57,17 @@ class Bins(NamedTuple):
 
     @staticmethod
     def covering(low: int, high: int, num_bins: int) -> Bins:
-        """Return the narrowest bins that cover the integers from `low` to `high`."""
+        """Return the bins of the smallest width that cover the integers from `low` to `high`."""
         shift = max(0, (high - low).bit_length() - num_bins.bit_length() + 1)
         while (high >> shift) - (low >> shift) >= num_bins:
             shift += 1
         return Bins((low >> shift) << shift, shift, num_bins)
+
+    def numbers(self, integers: Tensor) -> Tensor:
+        """Return the bin of each integer from 1: 0 is below all bins, `num_bins + 1` above all."""
+        below = (self.first >> self.shift) - 1
+        numbers = (integers >> self.shift).clamp_(below, below + self.num_bins + 1)
+        return numbers.sub_(below)
 
 
 class Buffers:
@@ -82,16 +87,51 @@ class Buffers:
         return self._buffers[key][:size]
 
 
+class Candidates(NamedTuple):
+    """Candidates that a pass has collected.
+
+    Attributes:
+        keys: 1-D, int32 or int64.
+        positions: their positions, int64; ascending if no two queries share a leaf.
+        query: the number of the query of each candidate, or `None` if there is one query.
+    """
+
+    keys: Tensor
+    positions: Tensor
+    query: Tensor | None
+
+    def keep(self, condition: Tensor) -> Candidates:
+        """Keep the candidates for which a condition holds."""
+        kept = find_true(condition)
+        query = None if self.query is None else self.query.index_select(0, kept)
+        return Candidates(
+            self.keys.index_select(0, kept), self.positions.index_select(0, kept), query
+        )
+
+    def look_up(self, numbers: list[int], dtype: torch.dtype | None = None) -> Tensor | int:
+        """Return, for each candidate, the number that belongs to its query.
+
+        Args:
+            numbers: one for each query.
+            dtype: the integer dtype of the result; by default that of the keys.
+
+        Returns:
+            As many numbers as there are candidates, or a single one for all of them.
+        """
+        if self.query is None:
+            return numbers[0]
+        table = torch.tensor(numbers, dtype=dtype or self.keys.dtype, device="cpu")
+        return table.index_select(0, self.query)
+
+
 class PartitionPass:
     """A pass that divides the candidates of each query into below, inside and above its bracket.
 
     Attributes:
-        brackets: the lowest and the highest key of each bracket.
+        queries: the thresholds to find.
+        brackets: the lowest and the highest key of each query's bracket.
         num_counts: how many counts `run` returns.
-        keys: after `run`, the keys of the candidates inside, int64 or narrower; not to be used if
-            they were too many to collect.
-        query: the number of the query of each of these keys, if there are several queries.
-        counted: how many candidates are inside, for each block and query.
+        counted: after `run`, for each query how many candidates of each block are inside.
     """
 
     def __init__(
@@ -108,16 +148,15 @@ class PartitionPass:
             ranked: the leaves that are ranked.
             queries: the thresholds to find.
             brackets: the lowest and the highest key of each query's bracket.
-            masks: one contiguous bool mask per leaf, or `None`. The pass writes those of leaves
-                that are not joined with others, unless the bracket holds all keys.
+            masks: one contiguous bool mask per leaf, to be written, or `None`. If there are masks,
+                no two queries share a leaf.
             limit: the most candidates to collect; 0 if none can be collected.
         """
-        self.brackets, self.num_counts = brackets, 2 * len(queries) + 1
-        self.keys = self.query = torch.empty(0, dtype=torch.int64, device="cpu")
-        self.counted: list[CountedBlock] = []
-        self._ranked, self._queries = ranked, queries
-        self._masks, self._limit = masks, limit
-        self._parts: list[tuple[Tensor, Tensor | range, int]] = []
+        self.queries, self.brackets = queries, brackets
+        self.num_counts = 2 * len(queries) + 1
+        self.counted: list[list[CountedBlock]] = [[] for _ in queries]
+        self._ranked, self._masks, self._limit = ranked, masks, limit
+        self._collected: list[tuple[int, Tensor, Tensor]] = []
         self._num_collected = 0
 
     def collects(self, query: int) -> bool:
@@ -125,81 +164,98 @@ class PartitionPass:
         low, high = self.brackets[query]
         return self._limit > 0 and low < high
 
-    def is_whole(self, query: int) -> bool:
-        """Return whether all candidates of a query are collected: its bracket holds all keys."""
-        return self._limit > 0 and self.brackets[query] == self._ranked.key_range
-
     def run(self) -> Tensor:
         """Make the pass.
 
         Returns:
             int64 counts: for each query, how many candidates are below its bracket; for each query,
-            how many are inside; and 1 if they were too many to collect, else 0.
+            how many are inside; and 1 if they were too many to collect, else 0. The first count is
+            0 for queries that share their leaves with others.
         """
         ranked, buffers = self._ranked, Buffers()
-        bounds = _Bounds(ranked, self.brackets)
-        counts = torch.zeros(2, len(self._queries), dtype=torch.int64, device=ranked.device)
-        for leaves, members in by_leaves(self._queries):
-            num_candidates = ranked.num_candidates(leaves).to(ranked.device)
+        counts = torch.zeros(2, len(self.queries), dtype=torch.int64, device=ranked.device)
+        for leaves, members in by_leaves(self.queries):
+            if len(members) > 1:
+                self._find_inside(leaves, members, counts[1])
+                continue
+            [query] = members
+            bounds = _Bounds(ranked, *self.brackets[query])
+            not_below = torch.zeros((), dtype=torch.int64, device=ranked.device)
             for block in ranked.blocks(leaves):
-                raw: Tensor | None = None
-                for query in members:
-                    if self.is_whole(query):
-                        kept = block.prior
-                        found = None if kept is None else kept.nonzero().view(-1)
-                        self._num_collected += (
-                            block.bits.numel() if found is None else found.numel()
-                        )
-                        self._collect(block, found, query)
-                        continue
-                    masks = self._masks if len(block.leaves) == 1 else None
-                    raw = _padded_raw_keys(ranked, block, buffers) if raw is None else raw
-                    ends = bounds.of(block.form, query)
-                    above, inside = _compare(block, raw, *ends, buffers, masks)
-                    counts[0, query] -= count_packed(inside)  # it still has those above
-                    inside.view(torch.int64).bitwise_xor_(above.view(torch.int64))
-                    num_inside = count_packed(inside)
-                    counts[1, query] += num_inside
-                    self.counted.append(CountedBlock(query, block.start, block.stop, num_inside))
-                    if self.collects(query):
-                        self._num_collected += int(num_inside)
-                        if self._num_collected <= self._limit:
-                            self._collect(block, packed_positions(inside), query)
-            # A bracket of all keys has all candidates inside. From the others, the candidates that
-            # are not below have been subtracted, so adding all candidates gives those below.
-            for query in members:
-                counts[int(self.is_whole(query)), query] += num_candidates
+                above, inside = _compare(ranked, block, bounds, buffers, self._masks)
+                not_below += count_packed(inside)  # so far it has those above too
+                inside.view(torch.int64).bitwise_xor_(above.view(torch.int64))
+                num_inside = count_packed(inside)
+                counts[1, query] += num_inside
+                self.counted[query].append(CountedBlock(block.start, block.stop, num_inside))
+                if self.collects(query) and self._can_collect(int(num_inside)):
+                    found = packed_positions(inside)
+                    bits = block.bits.index_select(0, found)
+                    keys = _at_least_int32(ranked.keys(bits, block.form))
+                    self._collected.append((query, keys, found.add_(block.start)))
+            counts[0, query] = ranked.num_candidates(leaves).to(ranked.device) - not_below
         is_full = self._num_collected > self._limit or self._limit == 0
-        if not is_full and self._parts:
-            self.keys = concatenate([keys for keys, *_ in self._parts])
-            if len(self._queries) > 1:
-                numbers = torch.tensor([query for *_, query in self._parts], device="cpu")
-                sizes = torch.tensor([keys.numel() for keys, *_ in self._parts], device="cpu")
-                self.query = numbers.repeat_interleave(sizes)
-        else:
-            self._parts = []
         return torch.cat([counts.view(-1), counts.new_full((1,), is_full)])
 
-    def positions(self, index: Tensor) -> Tensor:
-        """Return the positions of the collected candidates at some indices of `keys`."""
-        parts = [positions for _, positions, _ in self._parts]
-        if len(parts) == 1 and isinstance(parts[0], range):
-            return index + parts[0].start
-        columns = [
-            torch.arange(part.start, part.stop, device="cpu") if isinstance(part, range) else part
-            for part in parts
-        ]
-        return concatenate(columns).index_select(0, index)
+    def candidates(self, queries: list[int]) -> Candidates:
+        """Return the collected candidates of some queries, which are numbered anew from 0."""
+        numbers = {query: number for number, query in enumerate(queries)}
+        parts = [part for part in self._collected if part[0] in numbers]
+        self._collected = []
+        keys = concatenate([keys for _, keys, _ in parts])
+        positions = concatenate([positions for *_, positions in parts])
+        if len(queries) == 1:
+            return Candidates(keys, positions, None)
+        order = torch.tensor([numbers[query] for query, *_ in parts], device="cpu")
+        sizes = torch.tensor([keys.numel() for _, keys, _ in parts], device="cpu")
+        return Candidates(keys, positions, order.repeat_interleave(sizes))
 
-    def _collect(self, block: Block, found: Tensor | None, query: int) -> None:
-        """Collect the candidates at some indices of a block, or all of its entries."""
-        positions: Tensor | range = range(block.start, block.stop)
-        bits = block.bits
-        if found is not None:
-            bits, positions = bits.index_select(0, found), found.add_(block.start)
-        keys = self._ranked.keys(bits, block.form)
-        keys = keys if keys.element_size() > 2 else keys.to(torch.int32)  # query numbers are added
-        self._parts.append((keys, positions, query))
+    def _can_collect(self, number: int) -> bool:
+        """Return whether so many more candidates can be collected."""
+        self._num_collected += number
+        return self._num_collected <= self._limit
+
+    def _find_inside(self, leaves: range, members: list[int], num_inside: Tensor) -> None:
+        """Count and collect the candidates in the brackets of several queries of the same leaves.
+
+        Comparing every block with every bracket would take long. A table tells which bins of keys
+        touch a bracket, and only the entries of those bins are compared.
+
+        Args:
+            leaves: the leaves.
+            members: the numbers of the queries.
+            num_inside: the counts of all queries, to be updated.
+        """
+        ranked, brackets = self._ranked, [self.brackets[query] for query in members]
+        lowest, highest = min(low for low, _ in brackets), max(high for _, high in brackets)
+        bins = Bins.covering(lowest, highest, NUM_TABLE_BINS)
+        table = torch.zeros(bins.num_bins + 2, dtype=torch.bool, device=ranked.device)
+        for low, high in brackets:
+            first, last = ((key - bins.first) >> bins.shift for key in (low, high))
+            table[1 + first : 2 + last] = True
+        for block in ranked.blocks(leaves):
+            keys = _at_least_int32(ranked.keys(block.bits, block.form))
+            near = find_true(table.to(keys.device).index_select(0, bins.numbers(keys)))
+            if block.prior is not None:
+                near = near[block.prior.index_select(0, near)]
+            keys = keys.index_select(0, near)
+            for query, (low, high) in zip(members, brackets, strict=True):
+                found = (keys >= low).logical_and_(keys <= high).nonzero().view(-1)
+                number = torch.tensor(found.numel(), device="cpu")
+                num_inside[query] += number.to(num_inside.device)
+                self.counted[query].append(CountedBlock(block.start, block.stop, number))
+                if self.collects(query) and self._can_collect(found.numel()):
+                    positions = near.index_select(0, found).add_(block.start)
+                    self._collected.append((query, keys.index_select(0, found), positions))
+
+
+NUM_TABLE_BINS = 2**15
+"""How many bins of keys the table has that finds what is near the brackets of several queries."""
+
+
+def _at_least_int32(keys: Tensor) -> Tensor:
+    """Widen narrow keys: numbers of bins and queries are added to them."""
+    return keys if keys.element_size() > 2 else keys.to(torch.int32)
 
 
 def by_leaves(queries: Sequence[Query]) -> list[tuple[range, list[int]]]:
@@ -211,66 +267,65 @@ def by_leaves(queries: Sequence[Query]) -> list[tuple[range, list[int]]]:
 
 
 class _Bounds:
-    """The raw keys at the ends of the brackets, computed once for each format."""
+    """The raw keys at the ends of a bracket, computed once for each format."""
 
-    def __init__(self, ranked: RankedLeaves, brackets: Sequence[tuple[int, int]]) -> None:
-        self._ranked, self._brackets = ranked, brackets
-        self._known: dict[Format, list[tuple[int, int]]] = {}
+    def __init__(self, ranked: RankedLeaves, low: int, high: int) -> None:
+        self._ranked, self._low, self._high = ranked, low, high
+        self._known: dict[Format, tuple[int, int]] = {}
 
-    def of(self, form: Format, query: int) -> tuple[int, int]:
-        """Return the lowest and the highest raw key of the bracket of a query."""
+    def of(self, form: Format) -> tuple[int, int]:
+        """Return the lowest and the highest raw key of the bracket."""
         if form not in self._known:
             common, absolute = self._ranked.common, self._ranked.absolute
-            self._known[form] = [
-                raw_bounds(low, high, form, common, absolute=absolute)
-                for low, high in self._brackets
-            ]
-        return self._known[form][query]
-
-
-def _padded_raw_keys(ranked: RankedLeaves, block: Block, buffers: Buffers) -> Tensor:
-    """Compute the raw keys of a block, padded to whole words with undefined values."""
-    size = block.bits.numel()
-    raw = buffers.get("raw", -(-size // WORD) * WORD, block.form.integer, block.bits.device)
-    raw_keys(block.bits, block.form, absolute=ranked.absolute, out=raw[:size])
-    return raw
+            self._known[form] = raw_bounds(self._low, self._high, form, common, absolute=absolute)
+        return self._known[form]
 
 
 def _compare(
+    ranked: RankedLeaves,
     block: Block,
-    raw: Tensor,
-    least: int,
-    greatest: int,
+    bounds: _Bounds,
     buffers: Buffers,
     masks: list[Tensor] | None,
 ) -> tuple[Tensor, Tensor]:
-    """Return which candidates are above the bracket, and which not below it, as packed bools."""
-    size, device = block.bits.numel(), raw.device
-    target = None
-    if masks is not None:
-        target = masks[block.leaves[0]].view(-1)[block.offset : block.offset + size]
+    """Compare the keys of a block with a bracket, and write what is above it into the masks.
+
+    Args:
+        ranked: the leaves that are ranked.
+        block: a block of them.
+        bounds: the ends of the bracket.
+        buffers: memory for the results.
+        masks: one contiguous bool mask per leaf, or `None`.
+
+    Returns:
+        Which candidates are above the bracket, and which are not below it, as packed bools.
+    """
+    least, greatest = bounds.of(block.form)
+    size, device = block.bits.numel(), block.bits.device
+    padded = -(-size // WORD) * WORD  # whole words, of undefined values at the end
+    raw = buffers.get("raw", padded, block.form.integer, device)
+    raw_keys(block.bits, block.form, absolute=ranked.absolute, out=raw[:size])
     # Comparing into the dtype of the keys and copying the result to bool is faster than comparing
-    # into bool. If the mask of the block consists of whole words, it is used as the buffer.
-    compared = buffers.get("compared", raw.numel(), raw.dtype, device)
-    is_direct = target is not None and size == raw.numel() and block.offset % WORD == 0
-    if target is None or not is_direct:
-        above = buffers.get("above", raw.numel(), torch.bool, device)
-    else:
-        above = target
+    # into bool. If a mask has whole words here, it is the buffer.
+    compared = buffers.get("compared", padded, raw.dtype, device)
+    above = buffers.get("above", padded, torch.bool, device)
+    is_direct = len(block.leaves) == 1 and size == padded and block.offset % WORD == 0
+    if masks is not None and is_direct:
+        above = masks[block.leaves[0]].view(-1)[block.offset : block.offset + size]
     above.copy_(torch.gt(raw, greatest, out=compared))
-    inside = buffers.get("inside", raw.numel(), torch.bool, device)
+    inside = buffers.get("inside", padded, torch.bool, device)
     inside.copy_(torch.ge(raw, least, out=compared))
     if block.prior is not None:
-        prior = buffers.get("prior", raw.numel(), torch.bool, device)
+        prior = buffers.get("prior", padded, torch.bool, device)
         prior[:size].copy_(block.prior)
         prior[size:] = False
         above.view(torch.int64).bitwise_and_(prior.view(torch.int64))
         inside.view(torch.int64).bitwise_and_(prior.view(torch.int64))
-    elif size < raw.numel():
+    elif size < padded:
         above[size:] = False
         inside[size:] = False
-    if target is not None and not is_direct:
-        target.copy_(above[:size])
+    if masks is not None and not is_direct:
+        write_block(block, above[:size], masks)
     return above, inside
 
 
@@ -286,21 +341,20 @@ def count_keys(ranked: RankedLeaves, queries: Sequence[Query], bins: Sequence[Bi
         int64 counts, 1-D; for each query `num_bins + 2`: below all bins, in each, above all.
     """
     size = bins[0].num_bins + 2
-    counts = torch.zeros(len(queries), size + 1, dtype=torch.int64, device=ranked.device)
+    counts = torch.zeros(len(queries), size, dtype=torch.int64, device=ranked.device)
     for leaves, members in by_leaves(queries):
-        shared: dict[Bins, list[int]] = {}
-        for query in members:
-            shared.setdefault(bins[query], []).append(query)
+        # queries of the same leaves often have the same bins, and then share a histogram
+        totals = {bins[query]: counts.new_zeros(size + 1) for query in members}
         for block in ranked.blocks(leaves):
-            keys = ranked.keys(block.bits, block.form)
-            keys = keys if keys.element_size() > 2 else keys.to(torch.int32)  # up to 2^15 bins
-            for group_bins, same in shared.items():
-                below = (group_bins.first >> group_bins.shift) - 1
-                numbers = (keys >> group_bins.shift).clamp_(below, below + size - 1).sub_(below)
+            keys = _at_least_int32(ranked.keys(block.bits, block.form))  # up to 2^15 bins
+            for same_bins, total in totals.items():
+                numbers = same_bins.numbers(keys)
                 if block.prior is not None:
                     numbers.masked_fill_(block.prior.logical_not(), size)
-                counts[same] += histogram(numbers, size + 1).to(ranked.device)
-    return counts[:, :size].reshape(-1)
+                total += histogram(numbers, size + 1).to(total.device)
+        for query in members:
+            counts[query] = totals[bins[query]][:size]
+    return counts.view(-1)
 
 
 def count_ties(
@@ -366,9 +420,9 @@ def write_masks(
         last: the position of the last entry that is pruned among those that have the key.
         masks: one contiguous bool mask per leaf.
     """
-    buffers, bounds = Buffers(), _Bounds(ranked, [(key, key)])
+    buffers, bounds = Buffers(), _Bounds(ranked, key, key)
     for block in blocks:
-        least, greatest = bounds.of(block.form, 0)
+        least, greatest = bounds.of(block.form)
         size, device = block.bits.numel(), block.bits.device
         raw = buffers.get("raw", size, block.form.integer, device)
         raw_keys(block.bits, block.form, absolute=ranked.absolute, out=raw)
@@ -378,8 +432,39 @@ def write_masks(
         torch.ge(raw[split:], least, out=kept[split:])
         if block.prior is not None:
             kept.mul_(block.prior)
-        flat = [masks[leaf].view(-1) for leaf in block.leaves]
-        if len(flat) == 1:
-            flat[0][block.offset : block.offset + size].copy_(kept)
-        else:
-            torch.split_with_sizes_copy(kept.to(torch.bool), block.sizes, out=flat)
+        write_block(block, kept, masks)
+
+
+def write_block(block: Block, kept: Tensor, masks: list[Tensor]) -> None:
+    """Write which entries of a block are kept into the masks of its leaves."""
+    flat = [masks[leaf].view(-1) for leaf in block.leaves]
+    if len(flat) == 1:
+        flat[0][block.offset : block.offset + kept.numel()].copy_(kept)
+    else:
+        torch.split_with_sizes_copy(kept.to(torch.bool), block.sizes, out=flat)
+
+
+def keep_positions(
+    ranked: RankedLeaves, leaves: Sequence[range], positions: Tensor, masks: list[Tensor]
+) -> None:
+    """Keep some entries that the masks prune so far.
+
+    Args:
+        ranked: the leaves that are ranked.
+        leaves: the leaves of each query, ascending.
+        positions: the positions of the entries, ascending.
+        masks: one contiguous bool mask per leaf.
+    """
+    starts = ranked.starts
+    groups = [group for scope in leaves for group in ranked.groups(scope)]
+    bounds = [(starts[group[0]], starts[group[-1] + 1]) for group in groups]
+    ends = torch.searchsorted(positions, torch.tensor(bounds, device="cpu")).tolist()
+    for group, (start, end) in zip(groups, ends, strict=True):
+        if start == end:
+            continue
+        index = positions[start:end] - starts[group[0]]
+        flat = [masks[leaf].view(-1) for leaf in group]
+        kept = flat[0] if len(group) == 1 else torch.cat(flat)
+        kept.index_fill_(0, index, True)
+        if len(group) > 1:
+            torch.split_with_sizes_copy(kept, [mask.numel() for mask in flat], out=flat)

@@ -5,22 +5,23 @@ which digit the n-th integer has, and every process goes on with the integers th
 the next digit. When only a few are left, the processes send these. So messages are small, however
 many integers there are.
 
-The keys of scores are integers, and so are flat indices: one function finds the value of a
-threshold and then its flat index. Many queries advance in lockstep and share their messages.
+The keys of scores are integers, and so are tree indices: one function finds the key of a threshold
+and then its tree index. Many queries advance in lockstep and share their messages.
 """
 
 from __future__ import annotations
 
+import functools
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
-from itertools import pairwise
-from typing import NamedTuple, Protocol
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from gprune.select.counting import find_true, histogram
+
+T = TypeVar("T")
 
 
 class Reduce(Protocol):
@@ -63,96 +64,68 @@ MAX_SENT = 16
 """If no more integers of a query are left, they are sent instead of counted."""
 
 
-class Integers(NamedTuple):
-    """Integers of some queries.
+class Interval(NamedTuple):
+    """What is known of an integer that is searched for: the key or the tree index of a threshold.
 
     Attributes:
-        values: 1-D, int64 or narrower; the bits are read as an unsigned integer.
-        query: the number of the query of each integer, or `None` if there is one query.
-        place: the index that each integer had before the first `keep`, or `None` if nothing has
-            been removed yet.
+        low: its lowest possible value.
+        high: its highest possible value.
+        num_below: how many of the integers to choose from are below `low`.
+        num_inside: how many of them are from `low` to `high`.
     """
 
-    values: Tensor
-    query: Tensor | None
-    place: Tensor | None = None
-
-    def keep(self, condition: Tensor) -> Integers:
-        """Keep the integers for which a condition holds."""
-        kept = find_true(condition)
-        query = None if self.query is None else self.query.index_select(0, kept)
-        place = kept if self.place is None else self.place.index_select(0, kept)
-        return Integers(self.values.index_select(0, kept), query, place)
-
-
-class Digit(NamedTuple):
-    """Some consecutive bits of an integer.
-
-    Attributes:
-        shift: how many bits are less significant.
-        width: how many bits the digit has.
-    """
-
-    shift: int
-    width: int
-
-    def of(self, values: Tensor) -> Tensor:
-        """Return this digit of each integer."""
-        return (values >> self.shift).bitwise_and_((1 << self.width) - 1)
-
-
-class Found(NamedTuple):
-    """The leading digits of the n-th integer of a query, as far as they are known.
-
-    Attributes:
-        prefix: the known digits, followed by zeros.
-        num_below: how many integers are below the prefix.
-        num_inside: how many integers have these digits.
-    """
-
-    prefix: int
+    low: int
+    high: int
     num_below: int
     num_inside: int
 
 
-class Remaining:
-    """The integers of this process that have the digits found so far.
+class Once(Generic[T]):
+    """A function without arguments that is computed when it is first called, and never again."""
 
-    They are computed when they are counted next, inside `Reduce.sum`. So if that raises an error,
-    every process does.
+    def __init__(self, compute: Callable[[], T]) -> None:
+        self._compute = compute
+        self._result: list[T] = []
+
+    def __call__(self) -> T:
+        """Return the result."""
+        if not self._result:
+            self._result.append(self._compute())
+        return self._result[0]
+
+
+class Integers(NamedTuple):
+    """Integers of some queries, as offsets from the lower ends of the queries' intervals.
+
+    Attributes:
+        offsets: 1-D, int64 or narrower; the bits are read as an unsigned integer.
+        query: the number of the query of each integer, or `None` if there is one query.
     """
 
-    def __init__(self, make: Callable[[], Integers]) -> None:
-        self._make = make
-        self._integers: Integers | None = None
-        self._bins: Tensor | None = None
-        self._chosen: Tensor | None = None
+    offsets: Tensor
+    query: Tensor | None
 
-    def get(self) -> Integers:
-        """Return the integers."""
-        if self._integers is None:
-            self._integers = self._make()
-        if self._chosen is not None and self._bins is not None:
-            query = self._integers.query
-            wanted = self._chosen if query is None else self._chosen.index_select(0, query)
-            self._integers = self._integers.keep(self._bins == wanted)
-            self._bins = self._chosen = None
-        return self._integers
-
-    def count(self, digit: Digit, num_queries: int) -> Tensor:
+    def count_digits(self, shift: int, width: int, num_queries: int) -> Tensor:
         """Count the integers by query and digit; 1-D, the counts of each query in a row."""
-        values, query, _ = self.get()
-        self._bins = digit.of(values)
-        if query is not None:
-            self._bins.add_(query << digit.width)
-        return histogram(self._bins, num_queries << digit.width)
+        return histogram(self._bins(shift, width), num_queries << width)
 
-    def keep(self, digit: Digit, chosen: Tensor) -> None:
-        """Remove, before the next count, the integers without the digit chosen for their query."""
-        first = torch.arange(chosen.numel(), device=chosen.device) << digit.width
-        self._chosen = chosen + first
+    def keep(self, shift: int, width: int, digits: Tensor) -> Integers:
+        """Keep the integers that have the digit of their query."""
+        bins = self._bins(shift, width)
+        wanted = digits.to(bins.dtype)  # comparing two dtypes would convert all bins
+        if self.query is not None:
+            wanted += torch.arange(len(wanted), device=wanted.device) << width
+            wanted = wanted.index_select(0, self.query)
+        kept = find_true(bins == wanted)
+        query = None if self.query is None else self.query.index_select(0, kept)
+        return Integers(self.offsets.index_select(0, kept), query)
 
-    def rows(self, num_queries: int, num_slots: int, reduce: Reduce) -> Tensor:
+    def _bins(self, shift: int, width: int) -> Tensor:
+        """Return the `width` bits above the lowest `shift`, with the number of the query above."""
+        digits = (self.offsets >> shift).bitwise_and_((1 << width) - 1)
+        return digits if self.query is None else digits.add_(self.query << width)
+
+    def slots(self, num_queries: int, num_slots: int, reduce: Reduce) -> Tensor:
         """Return the message by which this process sends its integers.
 
         For each query it has `num_slots` slots for each process. This process writes its integers,
@@ -167,110 +140,118 @@ class Remaining:
         Returns:
             int64, 1-D.
         """
-        values, query, _ = self.get()
-        if values.element_size() < 8:  # 32 unsigned bits may be a negative int32
-            values = values.to(torch.int64).bitwise_and_(2**32 - 1)
-        if query is None:
-            before = reduce.process * num_slots
-            after = (reduce.num_processes - 1 - reduce.process) * num_slots
-            return pad(values + 1, (before, num_slots - values.numel() + after))
-        rows = values.new_zeros(num_queries, reduce.num_processes, num_slots)
-        query, order = query.sort()
+        offsets = self.offsets
+        if offsets.element_size() < 8:  # 32 unsigned bits may be a negative int32
+            offsets = offsets.to(torch.int64).bitwise_and_(2**32 - 1)
+        slots = offsets.new_zeros(num_queries, reduce.num_processes, num_slots)
+        if self.query is None:
+            slots[0, reduce.process, : offsets.numel()] = offsets + 1
+            return slots.view(-1)
+        query, order = self.query.sort()
         starts = torch.searchsorted(query, torch.arange(num_queries, device=query.device))
-        slots = torch.arange(query.numel(), device=query.device) - starts[query]
-        rows[query, reduce.process, slots] = values[order] + 1
-        return rows.view(-1)
-
-
-def split_digits(
-    num_bits: int, reduce: Reduce, num_queries: int, max_width: int | None = None
-) -> list[Digit]:
-    """Split integers into digits that are narrow enough for the counts to fit into a message.
-
-    Args:
-        num_bits: how many bits the integers have.
-        reduce: sums counts over the processes.
-        num_queries: how many queries share a message.
-        max_width: the widest digit; by default what is widest for `reduce`.
-
-    Returns:
-        The digits, most significant first.
-    """
-    share = reduce.max_counts // max(1, num_queries)
-    width = max(1, min(max_width or reduce.max_bits, share.bit_length() - 1))
-    ends = [*range(num_bits, 0, -width), 0]
-    return [Digit(low, high - low) for high, low in pairwise(ends)]
+        place = torch.arange(query.numel(), device=query.device) - starts[query]
+        slots[query, reduce.process, place] = offsets[order] + 1
+        return slots.view(-1)
 
 
 def refine(
     reduce: Reduce,
     phase: str,
-    remaining: Remaining,
-    num_bits: int,
+    integers: Callable[[], Integers],
+    intervals: list[Interval],
+    nth: Callable[[list[int]], list[int]],
+    enough: list[int],
+) -> tuple[list[Interval], list[int], Callable[[], Integers]]:
+    """Narrow the interval of the n-th integer of every query, digit by digit.
+
+    Args:
+        reduce: sums counts over the processes.
+        phase: what the search is doing, for the error if a process is lost.
+        integers: returns the integers of this process. It is called inside `Reduce.sum`, so if it
+            raises an error, every process does.
+        intervals: the interval of the n-th integer of each query.
+        nth: returns the n of each query, from 1, given how many integers each has. The integers
+            below its interval count.
+        enough: no digit is counted any more if each query has at most so many integers left.
+
+    Returns:
+        For each query a narrower interval, and how many integers it had, if any digit was counted;
+        and a function that returns the integers of this process that are left.
+    """
+    num_queries = len(intervals)
+    share = reduce.max_counts // num_queries
+    max_width = max(1, min(reduce.max_bits, share.bit_length() - 1))
+    shift = max(interval.high - interval.low for interval in intervals).bit_length()
+    remaining, totals, wanted = Once(integers), list[int](), list[int]()
+    while shift and any(i.num_inside > n for i, n in zip(intervals, enough, strict=True)):
+        width = min(shift, max_width)
+        shift -= width
+        count = functools.partial(_count, remaining, shift, width, num_queries)
+        counts = reduce.sum(phase, num_queries << width, count).view(num_queries, -1)
+        if not wanted:
+            totals = counts.sum(1).tolist()
+            wanted = nth(totals)
+        rest = [n - i.num_below for n, i in zip(wanted, intervals, strict=True)]
+        digits, below, inside = pick(counts, rest)
+        remaining = Once(functools.partial(_keep, remaining, shift, width, digits))
+        rows = zip(*(column.tolist() for column in (digits, below, inside)), strict=True)
+        intervals = [
+            Interval(
+                known.low + (digit << shift),
+                min(known.high, known.low + (digit + 1 << shift) - 1),
+                known.num_below + before,
+                count_inside,
+            )
+            for known, (digit, before, count_inside) in zip(intervals, rows, strict=True)
+        ]
+    return intervals, totals, remaining
+
+
+def _count(integers: Callable[[], Integers], shift: int, width: int, num_queries: int) -> Tensor:
+    return integers().count_digits(shift, width, num_queries)
+
+
+def _keep(integers: Callable[[], Integers], shift: int, width: int, digits: Tensor) -> Integers:
+    return integers().keep(shift, width, digits)
+
+
+def find_nth(
+    reduce: Reduce,
+    phase: str,
+    integers: Callable[[], Integers],
+    intervals: list[Interval],
     nth: list[int],
-    found: list[Found],
-) -> list[Found]:
+) -> list[Interval]:
     """Find the n-th integer of every query.
 
     Args:
         reduce: sums counts over the processes.
         phase: what the search is doing, for the error if a process is lost.
-        remaining: the integers of this process.
-        num_bits: how many bits they have.
-        nth: which integer, from 1, for each query.
-        found: for each query the prefix 0, how many candidates are below its integers, and how
-            many integers it has.
+        integers: returns the integers of this process, inside `Reduce.sum`.
+        intervals: the interval of the n-th integer of each query, and how many it has.
+        nth: the n of each query, from 1; the integers below its interval count.
 
     Returns:
-        For each query the n-th integer as the prefix, how many integers are below it, and how many
-        are equal to it.
+        For each query the interval that is the n-th integer alone.
     """
-    max_slots = reduce.max_counts // (len(nth) * reduce.num_processes)
-    few = min(MAX_SENT, max(1, max_slots))
-    for digit in split_digits(num_bits, reduce, len(nth)):
-        if all(known.num_inside <= few for known in found):
-            return _send_all(reduce, phase, remaining, few, nth, found)
-        found = find_digit(reduce, phase, remaining, digit, nth, found)
-    return found
-
-
-def find_digit(
-    reduce: Reduce,
-    phase: str,
-    remaining: Remaining,
-    digit: Digit,
-    nth: list[int],
-    found: list[Found],
-) -> list[Found]:
-    """Find the next digit of the n-th integer of every query; for the arguments see `refine`."""
-    size = len(nth) << digit.width
-    counts = reduce.sum(phase, size, lambda: remaining.count(digit, len(nth)))
-    chosen, found = narrow(found, digit, counts.view(len(nth), -1), nth)
-    remaining.keep(digit, chosen)
-    return found
-
-
-def narrow(
-    found: list[Found], digit: Digit, counts: Tensor, nth: list[int]
-) -> tuple[Tensor, list[Found]]:
-    """Choose the digit of the n-th integer of every query.
-
-    Args:
-        found: what is known of each.
-        digit: the digit that was counted.
-        counts: (queries, values of the digit), summed over the processes.
-        nth: which integer, from 1, for each query.
-
-    Returns:
-        The digits, and what is known of each query now.
-    """
-    rest = [n - known.num_below for n, known in zip(nth, found, strict=True)]
-    chosen, below, inside = pick(counts, rest)
-    rows = zip(found, chosen.tolist(), below.tolist(), inside.tolist(), strict=True)
-    return chosen, [
-        Found(known.prefix + (value << digit.shift), known.num_below + before, count)
-        for known, value, before, count in rows
-    ]
+    size = len(nth) * reduce.num_processes
+    few = min(MAX_SENT, max(1, reduce.max_counts // size))
+    low = [interval.low for interval in intervals]
+    enough = [few] * len(nth)
+    intervals, _, remaining = refine(reduce, phase, integers, intervals, lambda _: nth, enough)
+    if all(interval.low == interval.high for interval in intervals):
+        return intervals
+    # few are left: every process sends its integers, and sorts those of all
+    slots = reduce.sum(phase, size * few, lambda: remaining().slots(len(nth), few, reduce))
+    results = []
+    rows = zip(low, nth, intervals, slots.view(len(nth), -1).tolist(), strict=True)
+    for first, n, known, row in rows:
+        offsets = sorted((offset - 1) % 2**64 for offset in row if offset)
+        offset = offsets[n - known.num_below - 1]
+        below = known.num_below + bisect_left(offsets, offset)
+        num_equal = bisect_right(offsets, offset) - bisect_left(offsets, offset)
+        results.append(Interval(first + offset, first + offset, below, num_equal))
+    return results
 
 
 def pick(counts: Tensor, nth: list[int]) -> tuple[Tensor, Tensor, Tensor]:
@@ -290,24 +271,3 @@ def pick(counts: Tensor, nth: list[int]) -> tuple[Tensor, Tensor, Tensor]:
     inside = counts.gather(1, chosen)
     before = ends.gather(1, chosen).sub_(inside)
     return chosen.squeeze(1), before.squeeze(1), inside.squeeze(1)
-
-
-def _send_all(
-    reduce: Reduce,
-    phase: str,
-    remaining: Remaining,
-    few: int,
-    nth: list[int],
-    found: list[Found],
-) -> list[Found]:
-    """Send the few integers that are left, and sort them in every process."""
-    size = len(nth) * reduce.num_processes * few
-    sent = reduce.sum(phase, size, lambda: remaining.rows(len(nth), few, reduce))
-    results = []
-    for n, known, row in zip(nth, found, sent.view(len(nth), -1).tolist(), strict=True):
-        values = sorted((value - 1) % 2**64 for value in row if value)
-        value = values[n - known.num_below - 1]
-        below = bisect_left(values, value)
-        inside = bisect_right(values, value) - below
-        results.append(Found(value, known.num_below + below, inside))
-    return results

@@ -8,8 +8,8 @@ sample only guides the search: a bracket that misses the threshold costs a pass,
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
 from itertools import pairwise
 from statistics import NormalDist
 from typing import NamedTuple
@@ -20,22 +20,13 @@ from torch import Tensor
 from gprune.select.blocks import Query, RankedLeaves
 from gprune.select.counter_rng import NUM_BITS, draw
 from gprune.select.keys import Format, to_bits
-from gprune.select.refine import (
-    Digit,
-    Found,
-    Integers,
-    Reduce,
-    Remaining,
-    find_digit,
-    narrow,
-    split_digits,
-)
+from gprune.select.refine import Integers, Interval, Reduce, refine
 
 POWER = 2 / 3
 """Of N entries, N^POWER are sampled. The larger the sample, the more it costs, and the narrower is
 the bracket: it holds about N / sqrt(sample) candidates. The sum of both costs is lowest at 2/3."""
 
-LARGEST = 2**20
+LARGEST = 2**18
 """The most entries of a sample."""
 
 SEED = 0x5EED
@@ -69,7 +60,7 @@ class Guess(NamedTuple):
     between: int
 
 
-def guess_brackets(ranked: RankedLeaves, queries: Sequence[Query], reduce: Reduce) -> list[Guess]:
+def guess_brackets(ranked: RankedLeaves, queries: list[Query], reduce: Reduce) -> list[Guess]:
     """Draw a sample, and guess between which two keys each threshold is.
 
     Args:
@@ -80,66 +71,54 @@ def guess_brackets(ranked: RankedLeaves, queries: Sequence[Query], reduce: Reduc
     Returns:
         The guesses.
     """
-    phase, lowest, size = "counting the sample", ranked.key_range[0], len(queries)
-    num_bits = (ranked.key_range[1] - lowest).bit_length()
-    sample = Remaining(lambda: _draw_all(ranked, queries, lowest))
-    first, *digits = split_digits(num_bits, reduce, 2 * size, reduce.max_bits - 1)
-    counts = reduce.sum(phase, size << first.width, lambda: sample.count(first, size))
-    counts = counts.view(size, -1)
-    sizes = counts.sum(1).tolist()
-    ranks = [bracket_ranks(n, query, size) for n, query in zip(sizes, queries, strict=True)]
-    lower = [min(max(low, 1), n) for (low, _), n in zip(ranks, sizes, strict=True)]
-    upper = [min(high, n) for (_, high), n in zip(ranks, sizes, strict=True)]
-    unknown = [Found(0, 0, n) for n in sizes]
-    low_digit, low = narrow(unknown, first, counts, lower)
-    high_digit, high = narrow(unknown, first, counts, upper)
-    ends = Remaining(lambda: _keep_both(sample.get(), first, low_digit, high_digit))
-    found, num_unknown = [*low, *high], first.shift
-    enough = [max(n // COARSE, 4) for n in sizes] * 2
-    for digit in digits:
-        if all(known.num_inside <= most for known, most in zip(found, enough, strict=True)):
-            break
-        found = find_digit(reduce, phase, ends, digit, [*lower, *upper], found)
-        num_unknown = digit.shift
-    rows = zip(found[:size], found[size:], ranks, sizes, queries, strict=True)
-    return [_to_guess(*row, num_unknown, ranked.key_range) for row in rows]
+    size = len(queries)
+
+    def both_ranks(sizes: list[int]) -> list[int]:
+        pairs = [bracket_ranks(*pair, size) for pair in zip(sizes, queries * 2, strict=True)]
+        ranks = [low for low, _ in pairs[:size]] + [high for _, high in pairs[size:]]
+        return [min(max(rank, 1), n) for rank, n in zip(ranks, sizes, strict=True)]
+
+    # the lower and the upper end of each bracket are queries of their own, of unknown sizes
+    unknown = [Interval(*ranked.key_range, 0, LARGEST)] * (2 * size)
+    num_sampled = [min(query.num_candidates**POWER, LARGEST) for query in queries] * 2
+    enough = [max(int(n) // COARSE, 4) for n in num_sampled]
+    sample = functools.partial(_draw_all, ranked, queries)
+    ends, sizes, _ = refine(reduce, "counting the sample", sample, unknown, both_ranks, enough)
+    rows = zip(ends[:size], ends[size:], sizes[:size], queries, strict=True)
+    return [_to_guess(*row, size, ranked.key_range) for row in rows]
 
 
 def _to_guess(
-    lower: Found,
-    upper: Found,
-    ranks: tuple[int, int],
+    lower: Interval,
+    upper: Interval,
     size: int,
     query: Query,
-    num_unknown: int,
+    num_queries: int,
     key_range: tuple[int, int],
 ) -> Guess:
     """Turn two order statistics of the sample into a bracket of keys and estimates.
 
     Args:
-        lower: the leading bits of the lower order statistic.
-        upper: the leading bits of the upper order statistic.
-        ranks: the ranks of the two in the sample.
+        lower: the interval of the lower order statistic.
+        upper: the interval of the upper order statistic.
         size: how many candidates are sampled.
         query: the threshold to find.
-        num_unknown: how many trailing bits of the two are not known.
+        num_queries: how many queries the search has.
         key_range: the lowest and the highest possible key.
 
     Returns:
         The guess.
     """
-    lowest, highest = key_range
+    (low, high), before, up_to, at_low, at_high = key_range, 0, size, 0, 0
     if size == 0:
-        return Guess(lowest, highest, 0, 0, query.num_candidates)
-    low, before, at_low = lowest, 0, 0
-    high, up_to, at_high = highest, size, 0
+        return Guess(low, high, 0, 0, query.num_candidates)
+    ranks = bracket_ranks(size, query, num_queries)
     if ranks[0] >= 1:
-        low, before = lowest + lower.prefix, lower.num_below
-        at_low = 0 if num_unknown else lower.num_inside
+        low, before = lower.low, lower.num_below
+        at_low = lower.num_inside if low == lower.high else 0
     if ranks[1] <= size:
-        high = min(highest, lowest + upper.prefix + (1 << num_unknown) - 1)
-        up_to = upper.num_below + upper.num_inside
-        at_high = 0 if num_unknown or high == low else upper.num_inside
+        high, up_to = upper.high, upper.num_below + upper.num_inside
+        at_high = upper.num_inside if low < upper.low == high else 0
     between = up_to - before - at_low - at_high
     scale = query.num_candidates / size
     return Guess(low, high, *(math.ceil(n * scale) for n in (at_low, at_high, between)))
@@ -170,42 +149,12 @@ def expected_inside(total: int) -> int:
     return math.ceil(total * (SIGMAS / math.sqrt(size) + 12 / size))
 
 
-def _draw_all(ranked: RankedLeaves, queries: Sequence[Query], lowest: int) -> Integers:
-    """Draw the samples of all queries. Keys become offsets from the lowest possible key."""
-    leaves = [query.leaves for query in queries]
-    samples = {scope: draw_sample(ranked, scope).sub_(lowest) for scope in dict.fromkeys(leaves)}
-    if len(leaves) == 1:
-        return Integers(samples[leaves[0]], None)
-    sizes = torch.tensor([samples[scope].numel() for scope in leaves], device="cpu")
-    query = torch.arange(len(leaves), device="cpu").repeat_interleave(sizes)
-    return Integers(torch.cat([samples[scope] for scope in leaves]), query)
-
-
-def _keep_both(sample: Integers, digit: Digit, low: Tensor, high: Tensor) -> Integers:
-    """Keep the keys with the first digit of either end; each end is a query of its own from now on.
-
-    Args:
-        sample: the sampled keys of all queries.
-        digit: the first digit.
-        low: the first digit of the lower end of each query.
-        high: the first digit of the upper end of each query.
-
-    Returns:
-        The keys with the digit `low`, then those with the digit `high`. The numbers of the upper
-        ends follow those of the lower ends.
-    """
-    digits, query = digit.of(sample.values), sample.query
-    parts = [
-        sample.keep(digits == (end if query is None else end.index_select(0, query)))
-        for end in (low, high)
-    ]
-    numbers = [
-        torch.full_like(part.values, i * low.numel(), dtype=torch.int64)
-        if part.query is None
-        else part.query + i * low.numel()
-        for i, part in enumerate(parts)
-    ]
-    return Integers(torch.cat([part.values for part in parts]), torch.cat(numbers))
+def _draw_all(ranked: RankedLeaves, queries: list[Query]) -> Integers:
+    """Draw the samples of all queries, once for the lower ends and once for the upper ends."""
+    parts = [draw_sample(ranked, query.leaves).sub_(ranked.key_range[0]) for query in queries] * 2
+    sizes = torch.tensor([part.numel() for part in parts], device="cpu")
+    query = torch.arange(len(parts), device="cpu").repeat_interleave(sizes)
+    return Integers(torch.cat(parts), query)
 
 
 def draw_sample(ranked: RankedLeaves, leaves: range) -> Tensor:

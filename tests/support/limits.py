@@ -10,7 +10,7 @@ from unittest import mock
 import numpy as np
 from hypothesis import strategies as st
 
-from gprune.select import blocks, refine, sampling, search
+from gprune.select import blocks, finish, refine, sampling, search
 
 
 class Limits(NamedTuple):
@@ -18,8 +18,9 @@ class Limits(NamedTuple):
 
     Attributes:
         block: `blocks.BLOCK`, entries of a block.
-        limit: `search.LIMIT`, candidates that a process may collect.
+        limit: `search.LIMIT` and `finish.MAX_TIES`, candidates that a process may collect.
         few: `search.FEW`, candidates that are all collected, without a sample.
+        direct: `search.DIRECT`, entries whose masks are made without a pass.
         guesses: `search.GUESSES`, passes that the sample may guide.
         power: `sampling.POWER`, how the size of the sample grows.
         coarse: `sampling.COARSE`, how exactly the ends of a bracket are found.
@@ -34,6 +35,7 @@ class Limits(NamedTuple):
     block: int = blocks.BLOCK
     limit: int = search.LIMIT
     few: int = search.FEW
+    direct: int = 0
     guesses: int = search.GUESSES
     power: float = sampling.POWER
     coarse: int = sampling.COARSE
@@ -48,6 +50,7 @@ CHOICES: dict[str, Sequence[Any]] = {
     "block": [16, 24, 37, 64, 100, 256, 1000, 1024, 4096, 10_007],  # whole words, and not
     "limit": [0, 1, 2, 3, 5, 9, 20, 60, 200, 1000],
     "few": [0, 1, 3, 9, 30, 300],
+    "direct": [0, 0, 0, 10, 1000],
     "guesses": [0, 1, 2, 3],
     "power": [0.3, 0.5, 0.7, 1.0],
     "coarse": [1, 4, 1024],
@@ -78,19 +81,21 @@ def patched(small: Limits) -> Iterator[None]:
         "LIMIT": small.limit,
         "BATCH": small.limit,
         "FEW": small.few,
+        "DIRECT": small.direct,
         "GUESSES": small.guesses,
     }
     with ExitStack() as stack:
         if not small.can_collect:
             # what `Search.run` does on another device: nothing is collected, there is no sample,
             # and all queries run together
-            of_search.update(LIMIT=0, BATCH=0, FEW=2**62)
+            of_search.update(LIMIT=0, BATCH=0, FEW=2**62, DIRECT=0)
             stack.enter_context(mock.patch.object(search, "batches", _one_run))
         for module, values in {
             blocks: {"BLOCK": small.block},
             search: of_search,
             sampling: {"POWER": small.power, "COARSE": small.coarse},
             refine: {"MAX_SENT": small.max_sent},
+            finish: {"MAX_TIES": small.limit},
             refine.OneProcess: one_process,
         }.items():
             stack.enter_context(mock.patch.multiple(module, **values))

@@ -1,0 +1,245 @@
+"""The last step of a search: from the candidates inside the brackets to thresholds and masks.
+
+A pass has settled some queries: the threshold of each is in its bracket. Either the candidates in
+the bracket are collected, or they all have one key, and are only counted. Radix select finds the
+key of the threshold, and then, among the candidates with that key, its tree index. The candidates
+after the threshold are kept; so far the masks prune all candidates in the bracket.
+
+All work is done inside `Reduce.sum`. So if it raises an error in one process, every process does.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gprune.select.blocks import Query, RankedLeaves
+from gprune.select.counting import concatenate, find_true
+from gprune.select.partition import (
+    Bins,
+    Candidates,
+    CountedBlock,
+    PartitionPass,
+    count_ties,
+    keep_positions,
+    tied_indices,
+    write_masks,
+)
+from gprune.select.refine import Integers, Interval, Once, OneProcess, Reduce, find_nth, pick
+
+MAX_TIES = 2**20
+"""If more candidates than this tie, their tree indices are counted in bins before they are used."""
+
+
+class KeyThreshold(NamedTuple):
+    """The last pruned candidate of a query, in the order by (key, tree index).
+
+    Attributes:
+        key: the key of the last pruned candidate, in the common format.
+        tree_index: the tree index of that candidate.
+    """
+
+    key: int
+    tree_index: int
+
+
+def finish_collected(
+    ranked: RankedLeaves,
+    reduce: Reduce,
+    made: PartitionPass,
+    numbers: list[int],
+    intervals: list[Interval],
+    masks: list[Tensor] | None,
+) -> list[KeyThreshold]:
+    """Find the thresholds of queries whose candidates are collected, and write the masks.
+
+    Args:
+        ranked: the leaves that are ranked.
+        reduce: sums counts over the processes.
+        made: the pass that has collected the candidates.
+        numbers: the numbers of the queries in the pass.
+        intervals: the intervals of the keys of their thresholds.
+        masks: one contiguous bool mask per leaf, to be written; or `None`.
+
+    Returns:
+        The thresholds.
+    """
+    queries, low = [made.queries[n] for n in numbers], [interval.low for interval in intervals]
+    collected = Once(lambda: made.candidates(numbers))
+
+    def key_offsets() -> Integers:
+        candidates = collected()
+        return Integers(candidates.keys - candidates.look_up(low), candidates.query)
+
+    phase = "finding the keys of the thresholds"
+    found = find_nth(reduce, phase, key_offsets, intervals, [query.k for query in queries])
+    keys = [interval.low for interval in found]
+
+    def drop_lower() -> Candidates:
+        candidates = collected()
+        return candidates.keep(candidates.keys >= candidates.look_up(keys))
+
+    not_below = Once(drop_lower)
+    first = [ranked.tree_starts[query.leaves.start] for query in queries]
+    last = [ranked.tree_starts[query.leaves.stop] - 1 for query in queries]
+
+    def tie_offsets() -> Integers:
+        rest = not_below()
+        ties = rest.keep(rest.keys == rest.look_up(keys))
+        return Integers(
+            ranked.tree_index(ties.positions) - ties.look_up(first, torch.int64), ties.query
+        )
+
+    rows = zip(first, last, found, strict=True)
+    ties = [Interval(start, end, 0, key.num_inside) for start, end, key in rows]
+    nth = [query.k - known.num_below for query, known in zip(queries, found, strict=True)]
+    phase = "finding the flat indices of the thresholds"
+    indices = find_nth(reduce, phase, tie_offsets, ties, nth)
+    thresholds = [KeyThreshold(key, tie.low) for key, tie in zip(keys, indices, strict=True)]
+
+    def write(masks: list[Tensor]) -> Tensor:
+        rest = not_below()
+        ends = rest.look_up([ranked.last_position(x.tree_index) for x in thresholds], torch.int64)
+        kept = rest.keep((rest.keys > rest.look_up(keys)) | (rest.positions > ends))
+        keep_positions(ranked, [query.leaves for query in queries], kept.positions, masks)
+        return write_replicas(ranked, queries, thresholds, masks)
+
+    if masks is not None:
+        reduce.sum("writing the masks", 0, functools.partial(write, masks))
+    return thresholds
+
+
+def finish_counted(
+    ranked: RankedLeaves,
+    reduce: Reduce,
+    made: PartitionPass,
+    numbers: list[int],
+    keys: list[Interval],
+    masks: list[Tensor] | None,
+) -> list[KeyThreshold]:
+    """Find the thresholds of queries whose brackets are single keys; see `finish_collected`."""
+    queries = [made.queries[n] for n in numbers]
+    blocks = [made.counted[n] for n in numbers]
+    ties = [_narrow_ties(ranked, reduce, *pair) for pair in zip(queries, keys, blocks, strict=True)]
+    nth = [query.k - key.num_below for query, key in zip(queries, keys, strict=True)]
+
+    def tie_offsets() -> Integers:
+        parts = []
+        for query, key, tie in zip(queries, keys, ties, strict=True):
+            found = [*tied_indices(ranked, query.leaves, key.low, tie.low, tie.high)]
+            parts.append((concatenate(found) - tie.low).cpu())
+        sizes = torch.tensor([part.numel() for part in parts], device="cpu")
+        query_numbers = torch.arange(len(parts), device="cpu").repeat_interleave(sizes)
+        return Integers(torch.cat(parts), query_numbers)
+
+    phase = "finding the flat indices of the thresholds"
+    indices = find_nth(reduce, phase, tie_offsets, ties, nth)
+    pairs = zip(keys, indices, strict=True)
+    thresholds = [KeyThreshold(key.low, index.low) for key, index in pairs]
+
+    def write(masks: list[Tensor]) -> Tensor:
+        for query, (key, tree_index) in zip(queries, thresholds, strict=True):
+            last = ranked.last_position(tree_index)
+            write_masks(ranked, ranked.blocks(query.leaves, last + 1), key, last, masks)
+        return write_replicas(ranked, queries, thresholds, masks)
+
+    if masks is not None:
+        reduce.sum("writing the masks", 0, functools.partial(write, masks))
+    return thresholds
+
+
+def _narrow_ties(
+    ranked: RankedLeaves, reduce: Reduce, query: Query, key: Interval, blocks: list[CountedBlock]
+) -> Interval:
+    """Narrow the interval of the tree index of the last pruned tie, until it has few ties.
+
+    A single process knows from the pass how many ties each block has. Several processes have
+    different blocks, so they count the ties in bins of tree indices.
+
+    Args:
+        ranked: the leaves that are ranked.
+        reduce: sums counts over the processes.
+        query: the threshold to find.
+        key: its key, and how many candidates have it.
+        blocks: how many candidates of each block have it.
+
+    Returns:
+        The interval.
+    """
+    nth, leaves = query.k - key.num_below, query.leaves
+    if reduce.num_processes == 1:
+        counts = torch.stack([block.num_inside.cpu() for block in blocks]).view(1, -1)
+        number, below, inside = (int(x) for x in pick(counts, [nth]))
+        return Interval(blocks[number].start, blocks[number].stop - 1, below, inside)
+    starts = ranked.tree_starts
+    known = Interval(starts[leaves.start], starts[leaves.stop] - 1, 0, key.num_inside)
+    while known.low < known.high and known.num_inside > MAX_TIES:
+        bins = Bins.covering(known.low, known.high, 1 << reduce.max_bits)
+        ends = known.low, known.high
+        count = functools.partial(count_ties, ranked, leaves, key.low, *ends, bins)
+        counts = reduce.sum("counting the ties", bins.num_bins, count).view(1, -1)
+        number, below, inside = (int(x) for x in pick(counts, [nth - known.num_below]))
+        low = max(known.low, bins.first + (number << bins.shift))
+        high = min(known.high, bins.first + ((number + 1) << bins.shift) - 1)
+        known = Interval(low, high, known.num_below + below, inside)
+    return known
+
+
+def write_replicas(
+    ranked: RankedLeaves,
+    queries: Sequence[Query],
+    thresholds: Sequence[KeyThreshold],
+    masks: list[Tensor],
+) -> Tensor:
+    """Write the masks of the leaves that another process counts.
+
+    Args:
+        ranked: the leaves that are ranked.
+        queries: the queries.
+        thresholds: their thresholds.
+        masks: one contiguous bool mask per leaf.
+
+    Returns:
+        No counts: the message says only whether writing has raised an error.
+    """
+    replicas = ranked.not_counted()
+    if replicas is not None:
+        for query, (key, tree_index) in zip(queries, thresholds, strict=True):
+            end = replicas.last_position(tree_index)
+            write_masks(replicas, replicas.blocks(query.leaves), key, end, masks)
+    return torch.empty(0, dtype=torch.int64, device="cpu")
+
+
+def prune_few(ranked: RankedLeaves, leaves: range, k: int, masks: list[Tensor]) -> None:
+    """Write the masks that prune the k lowest of few candidates, without a pass.
+
+    Args:
+        ranked: the leaves that are ranked, on the CPU, all of them in this process.
+        leaves: the number of one leaf, or those of all.
+        k: how many candidates are pruned.
+        masks: one contiguous bool mask per leaf.
+    """
+    blocks = list(ranked.blocks(leaves))
+    keys = concatenate([ranked.keys(block.bits, block.form) for block in blocks])
+    priors = [block.prior for block in blocks if block.prior is not None]
+    prior = concatenate(priors) if priors else None
+    candidates = keys if prior is None else keys.index_select(0, find_true(prior))
+    (low, high), phase = ranked.key_range, "finding the key of the threshold"
+    offsets = Integers(candidates - low, None)
+    everything = Interval(low, high, 0, candidates.numel())
+    [found] = find_nth(OneProcess(), phase, lambda: offsets, [everything], [k])
+    # comparing into the dtype of the keys is faster than comparing into bool
+    kept = torch.gt(keys, found.low, out=torch.empty_like(keys)).to(torch.bool)
+    num_tied = k - found.num_below
+    if num_tied < found.num_inside:  # some ties are kept, the later ones
+        ties = keys == found.low
+        ties = ties if prior is None else ties.logical_and_(prior)
+        kept.logical_or_(ties.logical_and(ties.cumsum(0) > num_tied))
+    if prior is not None:
+        kept.logical_and_(prior)
+    flat = [masks[leaf].view(-1) for leaf in leaves]
+    torch.split_with_sizes_copy(kept, [mask.numel() for mask in flat], out=flat)
