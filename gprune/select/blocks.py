@@ -263,10 +263,6 @@ class RankedLeaves:
                 if block.stop > first and block.start < end:
                     yield block
 
-    def joined_blocks(self, leaves: range) -> Iterator[Block]:
-        """Stream only the blocks that consist of several leaves."""
-        return (self.joined_block(group) for group in self.groups(leaves) if len(group) > 1)
-
     def groups(self, leaves: range) -> list[list[int]]:
         """Group the leaves that are streamed together.
 
@@ -302,14 +298,6 @@ class RankedLeaves:
 
     def joined_block(self, group: list[int]) -> Block:
         """Copy several leaves into one block."""
-        return self._only_block if len(self._groups) == 1 else self._join(group)
-
-    @cached_property
-    def _only_block(self) -> Block:
-        """The block of a small model, which is kept, so that it is made once."""
-        return self._join(self._groups[0])
-
-    def _join(self, group: list[int]) -> Block:
         form, first = self.form(group[0]), self.scores[group[0]]
         sizes = [self.scores[leaf].numel() for leaf in group]
         # autocast would cast the scores in `cat`, but not with `out`

@@ -22,13 +22,13 @@ from gprune.select.shards import layout_of, to_text
 
 
 def _rule(operator: Callable[..., Any]) -> Callable[..., Any]:
-    """Make the rule of an operator whose last argument is its context."""
+    """Make the rule of an operator whose last argument, if there is no layout, is its call."""
 
     def rule(mode: Any, op: Any, types: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
         *tensors, call = args
         leaves = next(arg for arg in tensors if isinstance(arg, list))
         with torch.no_grad():
-            result = operator(*map(_local, tensors), to_text(layout_of(leaves), call))
+            result = operator(*map(_local, tensors), call, to_text(layout_of(leaves)))
             if not isinstance(result, list):
                 return result
             return [_place_like(*pair) for pair in zip(leaves, result, strict=True)]

@@ -6,9 +6,9 @@ a fake rule (shapes, for tracing, `meta` and export) and a batching rule (for `v
 gradient: masks are piecewise constant, and the inputs are detached before they get here. The
 operators are `cudagraph_unsafe`, because the host reads counts.
 
-The last argument, `context`, is for DTensors. A public function passes a description of its call.
-If an operator gets DTensors, `gprune.select.dtensors` calls it again with their local shards, and
-with the layout of the shards added to the context.
+The last two arguments are for DTensors. A public function passes a description of its `call`.
+If an operator gets DTensors, `gprune.select.dtensors` calls it again with their local shards and
+with a description of their `layout`.
 
 Errors about values, such as an amount that is out of range, are raised here, in eager and in
 compiled code.
@@ -32,17 +32,18 @@ from gprune.select.refine import OneProcess, Reduce
 from gprune.select.search import find_thresholds, select_into, write_at
 
 TAGS = (torch.Tag.cudagraph_unsafe,)
-Opened = AbstractContextManager[tuple[RankedLeaves, Reduce, list[Tensor]]]
+Prepared = AbstractContextManager[tuple[RankedLeaves, Reduce, list[Tensor]]]
 
 
-def opened(
+def prepare(
     scores: list[Tensor],
     masks: list[Tensor],
     absolute: bool,
     seed: Tensor | None,
-    context: str,
+    call: str,
+    layout: str,
     *arguments: object,
-) -> Opened:
+) -> Prepared:
     """Prepare a call of an operator: check the scores, and that all ranks make the same call.
 
     Args:
@@ -50,17 +51,18 @@ def opened(
         masks: their prior masks, or an empty list.
         absolute: whether to rank by absolute value.
         seed: if given, random draws are ranked.
-        context: the last argument of the operator.
+        call: see `select`.
+        layout: see `select`.
         *arguments: what else must be the same on all ranks: tensors and plain values.
 
     Returns:
         A context manager. It yields the leaves that are ranked, the sum over the processes, and new
         masks to be written. Errors inside its block are raised on all ranks.
     """
-    if context.startswith("{"):  # it has a layout: the leaves are local shards
+    if layout:
         from gprune.select.shards import open_shards
 
-        return open_shards(scores, masks, absolute, seed, context, arguments)
+        return open_shards(scores, masks, absolute, seed, call, layout, arguments)
     ranked = RankedLeaves(scores, masks, absolute, None if seed is None else int(seed.item()))
     ranked.check_exact()
     return nullcontext((ranked, OneProcess(), empty_masks(scores)))
@@ -74,7 +76,8 @@ def select(
     seed: Optional[Tensor],  # noqa: UP045  the schema inference of torch 2.10 takes this spelling
     absolute: bool,
     sparsity: bool,
-    context: str,
+    call: str,
+    layout: str = "",
 ) -> list[Tensor]:
     """Find thresholds and make the masks at them.
 
@@ -85,14 +88,14 @@ def select(
         seed: if given, random draws are ranked.
         absolute: whether to rank by absolute value.
         sparsity: whether the amounts are sparsities.
-        context: for DTensors the public function and the paths of the leaves, and for local shards
-            their layout too; otherwise not used.
+        call: for DTensors the public function and the paths of the leaves; otherwise not used.
+        layout: for local shards, how they are placed; otherwise empty.
 
     Returns:
         The masks, one per leaf.
     """
     arguments = sparsity, *amounts
-    with opened(scores, masks, absolute, seed, context, *arguments) as (ranked, reduce, kept):
+    with prepare(scores, masks, absolute, seed, call, layout, *arguments) as (ranked, reduce, kept):
         select_into(kept, ranked, amounts, sparsity, reduce)
         return kept
 
@@ -114,11 +117,12 @@ def find_threshold(
     amount: Tensor,
     absolute: bool,
     sparsity: bool,
-    context: str,
+    call: str,
+    layout: str = "",
 ) -> tuple[Tensor, Tensor]:
     """Find a threshold for every amount of a tensor; the other arguments are those of `select`."""
     arguments = sparsity, amount
-    with opened(scores, masks, absolute, None, context, *arguments) as (ranked, reduce, _):
+    with prepare(scores, masks, absolute, None, call, layout, *arguments) as (ranked, reduce, _):
         return find_thresholds(ranked, amount, sparsity, reduce)
 
 
@@ -129,10 +133,15 @@ def masks_from_threshold(
     scores: list[Tensor],
     masks: list[Tensor],
     absolute: bool,
-    context: str,
+    call: str,
+    layout: str = "",
 ) -> list[Tensor]:
     """Make the masks at a threshold; the other arguments are those of `select`."""
-    with opened(scores, masks, absolute, None, context, value, index) as (ranked, reduce, kept):
+    with prepare(scores, masks, absolute, None, call, layout, value, index) as (
+        ranked,
+        reduce,
+        kept,
+    ):
         write_at(kept, ranked, value, index, reduce)
         return kept
 
@@ -144,13 +153,13 @@ def num_to_prune(amount: Tensor, candidates: int) -> Tensor:
 
 
 @torch.library.custom_op("gprune::random_scores", mutates_args=(), tags=TAGS)
-def random_scores(leaves: list[Tensor], seed: Tensor, context: str) -> list[Tensor]:
+def random_scores(leaves: list[Tensor], seed: Tensor, call: str, layout: str = "") -> list[Tensor]:
     """Draw the scores that `select` ranks if it has a seed. No messages are sent."""
     number, slices = int(seed.item()), None
-    if context.startswith("{"):
+    if layout:
         from gprune.select.shards import from_text
 
-        slices = from_text(context).slices()
+        slices = from_text(layout).slices()
     drawn = []
     for i, leaf in enumerate(leaves):
         index = torch.arange(leaf.numel(), device=leaf.device)
@@ -160,7 +169,7 @@ def random_scores(leaves: list[Tensor], seed: Tensor, context: str) -> list[Tens
 
 
 @torch.library.custom_op("gprune::all_finite", mutates_args=(), tags=TAGS)
-def all_finite(leaves: list[Tensor], context: str) -> Tensor:
+def all_finite(leaves: list[Tensor], call: str, layout: str = "") -> Tensor:
     """Return, for each leaf, whether all its entries are finite; under `vmap`, in all the batch."""
 
     def count() -> Tensor:
@@ -170,14 +179,14 @@ def all_finite(leaves: list[Tensor], context: str) -> Tensor:
         ]
         return torch.tensor([int(not end.isfinite().all()) for end in ends], device="cpu")
 
-    with opened(leaves, [], False, None, context) as (_, reduce, _):
+    with prepare(leaves, [], False, None, call, layout) as (_, reduce, _):
         return reduce.sum("checking that all entries are finite", len(leaves), count) == 0
 
 
 @torch.library.custom_op("gprune::count_pruned", mutates_args=(), tags=TAGS)
-def count_pruned(masks: list[Tensor], context: str) -> Tensor:
+def count_pruned(masks: list[Tensor], call: str, layout: str = "") -> Tensor:
     """Count the pruned entries of each mask, as int64 on the device of the first mask."""
-    with opened(masks, [], False, None, context) as (ranked, reduce, _):
+    with prepare(masks, [], False, None, call, layout) as (ranked, reduce, _):
 
         def count() -> Tensor:
             numbers = [mask.numel() - mask.count_nonzero().cpu() for mask in masks]
@@ -220,78 +229,29 @@ def apportion(
     ]
 
 
-@select.register_fake
-def _(
-    scores: list[Tensor],
-    masks: list[Tensor],
-    amounts: list[Tensor],
-    seed: Tensor | None,
-    absolute: bool,
-    sparsity: bool,
-    context: str,
-) -> list[Tensor]:
-    return empty_masks(scores)
-
-
-@select_rows.register_fake
-def _(
-    scores: Tensor, masks: list[Tensor], amount: Tensor, absolute: bool, sparsity: bool
-) -> Tensor:
-    return empty_masks([scores])[0]
-
-
-@find_threshold.register_fake
-def _(
-    scores: list[Tensor],
-    masks: list[Tensor],
-    amount: Tensor,
-    absolute: bool,
-    sparsity: bool,
-    context: str,
+def _fake_threshold(
+    scores: list[Tensor], masks: list[Tensor], amount: Tensor, *_: object
 ) -> tuple[Tensor, Tensor]:
     device = "meta" if any(leaf.is_meta for leaf in scores) else "cpu"
     value = torch.empty(amount.shape, dtype=torch.float64, device=device)
     return value, torch.empty(amount.shape, dtype=torch.int64, device=device)
 
 
-@masks_from_threshold.register_fake
-def _(
-    value: Tensor,
-    index: Tensor,
-    scores: list[Tensor],
-    masks: list[Tensor],
-    absolute: bool,
-    context: str,
-) -> list[Tensor]:
-    return empty_masks(scores)
-
-
-@num_to_prune.register_fake
-def _(amount: Tensor, candidates: int) -> Tensor:
-    return torch.empty((), dtype=torch.int64, device="cpu")
-
-
-@random_scores.register_fake
-def _(leaves: list[Tensor], seed: Tensor, context: str) -> list[Tensor]:
+def _fake_draws(leaves: list[Tensor], *_: object) -> list[Tensor]:
     return [torch.empty(x.shape, dtype=torch.float64, device=x.device) for x in leaves]
 
 
-@all_finite.register_fake
-def _(leaves: list[Tensor], context: str) -> Tensor:
-    return torch.ones(len(leaves), dtype=torch.bool, device="cpu")
-
-
-@count_pruned.register_fake
-def _(masks: list[Tensor], context: str) -> Tensor:
-    return torch.empty(len(masks), dtype=torch.int64, device=masks[0].device)
-
-
-@apportion.register_fake
-def _(
-    sparsity: Tensor, sizes: list[int], weights: list[float], low: list[int], high: list[int]
-) -> list[Tensor]:
-    return [torch.empty((), dtype=torch.float64, device="cpu") for _ in sizes]
-
+select.register_fake(lambda scores, *_: empty_masks(scores))
+select_rows.register_fake(lambda scores, *_: empty_masks([scores])[0])
+find_threshold.register_fake(_fake_threshold)
+masks_from_threshold.register_fake(lambda value, index, scores, *_: empty_masks(scores))
+num_to_prune.register_fake(lambda *_: torch.empty((), dtype=torch.int64, device="cpu"))
+random_scores.register_fake(_fake_draws)
+all_finite.register_fake(lambda leaves, *_: torch.ones(len(leaves), dtype=torch.bool, device="cpu"))
+count_pruned.register_fake(lambda masks, *_: masks[0].new_empty(len(masks), dtype=torch.int64))
+apportion.register_fake(
+    lambda sparsity, sizes, *_: [torch.empty((), dtype=torch.float64, device="cpu") for _ in sizes]
+)
 
 select.register_vmap(batching.of_select(select, select_rows, find_threshold, masks_from_threshold))
 find_threshold.register_vmap(batching.of_find_threshold(find_threshold))

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import builtins
 import hashlib
-import json
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -21,9 +20,6 @@ from torch import Tensor
 from torch.distributed import distributed_c10d
 
 from gprune.inputs import LeafError
-
-TEXT = 2**12
-"""How many bytes of an error are sent; longer messages are shortened."""
 
 
 class Mesh(NamedTuple):
@@ -169,15 +165,18 @@ class Ranks:
 
     def _shared_error(self, error: Exception | None) -> Exception:
         """Return the error of the lowest rank that has one. All ranks must call this."""
-        rank, phase = dist.get_rank(), "sending an error"
-        claim = 0 if error is None else dist.get_world_size() - rank
-        claims = torch.tensor([claim], device=self._device)
-        [first] = self._all_reduce(phase, claims, dist.ReduceOp.MAX).tolist()
-        is_mine = error is not None and claim == first
-        text = _encode(error, rank) if error is not None and is_mine else bytes(TEXT)
-        letters = torch.tensor(list(text), device=self._device)
-        sent = bytes(self._all_reduce(phase, letters, dist.ReduceOp.SUM).tolist())
-        return error if error is not None and is_mine else _decode(sent)
+        rank = dist.get_rank()
+        first = None if error is None else _describe(error, rank)
+        try:
+            for group in self._groups:
+                found: list[Any] = [None] * dist.get_world_size(group)
+                dist.all_gather_object(found, first, group)
+                first = min(filter(None, found), key=lambda known: known["rank"], default=None)
+        except RuntimeError as lost:
+            raise RuntimeError("gprune lost another rank while sending an error") from lost
+        if first is None:
+            raise AssertionError("no rank has an error to send")
+        return error if error is not None and first["rank"] == rank else _rebuild(first)
 
     def _all_reduce(self, phase: str, message: Tensor, op: dist.ReduceOp.RedOpType) -> Tensor:
         try:
@@ -192,23 +191,23 @@ def _digest(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
 
 
-def _encode(error: Exception, rank: int) -> bytes:
-    known = {"kind": type(error).__name__, "message": str(error), "rank": rank, **vars(error)}
-    size = TEXT
-    while len(text := json.dumps(known, default=str).encode()) > TEXT:
-        size //= 2
-        known["message"] = known["message"][:size]
-    return text.ljust(TEXT, b"\0")
+def _describe(error: Exception, rank: int) -> dict[str, Any]:
+    """Describe an error by plain values, which every rank can unpickle."""
+    known = {"message": str(error), "rank": rank, "kind": type(error).__name__}
+    if isinstance(error, LeafError):
+        known |= {"message": error.message, "kind": error.kind.__name__}
+        known |= {"leaf": error.leaf, "tree": error.tree}
+    return known
 
 
-def _decode(text: bytes) -> Exception:
-    known = json.loads(text.rstrip(b"\0"))
-    kind = getattr(builtins, known["kind"], RuntimeError)
+def _rebuild(known: dict[str, Any]) -> Exception:
+    """Make the error that another rank has described."""
+    kind, message = getattr(builtins, known["kind"], None), known["message"]
     if "leaf" in known:
-        error: Exception = LeafError(known["leaf"], known["tree"], known["message"])
+        error: Exception = LeafError(known["leaf"], known["tree"], message, kind or ValueError)
     elif isinstance(kind, type) and issubclass(kind, Exception):
-        error = kind(known["message"])
+        error = kind(message)
     else:
-        error = RuntimeError(f"{known['kind']}: {known['message']}")
+        error = RuntimeError(f"{known['kind']}: {message}")
     error.add_note(f"on rank {known['rank']}")
     return error

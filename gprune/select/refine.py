@@ -161,6 +161,7 @@ def refine(
     intervals: list[Interval],
     nth: Callable[[list[int]], list[int]],
     enough: list[int],
+    max_bits: int,
 ) -> tuple[list[Interval], list[int], Callable[[], Integers]]:
     """Narrow the interval of the n-th integer of every query, digit by digit.
 
@@ -173,6 +174,7 @@ def refine(
         nth: returns the n of each query, from 1, given how many integers each has. The integers
             below its interval count.
         enough: no digit is counted any more if each query has at most so many integers left.
+        max_bits: the most bits of a digit.
 
     Returns:
         For each query a narrower interval, and how many integers it had, if any digit was counted;
@@ -180,7 +182,7 @@ def refine(
     """
     num_queries = len(intervals)
     share = reduce.max_counts // num_queries
-    max_width = max(1, min(reduce.max_bits, share.bit_length() - 1))
+    max_width = max(1, min(max_bits, share.bit_length() - 1))
     shift = max(interval.high - interval.low for interval in intervals).bit_length()
     remaining, totals, wanted = Once(integers), list[int](), list[int]()
     while shift and any(i.num_inside > n for i, n in zip(intervals, enough, strict=True)):
@@ -238,7 +240,9 @@ def find_nth(
     few = min(MAX_SENT, max(1, reduce.max_counts // size))
     low = [interval.low for interval in intervals]
     enough = [few] * len(nth)
-    intervals, _, remaining = refine(reduce, phase, integers, intervals, lambda _: nth, enough)
+    intervals, _, remaining = refine(
+        reduce, phase, integers, intervals, lambda _: nth, enough, reduce.max_bits
+    )
     if all(interval.low == interval.high for interval in intervals):
         return intervals
     # few are left: every process sends its integers, and sorts those of all

@@ -78,12 +78,14 @@ def guess_brackets(ranked: RankedLeaves, queries: list[Query], reduce: Reduce) -
         ranks = [low for low, _ in pairs[:size]] + [high for _, high in pairs[size:]]
         return [min(max(rank, 1), n) for rank, n in zip(ranks, sizes, strict=True)]
 
-    # the lower and the upper end of each bracket are queries of their own, of unknown sizes
+    # The lower and the upper end of each bracket are queries of their own, of unknown sizes. Both
+    # count the same sample, so digits have one bit less than usual.
     unknown = [Interval(*ranked.key_range, 0, LARGEST)] * (2 * size)
     num_sampled = [min(query.num_candidates**POWER, LARGEST) for query in queries] * 2
     enough = [max(int(n) // COARSE, 4) for n in num_sampled]
     sample = functools.partial(_draw_all, ranked, queries)
-    ends, sizes, _ = refine(reduce, "counting the sample", sample, unknown, both_ranks, enough)
+    phase, max_bits = "counting the sample", max(1, reduce.max_bits - 1)
+    ends, sizes, _ = refine(reduce, phase, sample, unknown, both_ranks, enough, max_bits)
     rows = zip(ends[:size], ends[size:], sizes[:size], queries, strict=True)
     return [_to_guess(*row, size, ranked.key_range) for row in rows]
 

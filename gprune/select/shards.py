@@ -168,15 +168,15 @@ def _placed(i: int, leaf: Tensor, mesh: DeviceMesh) -> tuple[Placed, ...]:
     return tuple(found)
 
 
-def to_text(layout: Layout, call: str) -> str:
-    """Write a layout, and the description of a call, as a string."""
-    return json.dumps({"call": call, "layout": layout})
+def to_text(layout: Layout) -> str:
+    """Write a layout as a string."""
+    return json.dumps(layout)
 
 
 @lru_cache(maxsize=2**8)
 def from_text(text: str) -> Layout:
     """Read the layout from a string that `to_text` has written."""
-    (shape, ranks, device), leaves = json.loads(text)["layout"]
+    (shape, ranks, device), leaves = json.loads(text)
     placed = [
         Leaf(tuple(size), tuple(None if p is None else tuple(p) for p in placements))
         for size, placements in leaves
@@ -190,10 +190,11 @@ def open_shards(
     masks: list[Tensor],
     absolute: bool,
     seed: Tensor | None,
-    context: str,
+    call: str,
+    text: str,
     arguments: tuple[object, ...],
 ) -> Iterator[tuple[RankedLeaves, Ranks, list[Tensor]]]:
-    """Prepare a call on local shards; for the arguments see `gprune.select.operators.opened`.
+    """Prepare a call on local shards; for the arguments see `gprune.select.operators.prepare`.
 
     Yields:
         The leaves that are ranked, the ranks, and new masks to be written.
@@ -201,7 +202,7 @@ def open_shards(
     Raises:
         Exception: with the attribute `is_on_all_ranks`, because every rank raises it.
     """
-    layout = from_text(context)
+    layout = from_text(text)
     ready: list[tuple[RankedLeaves, list[Tensor]]] = []
 
     def describe() -> dict[str, str]:
@@ -220,7 +221,7 @@ def open_shards(
         ready.append((ranked, empty_masks(scores)))
         values = [(x.dtype, x.tolist()) if isinstance(x, Tensor) else x for x in arguments]
         return {
-            "structure": json.loads(context)["call"],
+            "structure": call,
             "leaves": repr((layout, [x.dtype for x in scores], len(masks))),
             "arguments": repr((absolute, number, values)),
         }

@@ -12,24 +12,24 @@ TENSORS = [torch.randn(3, 4), torch.randn(5).requires_grad_(False)]
 MASKS = [torch.ones(3, 4, dtype=torch.bool), torch.tensor([True, False, True, True, False])]
 HALF = torch.tensor(0.5, dtype=torch.float64)
 SEED = torch.tensor(7)
-CONTEXT = "prune"
+CALL = "prune"
 
 
 @pytest.mark.parametrize(
     ("operator", "args"),
     [
-        (operators.select, (TENSORS, [], [HALF], None, True, False, CONTEXT)),
-        (operators.select, (TENSORS, MASKS, [HALF], SEED, False, True, CONTEXT)),
-        (operators.select, (TENSORS, MASKS, [HALF, HALF], None, False, False, CONTEXT)),
+        (operators.select, (TENSORS, [], [HALF], None, True, False, CALL)),
+        (operators.select, (TENSORS, MASKS, [HALF], SEED, False, True, CALL)),
+        (operators.select, (TENSORS, MASKS, [HALF, HALF], None, False, False, CALL)),
         (operators.select_rows, (TENSORS[0], [], HALF, True, False)),
         (operators.select_rows, (TENSORS[0], MASKS[:1], HALF, False, True)),
-        (operators.find_threshold, (TENSORS, MASKS, HALF, True, False, CONTEXT)),
-        (operators.find_threshold, (TENSORS, [], torch.stack([HALF, HALF]), True, False, CONTEXT)),
-        (operators.masks_from_threshold, (HALF, SEED, TENSORS, MASKS, False, CONTEXT)),
+        (operators.find_threshold, (TENSORS, MASKS, HALF, True, False, CALL)),
+        (operators.find_threshold, (TENSORS, [], torch.stack([HALF, HALF]), True, False, CALL)),
+        (operators.masks_from_threshold, (HALF, SEED, TENSORS, MASKS, False, CALL)),
         (operators.num_to_prune, (HALF, 9)),
-        (operators.random_scores, (TENSORS, SEED, CONTEXT)),
-        (operators.all_finite, (TENSORS, CONTEXT)),
-        (operators.count_pruned, (MASKS, CONTEXT)),
+        (operators.random_scores, (TENSORS, SEED, CALL)),
+        (operators.all_finite, (TENSORS, CALL)),
+        (operators.count_pruned, (MASKS, CALL)),
         (operators.apportion, (HALF, [10, 4], [3.0, 1.0], [0, 1], [10, 4])),
     ],
     ids=lambda value: getattr(value, "_name", ""),
@@ -46,10 +46,10 @@ def test_operators_are_unsafe_in_cuda_graphs() -> None:
 
 def test_one_amount_is_for_all_leaves_and_one_per_leaf_for_each() -> None:
     scores = [torch.tensor([1.0, 2.0]), torch.tensor([0.0, 9.0, 8.0])]
-    [a, b] = operators.select(scores, [], [torch.tensor(2)], None, False, False, CONTEXT)
+    [a, b] = operators.select(scores, [], [torch.tensor(2)], None, False, False, CALL)
     assert (a.tolist(), b.tolist()) == ([False, True], [False, True, True])
     both = [torch.tensor(0), torch.tensor(2)]
-    [a, b] = operators.select(scores, [], both, None, False, False, CONTEXT)
+    [a, b] = operators.select(scores, [], both, None, False, False, CALL)
     assert (a.tolist(), b.tolist()) == ([True, True], [False, True, False])
 
 
@@ -57,7 +57,7 @@ def test_the_results_of_the_operators_are_contiguous_and_fresh() -> None:
     scores = [torch.randn(3, 4).t()]
     prior = [torch.ones(3, 4, dtype=torch.bool).t()]
     for k in (0, 5):
-        [mask] = operators.select(scores, prior, [torch.tensor(k)], None, False, False, CONTEXT)
+        [mask] = operators.select(scores, prior, [torch.tensor(k)], None, False, False, CALL)
         assert mask.is_contiguous()
         assert mask.data_ptr() != prior[0].data_ptr()
 
@@ -93,22 +93,22 @@ def test_leaves_without_values_beside_others_are_refused() -> None:
 
 def test_all_finite() -> None:
     leaves = [torch.ones(3), torch.tensor([1, float("nan")]), torch.ones(0), -torch.ones(1) / 0]
-    assert operators.all_finite(leaves, CONTEXT).tolist() == [True, False, True, False]
-    assert operators.all_finite([torch.tensor([float("inf"), 1])], CONTEXT).tolist() == [False]
+    assert operators.all_finite(leaves, CALL).tolist() == [True, False, True, False]
+    assert operators.all_finite([torch.tensor([float("inf"), 1])], CALL).tolist() == [False]
 
 
 def test_pruned_entries_are_counted() -> None:
     masks = [*MASKS, torch.zeros(2, 3, dtype=torch.bool), torch.ones(0, dtype=torch.bool)]
-    assert operators.count_pruned(masks, CONTEXT).tolist() == [0, 2, 6, 0]
+    assert operators.count_pruned(masks, CALL).tolist() == [0, 2, 6, 0]
 
 
 def test_random_scores_are_the_draws_of_each_leaf() -> None:
     leaves = [torch.empty(2, 3), torch.empty(6)]
-    first, second = operators.random_scores(leaves, SEED, CONTEXT)
+    first, second = operators.random_scores(leaves, SEED, CALL)
     assert first.shape == (2, 3)
     assert first.dtype == torch.float64
     assert not first.view(-1).equal(second)
-    assert second.equal(operators.random_scores(leaves[::-1][:1] * 2, SEED, CONTEXT)[1])
+    assert second.equal(operators.random_scores(leaves[::-1][:1] * 2, SEED, CALL)[1])
 
 
 def test_apportion_names_the_bounds() -> None:

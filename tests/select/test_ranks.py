@@ -191,8 +191,8 @@ PHASES = [
     "gprune.select.partition.packed_positions",
     "gprune.select.refine.histogram",
     "gprune.select.partition.PartitionPass.run",
-    "gprune.select.refine.Remaining.rows",
-    "gprune.select.search.write_masks",
+    "gprune.select.refine.Integers.slots",
+    "gprune.select.finish.keep_positions",
     "gprune.select.shards.empty_masks",
 ]
 
