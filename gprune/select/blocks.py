@@ -33,7 +33,7 @@ from gprune.select.keys import (
     to_float64_keys,
 )
 
-BLOCK = 2**20
+BLOCK = 2**19
 """The most entries of a block. Large enough that the fixed cost of an operator is negligible."""
 
 
@@ -237,9 +237,10 @@ class RankedLeaves:
         return torch.stack(kept).sum() if kept else torch.zeros((), dtype=torch.int64, device="cpu")
 
     def keys(self, bits: Tensor, form: Format) -> Tensor:
-        """Turn bits into keys of the common format; int64, or of a narrower dtype."""
+        """Turn bits into keys of the common format, int32 or int64."""
         keys = keys_of(bits, form, absolute=self.absolute)
-        return keys if form == self.common else to_float64_keys(keys, form)
+        keys = keys if form == self.common else to_float64_keys(keys, form)
+        return keys if keys.element_size() > 2 else keys.to(torch.int32)
 
     def blocks(self, leaves: range, first: int = 0, last: int | None = None) -> Iterator[Block]:
         """Stream the entries of leaves that this process counts, in flat order.

@@ -173,8 +173,11 @@ def _narrow_ties(
     nth, leaves = query.k - key.num_below, query.leaves
     if reduce.num_processes == 1:
         counts = torch.stack([block.num_inside.cpu() for block in blocks]).view(1, -1)
-        number, below, inside = (int(x) for x in pick(counts, [nth]))
-        return Interval(blocks[number].start, blocks[number].stop - 1, below, inside)
+        number, below, _ = (int(x) for x in pick(counts, [nth]))
+        ends = blocks[number].start, blocks[number].stop - 1
+        [found] = tied_indices(ranked, leaves, key.low, *ends)
+        index = int(found[nth - below - 1])
+        return Interval(index, index, nth - 1, 1)
     starts = ranked.tree_starts
     known = Interval(starts[leaves.start], starts[leaves.stop] - 1, 0, key.num_inside)
     while known.low < known.high and known.num_inside > MAX_TIES:

@@ -156,7 +156,14 @@ class PartitionPass:
         self.num_counts = 2 * len(queries) + 1
         self.counted: list[list[CountedBlock]] = [[] for _ in queries]
         self._ranked, self._masks, self._limit = ranked, masks, limit
-        self._collected: list[tuple[int, Tensor, Tensor]] = []
+        # one allocation each: small tensors between the blocks would scatter the free memory
+        most = [q.num_candidates for i, q in enumerate(queries) if self.collects(i)]
+        size = min(limit, sum(most))
+        is_wide = ranked.common.integer == torch.int64 or not ranked.common.is_float
+        dtype = torch.int64 if is_wide else torch.int32
+        self._keys = torch.empty(size, dtype=dtype, device="cpu")
+        self._positions = torch.empty(size, dtype=torch.int64, device="cpu")
+        self._parts: list[tuple[int, int, int]] = []
         self._num_collected = 0
 
     def collects(self, query: int) -> bool:
@@ -188,11 +195,10 @@ class PartitionPass:
                 num_inside = count_packed(inside)
                 counts[1, query] += num_inside
                 self.counted[query].append(CountedBlock(block.start, block.stop, num_inside))
-                if self.collects(query) and self._can_collect(int(num_inside)):
+                if self.collects(query) and self._has_room(int(num_inside)):
                     found = packed_positions(inside)
-                    bits = block.bits.index_select(0, found)
-                    keys = _at_least_int32(ranked.keys(bits, block.form))
-                    self._collected.append((query, keys, found.add_(block.start)))
+                    keys = ranked.keys(block.bits.index_select(0, found), block.form)
+                    self._collect(query, keys, found.add_(block.start))
             counts[0, query] = ranked.num_candidates(leaves).to(ranked.device) - not_below
         is_full = self._num_collected > self._limit or self._limit == 0
         return torch.cat([counts.view(-1), counts.new_full((1,), is_full)])
@@ -200,20 +206,29 @@ class PartitionPass:
     def candidates(self, queries: list[int]) -> Candidates:
         """Return the collected candidates of some queries, which are numbered anew from 0."""
         numbers = {query: number for number, query in enumerate(queries)}
-        parts = [part for part in self._collected if part[0] in numbers]
-        self._collected = []
-        keys = concatenate([keys for _, keys, _ in parts])
-        positions = concatenate([positions for *_, positions in parts])
+        parts = [part for part in self._parts if part[0] in numbers]
+        if len(parts) == len(self._parts):
+            keys, positions = (x[: self._num_collected] for x in (self._keys, self._positions))
+        else:
+            keys = concatenate([self._keys[start:stop] for _, start, stop in parts])
+            positions = concatenate([self._positions[start:stop] for _, start, stop in parts])
         if len(queries) == 1:
             return Candidates(keys, positions, None)
-        order = torch.tensor([numbers[query] for query, *_ in parts], device="cpu")
-        sizes = torch.tensor([keys.numel() for _, keys, _ in parts], device="cpu")
+        table = [(numbers[query], stop - start) for query, start, stop in parts]
+        order, sizes = torch.tensor(table, dtype=torch.int32, device="cpu").view(-1, 2).unbind(1)
         return Candidates(keys, positions, order.repeat_interleave(sizes))
 
-    def _can_collect(self, number: int) -> bool:
-        """Return whether so many more candidates can be collected."""
+    def _has_room(self, number: int) -> bool:
+        """Count so many more candidates as found, and return whether all fit into the limit."""
         self._num_collected += number
         return self._num_collected <= self._limit
+
+    def _collect(self, query: int, keys: Tensor, positions: Tensor) -> None:
+        """Store the candidates for which there is room."""
+        start, stop = self._num_collected - keys.numel(), self._num_collected
+        self._keys[start:stop] = keys
+        self._positions[start:stop] = positions
+        self._parts.append((query, start, stop))
 
     def _find_inside(self, leaves: range, members: list[int], num_inside: Tensor) -> None:
         """Count and collect the candidates in the brackets of several queries of the same leaves.
@@ -234,7 +249,7 @@ class PartitionPass:
             first, last = ((key - bins.first) >> bins.shift for key in (low, high))
             table[1 + first : 2 + last] = True
         for block in ranked.blocks(leaves):
-            keys = _at_least_int32(ranked.keys(block.bits, block.form))
+            keys = ranked.keys(block.bits, block.form)
             near = find_true(table.to(keys.device).index_select(0, bins.numbers(keys)))
             if block.prior is not None:
                 near = near[block.prior.index_select(0, near)]
@@ -244,18 +259,13 @@ class PartitionPass:
                 number = torch.tensor(found.numel(), device="cpu")
                 num_inside[query] += number.to(num_inside.device)
                 self.counted[query].append(CountedBlock(block.start, block.stop, number))
-                if self.collects(query) and self._can_collect(found.numel()):
+                if self.collects(query) and self._has_room(found.numel()):
                     positions = near.index_select(0, found).add_(block.start)
-                    self._collected.append((query, keys.index_select(0, found), positions))
+                    self._collect(query, keys.index_select(0, found), positions)
 
 
 NUM_TABLE_BINS = 2**15
 """How many bins of keys the table has that finds what is near the brackets of several queries."""
-
-
-def _at_least_int32(keys: Tensor) -> Tensor:
-    """Widen narrow keys: numbers of bins and queries are added to them."""
-    return keys if keys.element_size() > 2 else keys.to(torch.int32)
 
 
 def by_leaves(queries: Sequence[Query]) -> list[tuple[range, list[int]]]:
@@ -346,7 +356,7 @@ def count_keys(ranked: RankedLeaves, queries: Sequence[Query], bins: Sequence[Bi
         # queries of the same leaves often have the same bins, and then share a histogram
         totals = {bins[query]: counts.new_zeros(size + 1) for query in members}
         for block in ranked.blocks(leaves):
-            keys = _at_least_int32(ranked.keys(block.bits, block.form))  # up to 2^15 bins
+            keys = ranked.keys(block.bits, block.form)
             for same_bins, total in totals.items():
                 numbers = same_bins.numbers(keys)
                 if block.prior is not None:

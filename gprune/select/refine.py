@@ -84,13 +84,14 @@ class Once(Generic[T]):
     """A function without arguments that is computed when it is first called, and never again."""
 
     def __init__(self, compute: Callable[[], T]) -> None:
-        self._compute = compute
+        self._compute: Callable[[], T] | None = compute
         self._result: list[T] = []
 
     def __call__(self) -> T:
         """Return the result."""
-        if not self._result:
+        if self._compute is not None:
             self._result.append(self._compute())
+            self._compute = None  # what it was computed from may be large
         return self._result[0]
 
 
@@ -147,7 +148,7 @@ class Integers(NamedTuple):
         if self.query is None:
             slots[0, reduce.process, : offsets.numel()] = offsets + 1
             return slots.view(-1)
-        query, order = self.query.sort()
+        query, order = self.query.to(torch.int64).sort()
         starts = torch.searchsorted(query, torch.arange(num_queries, device=query.device))
         place = torch.arange(query.numel(), device=query.device) - starts[query]
         slots[query, reduce.process, place] = offsets[order] + 1

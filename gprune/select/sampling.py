@@ -152,10 +152,10 @@ def expected_inside(total: int) -> int:
 
 
 def _draw_all(ranked: RankedLeaves, queries: list[Query]) -> Integers:
-    """Draw the samples of all queries, once for the lower ends and once for the upper ends."""
+    """Draw the samples of all queries, and use each for its lower end and for its upper end."""
     parts = [draw_sample(ranked, query.leaves).sub_(ranked.key_range[0]) for query in queries] * 2
     sizes = torch.tensor([part.numel() for part in parts], device="cpu")
-    query = torch.arange(len(parts), device="cpu").repeat_interleave(sizes)
+    query = torch.arange(len(parts), dtype=torch.int32, device="cpu").repeat_interleave(sizes)
     return Integers(torch.cat(parts), query)
 
 
@@ -167,8 +167,8 @@ def draw_sample(ranked: RankedLeaves, leaves: range) -> Tensor:
         leaves: the number of one leaf, or those of all.
 
     Returns:
-        Their keys in the common format, int64, unordered. Each process draws a part of the sample
-        from the entries that it counts.
+        Their keys in the common format, int32 or int64, unordered. Each process draws a part of the
+        sample from the entries that it counts.
     """
     first, last = ranked.starts[leaves.start], ranked.starts[leaves.stop]
     num_entries = ranked.tree_starts[leaves.stop] - ranked.tree_starts[leaves.start]
@@ -190,8 +190,7 @@ def draw_sample(ranked: RankedLeaves, leaves: range) -> Tensor:
             form = ranked.form(group[0])
             local = positions[start:end] - ranked.starts[group[0]]
             taken.setdefault(form, []).append(_take(ranked, group, form, local))
-    found = [ranked.keys(torch.cat(bits), form).to(torch.int64) for form, bits in taken.items()]
-    return torch.cat(found)
+    return torch.cat([ranked.keys(torch.cat(bits), form) for form, bits in taken.items()])
 
 
 def _take(ranked: RankedLeaves, group: list[int], form: Format, index: Tensor) -> Tensor:

@@ -219,7 +219,10 @@ def choose_bracket(interval: Interval, guess: Guess | None, share: int) -> tuple
 
 
 def batches(queries: Sequence[Query], reduce: Reduce) -> Iterator[list[Query]]:
-    """Split queries into groups whose collected candidates fit into memory.
+    """Split queries into groups that are searched together.
+
+    Together they need fewer messages, and collect more candidates. So a single process searches for
+    one query after the other, and several processes for as many as their memory allows.
 
     Args:
         queries: the thresholds to find.
@@ -228,11 +231,12 @@ def batches(queries: Sequence[Query], reduce: Reduce) -> Iterator[list[Query]]:
     Yields:
         The queries of each group.
     """
+    room = BATCH * reduce.num_processes if reduce.num_processes > 1 else 0
     run, held = list[Query](), 0
     for query in queries:
         total = query.num_candidates
         expected = total if total <= FEW else expected_inside(total)
-        if run and held + expected > BATCH * reduce.num_processes:
+        if run and held + expected > room:
             yield run
             run, held = [], 0
         run.append(query)
