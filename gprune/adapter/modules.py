@@ -1,8 +1,8 @@
 """Modules and flat dicts of their parameters and masks: prune, attach, detach, read.
 
-The keys of the dicts are those of `named_parameters()` of the plain module, whatever is pruned in
-it. A tied parameter has several names and is recognised by identity. What is read has its first
-name; masks may be given under any of its names.
+The keys of the dicts are those of `named_parameters()` before anything is pruned in the module. A
+tied parameter has several names and is recognised by identity. What is read has its first name;
+masks may be given under any of its names.
 """
 
 import difflib

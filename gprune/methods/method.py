@@ -69,9 +69,9 @@ def pruning_method(kind: str) -> Callable[[Callable[P, Tensor]], PruningMethod[P
 
     The function is called as `method(param, scores, mask=mask, **kwargs)` and returns a bool mask
     of the shape of `param`, `True` = keep. `scores` is `None` if the user gave none. `mask` is the
-    prior mask, all `True` if there is none; what it has pruned stays pruned, whatever the function
-    returns. `layerwise` calls the function once per leaf. `global_unstructured` calls it once, with
-    the 1-D concatenations of all parameters, all scores and all prior masks.
+    prior mask, all `True` if there is none; what it has pruned stays pruned, also if the function
+    returns `True` there. `layerwise` calls the function once per leaf. `global_unstructured` calls
+    it once, with the 1-D concatenations of all parameters, all scores and all prior masks.
 
     Args:
         kind: `"unstructured"` if single entries are chosen; otherwise `"structured"` or

@@ -34,7 +34,7 @@ def lowest_unstructured(
 ) -> Tensor:
     """Prune the entries with the lowest scores, sign included.
 
-    Exactly k candidates are pruned, whatever the ties: among equal scores the lowest flat index
+    Exactly k candidates are pruned: among equal scores those with the lowest flat indices go
     first. NaN ranks above everything.
 
     Args:

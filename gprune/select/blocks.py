@@ -150,7 +150,7 @@ class RankedLeaves:
         slices: the slice of its leaf that each local shard is; empty without DTensors.
         counted: for each leaf whether this process counts its entries. A replicated leaf is counted
             by one process only. Empty if all leaves are counted.
-        exact: whether the keys are float64 keys, whatever the dtypes of the leaves are.
+        exact: whether the keys are float64 keys also if all leaves have another dtype.
     """
 
     scores: list[Tensor]

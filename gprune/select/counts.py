@@ -50,8 +50,8 @@ def as_scalar(number: Any, name: str, *, meta: bool = False, several: bool = Fal
         several: whether a tensor may be 1-D.
 
     Returns:
-        A detached tensor, 0-dim unless several are given: integer numbers as int64, others as
-        float64, both on the CPU whatever the default device is; tensors as they are.
+        A detached tensor, 0-dim unless several are given. Integer numbers become int64 and others
+        float64, both on the CPU. Tensors stay as they are.
 
     Raises:
         TypeError: if it is not a number (a bool is not).

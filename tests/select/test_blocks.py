@@ -243,7 +243,7 @@ def test_more_entries_than_32_bits_count() -> None:
 
 
 @given(st.lists(st.integers(0, 7), max_size=4), st.integers(1, 60), st.randoms())
-def test_flat_blocks_are_the_entries_in_row_major_order(shape, size, random) -> None:  # type: ignore[no-untyped-def]
+def test_flat_blocks_are_the_entries_in_row_major_order(shape, size, random) -> None:
     order = list(range(len(shape)))
     random.shuffle(order)
     count = int(np.prod(shape))

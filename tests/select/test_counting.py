@@ -44,7 +44,7 @@ class Elsewhere(torch.Tensor):
     """A tensor on the CPU that says that it is on another device."""
 
     @property
-    def device(self):  # type: ignore[no-untyped-def]
+    def device(self):
         return Device("cpu")
 
 

@@ -619,7 +619,7 @@ def vmap_over_models(case: Case, rng: Rng) -> Iterator[Check]:
 
         def call(
             params: Any, scores: Any, masks: Any, n: Any, prune: Any = prune, name: str = name
-        ):  # type: ignore[no-untyped-def]
+        ):
             got = prune(params, scores, masks=masks, **case.method, **{name: n})
             return [mask for mask in got if mask is not None]
 
