@@ -206,8 +206,8 @@ class PartitionPass:
         positions = concatenate([positions for *_, positions in parts])
         if len(queries) == 1:
             return Candidates(keys, positions, None)
-        order = torch.tensor([numbers[query] for query, *_ in parts], device="cpu")
-        sizes = torch.tensor([keys.numel() for _, keys, _ in parts], device="cpu")
+        rows = [(numbers[query], keys.numel()) for query, keys, _ in parts]
+        order, sizes = torch.tensor(rows, dtype=torch.int64, device="cpu").view(-1, 2).unbind(1)
         return Candidates(keys, positions, order.repeat_interleave(sizes))
 
     def _can_collect(self, number: int) -> bool:

@@ -140,9 +140,9 @@ class Integers(NamedTuple):
         Returns:
             int64, 1-D.
         """
-        offsets = self.offsets
-        if offsets.element_size() < 8:  # 32 unsigned bits may be a negative int32
-            offsets = offsets.to(torch.int64).bitwise_and_(2**32 - 1)
+        offsets, num_bits = self.offsets, 8 * self.offsets.element_size()
+        if num_bits < 64:  # 32 unsigned bits may be a negative int32
+            offsets = offsets.to(torch.int64).bitwise_and_(2**num_bits - 1)
         slots = offsets.new_zeros(num_queries, reduce.num_processes, num_slots)
         if self.query is None:
             slots[0, reduce.process, : offsets.numel()] = offsets + 1
