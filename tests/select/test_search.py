@@ -18,18 +18,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gprune.select import partition, search
 from gprune.select.blocks import Query, RankedLeaves
 from gprune.select.partition import empty_masks
-from gprune.select.refine import OneProcess, Reduce
+from gprune.select.finish import KeyThreshold
+from gprune.select.refine import Interval, OneProcess, Reduce
 from gprune.select.sampling import Guess, draw_sample
 from gprune.select.search import (
-    Interval,
-    KeyThreshold,
     Search,
     batches,
     choose_bracket,
     count_candidates,
     find_thresholds,
     select_into,
-    shared_bins,
     write_at,
 )
 from tests.support import fuzz, ranked
@@ -338,11 +336,11 @@ def test_what_is_known_after_a_bracket_that_missed() -> None:
         settled = searching._settle(made, [0], [30, 15, int(not is_collected)])
         return searching._intervals[0], settled
 
-    assert settle(30) == ((0, 19, 10, 20), [-1])
+    assert settle(30) == ((0, 19, 10, 20), [])
     assert settle(31) == ((20, 29, 30, 15), [0])
     assert settle(45) == ((20, 29, 30, 15), [0])
-    assert settle(46) == ((30, 50, 45, 25), [-1])
-    assert settle(31, is_collected=False) == ((20, 29, 30, 15), [-1])
+    assert settle(46) == ((30, 50, 45, 25), [])
+    assert settle(31, is_collected=False) == ((20, 29, 30, 15), [])
 
 
 def test_a_bracket_of_one_key_needs_no_collecting() -> None:
@@ -375,21 +373,6 @@ KNOWN = Interval(0, 100, 50, 1000)
 )
 def test_choose_bracket(guess: Guess | None, share: int, expected: tuple[int, int, int]) -> None:
     assert choose_bracket(KNOWN, guess, share) == expected
-
-
-def test_bins_are_shared_where_that_narrows_all() -> None:
-    one, two = Query(range(1), 1, 9), Query(range(2), 1, 9)
-    far, near = [(0, 100), (10**6, 10**6 + 100)], [(0, 100), (50, 140)]
-    covering = partition.Bins.covering
-    each = [covering(*bracket, 8) for bracket in far]
-    assert shared_bins([one, one], far, 8) == each
-    assert shared_bins([one, one], near, 8) == [covering(0, 140, 8)] * 2
-    assert shared_bins([one, two], near, 8) == [covering(*bracket, 8) for bracket in near]
-    assert shared_bins([one, two, one], [*near, (0, 90)], 8) == [
-        covering(0, 100, 8),
-        covering(50, 140, 8),
-        covering(0, 100, 8),
-    ]
 
 
 def test_batches_hold_what_may_be_collected() -> None:
