@@ -17,8 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gprune.select import partition, search
 from gprune.select.blocks import Query, RankedLeaves
-from gprune.select.partition import empty_masks
 from gprune.select.finish import KeyThreshold
+from gprune.select.partition import empty_masks
 from gprune.select.refine import Interval, OneProcess, Reduce
 from gprune.select.sampling import Guess, draw_sample
 from gprune.select.search import (
@@ -38,13 +38,13 @@ more = settings(max_examples=4 * settings().max_examples)
 
 @st.composite
 def asked(draw: st.DrawFn, own: ranked.Ranked, kind: str) -> list[Query]:
-    """Queries of all leaves, of single leaves, or of both."""
+    """Queries of all leaves, several of them; of single leaves, one of each; or of both."""
     everything, *single = ranked.scopes(len(own.leaves.scores))
     scopes = {"all": [everything], "single": single, "both": [everything, *single]}[kind]
     queries = []
     for scope in scopes:
         n = len(own.candidates(scope))
-        most = 1 if kind == "single" else 3
+        most = {"all": 6, "single": 1, "both": 3}[kind]
         ks = draw(st.lists(st.integers(1, n), max_size=most, unique=True)) if n else []
         queries += [Query(scope, k, n) for k in ks]
     return queries
@@ -254,14 +254,29 @@ def test_a_sample_that_sees_nothing_costs_a_few_passes(
 def test_nearly_always_one_pass_is_made() -> None:
     """One search in two hundred misses, and of twenty hardly more than one."""
     passes = Counter[str]()
-    for seed in range(20, 40):
+    for seed in range(20, 30):
         scores = torch.randn(2**17 + 9, generator=torch.Generator().manual_seed(seed))
         own = ranked.of(RankedLeaves(list(scores.split(2**17)), []))
-        queries = [Query(range(2), k, 2**17 + 9) for k in (2**14, 2**16)]
-        with watched(own) as calls:
-            Search(own.leaves, queries, OneProcess()).run()
-        passes += calls
+        for k in (2**14, 2**16):
+            with watched(own) as calls:
+                Search(own.leaves, [Query(range(2), k, 2**17 + 9)], OneProcess()).run()
+            passes += calls
     assert passes.total() <= 21
+
+
+def test_queries_that_share_their_leaves_are_not_sampled() -> None:
+    """Bins narrow them all. A query of leaves of its own has a guess, if it has many candidates."""
+    own = RankedLeaves([torch.rand(300), torch.rand(200)], [])
+    both, one, other = Query(range(2), 7, 500), Query(range(1), 9, 300), Query(range(1, 2), 9, 200)
+    with patched(Limits(few=250)):
+        for queries, guessed in (
+            ([both], {0}),
+            ([both, both._replace(k=9)], set()),
+            ([both, one, both._replace(k=9)], {1}),
+            ([other], set()),
+            ([other, one], {1}),
+        ):
+            assert Search(own, queries, OneProcess())._guess().keys() == guessed
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, math.nan, math.inf])
@@ -310,16 +325,98 @@ def test_brackets_far_apart_are_narrowed_in_bins_of_their_own() -> None:
     assert calls.total() <= most_passes(own.leaves, small)
 
 
-def test_one_query_may_be_left_for_a_later_pass() -> None:
-    """Its bracket misses, and those of the other queries do not."""
-    scores = torch.randn(300, generator=torch.Generator().manual_seed(0))
-    scores[::2] = math.nan
-    own = ranked.of(RankedLeaves([scores], []))
-    with patched(Limits(limit=20, few=9, power=0.5, coarse=1)):
-        for k in range(1, 300, 7):
-            queries = [Query(range(1), one, 300) for one in (k, 270)]
-            found = Search(own.leaves, queries, OneProcess()).run()
-            assert found == [threshold(own, query) for query in queries]
+@contextmanager
+def finished() -> Iterator[list[tuple[str, list[int]]]]:
+    """Note which queries each pass has settled, and whether their candidates were collected."""
+    calls: list[tuple[str, list[int]]] = []
+
+    def noting(name: str) -> Any:
+        original = getattr(search, name)
+
+        def call(own: Any, reduce: Any, made: Any, numbers: list[int], *args: Any) -> Any:
+            calls.append((name, [made.queries[number].leaves.start for number in numbers]))
+            return original(own, reduce, made, numbers, *args)
+
+        return mock.patch.object(search, name, call)
+
+    with noting("finish_collected"), noting("finish_counted"):
+        yield calls
+
+
+@pytest.mark.parametrize("writes", [False, True])
+def test_some_queries_may_be_left_for_a_later_pass(writes: bool) -> None:
+    """The bracket of the second leaf misses. The masks of the others are not written again."""
+    generator = torch.Generator().manual_seed(0)
+    [missed] = hidden(0.0, torch.rand(HIDDEN, generator=generator) + 1).scores
+    scores = [torch.rand(HIDDEN, generator=generator), missed, torch.zeros(50)]
+    own = ranked.of(RankedLeaves(scores, []))
+    queries = [Query(range(i, i + 1), k, len(scores[i])) for i, k in enumerate((700, 1500, 20))]
+    masks = empty_masks(scores) if writes else None
+    with patched(Limits(256, 1000, 100)), finished() as calls, watched(own):
+        found = Search(own.leaves, queries, OneProcess(), masks).run()
+    assert found == [threshold(own, query) for query in queries]
+    assert calls[0] == ("finish_collected", [0, 2])
+    assert [numbers for _, numbers in calls[1:]] == [[1]]
+    for leaf, mask in enumerate(masks or []):
+        assert mask.view(-1).tolist() == masks_at(own, queries[leaf]).tolist()
+
+
+@pytest.mark.parametrize("writes", [False, True])
+def test_a_bracket_of_one_key_is_settled_where_another_overflows(writes: bool) -> None:
+    """The sample of the second leaf sees even steps, but the other scores are close together."""
+    rest = 0.5 + torch.rand(HIDDEN, generator=torch.Generator().manual_seed(0)) / 10**4
+    seen = torch.unique(draw_sample(RankedLeaves([torch.arange(HIDDEN)], []), range(1)))
+    rest[seen] = torch.linspace(0, 1, len(seen))
+    scores = [torch.ones(HIDDEN), rest]
+    own = ranked.of(RankedLeaves(scores, []))
+    queries = [Query(range(i, i + 1), 1000, HIDDEN) for i in range(2)]
+    masks = empty_masks(scores) if writes else None
+    with patched(Limits(256, 900, 100)), finished() as calls, watched(own) as passes:
+        found = Search(own.leaves, queries, OneProcess(), masks).run()
+    assert found == [threshold(own, query) for query in queries]
+    assert calls == [("finish_counted", [0]), ("finish_collected", [1])]
+    assert passes["run"] > 1
+    for leaf, mask in enumerate(masks or []):
+        assert mask.view(-1).tolist() == masks_at(own, queries[leaf]).tolist()
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "spread"),
+    [
+        (torch.float16, 300),
+        (torch.bfloat16, 90),
+        (torch.float32, 3),
+        (torch.float32, 2**20),
+        (torch.float64, 2**40),
+        (torch.int8, 128),
+        (torch.int64, 5),
+        (torch.int64, 2**53),
+    ],
+)
+@pytest.mark.parametrize("limit", [0, 400, 4000])
+def test_many_queries_of_the_same_leaves(
+    dtype: torch.dtype, spread: int, limit: int, pruned: bool
+) -> None:
+    """Bins narrow each of them, and then one pass collects what is in all their brackets."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = (1500, 2, 300)
+    scores = [torch.randint(-spread, spread, (n,), generator=generator) for n in sizes]
+    scores[0][::5] = spread // 2  # many ties, whose bracket is one key
+    scores[0][1], scores[2][7] = -spread, spread - 1
+    scores = [x.to(dtype) for x in scores]
+    priors = [torch.rand(x.shape, generator=generator) < 0.8 for x in scores] if pruned else []
+    own = ranked.of(RankedLeaves(scores, priors))
+    n = len(own.candidates(range(3)))
+    ks = sorted({1, 2, n - 1, n, *range(5, n, n // 30)})
+    queries = [Query(range(3), k, n) for k in ks]
+    n = len(own.candidates(range(1)))
+    queries.append(Query(range(1), n // 2, n))
+    with patched(Limits(256, limit, max_pass_bits=6)), watched(own) as calls:
+        found = Search(own.leaves, queries, OneProcess()).run()
+    assert found == [threshold(own, query) for query in queries]
+    assert calls["count_keys"] > 0
+    assert calls.total() <= most_passes(own.leaves, Limits(max_pass_bits=6))
 
 
 # --- steps --------------------------------------------------------------------------------------
@@ -478,6 +575,52 @@ def test_selections_of_several_processes(alone: bool) -> None:
         assert masks[0].equal(expected[0][:, first:last])
         assert masks[1].equal(expected[1])
         assert threshold == found
+
+
+@given(ranked.trees, limits(), st.booleans(), st.none() | st.integers(0, 9), st.data())
+def test_masks_of_any_amounts(
+    tree: fuzz.Tree, small: Limits, alone: bool, seed: int | None, data: st.DataObject
+) -> None:
+    """Of all leaves, or of each: leaves that lose nothing, small leaves, and others."""
+    own = ranked.rank(tree, seed)
+    scopes = ranked.scopes(len(own.leaves.scores))
+    scopes = scopes[1:] if alone else scopes[:1]
+    if alone and len(scopes) == 1:
+        return
+    ks = [data.draw(st.integers(0, len(own.candidates(leaves)))) for leaves in scopes]
+    masks = empty_masks(own.leaves.scores)
+    with patched(small):
+        select_into(masks, own.leaves, [torch.tensor(k) for k in ks], False, OneProcess())
+    for leaves, k in zip(scopes, ks, strict=True):
+        got = torch.cat([masks[leaf].view(-1) for leaf in leaves]) if leaves else torch.empty(0)
+        assert got.tolist() == masks_at(own, Query(leaves, k, 0)).tolist()
+
+
+def test_small_leaves_take_no_search() -> None:
+    """Their masks are made at once, but not where several processes must agree."""
+    scores = [torch.arange(9.0), torch.arange(10.0), torch.arange(11.0)]
+    amounts = [torch.tensor(4)] * 3
+    searched: list[list[Query]] = []
+
+    class Noting(Search):
+        def __init__(self, own: Any, queries: Any, *args: Any) -> None:
+            searched.append([*queries])
+            super().__init__(own, queries, *args)
+
+    def select(reduce: Any, some: list[torch.Tensor]) -> list[list[bool]]:
+        masks = empty_masks(scores)
+        select_into(masks, RankedLeaves(scores, []), some, False, reduce)
+        return [mask.tolist() for mask in masks]
+
+    with patched(Limits(direct=10)), mock.patch.object(search, "Search", Noting):
+        expected = [[i >= 4 for i in range(n)] for n in (9, 10, 11)]
+        assert select(OneProcess(), amounts) == expected
+        assert searched == [[Query(range(2, 3), 4, 11)]]
+        select(OneProcess(), amounts[:1])
+        assert searched[1:] == [[Query(range(3), 4, 30)]]
+        searched.clear()
+        ranked.Processes(2).run(lambda reduce: select(reduce, amounts))
+        assert [len(queries) for queries in searched] == [3, 3]
 
 
 # --- waits ----------------------------------------------------------------------------------------
