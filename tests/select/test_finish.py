@@ -8,7 +8,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from gprune.select.blocks import Query, RankedLeaves
+from gprune.select.blocks import Query, RankedLeaves, ShardSlice
 from gprune.select.finish import (
     KeyThreshold,
     _narrow_ties,
@@ -141,6 +141,32 @@ def test_ties_beyond_the_threshold_are_kept(k: int, is_single: bool) -> None:
         found = finish(own.leaves, OneProcess(), made, [0], known, masks)
     assert found == [threshold(own, query)]
     assert flat(masks, range(3)) == mask_at(own, query)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_tree_indices_beyond_int32(dtype: torch.dtype) -> None:
+    """The keys are int32, but a leaf may have more entries than that can count."""
+    scores = [torch.tensor([2.0, 1.0, 1.0, 1.0, 3.0], dtype=dtype) for _ in range(2)]
+    size, start = 2**33, 2**33 - 9
+    slices = [ShardSlice((size,), (start,), (5,))] * 2
+    own, masks = RankedLeaves(scores, [], slices=slices), empty_masks(scores)
+    keys = ranked.true_keys(RankedLeaves(scores, []))[0].tolist()
+    one, two = keys[1], keys[0]
+    queries = [Query(range(i, i + 1), k, 5) for i, k in enumerate((2, 3))]
+    for finish, high, below in ((finish_collected, two, 4), (finish_counted, one, 3)):
+        made = PartitionPass(own, queries, [(one, high)] * 2, masks, 99)
+        made.run()
+        known = [Interval(one, high, 0, below)] * 2
+        found = finish(own, OneProcess() if high > one else Two(), made, [0, 1], known, masks)
+        assert found == [KeyThreshold(one, start + 2), KeyThreshold(one, size + start + 3)]
+        kept = [[True, False, False, True, True], [True, False, False, False, True]]
+        assert [mask.tolist() for mask in masks] == kept
+
+
+class Two(OneProcess):
+    """Two processes, of which the other has no candidates."""
+
+    num_processes = 2
 
 
 def test_errors_are_raised_inside_the_sum() -> None:

@@ -101,7 +101,7 @@ def test_thresholds_with_masks(
         assert got.tolist() == masks_at(own, query).tolist()
 
 
-@more
+@settings(max_examples=2 * settings().max_examples)
 @given(ranked.trees, limits(), st.sampled_from(["all", "single", "both"]), st.data())
 def test_several_processes_find_the_same(
     tree: fuzz.Tree, small: Limits, kind: str, data: st.DataObject
