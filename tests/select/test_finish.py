@@ -1,6 +1,7 @@
 """The last step of a search: from what is inside the brackets to thresholds and masks."""
 
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from gprune.select import finish
 from gprune.select.blocks import Query, RankedLeaves, ShardSlice
 from gprune.select.finish import (
     KeyThreshold,
@@ -17,7 +19,7 @@ from gprune.select.finish import (
     prune_few,
     write_replicas,
 )
-from gprune.select.partition import CountedBlock, PartitionPass, empty_masks
+from gprune.select.partition import Candidates, CountedBlock, PartitionPass, empty_masks
 from gprune.select.refine import Interval, OneProcess, Reduce
 from tests.support import fuzz, ranked
 from tests.support.limits import Limits, limits, patched
@@ -88,12 +90,12 @@ def test_a_pass_is_finished(
         len(query.leaves) for query in queries
     )
     masks = empty_masks(own.leaves.scores) if is_distinct else None
-    finish = finish_counted if is_single else finish_collected
+    finish_pass = finish_counted if is_single else finish_collected
     with patched(small):
         ends = [known[:2] for _, known in drawn]
         made = PartitionPass(own.leaves, queries, ends, masks, 2**20)
         made.run()
-        found = finish(own.leaves, OneProcess(), made, numbers, intervals, masks)
+        found = finish_pass(own.leaves, OneProcess(), made, numbers, intervals, masks)
     assert found == [threshold(own, queries[n]) for n in numbers]
     for n in numbers if masks is not None else []:
         assert flat(masks or [], queries[n].leaves) == mask_at(own, queries[n])
@@ -110,13 +112,13 @@ def test_several_processes_finish_the_same(
     queries, intervals = [query for query, _ in drawn], [known for _, known in drawn]
     split = data.draw(ranked.shards(own.leaves.scores))
     numbers = list(range(len(drawn)))
-    finish = finish_counted if is_single else finish_collected
+    finish_pass = finish_counted if is_single else finish_collected
 
     def run(reduce: Reduce) -> list[KeyThreshold]:
         part = ranked.local(own.leaves, split, reduce.process)
         made = PartitionPass(part, queries, [known[:2] for known in intervals], None, 2**20)
         made.run()
-        return finish(part, reduce, made, numbers, intervals, None)
+        return finish_pass(part, reduce, made, numbers, intervals, None)
 
     with patched(small):
         results = ranked.Processes(split.num_processes).run(run)
@@ -132,13 +134,13 @@ def test_ties_beyond_the_threshold_are_kept(k: int, is_single: bool) -> None:
     query, masks = Query(range(3), k, 26), empty_masks(scores)
     one, two = torch.tensor([1.0, 2.0]).view(torch.int32).tolist()
     ends = (one, one) if is_single else (one, two)
-    finish = finish_counted if is_single else finish_collected
+    finish_pass = finish_counted if is_single else finish_collected
     with patched(Limits(block=24)):
         assert own.leaves.groups(range(3)) == [[0, 1], [2]]
         made = PartitionPass(own.leaves, [query], [ends], masks, 99)
         made.run()
         known = [interval_of(own, query, *ends)]
-        found = finish(own.leaves, OneProcess(), made, [0], known, masks)
+        found = finish_pass(own.leaves, OneProcess(), made, [0], known, masks)
     assert found == [threshold(own, query)]
     assert flat(masks, range(3)) == mask_at(own, query)
 
@@ -153,14 +155,30 @@ def test_tree_indices_beyond_int32(dtype: torch.dtype) -> None:
     keys = ranked.true_keys(RankedLeaves(scores, []))[0].tolist()
     one, two = keys[1], keys[0]
     queries = [Query(range(i, i + 1), k, 5) for i, k in enumerate((2, 3))]
-    for finish, high, below in ((finish_collected, two, 4), (finish_counted, one, 3)):
+    for finish_pass, high, below in ((finish_collected, two, 4), (finish_counted, one, 3)):
         made = PartitionPass(own, queries, [(one, high)] * 2, masks, 99)
         made.run()
         known = [Interval(one, high, 0, below)] * 2
-        found = finish(own, OneProcess() if high > one else Two(), made, [0, 1], known, masks)
+        found = finish_pass(own, OneProcess() if high > one else Two(), made, [0, 1], known, masks)
         assert found == [KeyThreshold(one, start + 2), KeyThreshold(one, size + start + 3)]
         kept = [[True, False, False, True, True], [True, False, False, False, True]]
         assert [mask.tolist() for mask in masks] == kept
+
+
+def test_positions_beyond_int32() -> None:
+    """In a process that has so many entries; here they are views of one."""
+    scores = [torch.ones(1).expand(2**32)] * 2
+    own, queries = RankedLeaves(scores, []), [Query(range(i, i + 1), 2, 2**32) for i in range(2)]
+    first = torch.tensor([2**31 + 5, 2**31 + 7, 2**32 - 2, 2**32 - 1])
+    keys, query = torch.tensor([8, 7, 7, 7] * 2, dtype=torch.int32), torch.arange(8) // 4
+    candidates = Candidates(keys, torch.cat([first, first + 2**32]), query)
+    made = mock.Mock(queries=queries, candidates=lambda numbers: candidates)
+    known = [Interval(7, 8, 0, 4)] * 2
+    with mock.patch.object(finish, "keep_positions") as keep:
+        found = finish_collected(own, OneProcess(), made, [0, 1], known, [])
+    assert found == [KeyThreshold(7, 2**32 - 2), KeyThreshold(7, 2**33 - 2)]
+    kept = [2**31 + 5, 2**32 - 1]
+    assert keep.call_args.args[2].tolist() == [*kept, *(i + 2**32 for i in kept)]
 
 
 class Two(OneProcess):
@@ -179,14 +197,14 @@ def test_errors_are_raised_inside_the_sum() -> None:
         def sum(self, phase: str, size: int, count: Any) -> torch.Tensor:
             raise RuntimeError(phase)
 
-    for ends, finish, phase in (
+    for ends, finish_pass, phase in (
         ((key, key + 9), finish_collected, "finding the keys of the thresholds"),
         ((key, key), finish_counted, "finding the flat indices of the thresholds"),
     ):
         made = PartitionPass(own, [Query(range(1), 1, 3)], [ends], masks, 9)
         made.run()
         with pytest.raises(RuntimeError, match=phase):
-            finish(own, Refusing(), made, [0], [Interval(*ends, 0, 2)], masks)
+            finish_pass(own, Refusing(), made, [0], [Interval(*ends, 0, 2)], masks)
 
 
 # --- ties ---------------------------------------------------------------------------------------
