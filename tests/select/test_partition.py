@@ -142,6 +142,9 @@ def test_a_pass_divides_at_both_ends_of_its_bracket(
     assert values_of(collected.keys.long(), FLOAT32).tolist() == scores[inside].tolist()
     above = [i for i in candidates if scores[i] > 4 or scores[i].isnan()]
     assert masks[0].nonzero().view(-1).tolist() == above
+    exact = PartitionPass(leaves, [query], [(low, high)], None, len(inside))
+    assert exact.run().tolist() == [num_below, len(inside), 0]
+    assert exact.candidates([0]).positions.tolist() == inside
     few = PartitionPass(leaves, [query], [(low, high)], None, len(inside) - 1)
     assert few.run().tolist() == [num_below, len(inside), 1]
     assert few.candidates([0]).keys.numel() == 0
