@@ -99,7 +99,7 @@ class Integers(NamedTuple):
     """Integers of some queries, as offsets from the lower ends of the queries' intervals.
 
     Attributes:
-        offsets: 1-D, int64 or narrower; the bits are read as an unsigned integer.
+        offsets: 1-D, int32 or int64; the bits are read as an unsigned integer.
         query: the number of the query of each integer, or `None` if there is one query.
     """
 
@@ -142,7 +142,7 @@ class Integers(NamedTuple):
             int64, 1-D.
         """
         offsets = self.offsets
-        if offsets.element_size() < 8:  # 32 unsigned bits may be a negative int32
+        if offsets.dtype == torch.int32:  # 32 unsigned bits may be a negative int32
             offsets = offsets.to(torch.int64).bitwise_and_(2**32 - 1)
         slots = offsets.new_zeros(num_queries, reduce.num_processes, num_slots)
         if self.query is None:

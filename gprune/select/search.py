@@ -14,8 +14,10 @@ threshold.
 After `GUESSES` passes the sample is not used any more. Each pass over bins then finds
 `max_pass_bits` bits of the key, until the bracket is a single key, or its candidates can be
 collected. So for any scores a search finds its key in at most
-`GUESSES + ceil(bits / max_pass_bits) + 3` passes. Nearly always it takes one. It holds one block,
-the sample, and at most `LIMIT` candidates in memory.
+`GUESSES + ceil(bits / max_pass_bits) + 3` passes. Nearly always it takes one. If queries of
+different leaves together have too many candidates, those that had few enough before may take
+`ceil(bits / max_pass_bits) + 1` passes more. A search holds one block, the sample, and at most
+`LIMIT` candidates in memory.
 
 Counts are summed over the processes that hold the leaves, so every process finds the same
 thresholds. With one process the sum is the count itself.

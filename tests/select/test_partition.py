@@ -13,13 +13,16 @@ from gprune.select.keys import FLOAT32, values_of
 from gprune.select.partition import (
     Bins,
     Buffers,
+    Candidates,
     PartitionPass,
     by_leaves,
     copy_priors,
     count_keys,
     count_ties,
     empty_masks,
+    keep_positions,
     tied_indices,
+    write_block,
     write_masks,
 )
 from tests.support import fuzz, ranked
@@ -45,22 +48,24 @@ def brackets(draw: st.DrawFn, own: ranked.Ranked) -> tuple[int, int]:
 
 @st.composite
 def asked(draw: st.DrawFn, own: ranked.Ranked, distinct: bool = False) -> list[Query]:
-    scopes = st.sampled_from(ranked.scopes(len(own.leaves.scores)))
-    if distinct:
-        scopes = st.sampled_from(ranked.scopes(len(own.leaves.scores))[1:])
-    drawn = draw(st.lists(scopes, min_size=1, max_size=4, unique_by=str if distinct else None))
+    """Queries of all leaves and of single ones, several of the same leaves; or of distinct ones."""
+    everything, *each = ranked.scopes(len(own.leaves.scores))
+    scopes = st.sampled_from([everything, *each])
+    if not distinct:
+        drawn = draw(st.lists(scopes, min_size=1, max_size=5))
+    elif draw(st.booleans()):
+        drawn = [everything]
+    else:
+        drawn = draw(st.lists(st.sampled_from(each), min_size=1, max_size=4, unique_by=str))
+        drawn.sort(key=lambda leaves: leaves.start)
     return [Query(x, 1, len(own.candidates(x))) for x in drawn]
-
-
-def single(own: ranked.Ranked, scope: range) -> list[int]:
-    """The leaves that are streamed alone."""
-    return [group[0] for group in own.leaves.groups(scope) if len(group) == 1]
 
 
 @given(ranked.trees, sizes, st.integers(0, 60), st.booleans(), st.data())
 def test_a_pass_divides_every_query_by_its_bracket(
     tree: fuzz.Tree, size: int, limit: int, writes: bool, data: st.DataObject
 ) -> None:
+    """Also where brackets of the same leaves overlap, or are single keys."""
     own = ranked.rank(tree)
     queries = data.draw(asked(own, distinct=writes))
     ends = [data.draw(brackets(own)) for _ in queries]
@@ -68,44 +73,50 @@ def test_a_pass_divides_every_query_by_its_bracket(
     with patched(Limits(block=size)):
         made = PartitionPass(own.leaves, queries, ends, masks, limit)
         counts = made.run()
-        streamed = {query.leaves: single(own, query.leaves) for query in queries}
     assert (counts.dtype, counts.numel()) == (torch.int64, made.num_counts)
     below, inside = counts[: len(queries)].tolist(), counts[len(queries) : -1].tolist()
-    expected: list[tuple[int, int, int]] = []
+    expected: list[list[tuple[int, int]]] = []
     for number, (query, (low, high)) in enumerate(zip(queries, ends, strict=True)):
         places = own.candidates(query.leaves)
         keys = own.keys[places]
         is_in = (keys >= low) & (keys <= high)
-        assert below[number] == (keys < low).sum()
+        is_alone = [other.leaves for other in queries].count(query.leaves) == 1
+        assert below[number] == ((keys < low).sum() if is_alone else 0)
         assert inside[number] == is_in.sum()
         assert made.collects(number) == (limit > 0 and low < high)
-        if low < high:  # one key is only counted
-            expected += [(number, int(i), int(own.keys[i])) for i in places[is_in]]
-        is_all = limit > 0 and (low, high) == own.leaves.key_range
-        assert made.is_whole(number) == is_all
-        blocks = [block for block in made.counted if block.query == number]
-        if not is_all:
-            assert sum(int(block.num_inside) for block in blocks) == inside[number]
-            for block in blocks:
-                part = (places >= block.start) & (places < block.stop)
-                assert int(block.num_inside) == (is_in & part).sum()
-        if masks is not None and not is_all:
+        found = places[is_in].tolist() if low < high else []  # one key is only counted
+        expected.append([(i, int(own.keys[i])) for i in found])
+        blocks = made.counted[number]
+        assert sum(int(block.num_inside) for block in blocks) == inside[number]
+        for block in blocks:
+            part = (places >= block.start) & (places < block.stop)
+            assert int(block.num_inside) == (is_in & part).sum()
+        if masks is not None:
             above = np.zeros(own.starts[-1], bool)
             above[places] = keys > high
-            for leaf in streamed[query.leaves]:
-                got = masks[leaf].view(-1).numpy()
-                assert got.tolist() == above[own.starts[leaf] : own.starts[leaf + 1]].tolist()
-    fits = len(expected) <= limit and limit > 0
+            got = torch.cat([masks[leaf].view(-1) for leaf in query.leaves])
+            assert got.tolist() == above[own.span(query.leaves)].tolist()
+    fits = sum(map(len, expected)) <= limit and limit > 0
     assert int(counts[-1]) == (not fits)
-    if fits and expected:
-        numbers = [0] * len(expected) if len(queries) == 1 else made.query.tolist()
-        places = made.positions(torch.arange(len(expected))).tolist()
-        keys = made.keys.tolist()
-        assert sorted(zip(numbers, places, keys, strict=True)) == sorted(expected)
-        some = torch.randperm(len(expected))[: len(expected) // 2]
-        assert made.positions(some).tolist() == [places[i] for i in some]
-    elif not fits:
-        assert made.keys.numel() == 0
+    if fits:
+        check_candidates(made, expected, data)
+
+
+def check_candidates(
+    made: PartitionPass, expected: list[list[tuple[int, int]]], data: st.DataObject
+) -> None:
+    """Compare the collected candidates of some of the queries with pairs of position and key."""
+    every = range(len(expected))
+    chosen = sorted(data.draw(st.sets(st.sampled_from(every), min_size=1)))
+    candidates = made.candidates(chosen)
+    assert candidates.positions.dtype == torch.int64
+    assert (candidates.query is None) == (len(chosen) == 1)
+    numbers = [0] * len(candidates.keys) if candidates.query is None else candidates.query.tolist()
+    found: list[list[tuple[int, int]]] = [[] for _ in chosen]
+    pairs = zip(candidates.positions.tolist(), candidates.keys.tolist(), strict=True)
+    for number, pair in zip(numbers, pairs, strict=True):
+        found[number].append(pair)
+    assert found == [expected[query] for query in chosen]  # in the order of the positions
 
 
 @pytest.mark.parametrize("size", [8, 11])  # whole words of bools, and not
@@ -126,13 +137,17 @@ def test_a_pass_divides_at_both_ends_of_its_bracket(
     query = Query(range(1), 1, len(candidates))
     made = PartitionPass(leaves, [query], [(low, high)], masks, size)
     assert made.run().tolist() == [num_below, len(inside), 0]
-    assert made.positions(torch.arange(len(inside))).tolist() == inside
-    assert values_of(made.keys.long(), FLOAT32).tolist() == scores[inside].tolist()
+    collected = made.candidates([0])
+    assert collected.positions.tolist() == inside
+    assert values_of(collected.keys.long(), FLOAT32).tolist() == scores[inside].tolist()
     above = [i for i in candidates if scores[i] > 4 or scores[i].isnan()]
     assert masks[0].nonzero().view(-1).tolist() == above
+    exact = PartitionPass(leaves, [query], [(low, high)], None, len(inside))
+    assert exact.run().tolist() == [num_below, len(inside), 0]
+    assert exact.candidates([0]).positions.tolist() == inside
     few = PartitionPass(leaves, [query], [(low, high)], None, len(inside) - 1)
     assert few.run().tolist() == [num_below, len(inside), 1]
-    assert few.keys.numel() == 0
+    assert few.candidates([0]).keys.numel() == 0
 
 
 @pytest.mark.parametrize("pruned", [False, True])
@@ -148,6 +163,134 @@ def test_what_pads_a_block_is_nowhere(pruned: bool, left: float) -> None:
         counts = made.run().tolist()
     assert counts == [3, 16 if left == 3 else 0, 0]
     assert masks[0].tolist() == [left == 9] * 16 + [False] * 3
+
+
+# --- several queries of the same leaves ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+@pytest.mark.parametrize("limit", [0, 2**20])
+@pytest.mark.parametrize("is_wide", [False, True])  # whether a bracket has all keys
+@pytest.mark.parametrize(
+    ("dtype", "spread"),
+    [
+        (torch.float16, 500),
+        (torch.bfloat16, 30),
+        (torch.float32, 2**18),
+        (torch.float64, 2**30),
+        (torch.int8, 100),
+        (torch.int64, 4),
+        (torch.int64, 2**50),
+    ],
+)
+def test_brackets_of_the_same_leaves(
+    dtype: torch.dtype, spread: int, is_wide: bool, limit: int, pruned: bool
+) -> None:
+    """They overlap, touch, are the same, are single keys, miss all scores, or hold all of them."""
+    generator = torch.Generator().manual_seed(0)
+    scores = [torch.randint(-spread, spread, (n,), generator=generator) for n in (700, 3, 41)]
+    scores[0][::7] = scores[0][3]
+    scores = [x.to(dtype) for x in scores]
+    priors = [torch.rand(x.shape, generator=generator) < 0.8 for x in scores] if pruned else []
+    own = ranked.of(RankedLeaves(scores, priors))
+    everything = range(3)
+    keys = sorted(set(own.keys.tolist()))
+    lowest, highest = own.leaves.key_range
+    a, b, c, d = (keys[len(keys) * i // 5] for i in range(1, 5))
+    tied = int(own.keys[3])
+    ends = [(b, d), (b, b), (c, c + 1), (b, d), (tied, tied), (c - 1, d), (b + 1, d - 1), (d, d)]
+    if is_wide:
+        ends += [(lowest, highest), (a, c), (d + 1, highest), (lowest, keys[0] - 1)]
+        ends += [(keys[0], keys[0]), (keys[-1], keys[-1]), (lowest, lowest), (highest, highest)]
+    queries = [Query(everything, 1, len(own.candidates(everything))) for _ in ends]
+    queries.append(Query(range(1), 1, len(own.candidates(range(1)))))  # one of its own leaf
+    ends.append((b, c))
+    with patched(Limits(block=64)):
+        made = PartitionPass(own.leaves, queries, ends, None, limit)
+        counts = made.run()[len(ends) :].tolist()
+    places = [own.candidates(query.leaves) for query in queries]
+    places = [
+        row[(own.keys[row] >= low) & (own.keys[row] <= high)]
+        for row, (low, high) in zip(places, ends, strict=True)
+    ]
+    assert counts == [*map(len, places), int(limit == 0)]
+    if limit == 0:
+        return
+    collected = [n for n, (low, high) in enumerate(ends) if low < high]
+    candidates = made.candidates(collected)
+    assert candidates.query is not None
+    for number, n in enumerate(collected):
+        own_part = candidates.keep(candidates.query == number)
+        assert own_part.positions.tolist() == places[n].tolist()
+        assert own_part.keys.tolist() == own.keys[places[n]].tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.int8, torch.int64])
+def test_narrow_keys_fill_a_wide_table(dtype: torch.dtype) -> None:
+    """Bins are numbered up to 32769, which no 16-bit integer holds."""
+    values = torch.arange(-128, 128)
+    own = ranked.of(RankedLeaves([values.to(dtype)], []))
+    ends = [own.leaves.key_range, (int(own.keys[250]), int(own.keys[255]))]
+    made = PartitionPass(own.leaves, [Query(range(1), 1, 256)] * 2, ends, None, 2**20)
+    assert made.run().tolist() == [0, 0, 256, 6, 0]
+    candidates = made.candidates([0, 1])
+    assert candidates.query is not None
+    assert candidates.positions.tolist() == [*range(256), *range(250, 256)]
+    assert candidates.query.tolist() == [0] * 256 + [1] * 6
+
+
+def test_brackets_at_the_ends_of_int64() -> None:
+    """Half of the range has 2^63 keys, and all of it 2^64."""
+    top = 2**63 - 1
+    scores = torch.tensor([top, top - 1, top - 9, 0, 5, -1, 1 - top, -top, 9 - top])
+    own = ranked.of(RankedLeaves([scores], []))
+    ends = [(-top - 1, top), (0, top), (-top - 1, -1), (top - 9, top), (-top, 9 - top), (-1, 0)]
+    queries = [Query(range(1), 1, 9)] * len(ends)
+    made = PartitionPass(own.leaves, queries, ends, None, 99)
+    assert made.run()[len(ends) :].tolist() == [9, 5, 4, 3, 3, 2, 0]
+    candidates = made.candidates([3, 4])
+    assert candidates.positions.tolist() == [0, 1, 2, 6, 7, 8]
+
+
+def test_too_many_candidates_of_one_query_leave_the_counts_right() -> None:
+    """What is collected is of no use, but a bracket of one key needs only its counts."""
+    own = ranked.of(RankedLeaves([torch.arange(100) % 10], []))
+    ends = [(3, 3), (0, 9), (4, 5)]
+    made = PartitionPass(own.leaves, [Query(range(1), 1, 100)] * 3, ends, None, 50)
+    assert made.run().tolist() == [0, 0, 0, 10, 100, 20, 1]
+    assert [int(block.num_inside) for block in made.counted[0]] == [10]
+    assert made.candidates([1, 2]).keys.numel() <= 50
+
+
+def test_a_process_without_entries_has_no_candidates() -> None:
+    """It takes part in the messages of the others, so it needs empty tensors of integers."""
+    own = RankedLeaves([torch.empty(0), torch.empty(0, 3)], [])
+    queries = [Query(range(i, i + 1), 1, 9) for i in range(2)]
+    made = PartitionPass(own, queries, [(0, 9), (0, 9)], None, 5)
+    assert made.run().tolist() == [0, 0, 0, 0, 0]
+    candidates = made.candidates([0, 1])
+    assert candidates.query is not None
+    assert candidates.query.dtype == candidates.positions.dtype == torch.int64
+    assert len(candidates.query) == len(candidates.positions) == len(candidates.keys) == 0
+    assert len(candidates.keep(candidates.keys >= candidates.look_up([1, 2])).keys) == 0
+
+
+def test_candidates_are_kept_by_the_number_of_their_query() -> None:
+    keys, positions = torch.tensor([4, 5, 6, 7], dtype=torch.int32), torch.tensor([1, 3, 2, 9])
+    some = Candidates(keys, positions, torch.tensor([0, 0, 1, 1]))
+    table = some.look_up([5, 7])
+    assert isinstance(table, torch.Tensor)
+    assert (table.dtype, table.tolist()) == (torch.int32, [5, 5, 7, 7])
+    wide = some.look_up([-1, 2**40], torch.int64)
+    assert isinstance(wide, torch.Tensor)
+    assert (wide.dtype, wide.tolist()) == (torch.int64, [-1, -1, 2**40, 2**40])
+    kept = some.keep(some.keys >= table)
+    assert kept.query is not None
+    assert (kept.keys.tolist(), kept.positions.tolist()) == ([5, 7], [3, 9])
+    assert kept.query.tolist() == [0, 1]
+    alone = some._replace(query=None)
+    assert alone.look_up([5]) == 5
+    assert alone.keep(keys > 5).query is None
 
 
 def test_queries_of_the_same_leaves_share_their_blocks() -> None:
@@ -186,6 +329,24 @@ def test_bins_cover_what_they_must(low: int, width: int, num_bins: int) -> None:
         narrower = bins.shift - 1
         if num_bins & (num_bins - 1) == 0:
             assert (high >> narrower) - (low >> narrower) >= num_bins
+
+
+@given(
+    st.integers(-(2**63), 2**63 - 1),
+    st.integers(0, 2**20) | st.integers(0, 2**63),
+    st.integers(2, 40) | st.just(2**15),
+    st.lists(st.integers(-(2**62), 2**62)),
+)
+def test_bins_are_numbered_from_one(low: int, width: int, num_bins: int, keys: list[int]) -> None:
+    """0 is below them, and the number after the last is above them."""
+    bins = Bins.covering(low, min(low + width, 2**63 - 1), num_bins)
+    if bins.shift == 0:  # numbers below and above the bins need to be int64
+        bins = bins._replace(first=min(max(bins.first, -(2**62)), 2**62))
+    ends = [bins.first, bins.first + (num_bins << bins.shift)]
+    near = [end + d for end in ends for d in (-1, 0, 1) if abs(end + d) < 2**63]
+    numbers = bins.numbers(torch.tensor([*keys, *near], dtype=torch.int64)).tolist()
+    expected = [(key - bins.first) >> bins.shift for key in [*keys, *near]]
+    assert numbers == [min(max(number, -1), num_bins) + 1 for number in expected]
 
 
 @given(ranked.trees, sizes, st.sampled_from([2, 3, 8, 2**12]), st.data())
@@ -264,6 +425,67 @@ def test_masks_are_written_at_any_threshold(
         everything = range(len(own.leaves.scores))
         write_masks(own.leaves, own.leaves.blocks(everything), key, last, masks)
     assert torch.cat([mask.view(-1) for mask in masks]).tolist() == expected.tolist()
+
+
+@given(ranked.trees, sizes, st.booleans(), st.data())
+def test_a_pass_and_the_positions_to_keep_make_a_mask(
+    tree: fuzz.Tree, size: int, alone: bool, data: st.DataObject
+) -> None:
+    """The pass writes "above the bracket", also for joined leaves. The rest is kept afterwards."""
+    own = ranked.rank(tree)
+    everything, *each = ranked.scopes(len(own.leaves.scores))
+    scopes = [x for x in each if data.draw(st.booleans())] if alone else [everything]
+    queries = [Query(leaves, 1, len(own.candidates(leaves))) for leaves in scopes]
+    if not queries:
+        return
+    ends = [data.draw(brackets(own)) for _ in queries]
+    masks = empty_masks(own.leaves.scores)
+    for mask in masks:
+        mask.fill_(True)  # what was there before is overwritten
+    kept = np.zeros(own.starts[-1], bool)
+    with patched(Limits(block=size)):
+        PartitionPass(own.leaves, queries, ends, masks, 0).run()
+        positions = []
+        for query, (low, high) in zip(queries, ends, strict=True):
+            places = own.candidates(query.leaves)
+            kept[places] = own.keys[places] > high
+            inside = places[(own.keys[places] >= low) & (own.keys[places] <= high)].tolist()
+            chosen = data.draw(st.sets(st.sampled_from(inside))) if inside else set()
+            positions += sorted(chosen)
+        kept[positions] = True
+        keep_positions(own.leaves, scopes, torch.tensor(positions, dtype=torch.int64), masks)
+    for leaves in scopes:
+        got = torch.cat([masks[leaf].view(-1) for leaf in leaves])
+        assert got.tolist() == kept[own.span(leaves)].tolist()
+    for leaf, mask in enumerate(masks):
+        if not any(leaf in leaves for leaves in scopes):
+            assert mask.all()
+
+
+def test_positions_are_kept_at_both_ends_of_every_leaf() -> None:
+    """Joined leaves, a large leaf, an empty one, and leaves of which nothing is kept."""
+    sizes = [2, 3, 0, 40, 4, 1]
+    leaves = RankedLeaves([torch.zeros(n) for n in sizes], [])
+    with patched(Limits(block=32)):
+        assert leaves.groups(range(6)) == [[0, 1], [3], [4, 5]]
+        for kept in ([], [0], [1, 2, 4], [4, 5, 44, 45], [5, 44], [49], [*range(50)], [48, 49]):
+            for scopes in ([range(6)], [range(i, i + 1) for i in range(6)]):
+                masks = [torch.zeros(n, dtype=torch.bool) for n in sizes]
+                keep_positions(leaves, scopes, torch.tensor(kept, dtype=torch.int64), masks)
+                assert torch.cat(masks).nonzero().view(-1).tolist() == kept
+
+
+def test_a_block_is_written_into_the_masks_of_its_leaves() -> None:
+    """From bools or from integers; entries beside the block stay as they are."""
+    masks = [torch.zeros(n, dtype=torch.bool) for n in (3, 2, 40)]
+    leaves = RankedLeaves([torch.zeros(n) for n in (3, 2, 40)], [])
+    with patched(Limits(block=32)):
+        joined, first, second = leaves.blocks(range(3))
+    write_block(joined, torch.tensor([0, 1, 0, 1, 1], dtype=torch.int32), masks)
+    write_block(second, torch.ones(8, dtype=torch.bool), masks)
+    assert (joined.leaves, first.stop, second.offset) == ([0, 1], 37, 32)
+    assert [mask.int().tolist() for mask in masks[:2]] == [[0, 1, 0], [1, 1]]
+    assert masks[2].nonzero().view(-1).tolist() == [*range(32, 40)]
 
 
 def test_only_the_given_blocks_are_written() -> None:

@@ -17,19 +17,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gprune.select import partition, search
 from gprune.select.blocks import Query, RankedLeaves
+from gprune.select.finish import KeyThreshold
 from gprune.select.partition import empty_masks
-from gprune.select.refine import OneProcess, Reduce
+from gprune.select.refine import Interval, OneProcess, Reduce
 from gprune.select.sampling import Guess, draw_sample
 from gprune.select.search import (
-    Interval,
-    KeyThreshold,
     Search,
     batches,
     choose_bracket,
     count_candidates,
     find_thresholds,
     select_into,
-    shared_bins,
     write_at,
 )
 from tests.support import fuzz, ranked
@@ -40,13 +38,13 @@ more = settings(max_examples=4 * settings().max_examples)
 
 @st.composite
 def asked(draw: st.DrawFn, own: ranked.Ranked, kind: str) -> list[Query]:
-    """Queries of all leaves, of single leaves, or of both."""
+    """Queries of all leaves, several of them; of single leaves, one of each; or of both."""
     everything, *single = ranked.scopes(len(own.leaves.scores))
     scopes = {"all": [everything], "single": single, "both": [everything, *single]}[kind]
     queries = []
     for scope in scopes:
         n = len(own.candidates(scope))
-        most = 1 if kind == "single" else 3
+        most = {"all": 6, "single": 1, "both": 3}[kind]
         ks = draw(st.lists(st.integers(1, n), max_size=most, unique=True)) if n else []
         queries += [Query(scope, k, n) for k in ks]
     return queries
@@ -79,7 +77,7 @@ def test_thresholds(
     own = ranked.rank(tree, seed)
     queries = data.draw(asked(own, kind))
     if queries:
-        with patched(small):
+        with patched(small), watched(own):
             found = Search(own.leaves, queries, OneProcess()).run()
         assert found == [threshold(own, query) for query in queries]
 
@@ -95,7 +93,7 @@ def test_thresholds_with_masks(
     if not queries:
         return
     masks = empty_masks(own.leaves.scores)
-    with patched(small):
+    with patched(small), watched(own):
         found = Search(own.leaves, queries, OneProcess(), masks).run()
     assert found == [threshold(own, query) for query in queries]
     for query in queries:
@@ -103,7 +101,7 @@ def test_thresholds_with_masks(
         assert got.tolist() == masks_at(own, query).tolist()
 
 
-@more
+@settings(max_examples=2 * settings().max_examples)
 @given(ranked.trees, limits(), st.sampled_from(["all", "single", "both"]), st.data())
 def test_several_processes_find_the_same(
     tree: fuzz.Tree, small: Limits, kind: str, data: st.DataObject
@@ -191,11 +189,15 @@ def watched(own: ranked.Ranked) -> Iterator[Counter[str]]:
         yield calls
 
 
-def most_passes(own: RankedLeaves, small: Limits) -> int:
-    """The bound in the docstring of search.py."""
+def most_passes(own: RankedLeaves, small: Limits, can_overflow: bool = False) -> int:
+    """The bound in the docstring of search.py.
+
+    Queries of different leaves may have been narrowed for long when they first overflow together.
+    One that had few enough candidates before may then have all its bits to find.
+    """
     lowest, highest = own.key_range
-    bits = (highest - lowest).bit_length()
-    return small.guesses + math.ceil(bits / small.max_pass_bits) + 3
+    digits = math.ceil((highest - lowest).bit_length() / small.max_pass_bits)
+    return small.guesses + digits + 3 + (digits + 1) * can_overflow
 
 
 @st.composite
@@ -222,7 +224,8 @@ def test_what_the_search_knows_is_true_and_its_passes_are_bounded(
     if queries:
         with patched(small), watched(own) as calls:
             Search(own.leaves, queries, OneProcess()).run()
-        assert calls.total() <= most_passes(own.leaves, small), calls
+        can_overflow = small.limit > 0 and len({query.leaves for query in queries}) > 1
+        assert calls.total() <= most_passes(own.leaves, small, can_overflow), calls
 
 
 HIDDEN = 2000
@@ -244,7 +247,7 @@ def test_a_sample_that_sees_nothing_costs_a_few_passes(
 ) -> None:
     rest = torch.exp2(torch.linspace(-149, 127, HIDDEN))
     own = ranked.of(hidden(sampled, rest))
-    small = Limits(256, limit, 10, guesses, max_pass_bits=max_pass_bits)
+    small = Limits(256, limit, 10, guesses=guesses, max_pass_bits=max_pass_bits)
     for ks in ([1], [HIDDEN], [HIDDEN // 2], [1, 7, 400, 1600, HIDDEN]):
         queries = [Query(range(1), k, HIDDEN) for k in ks]
         with patched(small), watched(own) as calls:
@@ -256,14 +259,44 @@ def test_a_sample_that_sees_nothing_costs_a_few_passes(
 def test_nearly_always_one_pass_is_made() -> None:
     """One search in two hundred misses, and of twenty hardly more than one."""
     passes = Counter[str]()
-    for seed in range(20, 40):
+    for seed in range(20, 30):
         scores = torch.randn(2**17 + 9, generator=torch.Generator().manual_seed(seed))
         own = ranked.of(RankedLeaves(list(scores.split(2**17)), []))
-        queries = [Query(range(2), k, 2**17 + 9) for k in (2**14, 2**16)]
-        with watched(own) as calls:
-            Search(own.leaves, queries, OneProcess()).run()
-        passes += calls
+        for k in (2**14, 2**16):
+            with watched(own) as calls:
+                Search(own.leaves, [Query(range(2), k, 2**17 + 9)], OneProcess()).run()
+            passes += calls
     assert passes.total() <= 21
+
+
+@pytest.mark.parametrize("guesses", [0, 1, 2])
+def test_the_sample_guides_no_more_than_the_first_passes(guesses: int) -> None:
+    """Whatever it says. Bins then find the threshold in as many passes as there are digits."""
+    own = ranked.of(hidden(0.0, torch.rand(HIDDEN) + 1))
+    query = Query(range(1), 1500, HIDDEN)
+    with (
+        patched(Limits(256, 100, 10, guesses=guesses, max_pass_bits=4)),
+        mock.patch.object(search, "choose_bracket", wraps=choose_bracket) as choose,
+    ):
+        assert Search(own.leaves, [query], OneProcess()).run() == [threshold(own, query)]
+    given = [call.args[1] is not None for call in choose.call_args_list]
+    assert given == [True] * guesses + [False] * (len(given) - guesses)
+    assert len(given) > 3
+
+
+def test_queries_that_share_their_leaves_are_not_sampled() -> None:
+    """Bins narrow them all. A query of leaves of its own has a guess, if it has many candidates."""
+    own = RankedLeaves([torch.rand(300), torch.rand(200)], [])
+    both, one, other = Query(range(2), 7, 500), Query(range(1), 9, 300), Query(range(1, 2), 9, 200)
+    with patched(Limits(few=250)):
+        for queries, guessed in (
+            ([both], {0}),
+            ([both, both._replace(k=9)], set()),
+            ([both, one, both._replace(k=9)], {1}),
+            ([other], set()),
+            ([other, one], {1}),
+        ):
+            assert Search(own, queries, OneProcess())._guess().keys() == guessed
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, math.nan, math.inf])
@@ -312,16 +345,98 @@ def test_brackets_far_apart_are_narrowed_in_bins_of_their_own() -> None:
     assert calls.total() <= most_passes(own.leaves, small)
 
 
-def test_one_query_may_be_left_for_a_later_pass() -> None:
-    """Its bracket misses, and those of the other queries do not."""
-    scores = torch.randn(300, generator=torch.Generator().manual_seed(0))
-    scores[::2] = math.nan
-    own = ranked.of(RankedLeaves([scores], []))
-    with patched(Limits(limit=20, few=9, power=0.5, coarse=1)):
-        for k in range(1, 300, 7):
-            queries = [Query(range(1), one, 300) for one in (k, 270)]
-            found = Search(own.leaves, queries, OneProcess()).run()
-            assert found == [threshold(own, query) for query in queries]
+@contextmanager
+def finished() -> Iterator[list[tuple[str, list[int]]]]:
+    """Note which queries each pass has settled, and whether their candidates were collected."""
+    calls: list[tuple[str, list[int]]] = []
+
+    def noting(name: str) -> Any:
+        original = getattr(search, name)
+
+        def call(own: Any, reduce: Any, made: Any, numbers: list[int], *args: Any) -> Any:
+            calls.append((name, [made.queries[number].leaves.start for number in numbers]))
+            return original(own, reduce, made, numbers, *args)
+
+        return mock.patch.object(search, name, call)
+
+    with noting("finish_collected"), noting("finish_counted"):
+        yield calls
+
+
+@pytest.mark.parametrize("writes", [False, True])
+def test_some_queries_may_be_left_for_a_later_pass(writes: bool) -> None:
+    """The bracket of the second leaf misses. The masks of the others are not written again."""
+    generator = torch.Generator().manual_seed(0)
+    [missed] = hidden(0.0, torch.rand(HIDDEN, generator=generator) + 1).scores
+    scores = [torch.rand(HIDDEN, generator=generator), missed, torch.zeros(50)]
+    own = ranked.of(RankedLeaves(scores, []))
+    queries = [Query(range(i, i + 1), k, len(scores[i])) for i, k in enumerate((700, 1500, 20))]
+    masks = empty_masks(scores) if writes else None
+    with patched(Limits(256, 1000, 100)), finished() as calls, watched(own):
+        found = Search(own.leaves, queries, OneProcess(), masks).run()
+    assert found == [threshold(own, query) for query in queries]
+    assert calls[0] == ("finish_collected", [0, 2])
+    assert [numbers for _, numbers in calls[1:]] == [[1]]
+    for leaf, mask in enumerate(masks or []):
+        assert mask.view(-1).tolist() == masks_at(own, queries[leaf]).tolist()
+
+
+@pytest.mark.parametrize("writes", [False, True])
+def test_a_bracket_of_one_key_is_settled_where_another_overflows(writes: bool) -> None:
+    """The sample of the second leaf sees even steps, but the other scores are close together."""
+    rest = 0.5 + torch.rand(HIDDEN, generator=torch.Generator().manual_seed(0)) / 10**4
+    seen = torch.unique(draw_sample(RankedLeaves([torch.arange(HIDDEN)], []), range(1)))
+    rest[seen] = torch.linspace(0, 1, len(seen))
+    scores = [torch.ones(HIDDEN), rest]
+    own = ranked.of(RankedLeaves(scores, []))
+    queries = [Query(range(i, i + 1), 1000, HIDDEN) for i in range(2)]
+    masks = empty_masks(scores) if writes else None
+    with patched(Limits(256, 900, 100)), finished() as calls, watched(own) as passes:
+        found = Search(own.leaves, queries, OneProcess(), masks).run()
+    assert found == [threshold(own, query) for query in queries]
+    assert calls == [("finish_counted", [0]), ("finish_collected", [1])]
+    assert passes["run"] > 1
+    for leaf, mask in enumerate(masks or []):
+        assert mask.view(-1).tolist() == masks_at(own, queries[leaf]).tolist()
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "spread"),
+    [
+        (torch.float16, 300),
+        (torch.bfloat16, 90),
+        (torch.float32, 3),
+        (torch.float32, 2**20),
+        (torch.float64, 2**40),
+        (torch.int8, 128),
+        (torch.int64, 5),
+        (torch.int64, 2**53),
+    ],
+)
+@pytest.mark.parametrize("limit", [0, 400, 4000])
+def test_many_queries_of_the_same_leaves(
+    dtype: torch.dtype, spread: int, limit: int, pruned: bool
+) -> None:
+    """Bins narrow each of them, and then one pass collects what is in all their brackets."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = (1500, 2, 300)
+    scores = [torch.randint(-spread, spread, (n,), generator=generator) for n in sizes]
+    scores[0][::5] = spread // 2  # many ties, whose bracket is one key
+    scores[0][1], scores[2][7] = -spread, spread - 1
+    scores = [x.to(dtype) for x in scores]
+    priors = [torch.rand(x.shape, generator=generator) < 0.8 for x in scores] if pruned else []
+    own = ranked.of(RankedLeaves(scores, priors))
+    n = len(own.candidates(range(3)))
+    ks = sorted({1, 2, n - 1, n, *range(5, n, n // 30)})
+    queries = [Query(range(3), k, n) for k in ks]
+    n = len(own.candidates(range(1)))
+    queries.append(Query(range(1), n // 2, n))
+    with patched(Limits(256, limit, max_pass_bits=6)), watched(own) as calls:
+        found = Search(own.leaves, queries, OneProcess()).run()
+    assert found == [threshold(own, query) for query in queries]
+    assert calls["count_keys"] > 0
+    assert calls.total() <= most_passes(own.leaves, Limits(max_pass_bits=6))
 
 
 # --- steps --------------------------------------------------------------------------------------
@@ -338,11 +453,11 @@ def test_what_is_known_after_a_bracket_that_missed() -> None:
         settled = searching._settle(made, [0], [30, 15, int(not is_collected)])
         return searching._intervals[0], settled
 
-    assert settle(30) == ((0, 19, 10, 20), [-1])
+    assert settle(30) == ((0, 19, 10, 20), [])
     assert settle(31) == ((20, 29, 30, 15), [0])
     assert settle(45) == ((20, 29, 30, 15), [0])
-    assert settle(46) == ((30, 50, 45, 25), [-1])
-    assert settle(31, is_collected=False) == ((20, 29, 30, 15), [-1])
+    assert settle(46) == ((30, 50, 45, 25), [])
+    assert settle(31, is_collected=False) == ((20, 29, 30, 15), [])
 
 
 def test_a_bracket_of_one_key_needs_no_collecting() -> None:
@@ -375,21 +490,6 @@ KNOWN = Interval(0, 100, 50, 1000)
 )
 def test_choose_bracket(guess: Guess | None, share: int, expected: tuple[int, int, int]) -> None:
     assert choose_bracket(KNOWN, guess, share) == expected
-
-
-def test_bins_are_shared_where_that_narrows_all() -> None:
-    one, two = Query(range(1), 1, 9), Query(range(2), 1, 9)
-    far, near = [(0, 100), (10**6, 10**6 + 100)], [(0, 100), (50, 140)]
-    covering = partition.Bins.covering
-    each = [covering(*bracket, 8) for bracket in far]
-    assert shared_bins([one, one], far, 8) == each
-    assert shared_bins([one, one], near, 8) == [covering(0, 140, 8)] * 2
-    assert shared_bins([one, two], near, 8) == [covering(*bracket, 8) for bracket in near]
-    assert shared_bins([one, two, one], [*near, (0, 90)], 8) == [
-        covering(0, 100, 8),
-        covering(50, 140, 8),
-        covering(0, 100, 8),
-    ]
 
 
 def test_batches_hold_what_may_be_collected() -> None:
@@ -495,6 +595,52 @@ def test_selections_of_several_processes(alone: bool) -> None:
         assert masks[0].equal(expected[0][:, first:last])
         assert masks[1].equal(expected[1])
         assert threshold == found
+
+
+@given(ranked.trees, limits(), st.booleans(), st.none() | st.integers(0, 9), st.data())
+def test_masks_of_any_amounts(
+    tree: fuzz.Tree, small: Limits, alone: bool, seed: int | None, data: st.DataObject
+) -> None:
+    """Of all leaves, or of each: leaves that lose nothing, small leaves, and others."""
+    own = ranked.rank(tree, seed)
+    scopes = ranked.scopes(len(own.leaves.scores))
+    scopes = scopes[1:] if alone else scopes[:1]
+    if alone and len(scopes) == 1:
+        return
+    ks = [data.draw(st.integers(0, len(own.candidates(leaves)))) for leaves in scopes]
+    masks = empty_masks(own.leaves.scores)
+    with patched(small):
+        select_into(masks, own.leaves, [torch.tensor(k) for k in ks], False, OneProcess())
+    for leaves, k in zip(scopes, ks, strict=True):
+        got = torch.cat([masks[leaf].view(-1) for leaf in leaves]) if leaves else torch.empty(0)
+        assert got.tolist() == masks_at(own, Query(leaves, k, 0)).tolist()
+
+
+def test_small_leaves_take_no_search() -> None:
+    """Their masks are made at once, but not where several processes must agree."""
+    scores = [torch.arange(9.0), torch.arange(10.0), torch.arange(11.0)]
+    amounts = [torch.tensor(4)] * 3
+    searched: list[list[Query]] = []
+
+    class Noting(Search):
+        def __init__(self, own: Any, queries: Any, *args: Any) -> None:
+            searched.append([*queries])
+            super().__init__(own, queries, *args)
+
+    def select(reduce: Any, some: list[torch.Tensor]) -> list[list[bool]]:
+        masks = empty_masks(scores)
+        select_into(masks, RankedLeaves(scores, []), some, False, reduce)
+        return [mask.tolist() for mask in masks]
+
+    with patched(Limits(direct=10)), mock.patch.object(search, "Search", Noting):
+        expected = [[i >= 4 for i in range(n)] for n in (9, 10, 11)]
+        assert select(OneProcess(), amounts) == expected
+        assert searched == [[Query(range(2, 3), 4, 11)]]
+        select(OneProcess(), amounts[:1])
+        assert searched[1:] == [[Query(range(3), 4, 30)]]
+        searched.clear()
+        ranked.Processes(2).run(lambda reduce: select(reduce, amounts))
+        assert [len(queries) for queries in searched] == [3, 3]
 
 
 # --- waits ----------------------------------------------------------------------------------------

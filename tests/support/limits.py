@@ -20,7 +20,8 @@ class Limits(NamedTuple):
         block: `blocks.BLOCK`, entries of a block.
         limit: `search.LIMIT` and `finish.MAX_TIES`, candidates that a process may collect.
         few: `search.FEW`, candidates that are all collected, without a sample.
-        direct: `search.DIRECT`, entries whose masks are made without a pass.
+        direct: `search.DIRECT`, entries whose masks are made without a search. By default there are
+            none: what is tested is the search.
         guesses: `search.GUESSES`, passes that the sample may guide.
         power: `sampling.POWER`, how the size of the sample grows.
         coarse: `sampling.COARSE`, how exactly the ends of a bracket are found.
@@ -64,9 +65,12 @@ CHOICES: dict[str, Sequence[Any]] = {
 
 
 def limits() -> st.SearchStrategy[Limits]:
-    """Build the strategy for small limits; the blocks are those for trees of a few entries."""
+    """Build the strategy for small limits; the blocks are those for trees of a few entries.
+
+    A block has at least five: a search by one bit a pass reads all of them some sixty times.
+    """
     choices = {name: st.sampled_from(values) for name, values in CHOICES.items()}
-    return st.builds(Limits, **{**choices, "block": st.integers(1, 80)})
+    return st.builds(Limits, **{**choices, "block": st.integers(5, 80)})
 
 
 @contextmanager
