@@ -414,7 +414,7 @@ def test_a_bracket_of_one_key_is_settled_where_another_overflows(writes: bool) -
         (torch.int64, 2**53),
     ],
 )
-@pytest.mark.parametrize("limit", [0, 400, 4000])
+@pytest.mark.parametrize("limit", [0, 400])
 def test_many_queries_of_the_same_leaves(
     dtype: torch.dtype, spread: int, limit: int, pruned: bool
 ) -> None:
@@ -428,7 +428,7 @@ def test_many_queries_of_the_same_leaves(
     priors = [torch.rand(x.shape, generator=generator) < 0.8 for x in scores] if pruned else []
     own = ranked.of(RankedLeaves(scores, priors))
     n = len(own.candidates(range(3)))
-    ks = sorted({1, 2, n - 1, n, *range(5, n, n // 30)})
+    ks = sorted({1, 2, n - 1, n, *range(5, n, n // 15)})
     queries = [Query(range(3), k, n) for k in ks]
     n = len(own.candidates(range(1)))
     queries.append(Query(range(1), n // 2, n))
