@@ -201,6 +201,8 @@ class PartitionPass:
                     self._collect(query, keys, found.add_(block.start))
             counts[0, query] = ranked.num_candidates(leaves).to(ranked.device) - not_below
         is_full = self._num_collected > self._limit or self._limit == 0
+        if is_full:
+            self._parts, self._num_collected = [], 0
         return torch.cat([counts.view(-1), counts.new_full((1,), is_full)])
 
     def candidates(self, queries: list[int]) -> Candidates:

@@ -99,7 +99,7 @@ class Integers(NamedTuple):
     """Integers of some queries, as offsets from the lower ends of the queries' intervals.
 
     Attributes:
-        offsets: 1-D, int32 or int64; the bits are read as an unsigned integer.
+        offsets: 1-D, int64 or narrower; the bits are read as an unsigned integer.
         query: the number of the query of each integer, or `None` if there is one query.
     """
 
@@ -141,9 +141,9 @@ class Integers(NamedTuple):
         Returns:
             int64, 1-D.
         """
-        offsets = self.offsets
-        if offsets.dtype == torch.int32:  # 32 unsigned bits may be a negative int32
-            offsets = offsets.to(torch.int64).bitwise_and_(2**32 - 1)
+        offsets, num_bits = self.offsets, 8 * self.offsets.element_size()
+        if num_bits < 64:  # 32 unsigned bits may be a negative int32
+            offsets = offsets.to(torch.int64).bitwise_and_(2**num_bits - 1)
         slots = offsets.new_zeros(num_queries, reduce.num_processes, num_slots)
         if self.query is None:
             slots[0, reduce.process, : offsets.numel()] = offsets + 1

@@ -270,7 +270,7 @@ def test_a_process_without_entries_has_no_candidates() -> None:
     assert made.run().tolist() == [0, 0, 0, 0, 0]
     candidates = made.candidates([0, 1])
     assert candidates.query is not None
-    assert candidates.query.dtype == candidates.positions.dtype == torch.int64
+    assert (candidates.query.dtype, candidates.positions.dtype) == (torch.int32, torch.int64)
     assert len(candidates.query) == len(candidates.positions) == len(candidates.keys) == 0
     assert len(candidates.keep(candidates.keys >= candidates.look_up([1, 2])).keys) == 0
 

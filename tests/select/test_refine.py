@@ -225,7 +225,7 @@ def test_refine_narrows_until_few_are_left(
     most = [enough] * given.num_queries
     with patched(small):
         found, totals, remaining = refine(
-            OneProcess(), "", lambda: integers(given), known, ask, most
+            OneProcess(), "", lambda: integers(given), known, ask, most, small.max_bits
         )
         left = remaining()
     has_counted = any(len(row) > enough for row in given.values) and any(
@@ -269,7 +269,8 @@ def test_digits_are_as_wide_as_a_message_allows(
     nothing = Integers(*[torch.zeros(num_queries, dtype=torch.int64), torch.arange(num_queries)])
     nth = [1] * num_queries
     with patched(small):
-        refine(Watching(), "", lambda: nothing, known, lambda _: nth, [0] * num_queries)
+        reduce, enough = Watching(), [0] * num_queries
+        refine(reduce, "", lambda: nothing, known, lambda _: nth, enough, small.max_bits)
     assert sum(widths) == num_bits
     for width in widths:
         assert 1 <= width <= small.max_bits
@@ -285,7 +286,7 @@ def test_a_query_without_integers_stays_at_its_lowest() -> None:
     """The sample of a query may be empty. The n-th of none is asked for as the 0th."""
     own = Integers(torch.tensor([3, 3, 9]), torch.tensor([1, 1, 1]))
     known = [Interval(0, 15, 0, 99)] * 2
-    found, totals, _ = refine(OneProcess(), "", lambda: own, known, lambda n: [n[0], 3], [4, 4])
+    found, totals, _ = refine(OneProcess(), "", lambda: own, known, lambda n: [n[0], 3], [4, 4], 12)
     assert totals == [0, 3]
     assert found == [Interval(0, 0, 0, 0), Interval(9, 9, 2, 1)]
 
