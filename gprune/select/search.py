@@ -65,6 +65,128 @@ GUESSES = 3
 """How many passes use the brackets of the sample."""
 
 
+def select_into(
+    masks: list[Tensor],
+    ranked: RankedLeaves,
+    amounts: Sequence[Tensor],
+    is_sparsity: bool,
+    reduce: Reduce,
+) -> None:
+    """Write the masks that prune all leaves by one amount, or each leaf by its own.
+
+    Args:
+        masks: one contiguous bool mask per leaf, to be written.
+        ranked: the leaves that are ranked.
+        amounts: one, or one per leaf.
+        is_sparsity: whether the amounts are sparsities.
+        reduce: sums counts over the processes.
+
+    Raises:
+        ValueError: if the amount is out of range.
+        LeafError: if the amount of one leaf is out of range.
+    """
+    all_leaves = range(len(ranked.scores))
+    scopes = [all_leaves] if len(amounts) == 1 else [range(leaf, leaf + 1) for leaf in all_leaves]
+    is_local = reduce.num_processes == 1 and all(x.device.type == "cpu" for x in ranked.scores)
+    queries = []
+    pairs = zip(amounts, scopes, count_candidates(ranked, scopes, reduce), strict=True)
+    for number, (amount, leaves, num_candidates) in enumerate(pairs):
+        entries = ranked.tree_starts[leaves.stop] - ranked.tree_starts[leaves.start]
+        try:
+            k = resolve(amount, entries, num_candidates, is_sparsity)
+        except ValueError as error:
+            if len(amounts) == 1:
+                raise
+            raise LeafError(number, "sparsity" if is_sparsity else "amount", str(error)) from None
+        if k == 0:
+            copy_priors(ranked, leaves, masks)
+        elif is_local and entries <= DIRECT:
+            prune_few(ranked, leaves, k, masks)
+        else:
+            queries.append(Query(leaves, k, num_candidates))
+    # a single process has no messages to share, and collects less if it has one query at a time
+    for some in [[query] for query in queries] if is_local else batches(queries, reduce):
+        Search(ranked, some, reduce, masks).run()
+
+
+def find_thresholds(
+    ranked: RankedLeaves, amount: Tensor, is_sparsity: bool, reduce: Reduce
+) -> tuple[Tensor, Tensor]:
+    """Find the threshold of all leaves at every amount of a tensor.
+
+    Returns:
+        The values, float64, and the tree indices, int64, on the CPU, in the shape of `amount`.
+    """
+    leaves = range(len(ranked.scores))
+    [num_candidates] = count_candidates(ranked, [leaves], reduce)
+    entries = ranked.tree_starts[-1]
+    ks = [resolve(one, entries, num_candidates, is_sparsity) for one in amount.view(-1)]
+    wanted = sorted(set(ks) - {0})
+    found = {0: (-torch.inf, -1)}
+    if wanted:
+        queries = [Query(leaves, k, num_candidates) for k in wanted]
+        keys, indices = zip(*Search(ranked, queries, reduce).run(), strict=True)
+        values = values_of(torch.tensor(keys, device="cpu"), ranked.common).tolist()
+        found |= dict(zip(wanted, zip(values, indices, strict=True), strict=True))
+    value = torch.tensor([found[k][0] for k in ks], dtype=torch.float64, device="cpu")
+    index = torch.tensor([found[k][1] for k in ks], dtype=torch.int64, device="cpu")
+    return value.view(amount.shape), index.view(amount.shape)
+
+
+def write_at(
+    masks: list[Tensor], ranked: RankedLeaves, value: Tensor, index: Tensor, reduce: Reduce
+) -> None:
+    """Write the masks at a threshold: the score and the tree index of the last pruned entry."""
+    form, tree_index = FORMATS[value.dtype], int(index.item())
+    key = int(to_float64_keys(keys_of(to_bits(value, form), form, absolute=False), form))
+    exact = replace(ranked, exact=True)  # any threshold has a float64 key
+
+    def write() -> Tensor:
+        for part in (exact, exact.not_counted()):
+            if part is not None:
+                blocks = part.blocks(range(len(part.scores)))
+                write_masks(part, blocks, key, part.last_position(tree_index), masks)
+        return torch.empty(0, dtype=torch.int64, device="cpu")
+
+    reduce.sum("writing the masks", 0, write)
+
+
+def count_candidates(ranked: RankedLeaves, scopes: list[range], reduce: Reduce) -> list[int]:
+    """Count the candidates of each scope, over all processes."""
+    if not ranked.priors:
+        starts = ranked.tree_starts
+        return [starts[leaves.stop] - starts[leaves.start] for leaves in scopes]
+
+    def count() -> Tensor:
+        return torch.stack([ranked.num_candidates(leaves) for leaves in scopes])
+
+    found: list[int] = reduce.sum("counting the candidates", len(scopes), count).tolist()
+    return found
+
+
+def batches(queries: Sequence[Query], reduce: Reduce) -> Iterator[list[Query]]:
+    """Split queries into groups whose collected candidates fit into memory.
+
+    Args:
+        queries: the thresholds to find.
+        reduce: how many processes hold the candidates.
+
+    Yields:
+        The queries of each group.
+    """
+    run, held = list[Query](), 0
+    for query in queries:
+        total = query.num_candidates
+        expected = total if total <= FEW else expected_inside(total)
+        if run and held + expected > BATCH * reduce.num_processes:
+            yield run
+            run, held = [], 0
+        run.append(query)
+        held += expected
+    if run:
+        yield run
+
+
 class Search:
     """A search for the thresholds of some queries, which share their passes and messages."""
 
@@ -218,128 +340,3 @@ def choose_bracket(interval: Interval, guess: Guess | None, share: int) -> tuple
         # many candidates share one key: a bracket of that key alone need not be collected
         low, high = (low, low) if at_low >= at_high else (high, high)
     return low, high, expected
-
-
-def batches(queries: Sequence[Query], reduce: Reduce) -> Iterator[list[Query]]:
-    """Split queries into groups that are searched together.
-
-    Together they need fewer messages, and collect more candidates. So a single process searches for
-    one query after the other, and several processes for as many as their memory allows.
-
-    Args:
-        queries: the thresholds to find.
-        reduce: how many processes hold the candidates.
-
-    Yields:
-        The queries of each group.
-    """
-    room = BATCH * reduce.num_processes if reduce.num_processes > 1 else 0
-    run, held = list[Query](), 0
-    for query in queries:
-        total = query.num_candidates
-        expected = total if total <= FEW else expected_inside(total)
-        if run and held + expected > room:
-            yield run
-            run, held = [], 0
-        run.append(query)
-        held += expected
-    if run:
-        yield run
-
-
-def select_into(
-    masks: list[Tensor],
-    ranked: RankedLeaves,
-    amounts: Sequence[Tensor],
-    is_sparsity: bool,
-    reduce: Reduce,
-) -> None:
-    """Write the masks that prune all leaves by one amount, or each leaf by its own.
-
-    Args:
-        masks: one contiguous bool mask per leaf, to be written.
-        ranked: the leaves that are ranked.
-        amounts: one, or one per leaf.
-        is_sparsity: whether the amounts are sparsities.
-        reduce: sums counts over the processes.
-
-    Raises:
-        ValueError: if the amount is out of range.
-        LeafError: if the amount of one leaf is out of range.
-    """
-    all_leaves = range(len(ranked.scores))
-    scopes = [all_leaves] if len(amounts) == 1 else [range(leaf, leaf + 1) for leaf in all_leaves]
-    is_local = reduce.num_processes == 1 and all(x.device.type == "cpu" for x in ranked.scores)
-    queries = []
-    pairs = zip(amounts, scopes, count_candidates(ranked, scopes, reduce), strict=True)
-    for number, (amount, leaves, num_candidates) in enumerate(pairs):
-        entries = ranked.tree_starts[leaves.stop] - ranked.tree_starts[leaves.start]
-        try:
-            k = resolve(amount, entries, num_candidates, is_sparsity)
-        except ValueError as error:
-            if len(amounts) == 1:
-                raise
-            raise LeafError(number, "sparsity" if is_sparsity else "amount", str(error)) from None
-        if k == 0:
-            copy_priors(ranked, leaves, masks)
-        elif is_local and entries <= DIRECT:
-            prune_few(ranked, leaves, k, masks)
-        else:
-            queries.append(Query(leaves, k, num_candidates))
-    for some in batches(queries, reduce):
-        Search(ranked, some, reduce, masks).run()
-
-
-def find_thresholds(
-    ranked: RankedLeaves, amount: Tensor, is_sparsity: bool, reduce: Reduce
-) -> tuple[Tensor, Tensor]:
-    """Find the threshold of all leaves at every amount of a tensor.
-
-    Returns:
-        The values, float64, and the tree indices, int64, on the CPU, in the shape of `amount`.
-    """
-    leaves = range(len(ranked.scores))
-    [num_candidates] = count_candidates(ranked, [leaves], reduce)
-    entries = ranked.tree_starts[-1]
-    ks = [resolve(one, entries, num_candidates, is_sparsity) for one in amount.view(-1)]
-    wanted = sorted(set(ks) - {0})
-    found = {0: (-torch.inf, -1)}
-    if wanted:
-        queries = [Query(leaves, k, num_candidates) for k in wanted]
-        keys, indices = zip(*Search(ranked, queries, reduce).run(), strict=True)
-        values = values_of(torch.tensor(keys, device="cpu"), ranked.common).tolist()
-        found |= dict(zip(wanted, zip(values, indices, strict=True), strict=True))
-    value = torch.tensor([found[k][0] for k in ks], dtype=torch.float64, device="cpu")
-    index = torch.tensor([found[k][1] for k in ks], dtype=torch.int64, device="cpu")
-    return value.view(amount.shape), index.view(amount.shape)
-
-
-def write_at(
-    masks: list[Tensor], ranked: RankedLeaves, value: Tensor, index: Tensor, reduce: Reduce
-) -> None:
-    """Write the masks at a threshold: the score and the tree index of the last pruned entry."""
-    form, tree_index = FORMATS[value.dtype], int(index.item())
-    key = int(to_float64_keys(keys_of(to_bits(value, form), form, absolute=False), form))
-    exact = replace(ranked, exact=True)  # any threshold has a float64 key
-
-    def write() -> Tensor:
-        for part in (exact, exact.not_counted()):
-            if part is not None:
-                blocks = part.blocks(range(len(part.scores)))
-                write_masks(part, blocks, key, part.last_position(tree_index), masks)
-        return torch.empty(0, dtype=torch.int64, device="cpu")
-
-    reduce.sum("writing the masks", 0, write)
-
-
-def count_candidates(ranked: RankedLeaves, scopes: list[range], reduce: Reduce) -> list[int]:
-    """Count the candidates of each scope, over all processes."""
-    if not ranked.priors:
-        starts = ranked.tree_starts
-        return [starts[leaves.stop] - starts[leaves.start] for leaves in scopes]
-
-    def count() -> Tensor:
-        return torch.stack([ranked.num_candidates(leaves) for leaves in scopes])
-
-    found: list[int] = reduce.sum("counting the candidates", len(scopes), count).tolist()
-    return found
