@@ -22,6 +22,7 @@ leaf is streamed in blocks, and the counts of all ranks are summed.
     sampling.py     a sample of the scores -> a bracket for each threshold
     partition.py    the passes over all scores: dividing them by brackets, and writing masks
     refine.py       radix select over several processes, by summing counts
+    finish.py       the last step: thresholds and masks from the collected candidates
     search.py       the five steps together, for several thresholds at once
     rows.py         one threshold for each row of a matrix
     operators.py    all of this as torch.library operators

@@ -89,6 +89,7 @@ def of_select(
             calls = [masks_from_threshold(*one, scores, masks, absolute, call) for one in found]
             return [torch.stack(outputs) for outputs in zip(*calls, strict=True)], [0] * len(scores)
         alike = len({(leaf.dtype, leaf.device) for leaf in scores}) == 1
+        blocks.RankedLeaves(scores, []).check_exact()  # an error names the leaf
         leaves = [_batched(*pair, info) for pair in zip(scores, in_dims[0], strict=True)]
         sizes = [leaf[0].numel() for leaf in leaves]
         if in_dims[2][0] is not None or not alike or sum(sizes) > blocks.BLOCK // 8:

@@ -147,10 +147,10 @@ class RankedLeaves:
         priors: the prior mask of each leaf, or an empty list if nothing is pruned yet.
         absolute: whether to rank by absolute value.
         seed: if given, random draws are ranked, and the values of `scores` are ignored.
-        slices: the slice of its leaf that each local shard is; empty without DTensors.
+        slices: for each local shard its slice of the leaf; empty without DTensors.
         counted: for each leaf whether this process counts its entries. A replicated leaf is counted
             by one process only. Empty if all leaves are counted.
-        exact: whether the keys are float64 keys also if all leaves have another dtype.
+        exact: whether the keys are float64 keys, even if all leaves share another dtype.
     """
 
     scores: list[Tensor]
@@ -234,7 +234,8 @@ class RankedLeaves:
             for leaf in leaves
             if self.starts[leaf] < self.starts[leaf + 1]
         ]
-        return torch.stack(kept).sum() if kept else torch.zeros((), dtype=torch.int64, device="cpu")
+        none = torch.zeros((), dtype=torch.int64, device=self.device)
+        return torch.stack(kept).sum() if kept else none
 
     def keys(self, bits: Tensor, form: Format) -> Tensor:
         """Turn bits into keys of the common format, int32 or int64."""

@@ -15,6 +15,7 @@ Leaves of different dtypes are compared as float64 keys, which hold every score 
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -68,9 +69,10 @@ class Format(NamedTuple):
         """Return the lowest and the highest possible key."""
         if self.is_float:
             return (0 if absolute else -self.infinity), self.nan
-        # no int64 score is as low as the lowest int64, whose absolute value is no int64
-        highest = min(self.largest + int(absolute), INT64.largest)
-        return (0 if absolute else -self.largest - 1), highest
+        lowest, highest = -self.largest - 1, self.largest
+        if self == INT64:  # see `RankedLeaves.check_exact`
+            lowest, highest = -LARGEST_INT64, LARGEST_INT64
+        return (0, -lowest) if absolute else (lowest, highest)
 
 
 FLOAT16 = Format(torch.int16, 10, 0x7C00)
@@ -154,6 +156,7 @@ def raw_keys(bits: Tensor, form: Format, *, absolute: bool, out: Tensor) -> Tens
     return out.bitwise_and_(form.largest).bitwise_xor_(bits).add_(form.rotation)
 
 
+@functools.lru_cache(maxsize=2**10)
 def raw_bounds(
     low: int, high: int, form: Format, common: Format, *, absolute: bool
 ) -> tuple[int, int]:

@@ -43,6 +43,7 @@ def prepare(
     call: str,
     layout: str,
     *arguments: object,
+    writes_masks: bool = False,
 ) -> Prepared:
     """Prepare a call of an operator: check the scores, and that all ranks make the same call.
 
@@ -54,18 +55,19 @@ def prepare(
         call: see `select`.
         layout: see `select`.
         *arguments: what else must be the same on all ranks: tensors and plain values.
+        writes_masks: whether new masks are needed.
 
     Returns:
         A context manager. It yields the leaves that are ranked, the sum over the processes, and new
-        masks to be written. Errors inside its block are raised on all ranks.
+        masks, if they are needed. Errors inside its block are raised on all ranks.
     """
     if layout:
         from gprune.select.shards import open_shards
 
-        return open_shards(scores, masks, absolute, seed, call, layout, arguments)
+        return open_shards(scores, masks, absolute, seed, call, layout, arguments, writes_masks)
     ranked = RankedLeaves(scores, masks, absolute, None if seed is None else int(seed.item()))
     ranked.check_exact()
-    return nullcontext((ranked, OneProcess(), empty_masks(scores)))
+    return nullcontext((ranked, OneProcess(), empty_masks(scores) if writes_masks else []))
 
 
 @torch.library.custom_op("gprune::select", mutates_args=(), tags=TAGS)
@@ -75,7 +77,7 @@ def select(
     amounts: list[Tensor],
     seed: Optional[Tensor],  # noqa: UP045  the schema inference of torch 2.10 takes this spelling
     absolute: bool,
-    sparsity: bool,
+    is_sparsity: bool,
     call: str,
     layout: str = "",
 ) -> list[Tensor]:
@@ -87,27 +89,28 @@ def select(
         amounts: one, to rank all leaves together; or one per leaf, to rank each leaf alone.
         seed: if given, random draws are ranked.
         absolute: whether to rank by absolute value.
-        sparsity: whether the amounts are sparsities.
+        is_sparsity: whether the amounts are sparsities.
         call: for DTensors the public function and the paths of the leaves; otherwise not used.
         layout: for local shards, how they are placed; otherwise empty.
 
     Returns:
         The masks, one per leaf.
     """
-    arguments = sparsity, *amounts
-    with prepare(scores, masks, absolute, seed, call, layout, *arguments) as (ranked, reduce, kept):
-        select_into(kept, ranked, amounts, sparsity, reduce)
+    arguments = is_sparsity, *amounts
+    prepared = prepare(scores, masks, absolute, seed, call, layout, *arguments, writes_masks=True)
+    with prepared as (ranked, reduce, kept):
+        select_into(kept, ranked, amounts, is_sparsity, reduce)
         return kept
 
 
 @torch.library.custom_op("gprune::select_rows", mutates_args=(), tags=TAGS)
 def select_rows(
-    scores: Tensor, masks: list[Tensor], amount: Tensor, absolute: bool, sparsity: bool
+    scores: Tensor, masks: list[Tensor], amount: Tensor, absolute: bool, is_sparsity: bool
 ) -> Tensor:
     """Prune each row of a matrix by an amount; `masks` has the prior mask, or is empty."""
     RankedLeaves([scores], masks).check_exact()
     prior = masks[0] if masks else None
-    return rows.select_rows(scores, prior, amount, absolute=absolute, is_sparsity=sparsity)
+    return rows.select_rows(scores, prior, amount, absolute=absolute, is_sparsity=is_sparsity)
 
 
 @torch.library.custom_op("gprune::find_threshold", mutates_args=(), tags=TAGS)
@@ -116,14 +119,14 @@ def find_threshold(
     masks: list[Tensor],
     amount: Tensor,
     absolute: bool,
-    sparsity: bool,
+    is_sparsity: bool,
     call: str,
     layout: str = "",
 ) -> tuple[Tensor, Tensor]:
     """Find a threshold for every amount of a tensor; the other arguments are those of `select`."""
-    arguments = sparsity, amount
+    arguments = is_sparsity, amount
     with prepare(scores, masks, absolute, None, call, layout, *arguments) as (ranked, reduce, _):
-        return find_thresholds(ranked, amount, sparsity, reduce)
+        return find_thresholds(ranked, amount, is_sparsity, reduce)
 
 
 @torch.library.custom_op("gprune::masks_from_threshold", mutates_args=(), tags=TAGS)
@@ -137,11 +140,8 @@ def masks_from_threshold(
     layout: str = "",
 ) -> list[Tensor]:
     """Make the masks at a threshold; the other arguments are those of `select`."""
-    with prepare(scores, masks, absolute, None, call, layout, value, index) as (
-        ranked,
-        reduce,
-        kept,
-    ):
+    prepared = prepare(scores, masks, absolute, None, call, layout, value, index, writes_masks=True)
+    with prepared as (ranked, reduce, kept):
         write_at(kept, ranked, value, index, reduce)
         return kept
 

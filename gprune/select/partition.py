@@ -25,7 +25,7 @@ from gprune.select.counting import (
     histogram,
     packed_positions,
 )
-from gprune.select.keys import Format, raw_bounds, raw_keys
+from gprune.select.keys import raw_bounds, raw_keys
 
 
 class CountedBlock(NamedTuple):
@@ -175,9 +175,9 @@ class PartitionPass:
         """Make the pass.
 
         Returns:
-            int64 counts: for each query, how many candidates are below its bracket; for each query,
-            how many are inside; and 1 if they were too many to collect, else 0. The first count is
-            0 for queries that share their leaves with others.
+            int64 counts: for each query, how many candidates are not below its bracket; for each
+            query, how many are inside; and 1 if they were too many to collect or none can be
+            collected, else 0. Queries that share their leaves have only the second count.
         """
         ranked, buffers = self._ranked, Buffers()
         counts = torch.zeros(2, len(self.queries), dtype=torch.int64, device=ranked.device)
@@ -186,20 +186,19 @@ class PartitionPass:
                 self._find_inside(leaves, members, counts[1])
                 continue
             [query] = members
-            bounds = _Bounds(ranked, *self.brackets[query])
-            not_below = torch.zeros((), dtype=torch.int64, device=ranked.device)
             for block in ranked.blocks(leaves):
-                above, inside = _compare(ranked, block, bounds, buffers, self._masks)
-                not_below += count_packed(inside)  # so far it has those above too
+                bracket = self.brackets[query]
+                above, not_below = _compare(ranked, block, bracket, buffers, self._masks)
+                counts[0, query] += count_packed(not_below).to(counts.device)
+                inside = not_below  # the memory is used again
                 inside.view(torch.int64).bitwise_xor_(above.view(torch.int64))
                 num_inside = count_packed(inside)
-                counts[1, query] += num_inside
+                counts[1, query] += num_inside.to(counts.device)
                 self.counted[query].append(CountedBlock(block.start, block.stop, num_inside))
                 if self.collects(query) and self._has_room(int(num_inside)):
                     found = packed_positions(inside)
                     keys = ranked.keys(block.bits.index_select(0, found), block.form)
                     self._collect(query, keys, found.add_(block.start))
-            counts[0, query] = ranked.num_candidates(leaves).to(ranked.device) - not_below
         is_full = self._num_collected > self._limit or self._limit == 0
         if is_full:
             self._parts, self._num_collected = [], 0
@@ -221,7 +220,7 @@ class PartitionPass:
         return Candidates(keys, positions, order.repeat_interleave(sizes))
 
     def _has_room(self, number: int) -> bool:
-        """Count so many more candidates as found, and return whether all fit into the limit."""
+        """Add to the number of candidates found, and return whether all fit into the limit."""
         self._num_collected += number
         return self._num_collected <= self._limit
 
@@ -267,7 +266,7 @@ class PartitionPass:
 
 
 NUM_TABLE_BINS = 2**15
-"""How many bins of keys the table has that finds what is near the brackets of several queries."""
+"""The size of the table that tells which keys are near a bracket."""
 
 
 def by_leaves(queries: Sequence[Query]) -> list[tuple[range, list[int]]]:
@@ -278,25 +277,10 @@ def by_leaves(queries: Sequence[Query]) -> list[tuple[range, list[int]]]:
     return list(groups.items())
 
 
-class _Bounds:
-    """The raw keys at the ends of a bracket, computed once for each format."""
-
-    def __init__(self, ranked: RankedLeaves, low: int, high: int) -> None:
-        self._ranked, self._low, self._high = ranked, low, high
-        self._known: dict[Format, tuple[int, int]] = {}
-
-    def of(self, form: Format) -> tuple[int, int]:
-        """Return the lowest and the highest raw key of the bracket."""
-        if form not in self._known:
-            common, absolute = self._ranked.common, self._ranked.absolute
-            self._known[form] = raw_bounds(self._low, self._high, form, common, absolute=absolute)
-        return self._known[form]
-
-
 def _compare(
     ranked: RankedLeaves,
     block: Block,
-    bounds: _Bounds,
+    bracket: tuple[int, int],
     buffers: Buffers,
     masks: list[Tensor] | None,
 ) -> tuple[Tensor, Tensor]:
@@ -305,40 +289,41 @@ def _compare(
     Args:
         ranked: the leaves that are ranked.
         block: a block of them.
-        bounds: the ends of the bracket.
+        bracket: its lowest and its highest key.
         buffers: memory for the results.
         masks: one contiguous bool mask per leaf, or `None`.
 
     Returns:
         Which candidates are above the bracket, and which are not below it, as packed bools.
     """
-    least, greatest = bounds.of(block.form)
+    least, greatest = raw_bounds(*bracket, block.form, ranked.common, absolute=ranked.absolute)
     size, device = block.bits.numel(), block.bits.device
     padded = -(-size // WORD) * WORD  # whole words, of undefined values at the end
     raw = buffers.get("raw", padded, block.form.integer, device)
     raw_keys(block.bits, block.form, absolute=ranked.absolute, out=raw[:size])
     # Comparing into the dtype of the keys and copying the result to bool is faster than comparing
-    # into bool. If a mask has whole words here, it is the buffer.
+    # into bool. If the block is a part of one mask that consists of whole words, the result is
+    # written straight into that mask.
     compared = buffers.get("compared", padded, raw.dtype, device)
     above = buffers.get("above", padded, torch.bool, device)
     is_direct = len(block.leaves) == 1 and size == padded and block.offset % WORD == 0
     if masks is not None and is_direct:
         above = masks[block.leaves[0]].view(-1)[block.offset : block.offset + size]
     above.copy_(torch.gt(raw, greatest, out=compared))
-    inside = buffers.get("inside", padded, torch.bool, device)
-    inside.copy_(torch.ge(raw, least, out=compared))
+    not_below = buffers.get("not_below", padded, torch.bool, device)
+    not_below.copy_(torch.ge(raw, least, out=compared))
     if block.prior is not None:
         prior = buffers.get("prior", padded, torch.bool, device)
         prior[:size].copy_(block.prior)
         prior[size:] = False
         above.view(torch.int64).bitwise_and_(prior.view(torch.int64))
-        inside.view(torch.int64).bitwise_and_(prior.view(torch.int64))
+        not_below.view(torch.int64).bitwise_and_(prior.view(torch.int64))
     elif size < padded:
         above[size:] = False
-        inside[size:] = False
+        not_below[size:] = False
     if masks is not None and not is_direct:
         write_block(block, above[:size], masks)
-    return above, inside
+    return above, not_below
 
 
 def count_keys(ranked: RankedLeaves, queries: Sequence[Query], bins: Sequence[Bins]) -> Tensor:
@@ -432,9 +417,9 @@ def write_masks(
         last: the position of the last entry that is pruned among those that have the key.
         masks: one contiguous bool mask per leaf.
     """
-    buffers, bounds = Buffers(), _Bounds(ranked, key, key)
+    buffers = Buffers()
     for block in blocks:
-        least, greatest = bounds.of(block.form)
+        least, greatest = raw_bounds(key, key, block.form, ranked.common, absolute=ranked.absolute)
         size, device = block.bits.numel(), block.bits.device
         raw = buffers.get("raw", size, block.form.integer, device)
         raw_keys(block.bits, block.form, absolute=ranked.absolute, out=raw)

@@ -301,10 +301,11 @@ class Search:
         """
         size, settled = len(pending), list[int]()
         rows = zip(pending, made.brackets, counts[:size], counts[size:-1], strict=True)
-        for number, (i, (low, high), below, inside) in enumerate(rows):
-            known, k = self._intervals[i], self._queries[i].k
+        for number, (i, (low, high), not_below, inside) in enumerate(rows):
+            known, query = self._intervals[i], self._queries[i]
+            k, below = query.k, query.num_candidates - not_below
             end = known.num_below + known.num_inside
-            if (low, high) != known[:2]:
+            if (low, high) != known[:2]:  # else all of it is known already
                 if k <= below:
                     known = Interval(known.low, low - 1, known.num_below, below - known.num_below)
                 elif k > below + inside:

@@ -193,6 +193,7 @@ def open_shards(
     call: str,
     text: str,
     arguments: tuple[object, ...],
+    writes_masks: bool,
 ) -> Iterator[tuple[RankedLeaves, Ranks, list[Tensor]]]:
     """Prepare a call on local shards; for the arguments see `gprune.select.operators.prepare`.
 
@@ -218,7 +219,7 @@ def open_shards(
                 )
         ranked = RankedLeaves(scores, masks, absolute, number, slices, layout.counted())
         ranked.check_exact()
-        ready.append((ranked, empty_masks(scores)))
+        ready.append((ranked, empty_masks(scores) if writes_masks else []))
         values = [(x.dtype, x.tolist()) if isinstance(x, Tensor) else x for x in arguments]
         return {
             "structure": call,

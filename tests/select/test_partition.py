@@ -74,14 +74,14 @@ def test_a_pass_divides_every_query_by_its_bracket(
         made = PartitionPass(own.leaves, queries, ends, masks, limit)
         counts = made.run()
     assert (counts.dtype, counts.numel()) == (torch.int64, made.num_counts)
-    below, inside = counts[: len(queries)].tolist(), counts[len(queries) : -1].tolist()
+    not_below, inside = counts[: len(queries)].tolist(), counts[len(queries) : -1].tolist()
     expected: list[list[tuple[int, int]]] = []
     for number, (query, (low, high)) in enumerate(zip(queries, ends, strict=True)):
         places = own.candidates(query.leaves)
         keys = own.keys[places]
         is_in = (keys >= low) & (keys <= high)
         is_alone = [other.leaves for other in queries].count(query.leaves) == 1
-        assert below[number] == ((keys < low).sum() if is_alone else 0)
+        assert not_below[number] == ((keys >= low).sum() if is_alone else 0)
         assert inside[number] == is_in.sum()
         assert made.collects(number) == (limit > 0 and low < high)
         found = places[is_in].tolist() if low < high else []  # one key is only counted
@@ -133,20 +133,20 @@ def test_a_pass_divides_at_both_ends_of_its_bracket(
     low, high = torch.tensor([2.0, 4.0]).view(torch.int32).tolist()
     candidates = [i for i in range(size) if prior[i]]
     inside = [i for i in candidates if 2 <= scores[i] <= 4]
-    num_below = sum(bool(scores[i] < 2) for i in candidates)
+    not_below = sum(not scores[i] < 2 for i in candidates)
     query = Query(range(1), 1, len(candidates))
     made = PartitionPass(leaves, [query], [(low, high)], masks, size)
-    assert made.run().tolist() == [num_below, len(inside), 0]
+    assert made.run().tolist() == [not_below, len(inside), 0]
     collected = made.candidates([0])
     assert collected.positions.tolist() == inside
     assert values_of(collected.keys.long(), FLOAT32).tolist() == scores[inside].tolist()
     above = [i for i in candidates if scores[i] > 4 or scores[i].isnan()]
     assert masks[0].nonzero().view(-1).tolist() == above
     exact = PartitionPass(leaves, [query], [(low, high)], None, len(inside))
-    assert exact.run().tolist() == [num_below, len(inside), 0]
+    assert exact.run().tolist() == [not_below, len(inside), 0]
     assert exact.candidates([0]).positions.tolist() == inside
     few = PartitionPass(leaves, [query], [(low, high)], None, len(inside) - 1)
-    assert few.run().tolist() == [num_below, len(inside), 1]
+    assert few.run().tolist() == [not_below, len(inside), 1]
     assert few.candidates([0]).keys.numel() == 0
 
 
@@ -161,7 +161,7 @@ def test_what_pads_a_block_is_nowhere(pruned: bool, left: float) -> None:
     with patched(Limits(block=16)):
         made = PartitionPass(leaves, [Query(range(1), 1, 19)], [(low, high)], masks, 19)
         counts = made.run().tolist()
-    assert counts == [3, 16 if left == 3 else 0, 0]
+    assert counts == [16, 16 if left == 3 else 0, 0]
     assert masks[0].tolist() == [left == 9] * 16 + [False] * 3
 
 

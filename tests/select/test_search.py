@@ -450,7 +450,7 @@ def test_what_is_known_after_a_bracket_that_missed() -> None:
         searching = Search(leaves, [Query(range(1), k, 100)], OneProcess())
         searching._intervals = [Interval(0, 50, 10, 60)]
         made = mock.Mock(brackets=[(20, 29)])
-        settled = searching._settle(made, [0], [30, 15, int(not is_collected)])
+        settled = searching._settle(made, [0], [70, 15, int(not is_collected)])
         return searching._intervals[0], settled
 
     assert settle(30) == ((0, 19, 10, 20), [])
@@ -463,7 +463,7 @@ def test_what_is_known_after_a_bracket_that_missed() -> None:
 def test_a_bracket_of_one_key_needs_no_collecting() -> None:
     searching = Search(RankedLeaves([torch.empty(0)], []), [Query(range(1), 5, 9)], OneProcess())
     made = mock.Mock(brackets=[(7, 7)])
-    assert searching._settle(made, [0], [4, 5, 1]) == [0]
+    assert searching._settle(made, [0], [5, 5, 1]) == [0]
     assert searching._intervals == [Interval(7, 7, 4, 5)]
 
 
