@@ -124,12 +124,13 @@ def all_well(world: int, check: Any, *args: Any) -> None:
     problems = [
         f"rank {rank}: {problem}"
         for rank, answer in enumerate(answers)
-        for problem in (answer if isinstance(answer, list) else [_told(answer)])
+        for problem in (answer if isinstance(answer, list) else [told(answer)])
     ]
     fail_if(problems)
 
 
-def _told(answer: Any) -> str:
+def told(answer: Any) -> str:
+    """Say what a rank has returned or raised, with the traceback of an exception."""
     return "\n".join([repr(answer), *getattr(answer, "__notes__", [])])
 
 
