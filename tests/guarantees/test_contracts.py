@@ -272,15 +272,17 @@ def test_compiles_once_for_all_tensors(row: Row) -> None:
     assert_compiles(of_one_tree(row), EXAMPLES, atol=row.atol)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "num_to_prune",
-        pytest.param("global_unstructured", marks=pytest.mark.slow),
-        pytest.param("polynomial", marks=pytest.mark.slow),
-        *(pytest.param(x, marks=pytest.mark.long) for x in ("layerwise", "find_threshold", "random")),
-    ],
-)
+MARKS = {
+    "num_to_prune": [],
+    "global_unstructured": [pytest.mark.slow],
+    "polynomial": [pytest.mark.slow],
+    "layerwise": [pytest.mark.long],
+    "find_threshold": [pytest.mark.long],
+    "random": [pytest.mark.long],
+}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=marks) for name, marks in MARKS.items()])
 def test_compiles_twice_for_python_numbers(name: str) -> None:
     [row] = [row for row in ROWS if row.name == name]
     inputs = [{**EXAMPLES[0], "amount": i / 20} for i in range(20)]

@@ -18,9 +18,9 @@ from tests.support.limits import Limits, limits, patched
 
 # Everything rests on this guarantee. The quick profile draws 200 examples, because contributors run
 # it all day; ci draws 2,000 and nightly 50,000.
-FACTOR = 8 if settings().max_examples < 100 else 20
-exactness = settings(max_examples=FACTOR * settings().max_examples)
-more = settings(max_examples=4 * settings().max_examples)
+IS_QUICK = settings().max_examples < 100
+exactness = settings(max_examples=(8 if IS_QUICK else 20) * settings().max_examples)
+more = settings(max_examples=(2 if IS_QUICK else 4) * settings().max_examples)
 
 
 @exactness

@@ -34,13 +34,13 @@ def test_every_way_to_ask(name: str) -> None:
 
     # a tree gives `way.checks` on average, and in a short run sometimes far fewer
     @settings(max_examples=math.ceil((1.2 * target + 150) / way.checks))
-    @given(fuzz.trees(), st.none() | st.integers(0, 2**32 - 1))
-    def check(tree: fuzz.Tree, limits: int | None) -> None:
+    @given(fuzz.limited_trees())
+    def check(drawn: tuple[fuzz.Tree, int | None]) -> None:
         nonlocal made, has_failed
         if made >= target and not has_failed:  # after a failure, hypothesis repeats examples
             return
         try:
-            made += checks_of(way, tree, limits)
+            made += checks_of(way, *drawn)
         except Exception:
             has_failed = True
             raise

@@ -35,7 +35,7 @@ from gprune.select.search import (
 from tests.support import fuzz, ranked
 from tests.support.limits import Limits, limits, patched
 
-more = settings(max_examples=4 * settings().max_examples)
+more = settings(max_examples=(2 if settings().max_examples < 100 else 4) * settings().max_examples)
 
 
 @st.composite
