@@ -96,7 +96,7 @@ def test_compiled(name: str, ranking: str) -> None:
     values = st.tuples(*[st.sampled_from(fuzz.DISTRIBUTIONS)] * len(STRUCTURES[name]))
     priors = st.sampled_from([prior for prior, make in fuzz.PRIORS.items() if make])
 
-    @settings(max_examples=math.ceil(CHECKS / 200))
+    @settings(max_examples=max(10, CHECKS // 200))
     @given(values, priors, st.floats(0, 1), st.integers(0, 2**32 - 1))
     def check(values: tuple[str, ...], prior: str, amount: float, seed: int) -> None:
         nonlocal made

@@ -19,6 +19,8 @@ from tests.support.assertions import fail_if
 from tests.support.sharded_cases import mesh_of, place
 from tests.support.workers import Workers, started
 
+pytestmark = pytest.mark.slow
+
 # --- what is refused, by all ranks at once --------------------------------------------------
 
 
