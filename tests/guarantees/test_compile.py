@@ -53,6 +53,7 @@ def test_fifty_numbers_compile_at_most_twice() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("numbers", [FRACTIONS, COUNTS], ids=["fractions", "counts"])
 def test_fifty_tensors_compile_once(numbers: list[Any]) -> None:
     assert_compiles(prune, [torch.tensor(number) for number in numbers], "eager")

@@ -42,6 +42,7 @@ def test_exactness_under_small_limits(case: Case, small: Limits) -> None:
     assert_threshold(threshold, reference.threshold(case.params, case.scores, case.k, case.masks))
 
 
+@pytest.mark.slow
 @more
 @given(cases(), limits(), st.lists(st.floats(0, 1), min_size=2, max_size=6))
 def test_exactness_of_several_amounts(case: Case, small: Limits, amounts: list[float]) -> None:
@@ -68,6 +69,7 @@ def test_exactness_of_several_amounts(case: Case, small: Limits, amounts: list[f
         assert_masks(one, reference.global_masks(case.params, case.scores, k, case.masks), flat)
 
 
+@pytest.mark.slow
 @more
 @given(cases(), st.integers(1, 80))
 def test_exactness_without_collecting(case: Case, block: int) -> None:

@@ -64,6 +64,7 @@ def masks_at(own: ranked.Ranked, query: Query) -> np.ndarray:
     return kept[own.span(query.leaves)]
 
 
+@pytest.mark.slow
 @more
 @given(
     ranked.trees,
@@ -103,6 +104,7 @@ def test_thresholds_with_masks(
         assert got.tolist() == masks_at(own, query).tolist()
 
 
+@pytest.mark.slow
 @more
 @given(ranked.trees, limits(), st.sampled_from(["all", "single", "both"]), st.data())
 def test_several_processes_find_the_same(
@@ -253,6 +255,7 @@ def test_a_sample_that_sees_nothing_costs_a_few_passes(
         assert calls.total() <= most_passes(own.leaves, small), calls
 
 
+@pytest.mark.slow
 def test_nearly_always_one_pass_is_made() -> None:
     """One search in two hundred misses, and of twenty hardly more than one."""
     passes = Counter[str]()
