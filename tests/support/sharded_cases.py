@@ -124,13 +124,12 @@ def all_well(world: int, check: Any, *args: Any) -> None:
     problems = [
         f"rank {rank}: {problem}"
         for rank, answer in enumerate(answers)
-        for problem in (answer if isinstance(answer, list) else [told(answer)])
+        for problem in (answer if isinstance(answer, list) else [_told(answer)])
     ]
     fail_if(problems)
 
 
-def told(answer: Any) -> str:
-    """Say what a rank has returned or raised, with the traceback of an exception."""
+def _told(answer: Any) -> str:
     return "\n".join([repr(answer), *getattr(answer, "__notes__", [])])
 
 
