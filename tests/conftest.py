@@ -1,6 +1,6 @@
 """Hypothesis profiles, chosen by the environment: HYPOTHESIS_PROFILE, or `ci` where CI is set.
 
-A property runs `max_examples` times, and exactness twenty times as often.
+A property runs `max_examples` times, and exactness twenty times as often; eight times in `quick`.
 """
 
 import os

@@ -85,6 +85,7 @@ def test_thresholds(
         assert found == [threshold(own, query) for query in queries]
 
 
+@pytest.mark.slow
 @more
 @given(ranked.trees, limits(), st.booleans(), st.none() | st.integers(0, 9), st.data())
 def test_thresholds_with_masks(
@@ -238,6 +239,7 @@ def hidden(sampled: float, rest: torch.Tensor) -> RankedLeaves:
     return RankedLeaves([scores], [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampled", [-math.inf, -1.0, 0.0, 2.0, math.nan])
 @pytest.mark.parametrize(("limit", "max_pass_bits"), [(0, 4), (5, 1), (100, 15)])
 @pytest.mark.parametrize("guesses", [0, 1, 3])
