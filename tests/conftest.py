@@ -1,6 +1,6 @@
 """Hypothesis profiles, chosen by the environment: HYPOTHESIS_PROFILE, or `ci` where CI is set.
 
-A property runs `max_examples` times, and exactness twenty times as often.
+A property runs `max_examples` times, and exactness twenty times as often; eight times in `quick`.
 """
 
 import os
@@ -22,6 +22,8 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if in_ci else "q
 
 # one thread a process: pytest-xdist fills the cores, torch's threads would wait for each other
 torch.set_num_threads(1)
+# nor does Inductor start processes that compile: each would import torch, which takes two seconds
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -90,6 +90,7 @@ def test_errors_of_values_name_the_leaf_also_behind_one_that_is_not_ranked() -> 
         gp.layerwise(params, masks=masks, amount={"a": 1, "b": None})
 
 
+@pytest.mark.slow
 def test_none_masks_and_functions_of_paths_compile() -> None:
     params = {"a": torch.rand(2, 3), "b": torch.rand(3, 4), "c": None}
     masks = {"a": None, "b": torch.rand(3, 4) < 0.7, "c": None}

@@ -93,6 +93,7 @@ def test_every_public_name_is_documented(module: ModuleType, name: str) -> None:
         assert not [p for p in inspect.signature(thing).parameters if f"{p}:" not in doc]
 
 
+@pytest.mark.slow
 def test_importing_gprune_imports_no_optional_package() -> None:
     code = (
         "import sys, torch, optree; before = set(sys.modules); import gprune, gprune.adapter;"

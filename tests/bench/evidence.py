@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import optree
 import torch
-from mnist1d.data import get_dataset_args, make_dataset
 from rich.progress import Progress
 
 import gprune as gp
@@ -42,6 +41,8 @@ class Data(NamedTuple):
 
 
 def mnist1d() -> Data:
+    from mnist1d.data import get_dataset_args, make_dataset  # it imports scipy and matplotlib
+
     found = make_dataset(get_dataset_args())
     x, x_test = (torch.tensor(found[name], dtype=torch.float32) for name in ("x", "x_test"))
     y, y_test = (torch.tensor(found[name]) for name in ("y", "y_test"))

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from mnist1d.data import get_dataset_args, make_dataset
 from rich.progress import Progress
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  torch's own name for it
@@ -46,6 +45,8 @@ class Data(NamedTuple):
 
 @cache
 def mnist1d() -> Data:
+    from mnist1d.data import get_dataset_args, make_dataset  # it imports scipy and matplotlib
+
     found = make_dataset(get_dataset_args())
     x, x_test = (torch.tensor(found[name], dtype=torch.float32) for name in ("x", "x_test"))
     return Data(x, torch.tensor(found["y"]), x_test, torch.tensor(found["y_test"]))

@@ -61,7 +61,7 @@ def test_the_copy_is_the_masks_and_no_other_byte(
 
 
 @pytest.mark.parametrize(
-    "score", ["magnitude", *(pytest.param(x, marks=pytest.mark.slow) for x in ("l2", "lamp"))]
+    "score", ["magnitude", *(pytest.param(x, marks=pytest.mark.long) for x in ("l2", "lamp"))]
 )
 def test_large_tensors_are_copied_in_blocks(
     tmp_path: Path, score: str, monkeypatch: pytest.MonkeyPatch
@@ -205,7 +205,13 @@ def bytes_of(path: Path) -> Any:
     return contents(path) if path.is_dir() else path.read_bytes()
 
 
+FILE_IS_LONG = pytest.mark.parametrize(
+    "pair", [pytest.param("file", marks=pytest.mark.long), "folder"], indirect=True
+)
+
+
 @pytest.mark.slow
+@FILE_IS_LONG
 @pytest.mark.parametrize(
     "moment",
     [
@@ -235,6 +241,7 @@ def test_at_no_moment_is_there_no_output(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@FILE_IS_LONG
 def test_a_limit_on_the_size_of_files_leaves_the_old_output(pair: tuple[Path, Path]) -> None:
     source, old = pair
     before = contents(source.parent)

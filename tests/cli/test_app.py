@@ -13,7 +13,13 @@ from gprune.cli.app import app
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", DISTRIBUTIONS)
+@pytest.mark.parametrize(
+    "module",
+    [
+        pytest.param(name, marks=[] if name in ("typer", "safetensors") else pytest.mark.long)
+        for name in DISTRIBUTIONS
+    ],
+)
 def test_missing_extra_names_the_remedy(module: str, tmp_path: Path) -> None:
     name, extra = DISTRIBUTIONS[module]
     command = {"demo": ["demo"], "cli": ["report", "x.safetensors"]}[extra]

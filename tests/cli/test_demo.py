@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from matplotlib.image import imread
 from typer.testing import CliRunner
 
 from gprune.cli.app import app
@@ -41,6 +40,8 @@ def run_demo(folder: Path, **environment: str) -> subprocess.CompletedProcess[st
 
 
 def assert_demo_delivers(demo: subprocess.CompletedProcess[str], folder: Path) -> None:
+    from matplotlib.image import imread  # takes a second to import
+
     assert demo.returncode == 0, demo.stdout + demo.stderr
     assert "Warning" not in demo.stderr
     assert max(map(len, demo.stdout.splitlines()[:20])) <= 80, "the table breaks in a terminal"
@@ -86,3 +87,10 @@ def test_demo_without_compiler(tmp_path: Path) -> None:
 def test_too_few_steps_are_refused() -> None:
     shown = CliRunner().invoke(app, ["demo", "--steps", "3"])
     assert shown.exit_code == 2
+
+
+def test_the_files_that_pytest_does_not_collect_have_no_examples() -> None:
+    """`addopts` in pyproject.toml names them, so no doctest of theirs would run."""
+    files = list((Path(__file__).parents[2] / "gprune" / "cli").glob("demo*"))
+    assert len(files) == 3
+    assert not [file.name for file in files if ">>>" in file.read_text(encoding="utf-8")]

@@ -26,6 +26,7 @@ def test_readme_says_how_many_they_are() -> None:
     assert f"plants {len(FAULTS)} faults" in readme
 
 
+@pytest.mark.slow
 @each_fault
 def test_a_fault_applies_and_parses(fault: Fault) -> None:
     assert times_found(fault) == 1

@@ -295,6 +295,7 @@ def any_loss(params: Any, *args: Any) -> torch.Tensor:
 FUNCTIONS = {"loss_fn": any_loss, "grad_fn": lambda batch: batch, "progress": lambda done: None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "function"), list(public_callables()))
 def test_anything_gives_a_result_or_a_type_or_value_error(
     name: str, function: Callable[..., Any]

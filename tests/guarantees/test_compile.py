@@ -53,6 +53,7 @@ def test_fifty_numbers_compile_at_most_twice() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("numbers", [FRACTIONS, COUNTS], ids=["fractions", "counts"])
 def test_fifty_tensors_compile_once(numbers: list[Any]) -> None:
     assert_compiles(prune, [torch.tensor(number) for number in numbers], "eager")
@@ -126,7 +127,12 @@ def test_a_training_step_with_inductor() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("amount", "words"),
-    [(80.0, "did you mean 0.8"), (-1, "negative"), (27, "candidates, 26"), (float("nan"), "nan")],
+    [
+        (80.0, "did you mean 0.8"),
+        (float("nan"), "nan"),
+        pytest.param(-1, "negative", marks=pytest.mark.long),
+        pytest.param(27, "candidates, 26", marks=pytest.mark.long),
+    ],
 )
 def test_wrong_values_raise_the_same_error_compiled(amount: float, words: str) -> None:
     for run in (prune, torch.compile(prune, backend="eager", fullgraph=True)):

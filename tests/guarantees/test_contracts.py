@@ -229,35 +229,77 @@ def of_one_tree(*chosen: Row) -> Callable[[Any], Any]:
     return function
 
 
+COMPILES_SLOWLY = {
+    "gradual, Erdős-Rényi",
+    "iterative",
+    "static_sparse",
+    "sparse_evolution",
+    "rigl",
+    "Pruner",
+    "iterative_synflow",
+    "grasp",
+    "fisher",
+    "hessian_diagonal",
+    "accumulate",
+    "input_norms",
+    "global_unstructured to a sparsity",
+    "global_unstructured without scores",
+    "global_unstructured, l1",
+    "global_unstructured, partial",
+    "global_unstructured, random",
+    "layerwise with a tree of amounts",
+    "layerwise, a user's method",
+    "layerwise, channels",
+    "layerwise, uniform",
+    "masks_from_threshold",
+    "pruning_method",
+    "random_structured",
+    "ln_structured, nuclear",
+}
+"""Rows whose compilation is a long test. A row of the same kind that compiles faster is not."""
+
+
+def compiled_rows() -> list[Any]:
+    chosen = [row for row in ROWS if "compiles" in row.contracts]
+    assert {row.name for row in chosen} >= COMPILES_SLOWLY
+    long = {name: [pytest.mark.long] for name in COMPILES_SLOWLY}
+    return [pytest.param(row, id=row.name, marks=long.get(row.name, [])) for row in chosen]
+
+
 @pytest.mark.slow
-@rows("compiles")
+@pytest.mark.parametrize("row", compiled_rows())
 def test_compiles_once_for_all_tensors(row: Row) -> None:
     assert_compiles(of_one_tree(row), EXAMPLES, atol=row.atol)
 
 
-NUMBERS = [
-    "global_unstructured",
-    "layerwise",
-    "find_threshold",
-    "random",
-    "polynomial",
-]
+MARKS = {
+    "num_to_prune": [],
+    "global_unstructured": [pytest.mark.slow],
+    "polynomial": [pytest.mark.slow],
+    "layerwise": [pytest.mark.long],
+    "find_threshold": [pytest.mark.long],
+    "random": [pytest.mark.long],
+}
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["num_to_prune", *(pytest.param(name, marks=pytest.mark.slow) for name in NUMBERS)],
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=marks) for name, marks in MARKS.items()])
 def test_compiles_twice_for_python_numbers(name: str) -> None:
     [row] = [row for row in ROWS if row.name == name]
     inputs = [{**EXAMPLES[0], "amount": i / 20} for i in range(20)]
     assert_compiles(of_one_tree(row), inputs, atol=row.atol, max_graphs=2)
 
 
+A_FEW = ["global_unstructured", "apply_masks", "sparsity"]
+
+
 @pytest.mark.slow
-def test_compiles_with_inductor() -> None:
-    """A dozen rows in one graph, which Inductor may fuse as it likes."""
-    chosen = [row for row in ROWS if row.inductor]
+@pytest.mark.parametrize(
+    "names", [A_FEW, pytest.param(None, marks=pytest.mark.long)], ids=["a few", "all"]
+)
+def test_compiles_with_inductor(names: list[str] | None) -> None:
+    """Several rows in one graph, which Inductor may fuse as it likes."""
+    chosen = [row for row in ROWS if row.inductor and (names is None or row.name in names)]
+    assert len(chosen) >= (12 if names is None else len(names))
     assert_compiles(of_one_tree(*chosen), EXAMPLES, "inductor", atol=1e-12)
 
 

@@ -1,7 +1,7 @@
 """Every way to ask, on random trees, against the sort in tests/support/fuzz.py.
 
 One check is one mask of a leaf that is ranked alone, the masks of one global ranking, or one
-threshold. The nightly profile makes 200,000 checks, `ci` 20,000 and the quick one 2,000.
+threshold. The nightly profile makes 200,000 checks, `ci` 20,000 and the quick one 500.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.support import fuzz
 from tests.support.assertions import fail_if
 from tests.support.limits import small_limits
 
-CHECKS = {25: 2_000, 100: 20_000, 2_500: 200_000}.get(settings().max_examples, 2_000)
+CHECKS = {25: 500, 100: 20_000, 2_500: 200_000}.get(settings().max_examples, 500)
 """How many checks all ways make in all, by the examples of the profile."""
 
 
@@ -34,13 +34,13 @@ def test_every_way_to_ask(name: str) -> None:
 
     # a tree gives `way.checks` on average, and in a short run sometimes far fewer
     @settings(max_examples=math.ceil((1.2 * target + 150) / way.checks))
-    @given(fuzz.trees(), st.none() | st.integers(0, 2**32 - 1))
-    def check(tree: fuzz.Tree, limits: int | None) -> None:
+    @given(fuzz.limited_trees())
+    def check(drawn: tuple[fuzz.Tree, int | None]) -> None:
         nonlocal made, has_failed
         if made >= target and not has_failed:  # after a failure, hypothesis repeats examples
             return
         try:
-            made += checks_of(way, tree, limits)
+            made += checks_of(way, *drawn)
         except Exception:
             has_failed = True
             raise
@@ -96,7 +96,7 @@ def test_compiled(name: str, ranking: str) -> None:
     values = st.tuples(*[st.sampled_from(fuzz.DISTRIBUTIONS)] * len(STRUCTURES[name]))
     priors = st.sampled_from([prior for prior, make in fuzz.PRIORS.items() if make])
 
-    @settings(max_examples=math.ceil(CHECKS / 200))
+    @settings(max_examples=max(10, CHECKS // 200))
     @given(values, priors, st.floats(0, 1), st.integers(0, 2**32 - 1))
     def check(values: tuple[str, ...], prior: str, amount: float, seed: int) -> None:
         nonlocal made

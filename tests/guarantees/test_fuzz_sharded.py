@@ -45,9 +45,9 @@ def shardings(draw: st.DrawFn, tree: fuzz.Tree, world: int) -> Sharding:
 
 
 @st.composite
-def sharded_trees(draw: st.DrawFn, world: int) -> tuple[fuzz.Tree, Sharding]:
-    tree = draw(fuzz.trees())
-    return tree, draw(shardings(tree, world))
+def sharded_trees(draw: st.DrawFn, world: int) -> tuple[fuzz.Tree, Sharding, int | None]:
+    tree, limits = draw(fuzz.limited_trees())
+    return tree, draw(shardings(tree, world)), limits
 
 
 def check_sharded(
@@ -84,11 +84,11 @@ def test_every_way_to_ask(name: str, world: int) -> None:
     made = 0
 
     @settings(max_examples=math.ceil(target / fuzz.WAYS[name].checks) + 1)
-    @given(sharded_trees(world), st.none() | st.integers(0, 2**32 - 1))
-    def check(drawn: tuple[fuzz.Tree, Sharding], limits: int | None) -> None:
+    @given(sharded_trees(world))
+    def check(drawn: tuple[fuzz.Tree, Sharding, int | None]) -> None:
         nonlocal made
         problems = []
-        for rank, answer in enumerate(started(world).run(check_sharded, name, *drawn, limits)):
+        for rank, answer in enumerate(started(world).run(check_sharded, name, *drawn)):
             if isinstance(answer, Exception):
                 problems.append(f"rank {rank}: {answer!r}")
                 continue

@@ -96,7 +96,24 @@ def check(tree: Any, masks: Any, ks: list[int]) -> None:
     fail_if(wrong)
 
 
-@pytest.mark.parametrize("distribution", DISTRIBUTIONS.values(), ids=DISTRIBUTIONS)
+LONG = [
+    "float64",
+    "every magnitude",
+    "bfloat16",
+    "float16",
+    "every float16",
+    "close in int32",
+    "int64",
+]
+
+
+@pytest.mark.parametrize(
+    "distribution",
+    [
+        pytest.param(draw, id=name, marks=pytest.mark.long if name in LONG else [])
+        for name, draw in DISTRIBUTIONS.items()
+    ],
+)
 def test_a_large_leaf_beside_small_ones(
     distribution: Callable[[torch.Generator, int], torch.Tensor],
 ) -> None:
@@ -126,7 +143,16 @@ def test_a_large_leaf_in_another_layout() -> None:
     check([scores], None, [1, rows, 2 * rows])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int32])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.float32,
+        *(
+            pytest.param(dtype, marks=pytest.mark.long)
+            for dtype in (torch.float64, torch.bfloat16, torch.int32)
+        ),
+    ],
+)
 @pytest.mark.parametrize("pruned", [False, True])
 def test_several_thresholds_are_each_what_it_is_alone(dtype: torch.dtype, pruned: bool) -> None:
     generator = torch.Generator().manual_seed(0)

@@ -6,6 +6,7 @@ Each property is checked on all ranks of a process group: the workers do it, her
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -140,8 +141,18 @@ def check_every_count(ranks: tuple[int, int] | None, limit: int) -> list[str]:
     return problems
 
 
-@pytest.mark.parametrize("limit", [0, 1, 100])
-@pytest.mark.parametrize("ranks", [None, (0, 4), (4, 5), (21, 22), (21, 28)])
+BRACKETS = [None, (0, 4), (4, 5), (21, 22), (21, 28)]
+LIMITS = [0, 1, 100]
+BY_DEFAULT = [(None, 0), ((4, 5), 1), ((21, 28), 100)]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "limit"),
+    [
+        pytest.param(*case, marks=[] if case in BY_DEFAULT else pytest.mark.long)
+        for case in itertools.product(BRACKETS, LIMITS)
+    ],
+)
 def test_every_count(ranks: tuple[int, int] | None, limit: int) -> None:
     all_well(2, check_every_count, ranks, limit)
 

@@ -125,7 +125,7 @@ def test_an_empty_leaf_between_small_integers(floating: torch.dtype, call: str) 
         torch.bfloat16,
         torch.float32,
         *(
-            pytest.param(dtype, marks=pytest.mark.slow)
+            pytest.param(dtype, marks=pytest.mark.long)
             for dtype in fuzz.FLOATING + fuzz.INTEGER
             if dtype not in (torch.bfloat16, torch.float32)
         ),
@@ -206,7 +206,7 @@ print(chr(10).join(wrong))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long  # test_determinism.py flushes denormals in the process itself
 def test_denormals_are_ranked_where_the_workers_flush_them() -> None:
     assert python(FLUSHED, OMP_NUM_THREADS="2", OMP_WAIT_POLICY="passive") == ""
 
@@ -275,7 +275,7 @@ params[0][0, 0], params[-1][-1, -1] = 0.5, 2.0  # not all equal
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("leaves", [2, 4])
+@pytest.mark.parametrize("leaves", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_ties_take_no_second_set_of_masks(leaves: int) -> None:
     """The masks have 16 MiB a leaf; the bound on what is beyond them does not grow with these."""
     grown = peak(

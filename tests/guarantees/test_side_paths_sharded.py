@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch._functorch.config
 import torch._inductor.config
 from torch.distributed.tensor import Replicate, Shard
 
@@ -121,8 +121,13 @@ def check_compiled_count(name: str, backend: str) -> list[str]:
     return [] if repr(got) == repr(expected) else [f"{name} is {got}, expected {expected}"]
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [
+        *((name, "aot_eager") for name in COUNTS),
+        *(pytest.param(name, "inductor", marks=pytest.mark.long) for name in COUNTS),
+    ],
+)
 def test_compiled_counts(name: str, backend: str) -> None:
     all_well(2, check_compiled_count, name, backend)
 
@@ -155,55 +160,65 @@ def check_cached(mesh: tuple[int, ...], shapes: list[list[int]]) -> list[str]:
     ]
 
 
-RANK = """
-import os, sys, torch, torch.distributed as dist
-torch.set_num_threads(1)
-rank, world, meeting = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-dist.init_process_group("gloo", init_method=f"file://{{meeting}}", rank=rank, world_size=world)
-from tests.guarantees.test_side_paths_sharded import check_cached
-print(check_cached({mesh}, {shapes}))
-dist.destroy_process_group()
-"""
+def check_cached_in(folder: Path, mesh: tuple[int, ...], shapes: list[list[int]]) -> list[str]:
+    """Call `check_cached` with torch's caches in a folder that all ranks and all runs share.
+
+    A rank that fails writes its traceback to the folder and exits. Its connections are closed then,
+    so the ranks that wait for it fail too, and do not wait until they time out.
+    """
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "cache")
+    torch.compiler.reset()
+    try:
+        with (
+            torch._inductor.config.patch(fx_graph_cache=True),
+            torch._functorch.config.patch(enable_autograd_cache=True),
+        ):
+            return check_cached(mesh, shapes)
+    except Exception:
+        error_file(folder, torch.distributed.get_rank()).write_text(traceback.format_exc())
+        os._exit(1)
+
+
+def error_file(folder: Path, rank: int) -> Path:
+    return folder / f"rank {rank}"
+
 
 UNEVEN = [[5, 4], [3, 7], [6], [7]]
 EQUAL = [[8, 4], [4, 8], [8], [16]]
 
 
-def run_ranks(
-    mesh: tuple[int, ...], shapes: list[list[int]], folder: Path, run: int
-) -> list[tuple[str, str]]:
-    """Start a process for each rank, with a cache folder that all share; give what they print."""
-    world = torch.Size(mesh).numel()
-    code = RANK.format(mesh=mesh, shapes=shapes)
-    environment = {
-        **os.environ,
-        "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache"),
-        "TORCHINDUCTOR_FX_GRAPH_CACHE": "1",
-        "TORCHINDUCTOR_AUTOGRAD_CACHE": "1",
-        "TORCHINDUCTOR_COMPILE_THREADS": "1",
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(rank), str(world), str(folder / f"meeting {run}")],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(world)
-    ]
+def run_ranks(mesh: tuple[int, ...], shapes: list[list[int]], folder: Path) -> list[str]:
+    """Run the check in fresh processes, one for each rank; give what they find or raise."""
+    workers = Workers(torch.Size(mesh).numel())
     try:
-        return [process.communicate(timeout=180) for process in processes]
+        answers = workers.run(check_cached_in, folder, mesh, shapes)
     finally:
-        for process in processes:
-            process.kill()
+        workers.stop()
+    return [
+        "\n".join(answer) if answer is not None else take_error(folder, rank)
+        for rank, answer in enumerate(answers)
+    ]
+
+
+def take_error(folder: Path, rank: int) -> str:
+    """Read what a rank has raised; remove it, so that the next run cannot find it."""
+    text = error_file(folder, rank).read_text()
+    error_file(folder, rank).unlink()
+    return text
 
 
 REFUSED = ("expected size", "gprune lost another rank")
 
 
-@pytest.mark.parametrize("shapes", [UNEVEN, EQUAL], ids=["uneven", "equal"])
-@pytest.mark.parametrize("mesh", [(2,), (2, 2)], ids=["2 ranks", "2 x 2 ranks"])
+@pytest.mark.parametrize(
+    ("mesh", "shapes"),
+    [
+        pytest.param((2,), EQUAL, id="2 ranks-equal"),
+        pytest.param((2,), UNEVEN, id="2 ranks-uneven", marks=pytest.mark.long),
+        pytest.param((2, 2), EQUAL, id="2 x 2 ranks-equal", marks=pytest.mark.long),
+        pytest.param((2, 2), UNEVEN, id="2 x 2 ranks-uneven", marks=pytest.mark.long),
+    ],
+)
 def test_compiled_with_a_warm_cache(
     mesh: tuple[int, ...], shapes: list[list[int]], tmp_path: Path
 ) -> None:
@@ -214,11 +229,9 @@ def test_compiled_with_a_warm_cache(
     the code of Inductor. That is no wrong mask, and it is torch's to mend, so it is let pass.
     """
     for run in range(2):
-        answers = run_ranks(mesh, shapes, tmp_path, run)
         wrong = [
-            f"run {run}, rank {rank}: {printed}{errors}"
-            for rank, (printed, errors) in enumerate(answers)
-            if printed != "[]\n"
-            and not (shapes is UNEVEN and any(text in errors for text in REFUSED))
+            f"run {run}, rank {rank}: {text}"
+            for rank, text in enumerate(run_ranks(mesh, shapes, tmp_path))
+            if text and not (shapes is UNEVEN and any(refusal in text for refusal in REFUSED))
         ]
         assert not wrong, "\n".join(wrong)

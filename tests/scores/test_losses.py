@@ -39,7 +39,14 @@ def inputs_of(model: Model, seed: int) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("score", [gp.scores.snip, gp.scores.grasp, gp.scores.fisher])
+@pytest.mark.parametrize(
+    "score",
+    [
+        gp.scores.snip,
+        pytest.param(gp.scores.grasp, marks=pytest.mark.long),
+        pytest.param(gp.scores.fisher, marks=pytest.mark.long),
+    ],
+)
 def test_scores_of_a_network_compile_whole(score: Any) -> None:
     """One network, since a trace of forward over reverse takes seconds; see test_contracts.py."""
     model = MODELS["attention"]

@@ -19,6 +19,8 @@ from tests.support.assertions import fail_if
 from tests.support.sharded_cases import mesh_of, place
 from tests.support.workers import Workers, started
 
+pytestmark = pytest.mark.slow
+
 # --- what is refused, by all ranks at once --------------------------------------------------
 
 
@@ -361,7 +363,7 @@ def messages(size: int, kind: str, dtype: torch.dtype) -> tuple[int, int, set[st
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["normal", "all tied"])
-@pytest.mark.parametrize("size", [10**4, 10**6, 10**8])
+@pytest.mark.parametrize("size", [10**4, 10**6, pytest.param(10**8, marks=pytest.mark.long)])
 def test_messages_do_not_grow_with_the_model(size: int, kind: str) -> None:
     dtypes = [torch.float32] if size > 10**6 else [torch.float16, torch.float32, torch.float64]
     for dtype in dtypes:

@@ -33,7 +33,7 @@ from gprune.select.search import (
 from tests.support import fuzz, ranked
 from tests.support.limits import Limits, limits, patched
 
-more = settings(max_examples=4 * settings().max_examples)
+more = settings(max_examples=(2 if settings().max_examples < 100 else 4) * settings().max_examples)
 
 
 @st.composite
@@ -62,6 +62,7 @@ def masks_at(own: ranked.Ranked, query: Query) -> np.ndarray:
     return kept[own.span(query.leaves)]
 
 
+@pytest.mark.slow
 @more
 @given(
     ranked.trees,
@@ -82,6 +83,7 @@ def test_thresholds(
         assert found == [threshold(own, query) for query in queries]
 
 
+@pytest.mark.slow
 @more
 @given(ranked.trees, limits(), st.booleans(), st.none() | st.integers(0, 9), st.data())
 def test_thresholds_with_masks(
@@ -101,6 +103,7 @@ def test_thresholds_with_masks(
         assert got.tolist() == masks_at(own, query).tolist()
 
 
+@pytest.mark.slow
 @settings(max_examples=2 * settings().max_examples)
 @given(ranked.trees, limits(), st.sampled_from(["all", "single", "both"]), st.data())
 def test_several_processes_find_the_same(
@@ -239,6 +242,7 @@ def hidden(sampled: float, rest: torch.Tensor) -> RankedLeaves:
     return RankedLeaves([scores], [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampled", [-math.inf, -1.0, 0.0, 2.0, math.nan])
 @pytest.mark.parametrize(("limit", "max_pass_bits"), [(0, 4), (5, 1), (100, 15)])
 @pytest.mark.parametrize("guesses", [0, 1, 3])
@@ -256,6 +260,7 @@ def test_a_sample_that_sees_nothing_costs_a_few_passes(
         assert calls.total() <= most_passes(own.leaves, small), calls
 
 
+@pytest.mark.slow
 def test_nearly_always_one_pass_is_made() -> None:
     """One search in two hundred misses, and of twenty hardly more than one."""
     passes = Counter[str]()

@@ -20,6 +20,11 @@ PATIENCE = 60
 """Seconds until a rank that does not answer counts as hanging, and those of its process group."""
 
 CONTEXT = multiprocessing.get_context("forkserver")
+PRELOADED = ["tests.support.workers", "tests.support.sharded_cases", "torch._dynamo"]
+"""Modules that the server imports once. Every rank is forked from it and needs nearly all of them.
+
+Together they take about three seconds of CPU time to import, and a session starts dozens of ranks.
+"""
 RUNNING: list[Workers] = []
 
 
@@ -27,7 +32,7 @@ class Workers:
     """The ranks of one process group."""
 
     def __init__(self, world: int, patience: int = PATIENCE) -> None:
-        CONTEXT.set_forkserver_preload(["tests.support.workers"])
+        CONTEXT.set_forkserver_preload(PRELOADED)
         self.patience = patience
         self.processes, self.pipes = [], []
         meeting = os.path.join(tempfile.mkdtemp(), "meeting")

@@ -76,8 +76,18 @@ EXTREMES: dict[torch.dtype, tuple[float, float]] = {
 }
 
 
+LONG = (torch.float64, torch.float16, torch.bfloat16)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", SCORE_DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        pytest.param(dtype, marks=pytest.mark.long if dtype in LONG else [])
+        for dtype in SCORE_DTYPES
+    ],
+    ids=str,
+)
 def test_tensors_reach_the_ends_of_each_dtype(dtype: torch.dtype) -> None:
     for extreme in EXTREMES[dtype]:
         found = reaches(tensors(dtypes=[dtype]), any_entry(lambda x, at=extreme: x == at))
