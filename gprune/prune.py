@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from gprune.inputs import LeafError, Leaves, align, raise_with_path
+from gprune.inputs import SCORE_DTYPES, LeafError, Leaves, align, raise_with_path
 from gprune.methods import lowest_unstructured
 from gprune.methods.method import PER_LEAF, check_arguments, unwrap_partials
 from gprune.select import operators
@@ -85,7 +85,7 @@ def global_unstructured(
     if method.PRUNING_TYPE != "unstructured":
         raise TypeError(
             "global_unstructured takes methods of PRUNING_TYPE 'unstructured', "
-            f"{method.__name__} is {method.PRUNING_TYPE!r}; use layerwise"
+            f"but {method.__name__} is {method.PRUNING_TYPE!r}; use layerwise"
         )
     arguments = {**bound, **kwargs}
     leaves = align(params, scores, masks)
@@ -240,6 +240,8 @@ def masks_from_threshold(
     index = as_scalar(threshold[1], "threshold.flat_index", meta=meta, several=True)
     if index.is_floating_point():
         raise TypeError(f"threshold.flat_index must be an integer, got {threshold[1]!r}")
+    if value.dtype not in SCORE_DTYPES:
+        raise TypeError(f"threshold.value has dtype {value.dtype}; cast it to float64")
     if value.shape != index.shape:
         raise ValueError(
             f"threshold.flat_index has shape {tuple(index.shape)}, "

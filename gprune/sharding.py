@@ -82,7 +82,7 @@ def raise_on_all_ranks(function: Function) -> Function:
         function: a public function of trees.
 
     Returns:
-        The same function, which raises an error on all ranks or on none.
+        A function that does the same, and raises an error on all ranks or on none.
     """
 
     @functools.wraps(function)

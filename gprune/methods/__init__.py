@@ -1,7 +1,7 @@
 """Pruning methods: each decides which entries of a parameter are pruned.
 
 - `method.py`: what a method is, the `pruning_method` decorator, and how a user's method runs
-- `dims.py`: `dim=`, the dims of a leaf that are compared with each other
+- `dims.py`: `dim=`, the dims of a leaf along which entries are compared
 - `lowest.py`: prune the lowest scores of all leaves, of each leaf, or of each group in a leaf
 - `unstructured.py`: single entries, by score, by absolute value, at random, or none
 - `structured.py`: channels, by norm or at random

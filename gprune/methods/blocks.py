@@ -97,7 +97,7 @@ def _check_block(shape: Any) -> None:
 
 
 def _block_sizes(leaf: int, param: Tensor, shape: Sequence[int]) -> list[int]:
-    """Return the size of a block along every dim of a leaf, no longer than the leaf."""
+    """Return the size of a block along every dim of a leaf, no larger than the leaf in any dim."""
     if len(shape) > param.dim():
         message = (
             f"blocks of shape {tuple(shape)} have more dims than a leaf of shape "

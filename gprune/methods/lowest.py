@@ -1,7 +1,7 @@
 """Prune the lowest scores: of all leaves, of each leaf alone, or of each group within a leaf.
 
-The methods rank single entries here, or one score for each channel or block. `n_of_m` ranks the
-entries of each of its groups with `select_rows`.
+`select_lowest` ranks single entries, or one score for each channel or block. `select_rows` ranks
+the entries of every row of a matrix, for `n_of_m`.
 """
 
 from __future__ import annotations
@@ -53,7 +53,10 @@ def select_lowest(
     number, is_sparsity = one_of(amount, sparsity, method)
     name = "sparsity" if is_sparsity else "amount"
     if not per_leaf and not is_single_leaf(number):
-        raise TypeError(f"{name} must be one number for all leaves; a tree is for layerwise")
+        raise TypeError(
+            f"global_unstructured takes one {name} for all leaves, got {number!r}; "
+            "layerwise takes one per leaf"
+        )
     numbers = number if per_leaf else [number]
     if all(one is numbers[0] for one in numbers):  # one number for all leaves is converted once
         amounts = [as_scalar(numbers[0], name)] * len(numbers)
@@ -69,7 +72,9 @@ def select_lowest(
         )
         return kept
     if not per_leaf:
-        raise ValueError("dim compares within each leaf, not globally; use layerwise")
+        raise ValueError(
+            "dim ranks within groups of a leaf, which global_unstructured cannot do; use layerwise"
+        )
     require_unsharded(scores, "dim")
     if seed is not None:  # draws depend on the flat index in the leaf, not on the groups
         scores = operators.random_scores(scores, seed, "")

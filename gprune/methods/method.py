@@ -30,8 +30,8 @@ PER_LEAF = ("amount", "sparsity")
 class PruningMethod(Generic[P]):
     """A function that prunes one parameter, with its type and its way to select over many leaves.
 
-    It is made by `pruning_method` and never changed. Calling it calls the function. Like a function
-    it is pickled by its name.
+    `pruning_method` makes those of users, and `built_in` those of gprune. Calling it calls the
+    function. It is immutable, and pickled by its name as a function is.
 
     Attributes:
         PRUNING_TYPE: `"unstructured"`, `"structured"` or `"semi_structured"`.

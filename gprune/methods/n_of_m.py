@@ -54,8 +54,8 @@ def n_of_m(
     A group keeps min(n, candidates) entries: exactly n, unless the prior mask left it fewer. If the
     size of the dim is not a multiple of m, the last group is shorter. It keeps its n highest too,
     or all of its entries if it has no more than n. A dim that is shorter than m is one such group.
-    If the pruned tensor is padded with zeros, it has the pattern everywhere. Among equal scores the
-    lowest index is pruned first; NaN is pruned last.
+    Padded with zeros to a multiple of m, the pruned tensor has the pattern everywhere. Among equal
+    scores the lowest index is pruned first; NaN is pruned last.
 
     Args:
         param: a tensor with at least one dimension.
@@ -91,7 +91,7 @@ def check_n_of_m(masks: Tree, *, n: int, m: int, dim: int | DimFunction | None =
     """Check that no more than n of every m consecutive entries along a dim are kept.
 
     Args:
-        masks: pytree of bool masks and `None`. Of DTensors, one full leaf is gathered at a time.
+        masks: pytree of bool masks and `None`. DTensors are gathered one leaf at a time.
         n: how many entries of a group may be kept, 0 to m.
         m: how many entries are a group; the last group may be shorter.
         dim: the dim that groups run along, or a function `(path, mask)` that returns it; by default

@@ -62,7 +62,7 @@ class ShardSlice(NamedTuple):
             positions: flat indices in the slice, int64.
 
         Returns:
-            A new tensor of the same shape. The order is the same.
+            A new tensor of the same shape. Ascending positions give ascending indices.
         """
         dims = self._merged_dims()
         found, stride = positions.new_zeros(()), 1
@@ -73,7 +73,7 @@ class ShardSlice(NamedTuple):
         return (positions + dims[0][1]) * stride + found
 
     def num_before(self, leaf_index: int) -> int:
-        """Return how many entries of the slice are at flat indices of the leaf below this one."""
+        """Return how many entries of the slice have a flat index in the leaf below `leaf_index`."""
         count, volume, stride = 0, math.prod(self.size), self.num_entries
         if volume == 0:
             return 0
@@ -221,7 +221,7 @@ class RankedLeaves:
         return self.common.key_range(self.absolute)
 
     def form(self, leaf: int) -> Format:
-        """Return the format in which a leaf is streamed; float64 for integers beside floats."""
+        """Return the format in which a leaf is streamed; for integers it is the common format."""
         form = INT64 if self.seed is not None else FORMATS[self.scores[leaf].dtype]
         return form if form.is_float else self.common
 

@@ -24,7 +24,7 @@ def draw_integers(seed: int, leaf: int, flat_indices: Tensor) -> Tensor:
 
     Args:
         seed: any 64-bit integer.
-        leaf: the leaf's number among the prunable leaves.
+        leaf: the leaf's number among the ranked leaves.
         flat_indices: the entries' flat indices in the leaf, int64; overwritten.
 
     Returns:

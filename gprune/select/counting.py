@@ -15,7 +15,7 @@ WORD = 8
 """How many bools a 64-bit word holds."""
 
 LANE = 128
-"""How many words are added byte by byte: a byte holds up to 255, and each word adds 0 or 1."""
+"""How many words are summed at once. Each adds at most 1 to a byte, so no byte overflows."""
 
 
 def count_packed(bools: Tensor) -> Tensor:
@@ -27,7 +27,7 @@ def count_packed(bools: Tensor) -> Tensor:
 
 
 def packed_positions(bools: Tensor) -> Tensor:
-    """Return the indices of the true ones among packed bools, ascending int64."""
+    """Return the indices of the true entries of packed bools, ascending int64."""
     words = bools.view(torch.int64)
     some = words.nonzero().view(-1)
     single = words.index_select(0, some).view(torch.bool).nonzero().view(-1)
@@ -35,12 +35,12 @@ def packed_positions(bools: Tensor) -> Tensor:
 
 
 def find_true(bools: Tensor) -> Tensor:
-    """Return the indices of the true ones among any 1-D bools, ascending int64."""
+    """Return the indices of the true entries of any 1-D bools, ascending int64."""
     return packed_positions(pad(bools, (0, -bools.numel() % WORD)))
 
 
 def concatenate(parts: list[Tensor]) -> Tensor:
-    """Concatenate 1-D tensors; without a copy if there is one, to empty int64 if there is none."""
+    """Concatenate 1-D tensors. One is returned as it is; none give an empty int64 tensor."""
     if len(parts) == 1:
         return parts[0]
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64, device="cpu")

@@ -198,8 +198,8 @@ def apportion(total: int, weights: list[float], low: list[int], high: list[int])
     """Divide a total into integer counts in proportion to weights, within bounds.
 
     The count of i is `rate * weights[i]`, rounded and clamped to the bounds of i. The rate is the
-    same for all, and chosen so that the sum is the total. Where rounding leaves a choice, the next
-    one to be rounded up is the one that needs the lowest rate for it.
+    same for all, and chosen so that the sum is the total. If some of the total
+    is left over, it goes one by one to the count that the lowest rate would round up.
 
     Args:
         total: the sum of the counts, from `sum(low)` to `sum(high)`.

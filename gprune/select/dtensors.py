@@ -22,7 +22,7 @@ from gprune.select.shards import layout_of, to_text
 
 
 def _rule(operator: Callable[..., Any]) -> Callable[..., Any]:
-    """Make the rule of an operator whose last argument, if there is no layout, is its call."""
+    """Make the rule of an operator that is called with `call` as its last argument."""
 
     def rule(mode: Any, op: Any, types: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
         *tensors, call = args
@@ -43,7 +43,7 @@ def _local(arg: Any) -> Any:
 
 
 def _place_like(leaf: Tensor, local: Tensor) -> Tensor:
-    """Make a DTensor of a local shard, with the placements of a leaf, if that is a DTensor."""
+    """Wrap a local shard with the placements of a leaf, if the leaf is a DTensor."""
     if not isinstance(leaf, DTensor):
         return local
     mesh, placements = leaf.device_mesh, leaf.placements

@@ -32,7 +32,7 @@ from gprune.select.partition import (
 from gprune.select.refine import Integers, Interval, Once, OneProcess, Reduce, find_nth, pick
 
 MAX_TIES = 2**20
-"""If more candidates than this tie, their tree indices are counted in bins before they are used."""
+"""If more candidates tie, several processes first narrow the range of their tree indices."""
 
 
 class KeyThreshold(NamedTuple):
@@ -69,6 +69,7 @@ def finish_collected(
         The thresholds.
     """
     queries, low = [made.queries[n] for n in numbers], [interval.low for interval in intervals]
+    # the functions below are called inside a message, or once one of the others has been
     collected = Once(lambda: made.candidates(numbers))
 
     def key_offsets() -> Integers:

@@ -148,7 +148,7 @@ def raw_keys(bits: Tensor, form: Format, *, absolute: bool, out: Tensor) -> Tens
     Returns:
         `out`.
     """
-    if not form.is_float:  # |x| - 1, because |x| of the lowest integer overflows
+    if not form.is_float:  # |x| of the lowest integer wraps to itself; -1 moves it to the top
         return torch.abs(bits, out=out).sub_(1) if absolute else out.copy_(bits)
     if absolute:
         return torch.bitwise_and(bits, form.largest, out=out)
@@ -220,7 +220,8 @@ def round_down(key: int, form: Format) -> tuple[int, bool]:
         form: the format to round to.
 
     Returns:
-        The highest key of the format whose value is not above, and whether it is equal.
+        The highest key of the format whose value is not above that of `key`, and whether the two
+        values are equal.
     """
     magnitude = abs(key)
     shift = FLOAT64.mantissa - form.mantissa

@@ -170,7 +170,7 @@ def random_scores(leaves: list[Tensor], seed: Tensor, call: str, layout: str = "
 
 @torch.library.custom_op("gprune::all_finite", mutates_args=(), tags=TAGS)
 def all_finite(leaves: list[Tensor], call: str, layout: str = "") -> Tensor:
-    """Return, for each leaf, whether all its entries are finite; under `vmap`, in all the batch."""
+    """Return, for each leaf, whether all entries are finite; under `vmap`, in the whole batch."""
 
     def count() -> Tensor:
         # aminmax returns NaN if there is one, and takes one pass; isfinite takes several

@@ -69,7 +69,7 @@ class Mesh(NamedTuple):
 
 
 def _find_group(ranks: list[int], device: str) -> dist.ProcessGroup:
-    """Return the first process group of these ranks: all ranks create groups in the same order."""
+    """Return the first process group of these ranks. All ranks create groups in the same order."""
     for group in distributed_c10d._world.pg_map:
         if sorted(dist.get_process_group_ranks(group)) == sorted(ranks) and any(
             kind.type == device for kind in group._device_types
@@ -91,7 +91,7 @@ class Ranks:
         self.process = mesh.ranks.index(dist.get_rank())
 
     def check_same_on_all_ranks(self, describe: Callable[[], dict[str, str]]) -> None:
-        """Check that all ranks make the same call, with arguments in which none has found an error.
+        """Check that all ranks make the same call, and none has found an error in its arguments.
 
         Args:
             describe: checks the arguments of this rank, and describes what must be the same on all

@@ -61,7 +61,7 @@ class OneProcess:
 
 
 MAX_SENT = 16
-"""If no more integers of a query are left, they are sent instead of counted."""
+"""If at most this many integers of a query are left, they are sent instead of counted."""
 
 
 class Interval(NamedTuple):
@@ -174,11 +174,11 @@ def refine(
         intervals: the interval of the n-th integer of each query.
         nth: returns the n of each query, from 1, given how many integers each has. The integers
             below its interval count.
-        enough: no digit is counted any more if each query has at most so many integers left.
+        enough: counting stops when each query has at most so many integers left.
         max_bits: the most bits of a digit.
 
     Returns:
-        For each query a narrower interval, and how many integers it had, if any digit was counted;
+        The narrower intervals; how many integers each query has, or nothing if none were counted;
         and a function that returns the integers of this process that are left.
     """
     num_queries = len(intervals)
@@ -235,7 +235,7 @@ def find_nth(
         nth: the n of each query, from 1; the integers below its interval count.
 
     Returns:
-        For each query the interval that is the n-th integer alone.
+        For each query an interval whose ends are both the n-th integer.
     """
     size = len(nth) * reduce.num_processes
     few = min(MAX_SENT, max(1, reduce.max_counts // size))

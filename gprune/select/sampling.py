@@ -38,8 +38,8 @@ SIGMAS = 5
 """A bracket holds fewer than SIGMAS * sqrt(n) of n sampled keys, for up to a thousand queries."""
 
 COARSE = 2**10
-"""The end of a bracket is not one sampled key, but a range with at most 1 / COARSE of the sample.
-The bracket becomes a little wider, and the search needs fewer messages."""
+"""An end of a bracket is searched until at most 1 / COARSE of the sample is in its interval. The
+bracket is a little wider than between two sampled keys, and the search needs fewer messages."""
 
 
 class Guess(NamedTuple):
@@ -78,8 +78,9 @@ def guess_brackets(ranked: RankedLeaves, queries: list[Query], reduce: Reduce) -
         ranks = [low for low, _ in pairs[:size]] + [high for _, high in pairs[size:]]
         return [min(max(rank, 1), n) for rank, n in zip(ranks, sizes, strict=True)]
 
-    # The lower and the upper end of each bracket are queries of their own, of unknown sizes. Both
-    # count the same sample, so digits have one bit less than usual.
+    # The lower and the upper end of each bracket are queries of their own: first all lower ends,
+    # then all upper ends. A message has two rows for each bracket, so digits have one bit less. The
+    # sizes of the samples are known after the first count.
     unknown = [Interval(*ranked.key_range, 0, LARGEST)] * (2 * size)
     num_sampled = [min(query.num_candidates**POWER, LARGEST) for query in queries] * 2
     enough = [max(int(n) // COARSE, 4) for n in num_sampled]

@@ -15,9 +15,9 @@ After `GUESSES` passes the sample is not used any more. Each pass over bins then
 `max_pass_bits` bits of the key, until the bracket is a single key, or its candidates can be
 collected. So for any scores a search finds its key in at most
 `GUESSES + ceil(bits / max_pass_bits) + 3` passes. Nearly always it takes one. If queries of
-different leaves together have too many candidates, those that had few enough before may take
+different leaves overflow together, each must be narrowed again, which takes up to
 `ceil(bits / max_pass_bits) + 1` passes more. A search holds one block, the sample, and at most
-`LIMIT` candidates in memory.
+`LIMIT` candidates in memory, or `BATCH` if it has several queries.
 
 Counts are summed over the processes that hold the leaves, so every process finds the same
 thresholds. With one process the sum is the count itself.
@@ -38,7 +38,14 @@ from gprune.inputs import LeafError
 from gprune.select.blocks import Query, RankedLeaves
 from gprune.select.counts import resolve
 from gprune.select.finish import KeyThreshold, finish_collected, finish_counted, prune_few
-from gprune.select.keys import FORMATS, keys_of, to_bits, to_float64_keys, values_of
+from gprune.select.keys import (
+    FORMATS,
+    LARGEST_INT64,
+    keys_of,
+    to_bits,
+    to_float64_keys,
+    values_of,
+)
 from gprune.select.partition import (
     Bins,
     PartitionPass,
@@ -136,7 +143,15 @@ def find_thresholds(
 def write_at(
     masks: list[Tensor], ranked: RankedLeaves, value: Tensor, index: Tensor, reduce: Reduce
 ) -> None:
-    """Write the masks at a threshold: the score and the tree index of the last pruned entry."""
+    """Write the masks at a threshold: the score and the tree index of the last pruned entry.
+
+    Raises:
+        ValueError: if the score is an integer that float64 may not hold exactly.
+    """
+    if not value.is_floating_point() and abs(int(value)) > LARGEST_INT64:
+        raise ValueError(
+            f"threshold.value must be at most 2**53 in magnitude if it is an integer, got {value}"
+        )
     form, tree_index = FORMATS[value.dtype], int(index.item())
     key = int(to_float64_keys(keys_of(to_bits(value, form), form, absolute=False), form))
     exact = replace(ranked, exact=True)  # any threshold has a float64 key
@@ -232,7 +247,7 @@ class Search:
             chosen = [queries[i] for i in pending]
             made = PartitionPass(ranked, chosen, list(brackets.values()), self._masks, limit)
             counts = reduce.sum("counting around the brackets", made.num_counts, made.run).tolist()
-            if counts[-1]:  # the candidates may all be in one process
+            if counts[-1]:  # one process may hold all candidates, and has only its own limit
                 share = limit // len(pending)
             settled = self._settle(made, pending, counts)
             for finish, numbers in (
@@ -327,7 +342,8 @@ def choose_bracket(interval: Interval, guess: Guess | None, share: int) -> tuple
         share: how many candidates may be collected for the query.
 
     Returns:
-        The lowest and the highest key of the bracket, and how many candidates it probably holds.
+        The lowest and the highest key of the bracket, and how many candidates it probably holds. A
+        bracket of a single key has the count of the wider bracket that it was made from.
     """
     if guess is None or guess.high < interval.low or guess.low > interval.high:
         return interval.low, interval.high, interval.num_inside

@@ -78,8 +78,8 @@ def _slice(leaf: Leaf, mesh: tuple[int, ...], coordinate: tuple[int, ...]) -> Sh
     """Compute the slice of a leaf that a rank holds.
 
     torch computes the offset and the size of a shard, but does not say whether the shard is one
-    contiguous slice. A `Shard` always is. The shards of a `_StridedShard` are if, sorted by their
-    offsets, they cover each dim without a gap.
+    contiguous slice. A `Shard` always is. Those of a `_StridedShard` are contiguous if they cover
+    each dim without a gap when sorted by their offsets.
 
     Args:
         leaf: the leaf.

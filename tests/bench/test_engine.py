@@ -51,7 +51,7 @@ def ours(amount: float = 0.5, leaves: Any = None) -> Callable[[], Any]:
 
 
 def floor() -> list[torch.Tensor]:
-    """What masks cost when the threshold is known for free: streamed `abs(x) > t`, in fresh masks."""
+    """What masks cost if the threshold is known: streamed `abs(x) > t`, in fresh masks."""
     scratch, masks = torch.empty(2**18), []
     for weight in weights():
         mask = torch.empty(SHAPE, dtype=torch.bool)

@@ -74,3 +74,18 @@ def test_what_is_no_threshold_is_refused() -> None:
             gp.masks_from_threshold(threshold, [torch.ones(2)])
     with pytest.raises(TypeError, match="index must be an integer"):
         gp.masks_from_threshold((1.0, 2.0), [torch.ones(2)])
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.float8_e4m3fn], ids=str)
+def test_a_threshold_of_another_dtype_is_refused(dtype: torch.dtype) -> None:
+    threshold = gp.Threshold(torch.zeros((), dtype=dtype), -1)
+    with pytest.raises(TypeError, match=r"threshold\.value has dtype .*; cast it to float64"):
+        gp.masks_from_threshold(threshold, [torch.ones(3)])
+
+
+def test_an_integer_threshold_that_float64_may_not_hold_is_refused() -> None:
+    scores = [torch.tensor([2**53 - 1, 2**53])]
+    masks = gp.masks_from_threshold(gp.Threshold(torch.tensor(2**53), 1), scores, scores)
+    assert masks[0].tolist() == [False, False]
+    with pytest.raises(ValueError, match=r"must be at most 2\*\*53 in magnitude"):
+        gp.masks_from_threshold(gp.Threshold(torch.tensor(2**53 + 1), -1), scores, scores)

@@ -102,5 +102,5 @@ def test_masks_of_another_structure_are_named() -> None:
 def test_an_allocation_is_for_layerwise() -> None:
     params = {"w": torch.ones(2, 3)}
     pruner = gp.pruners.gradual(HALF, due=always, allocation=gp.allocation.uniform)
-    with pytest.raises(TypeError, match="sparsity must be one number for all leaves"):
+    with pytest.raises(TypeError, match="takes one sparsity for all leaves"):
         pruner.update(params, pruner.init(params))

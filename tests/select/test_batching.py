@@ -170,3 +170,10 @@ def test_small_models_are_side_by_side_and_others_in_turn() -> None:
     assert which(small, [0, None], amounts=amounts, amount_dims=[0]) == ["select"] * SIZE
     several = ["find_threshold", *["masks_from_threshold"] * SIZE]
     assert which(small, [None, None], amounts=amounts, amount_dims=[0]) == several
+
+
+def test_an_error_of_one_leaf_names_it_under_vmap() -> None:
+    scores = {"a": torch.ones(2, 3), "b": torch.full((2, 3), 2**53 + 1)}
+    scores["a"] = scores["a"].to(torch.int64)
+    with pytest.raises(ValueError, match=r"scores\['b'\]: int64 scores must be at most"):
+        torch.vmap(lambda scores: gp.global_unstructured(scores, scores, amount=1))(scores)
