@@ -26,7 +26,6 @@ thresholds. With one process the sum is the count itself.
 from __future__ import annotations
 
 import functools
-import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -233,14 +232,11 @@ class Search:
         limit = (LIMIT if len(queries) == 1 else BATCH) if can_collect else 0
         share = limit * reduce.num_processes // max(self._num_sharing.values())
         guesses = self._guess() if can_collect else {}
-        pending = list(range(len(queries)))
-        for attempt in itertools.count():
-            brackets, crowded = dict[int, tuple[int, int]](), dict[int, tuple[int, int]]()
-            for i in pending:
-                guess = guesses.get(i) if attempt < GUESSES else None
-                low, high, expected = choose_bracket(self._intervals[i], guess, share)
-                group = crowded if expected > share and low < high else brackets
-                group[i] = low, high
+        pending, num_passes = list(range(len(queries))), 0
+        while pending:
+            num_passes += 1
+            sampled = guesses if num_passes <= GUESSES else {}
+            brackets, crowded = self._choose_brackets(pending, sampled, share)
             if crowded:
                 self._count_in_bins(crowded)
                 continue
@@ -249,19 +245,44 @@ class Search:
             counts = reduce.sum("counting around the brackets", made.num_counts, made.run).tolist()
             if counts[-1]:  # one process may hold all candidates, and has only its own limit
                 share = limit // len(pending)
-            settled = self._settle(made, pending, counts)
-            for finish, numbers in (
-                (finish_collected, [n for n in settled if made.collects(n)]),
-                (finish_counted, [n for n in settled if not made.collects(n)]),
-            ):
-                if numbers:
-                    intervals = [self._intervals[pending[n]] for n in numbers]
-                    new = finish(ranked, reduce, made, numbers, intervals, self._masks)
-                    found |= zip((pending[n] for n in numbers), new, strict=True)
+            found |= self._finish(made, pending, self._settle(made, pending, counts))
             pending = [i for i in pending if i not in found]
-            if not pending:
-                break
         return [found[i] for i in range(len(queries))]
+
+    def _choose_brackets(
+        self, pending: list[int], guesses: dict[int, Guess], share: int
+    ) -> tuple[dict[int, tuple[int, int]], dict[int, tuple[int, int]]]:
+        """Choose the brackets of the pending queries.
+
+        Args:
+            pending: the numbers of the queries.
+            guesses: what the sample says, by the numbers of the queries.
+            share: how many candidates may be collected for a query.
+
+        Returns:
+            The brackets, and those that probably hold too many candidates to collect them.
+        """
+        brackets, crowded = dict[int, tuple[int, int]](), dict[int, tuple[int, int]]()
+        for i in pending:
+            low, high, expected = choose_bracket(self._intervals[i], guesses.get(i), share)
+            group = crowded if expected > share and low < high else brackets
+            group[i] = low, high
+        return brackets, crowded
+
+    def _finish(
+        self, made: PartitionPass, pending: list[int], settled: list[int]
+    ) -> dict[int, KeyThreshold]:
+        """Find the thresholds of the queries that a pass has settled, by their numbers."""
+        found: dict[int, KeyThreshold] = {}
+        for finish, numbers in (
+            (finish_collected, [n for n in settled if made.collects(n)]),
+            (finish_counted, [n for n in settled if not made.collects(n)]),
+        ):
+            if numbers:
+                keys = [self._intervals[pending[n]] for n in numbers]
+                new = finish(self._ranked, self._reduce, made, numbers, keys, self._masks)
+                found |= zip((pending[n] for n in numbers), new, strict=True)
+        return found
 
     def _guess(self) -> dict[int, Guess]:
         """Guess from a sample where the thresholds of queries with many candidates are.
