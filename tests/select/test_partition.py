@@ -165,6 +165,16 @@ def test_what_pads_a_block_is_nowhere(pruned: bool, left: float) -> None:
     assert masks[0].tolist() == [left == 9] * 16 + [False] * 3
 
 
+def test_joined_leaves_of_whole_words_are_written() -> None:
+    """The buffer of a block can be a mask only if the block is of one leaf."""
+    scores = [torch.tensor([1.0, 5, 2]), torch.tensor([9.0, 1, 3, 7, 2])]
+    masks, (low, high) = empty_masks(scores), torch.tensor([2.0, 4.0]).view(torch.int32).tolist()
+    leaves = RankedLeaves(scores, [])
+    assert len(leaves.groups(range(2))) == 1
+    PartitionPass(leaves, [Query(range(2), 1, 8)], [(low, high)], masks, 9).run()
+    assert [mask.tolist() for mask in masks] == [(x > 4).tolist() for x in scores]
+
+
 # --- several queries of the same leaves ---------------------------------------------------------
 
 
@@ -214,15 +224,19 @@ def test_brackets_of_the_same_leaves(
         for row, (low, high) in zip(places, ends, strict=True)
     ]
     assert counts == [*map(len, places), int(limit == 0)]
+    for row, blocks in zip(places, made.counted, strict=True):
+        assert sum(int(block.num_inside) for block in blocks) == len(row)
     if limit == 0:
         return
     collected = [n for n, (low, high) in enumerate(ends) if low < high]
-    candidates = made.candidates(collected)
-    assert candidates.query is not None
-    for number, n in enumerate(collected):
-        own_part = candidates.keep(candidates.query == number)
-        assert own_part.positions.tolist() == places[n].tolist()
-        assert own_part.keys.tolist() == own.keys[places[n]].tolist()
+    for some in (collected, collected[1:], collected[-1:]):
+        candidates = made.candidates(some)
+        numbers = torch.zeros(len(candidates.keys)) if len(some) == 1 else candidates.query
+        assert numbers is not None
+        for number, n in enumerate(some):
+            own_part = candidates.keep(numbers == number)
+            assert own_part.positions.tolist() == places[n].tolist()
+            assert own_part.keys.tolist() == own.keys[places[n]].tolist()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.int8, torch.int64])
@@ -250,6 +264,15 @@ def test_brackets_at_the_ends_of_int64() -> None:
     assert made.run()[len(ends) :].tolist() == [9, 5, 4, 3, 3, 2, 0]
     candidates = made.candidates([3, 4])
     assert candidates.positions.tolist() == [0, 1, 2, 6, 7, 8]
+
+
+def test_the_magnitude_of_the_lowest_int32_is_collected() -> None:
+    """It is 2^31, which no int32 holds."""
+    scores = torch.tensor([-(2**31), 5, 2**31 - 1], dtype=torch.int32)
+    own = RankedLeaves([scores], [], absolute=True)
+    made = PartitionPass(own, [Query(range(1), 1, 3)], [(6, 2**31)], None, 9)
+    assert made.run().tolist() == [1, 2, 0]
+    assert made.candidates([0]).keys.tolist() == [2**31, 2**31 - 1]
 
 
 def test_too_many_candidates_of_one_query_leave_the_counts_right() -> None:

@@ -282,6 +282,14 @@ def test_digits_are_as_wide_as_a_message_allows(
         assert widest in (small.max_bits, num_bits) or wider > small.max_counts
 
 
+def test_a_narrow_interval_stays_narrow_beside_a_wide_one() -> None:
+    """The first digit is that of the wide one. It has sixteen integers of either."""
+    own = Integers(torch.tensor([7, 9, 200]), torch.tensor([0, 0, 1]))
+    known = [Interval(0, 9, 0, 99), Interval(0, 255, 0, 99)]
+    found, _, _ = refine(OneProcess(), "", lambda: own, known, lambda _: [2, 1], [2, 1], 4)
+    assert found == [Interval(0, 9, 0, 2), Interval(192, 207, 0, 1)]
+
+
 def test_a_query_without_integers_stays_at_its_lowest() -> None:
     """The sample of a query may be empty. The n-th of none is asked for as the 0th."""
     own = Integers(torch.tensor([3, 3, 9]), torch.tensor([1, 1, 1]))
@@ -330,6 +338,27 @@ def test_the_sum_of_the_messages_has_the_integers_of_all(given: Asked) -> None:
         for process, sent in enumerate(slots):
             own = [x + 1 for x, owner in zip(row, owners, strict=True) if owner == process]
             assert sorted(x % 2**64 for x in sent if x) == sorted(own)
+
+
+def test_a_message_has_places_for_every_process_and_query() -> None:
+    """As many for each query as it may have integers, also if all together have more."""
+    offsets, query = torch.tensor([5, 3, 9]), torch.tensor([1, 0, 1])
+    for process in (0, 1):
+        reduce = ThreadReduce(process, Processes(2))
+        one = Integers(offsets, None).slots(1, 4, reduce).view(2, 4)
+        assert one[process].tolist() == [6, 4, 10, 0]
+        assert not one[1 - process].any()
+        several = Integers(offsets, query).slots(3, 2, reduce).view(3, 2, 2)
+        sent = several[:, process].sort(dim=1).values
+        assert sent.tolist() == [[0, 4], [6, 10], [0, 0]]
+        assert not several[:, 1 - process].any()
+
+
+def test_equal_integers_that_are_sent_are_counted() -> None:
+    own = Integers(torch.tensor([6, 9, 6, 4]), None)
+    for n, expected in ((1, (4, 4, 0, 1)), (2, (6, 6, 1, 2)), (3, (6, 6, 1, 2)), (4, (9, 9, 3, 1))):
+        [found] = find_nth(OneProcess(), "", lambda: own, [Interval(0, 15, 0, 4)], [n])
+        assert found == expected
 
 
 def test_what_is_computed_once_is_kept() -> None:

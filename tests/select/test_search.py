@@ -130,18 +130,8 @@ def test_several_processes_find_the_same(
     assert [found for found, _ in results] == [expected] * split.num_processes
     if not writes:
         return
-    shapes = [x.shape for x in own.leaves.scores]
     for query in queries:
-        flat = torch.from_numpy(masks_at(own, query))
-        whole = flat.split([shapes[leaf].numel() for leaf in query.leaves])
-        for leaf, kept in zip(query.leaves, whole, strict=True):
-            dim = split.dims[leaf]
-            for process, (_, masks) in enumerate(results):
-                wanted = kept.view(shapes[leaf])
-                if dim is not None:
-                    first, last = split.ends[leaf][process : process + 2]
-                    wanted = wanted.narrow(dim, first, last - first)
-                assert masks[leaf].equal(wanted)
+        check_shards(own, split, query, [masks for _, masks in results])
 
 
 # --- what the search knows ----------------------------------------------------------------------
@@ -619,6 +609,46 @@ def test_masks_of_any_amounts(
     for leaves, k in zip(scopes, ks, strict=True):
         got = torch.cat([masks[leaf].view(-1) for leaf in leaves]) if leaves else torch.empty(0)
         assert got.tolist() == masks_at(own, Query(leaves, k, 0)).tolist()
+
+
+@given(ranked.trees, limits(), st.booleans(), st.data())
+def test_several_processes_write_the_same_masks(
+    tree: fuzz.Tree, small: Limits, alone: bool, data: st.DataObject
+) -> None:
+    """Of any amounts, in batches of as many queries as they may collect."""
+    own = ranked.rank(tree)
+    scopes = ranked.scopes(len(own.leaves.scores))
+    scopes = scopes[1:] if alone and len(scopes) > 2 else scopes[:1]
+    ks = [data.draw(st.integers(0, len(own.candidates(leaves)))) for leaves in scopes]
+    split = data.draw(ranked.shards(own.leaves.scores))
+    parts = [ranked.local(own.leaves, split, i) for i in range(split.num_processes)]
+
+    def run(reduce: Reduce) -> list[torch.Tensor]:
+        masks = empty_masks(parts[reduce.process].scores)
+        select_into(masks, parts[reduce.process], [torch.tensor(k) for k in ks], False, reduce)
+        return masks
+
+    with patched(small):
+        results = ranked.Processes(split.num_processes).run(run)
+    for leaves, k in zip(scopes, ks, strict=True):
+        check_shards(own, split, Query(leaves, k, 0), results)
+
+
+def check_shards(
+    own: ranked.Ranked, split: ranked.Shards, query: Query, results: list[list[torch.Tensor]]
+) -> None:
+    """Compare the masks of every process with its parts of the masks of whole leaves."""
+    shapes = [x.shape for x in own.leaves.scores]
+    flat = torch.from_numpy(masks_at(own, query))
+    whole = flat.split([shapes[leaf].numel() for leaf in query.leaves])
+    for leaf, kept in zip(query.leaves, whole, strict=True):
+        dim = split.dims[leaf]
+        for process, masks in enumerate(results):
+            wanted = kept.view(shapes[leaf])
+            if dim is not None:
+                first, last = split.ends[leaf][process : process + 2]
+                wanted = wanted.narrow(dim, first, last - first)
+            assert masks[leaf].equal(wanted)
 
 
 def test_small_leaves_take_no_search() -> None:
