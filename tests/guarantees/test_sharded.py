@@ -34,6 +34,7 @@ from tests.support.sharded_cases import (
     placed,
     shardings,
 )
+from tests.support.workers import started
 
 pytestmark = pytest.mark.slow
 
@@ -265,3 +266,15 @@ def check_fully_sharded() -> list[str]:
 
 def test_fully_sharded() -> None:
     all_well(2, check_fully_sharded)
+
+
+def masks_of_ties() -> list[list[bool]]:
+    leaf = place(torch.ones(8), mesh_of((2,)), (Shard(0),))
+    masks = [gp.masks_from_threshold(gp.Threshold(1.0, index), [leaf])[0] for index in range(8)]
+    return [mask.full_tensor().tolist() for mask in masks]
+
+
+def test_ties_at_a_threshold_are_cut_by_the_index_in_the_leaf() -> None:
+    """Which is not the index in the shard."""
+    expected = [[i > index for i in range(8)] for index in range(8)]
+    assert started(2).run(masks_of_ties) == [expected] * 2
