@@ -25,8 +25,7 @@ leaf is streamed in blocks, and the counts of all ranks are summed.
     finish.py       the last step: thresholds and masks from the collected candidates
     search.py       the five steps together, for several thresholds at once
     rows.py         one threshold for each row of a matrix
-    operators.py    all of this as torch.library operators
-    batching.py     the rules of the operators for vmap
+    operators.py    all of this as torch.library operators, with their rules for vmap
     ranks.py        the messages between ranks: summed counts, and errors
     shards.py       the layout of DTensors: which slice of a leaf a rank holds
     dtensors.py     the rules of the operators for DTensors

@@ -83,9 +83,9 @@ PATHS: dict[str, Line] = {
     "rows with ties": Line("rows.py", "ties = keys[some] == threshold[some]"),
     "rows with prior masks": Line("rows.py", "keys = keys.where(prior"),
     "rows in blocks": Line("rows.py", "rows = slice(start,", "start > 0"),
-    "models side by side": Line("batching.py", "parts = torch.split(kept, sizes, dim=1)"),
-    "models in turn": Line("batching.py", "calls = [operator(*_slice("),
-    "many amounts of one model": Line("batching.py", "many = amounts[0].movedim("),
+    "models side by side": Line("operators.py", "parts = torch.split(kept, sizes, dim=1)"),
+    "models in turn": Line("operators.py", "calls = [operator(*_slice("),
+    "many amounts of one model": Line("operators.py", "many = amounts[0].movedim("),
     "random draws": Line("blocks.py", "bits = draw_integers("),
     # --- without a search -----------------------------------------------------------------------
     "small leaves together": Line("search.py", "prune_few(ranked, leaves, k", "len(leaves) > 1"),
