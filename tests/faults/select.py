@@ -1588,7 +1588,7 @@ FAULTS = [
         "select/operators.py",
         "with prepare(leaves, [], False, None, call, layout) as (_, reduce, _):",
         'with prepare(leaves, [], False, None, call, "") as (_, reduce, _):',
-        "tests/guarantees/test_sharded.py::test_scores",
+        "tests/select/test_ranks.py::test_a_score_that_is_wrong_on_one_rank_is_raised_on_all",
     ),
     fault(
         "pruned entries are counted without the layout",

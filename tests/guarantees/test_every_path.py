@@ -1,7 +1,7 @@
 """Random tests take every path of a selection: a path that no random tree takes is not tested.
 
 A path is a line of gprune/select that runs, or a line that runs under a condition. The tests are
-the fuzzer and the random searches of tests/select/test_search.py. There are threads for the
+the fuzzer and the random tests of the search in tests/select. There are threads for the
 processes of a sharded selection, so what needs a process group is no path here.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import CodeType, FrameType
@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import gprune.select
-from tests.select import test_search
+from tests.select import test_finish, test_search
 from tests.support import fuzz, ranked
-from tests.support.limits import Limits, limits, small_limits
+from tests.support.limits import limits, small_limits
 
 pytestmark = pytest.mark.long
 
@@ -76,7 +76,9 @@ PATHS: dict[str, Line] = {
         "run, held = [], 0",
         a_process_searches_query_after_query="room == 0",
         processes_search_in_batches="room > 0 and reduce.num_processes > 1",
-        processes_search_several_queries_in_a_batch="len(run) > 1",
+    ),
+    "processes search several queries in a batch": Line(
+        "search.py", "    if run:", "len(run) > 1 and reduce.num_processes > 1"
     ),
     "rows": Line("rows.py", "return torch.kthvalue(keys, k, dim=1)", "k > 0"),
     "rows of different counts": Line("rows.py", "ordered = torch.cat([lowest"),
@@ -315,10 +317,9 @@ PATHS: dict[str, Line] = {
     **lines(
         "partition.py",
         KEPT,
-        joined_leaves_only="min(map(len, groups)) > 1",
-        lone_leaves_only="max(map(len, groups)) == 1",
-        joined_and_lone_leaves="min(map(len, groups)) == 1 < max(map(len, groups))",
-        several_joined_groups="sum(len(group) > 1 for group in groups) > 1",
+        joined_leaves_only="min(map(len, groups), default=0) > 1",
+        lone_leaves_only="max(map(len, groups), default=0) == 1",
+        joined_and_lone_leaves="len({len(group) > 1 for group in groups}) > 1",
     ),
     "nothing comes back": Line("partition.py", "if start == end:", "start == end"),
     "entries of joined leaves come back": Line(
@@ -387,10 +388,16 @@ PATHS: dict[str, Line] = {
     ),
 }
 
+ENOUGH = 20
+"""A path that is taken so often is no longer watched."""
+
+WAYS = [*fuzz.WAYS, *["one threshold"] * 4, *["vmap over models"] * 4]
+"""The ways to ask. Those that are here several times have paths that few of their cases take."""
+
 same_every_time = settings(
-    max_examples=300,
     derandomize=True,
     database=None,
+    phases=[Phase.generate],
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],  # as in conftest.py
 )
@@ -408,74 +415,107 @@ def places() -> dict[tuple[str, int], list[tuple[str, CodeType]]]:
     return found
 
 
-@contextmanager
-def watched(calls: Counter[str]) -> Iterator[None]:
-    """Count how often each path is taken."""
-    wanted, files = places(), {str(SELECT / path.file) for path in PATHS.values()}
+class Watch:
+    """Counts how often each path is taken, up to `ENOUGH`; a function is then no longer traced."""
 
-    def line(frame: FrameType, event: str, arg: Any) -> Any:
+    def __init__(self) -> None:
+        self.calls: Counter[str] = Counter()
+        self._lines = places()
+        self._files = {file for file, _ in self._lines}
+        self._open: dict[CodeType, list[str]] = {}
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Watch this thread, and those that it starts."""
+        before = sys.gettrace(), threading.gettrace()
+        sys.settrace(self._call)
+        threading.settrace(self._call)
+        try:
+            yield
+        finally:
+            sys.settrace(before[0])
+            threading.settrace(before[1])  # type: ignore[arg-type]  # it may be None
+
+    def _call(self, frame: FrameType, event: str, arg: Any) -> Any:
+        code = frame.f_code
+        if code.co_filename not in self._files:
+            return None
+        if code not in self._open:
+            self._open[code] = self._paths(code)
+        if self._open[code] and all(self.calls[name] >= ENOUGH for name in self._open[code]):
+            self._open[code] = []
+        return self._line if self._open[code] else None
+
+    def _paths(self, code: CodeType) -> list[str]:
+        """Return the paths in a function. Comprehensions have frames of their own, and no paths."""
+        if code.co_name[0] == "<":
+            return []
+        numbers = {number for _, _, number in code.co_lines()}
+        return [
+            name
+            for (file, number), paths in self._lines.items()
+            if file == code.co_filename and number in numbers
+            for name, _ in paths
+        ]
+
+    def _line(self, frame: FrameType, event: str, arg: Any) -> Any:
         if event == "line":
-            for name, when in wanted.get((frame.f_code.co_filename, frame.f_lineno), ()):
-                # in one dict, because a generator in the condition sees no other locals
-                calls[name] += bool(eval(when, {**frame.f_globals, **frame.f_locals}))
-        return line
+            for name, when in self._lines.get((frame.f_code.co_filename, frame.f_lineno), ()):
+                if self.calls[name] < ENOUGH:
+                    # in one dict, because a generator in the condition sees no other locals
+                    self.calls[name] += bool(eval(when, {**frame.f_globals, **frame.f_locals}))
+        return self._line
 
-    def call(frame: FrameType, event: str, arg: Any) -> Any:
-        code = frame.f_code  # comprehensions have frames of their own, and the same lines
-        return line if code.co_filename in files and code.co_name[0] != "<" else None
 
-    before = sys.gettrace(), threading.gettrace()
-    sys.settrace(call)
-    threading.settrace(call)
-    try:
-        yield
-    finally:
-        sys.settrace(before[0])
-        threading.settrace(before[1])  # type: ignore[arg-type]  # None is what it is by default
+TREES = ranked.trees
+KINDS = st.sampled_from(["all", "single", "single", "both"])
+SEEDS = st.none() | st.integers(0, 9)
+DATA = st.data()
+
+TESTS: dict[Any, tuple[int, Sequence[st.SearchStrategy[Any]]]] = {
+    test_search.test_thresholds: (130, (TREES, limits(), KINDS, SEEDS, DATA)),
+    test_search.test_thresholds_with_masks: (60, (TREES, limits(), st.booleans(), SEEDS, DATA)),
+    test_finish.test_few_candidates_are_pruned_in_order: (150, (TREES, limits(), SEEDS, DATA)),
+    test_search.test_masks_of_any_amounts: (250, (TREES, limits(), st.booleans(), SEEDS, DATA)),
+    test_search.test_samples_that_mislead: (700, (test_search.guiding, KINDS, DATA)),
+    test_search.test_several_processes_find_the_same: (120, (TREES, limits(), KINDS, DATA)),
+    test_search.test_several_processes_write_the_same_masks: (
+        300,
+        (TREES, limits(), st.booleans(), DATA),
+    ),
+}
+"""Random tests of the search, how many examples of each are watched, and their arguments."""
 
 
 @pytest.fixture(scope="module")
 def calls() -> Counter[str]:
     """How often the random tests take each path, on the same trees in every run."""
-    calls: Counter[str] = Counter()
+    watch = Watch()
 
-    @same_every_time
-    @given(fuzz.trees(large=False), st.integers(0, 2**32 - 1), st.sampled_from(list(fuzz.WAYS)))
+    @settings(same_every_time, max_examples=450)
+    @given(fuzz.trees(large=False), st.integers(0, 2**32 - 1), st.sampled_from(WAYS))
     def ask(tree: fuzz.Tree, seed: int, name: str) -> None:
         case, rng = fuzz.build(tree), np.random.default_rng(tree.seed)
-        with small_limits(np.random.default_rng(seed)), watched(calls):
+        with small_limits(np.random.default_rng(seed)), watch.watched():
             for _ in fuzz.WAYS[name].ask(case, rng):
                 pass
 
-    @same_every_time
-    @given(
-        ranked.trees,
-        limits(),
-        st.sampled_from(["all", "single", "both"]),
-        st.none() | st.integers(0, 9),
-        st.data(),
-    )
-    def search(
-        tree: fuzz.Tree, small: Limits, kind: str, seed: int | None, data: st.DataObject
-    ) -> None:
-        one, masks, several, selections = (
-            test.hypothesis.inner_test
-            for test in (
-                test_search.test_thresholds,
-                test_search.test_thresholds_with_masks,
-                test_search.test_several_processes_find_the_same,
-                test_search.test_several_processes_write_the_same_masks,
-            )
-        )
-        with watched(calls):
-            one(tree, small, kind, seed, data)
-            masks(tree, small, kind == "single", seed, data)
-            several(tree, small, kind, data)
-            selections(tree, small, kind == "single", data)
-
     ask()
-    search()
-    return calls
+    for test, (number, strategies) in TESTS.items():
+        run_watched(watch, test.hypothesis.inner_test, number, strategies)
+    return watch.calls
+
+
+def run_watched(
+    watch: Watch, test: Any, number: int, strategies: Sequence[st.SearchStrategy[Any]]
+) -> None:
+    @settings(same_every_time, max_examples=number)
+    @given(st.tuples(*strategies))
+    def run(arguments: tuple[Any, ...]) -> None:
+        with watch.watched():
+            test(*arguments)
+
+    run()
 
 
 @pytest.mark.parametrize("path", PATHS)

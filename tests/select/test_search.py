@@ -246,6 +246,46 @@ def test_a_sample_that_sees_nothing_costs_a_few_passes(
         assert calls.total() <= most_passes(own.leaves, small), calls
 
 
+@st.composite
+def misleading(draw: st.DrawFn, small: Limits) -> ranked.Ranked:
+    """Leaves of normal scores, but for those that a sample sees, which are close to each other."""
+    rng, scores = np.random.default_rng(draw(st.integers(0, 2**32 - 1))), []
+    for size in draw(st.lists(st.integers(30, 300), min_size=1, max_size=4)):
+        leaf = torch.from_numpy(rng.standard_normal(size)).float()
+        with patched(small):
+            seen = draw_sample(RankedLeaves([torch.arange(size)], []), range(1))
+        middle, width = draw(st.sampled_from([-5, -1, 0, 1, 5])), draw(st.sampled_from([0, 1e-3]))
+        if draw(st.booleans()):
+            leaf[seen] = middle + width * torch.from_numpy(rng.random(len(seen))).float()
+        scores.append(leaf)
+    return ranked.of(RankedLeaves(scores, []))
+
+
+guiding = st.builds(
+    lambda small, limit: small._replace(
+        limit=limit, few=0, guesses=3, power=min(small.power, 0.7), can_collect=True
+    ),
+    limits(),
+    st.sampled_from([20, 100, 1000]),
+)
+
+
+@given(guiding, st.sampled_from(["all", "single", "both"]), st.data())
+def test_samples_that_mislead(small: Limits, kind: str, data: st.DataObject) -> None:
+    """Some brackets miss their thresholds, by much, and others of the same pass do not."""
+    own = data.draw(misleading(small))
+    queries = data.draw(asked(own, kind))
+    if not queries:
+        return
+    masks = empty_masks(own.leaves.scores) if kind == "single" else None
+    with patched(small), watched(own):
+        found = Search(own.leaves, queries, OneProcess(), masks).run()
+    assert found == [threshold(own, query) for query in queries]
+    for query in queries if masks else []:
+        [leaf] = query.leaves
+        assert (masks or [])[leaf].view(-1).tolist() == masks_at(own, query).tolist()
+
+
 def test_nearly_always_one_pass_is_made() -> None:
     """One search in two hundred misses, and of twenty hardly more than one."""
     passes = Counter[str]()
