@@ -1546,7 +1546,7 @@ FAULTS = [
         "select/sampling.py",
         "chosen = index if prior is None else index[prior.index_select(0, index)]",
         "chosen = index",
-        "tests/select/test_sampling.py::test_what_is_drawn_are_candidates",
+        "tests/select/test_sampling.py::test_pruned_entries_of_joined_leaves_are_not_sampled",
     ),
     fault(
         "the sample of a leaf is drawn from the first",
@@ -1574,7 +1574,7 @@ FAULTS = [
         "select/sampling.py",
         "inv_cdf(1 - MISSES / 2 / num_queries)",
         "inv_cdf(1 - MISSES / 2)",
-        "tests/select/test_sampling.py::test_bracket_ranks_are_around_the_quantile",
+        "tests/select/test_sampling.py::test_bracket_ranks_in_figures",
     ),
     fault(
         "a shard draws by its positions",

@@ -248,15 +248,24 @@ def test_a_sample_that_sees_nothing_costs_a_few_passes(
 
 @st.composite
 def misleading(draw: st.DrawFn, small: Limits) -> ranked.Ranked:
-    """Leaves of normal scores, but for those that a sample sees, which are close to each other."""
+    """Leaves whose samples are close to each other, or far apart, where the other scores are not."""
     rng, scores = np.random.default_rng(draw(st.integers(0, 2**32 - 1))), []
     for size in draw(st.lists(st.integers(30, 300), min_size=1, max_size=4)):
         leaf = torch.from_numpy(rng.standard_normal(size)).float()
         with patched(small):
             seen = draw_sample(RankedLeaves([torch.arange(size)], []), range(1))
-        middle, width = draw(st.sampled_from([-5, -1, 0, 1, 5])), draw(st.sampled_from([0, 1e-3]))
-        if draw(st.booleans()):
+        kind = draw(st.sampled_from(["close", "apart", "equal", "normal"]))
+        if kind == "close":
+            middle, width = (
+                draw(st.sampled_from([-5, -1, 0, 1, 5])),
+                draw(st.sampled_from([0, 1e-3])),
+            )
             leaf[seen] = middle + width * torch.from_numpy(rng.random(len(seen))).float()
+        elif kind == "apart":
+            leaf = 0.5 + leaf / 10**5
+            leaf[seen.unique()] = torch.linspace(0, 1, len(seen.unique()))
+        elif kind == "equal":
+            leaf = torch.ones(size)
         scores.append(leaf)
     return ranked.of(RankedLeaves(scores, []))
 
