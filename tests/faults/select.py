@@ -1209,7 +1209,7 @@ FAULTS = [
         "select/finish.py",
         "rest.keep(rest.keys == rest.look_up(keys))",
         "rest.keep(rest.keys >= rest.look_up(keys))",
-        "tests/select/test_finish.py::test_a_pass_is_finished",
+        "tests/select/test_finish.py::test_ties_beyond_the_threshold_are_kept",
     ),
     fault(
         "tree indices of ties are int32",
@@ -1546,7 +1546,7 @@ FAULTS = [
         "select/sampling.py",
         "chosen = index if prior is None else index[prior.index_select(0, index)]",
         "chosen = index",
-        "tests/select/test_sampling.py::test_what_is_drawn_are_candidates",
+        "tests/select/test_sampling.py::test_pruned_entries_of_joined_leaves_are_not_sampled",
     ),
     fault(
         "the sample of a leaf is drawn from the first",
@@ -1574,7 +1574,7 @@ FAULTS = [
         "select/sampling.py",
         "inv_cdf(1 - MISSES / 2 / num_queries)",
         "inv_cdf(1 - MISSES / 2)",
-        "tests/select/test_sampling.py::test_bracket_ranks_are_around_the_quantile",
+        "tests/select/test_sampling.py::test_bracket_ranks_in_figures",
     ),
     fault(
         "a shard draws by its positions",
@@ -1588,7 +1588,7 @@ FAULTS = [
         "select/operators.py",
         "with prepare(leaves, [], False, None, call, layout) as (_, reduce, _):",
         'with prepare(leaves, [], False, None, call, "") as (_, reduce, _):',
-        "tests/guarantees/test_sharded.py::test_scores",
+        "tests/select/test_ranks.py::test_a_score_that_is_wrong_on_one_rank_is_raised_on_all",
     ),
     fault(
         "pruned entries are counted without the layout",

@@ -1,7 +1,7 @@
 """Random tests take every path of a selection: a path that no random tree takes is not tested.
 
 A path is a line of gprune/select that runs, or a line that runs under a condition. The tests are
-the fuzzer and the random searches of tests/select/test_search.py. There are threads for the
+the fuzzer and the random tests of the search in tests/select. There are threads for the
 processes of a sharded selection, so what needs a process group is no path here.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import CodeType, FrameType
@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import gprune.select
-from tests.select import test_search
+from tests.select import test_finish, test_search
 from tests.support import fuzz, ranked
-from tests.support.limits import Limits, limits, small_limits
+from tests.support.limits import limits, small_limits
 
 pytestmark = pytest.mark.long
 
@@ -53,7 +53,6 @@ def lines(file: str, text: str, **conditions: str) -> dict[str, Line]:
 OF_A_QUERY = "queries.append(Query(leaves"
 SHARING = "share = limit * reduce.num_processes"
 SAMPLED = "between = up_to - before"
-CHOSEN = "low, high, expected = choose_bracket("
 SETTLED = "settled.append(number)"
 BINNED = "low, high = known.low, known.high"
 KEPT = "for group, (start, end) in zip(groups, ends"
@@ -71,12 +70,12 @@ PATHS: dict[str, Line] = {
     "nothing to prune": Line("search.py", "copy_priors(ranked, leaves, masks)"),
     "several amounts": Line("search.py", "values = values_of(torch.tensor(keys", "len(wanted) > 1"),
     "masks from a threshold": Line("search.py", "exact = replace(ranked, exact=True)"),
-    **lines(
-        "search.py",
-        "run, held = [], 0",
-        a_process_searches_query_after_query="room == 0",
-        processes_search_in_batches="room > 0 and reduce.num_processes > 1",
-        processes_search_several_queries_in_a_batch="len(run) > 1",
+    "a process searches query after query": Line(
+        "search.py", "for some in [[query] for query in queries]", "is_local and len(queries) > 1"
+    ),
+    "queries are searched in batches": Line("search.py", "run, held = [], 0"),
+    "processes search several queries in a batch": Line(
+        "search.py", "    if run:", "len(run) > 1 and reduce.num_processes > 1"
     ),
     "rows": Line("rows.py", "return torch.kthvalue(keys, k, dim=1)", "k > 0"),
     "rows of different counts": Line("rows.py", "ordered = torch.cat([lowest"),
@@ -157,8 +156,14 @@ PATHS: dict[str, Line] = {
         one_heavy_key_at_the_low_end="at_low >= at_high and low < high",
         one_heavy_key_at_the_high_end="at_low < at_high and low < high",
     ),
-    "the sample is no longer asked": Line("search.py", CHOSEN, "guess is None and i in guesses"),
-    "a guess guides a later pass": Line("search.py", CHOSEN, "guess is not None and attempt > 0"),
+    "the sample is no longer asked": Line(
+        "search.py", "brackets, crowded = self._choose_brackets(", "guesses and not sampled"
+    ),
+    "a guess guides a later pass": Line(
+        "search.py",
+        "brackets, crowded = self._choose_brackets(",
+        "num_passes > 1 and any(i in sampled for i in pending)",
+    ),
     "the bracket misses above the threshold": Line("search.py", "Interval(known.low, low - 1,"),
     "the bracket misses below the threshold": Line("search.py", "Interval(high + 1, known.high,"),
     "the bracket has the threshold": Line("search.py", "Interval(low, high, below, inside)"),
@@ -182,16 +187,17 @@ PATHS: dict[str, Line] = {
         "search.py",
         "pending = [i for i in pending if",
         some_queries_are_collected_and_others_counted=(
-            "0 < sum(map(made.collects, settled)) < len(settled)"
+            "0 < sum(made.collects(pending.index(i)) for i in pending if i in found)"
+            " < sum(i in found for i in pending)"
         ),
-        nothing_is_settled="not settled",
+        nothing_is_settled="not any(i in found for i in pending)",
     ),
-    "a query is left for a later pass": Line("search.py", "if not pending:", "pending and found"),
+    "a query is left for a later pass": Line("search.py", "num_passes += 1", "found"),
     # --- bins -----------------------------------------------------------------------------------
     **lines(
         "search.py",
         "self._count_in_bins(crowded)",
-        a_crowded_bracket_of_the_sample="attempt < GUESSES and any(i in guesses for i in crowded)",
+        a_crowded_bracket_of_the_sample="any(i in sampled for i in crowded)",
         crowded_brackets_and_others="len(brackets) > 0",
     ),
     **lines(
@@ -228,7 +234,7 @@ PATHS: dict[str, Line] = {
         the_mask_is_a_copy="len(block.leaves) == 1",
         the_masks_of_joined_leaves_are_copies="len(block.leaves) > 1",
     ),
-    "a packed tail": Line("partition.py", "inside[size:] = False"),
+    "a packed tail": Line("partition.py", "not_below[size:] = False"),
     "a packed tail with prior masks": Line("partition.py", "prior[size:] = False", "size < padded"),
     "several blocks with a tail": Line(
         "partition.py", "above.copy_(torch.gt(", "size < padded and block.offset > 0"
@@ -315,10 +321,9 @@ PATHS: dict[str, Line] = {
     **lines(
         "partition.py",
         KEPT,
-        joined_leaves_only="min(map(len, groups)) > 1",
-        lone_leaves_only="max(map(len, groups)) == 1",
-        joined_and_lone_leaves="min(map(len, groups)) == 1 < max(map(len, groups))",
-        several_joined_groups="sum(len(group) > 1 for group in groups) > 1",
+        joined_leaves_only="min(map(len, groups), default=0) > 1",
+        lone_leaves_only="max(map(len, groups), default=0) == 1",
+        joined_and_lone_leaves="len({len(group) > 1 for group in groups}) > 1",
     ),
     "nothing comes back": Line("partition.py", "if start == end:", "start == end"),
     "entries of joined leaves come back": Line(
@@ -387,10 +392,16 @@ PATHS: dict[str, Line] = {
     ),
 }
 
+ENOUGH = 10
+"""A path that is taken so often is no longer watched."""
+
+WAYS = [*fuzz.WAYS, *["one threshold"] * 4, *["vmap over models"] * 4]
+"""The ways to ask. Those that are here several times have paths that few of their cases take."""
+
 same_every_time = settings(
-    max_examples=300,
     derandomize=True,
     database=None,
+    phases=[Phase.generate],
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],  # as in conftest.py
 )
@@ -408,74 +419,107 @@ def places() -> dict[tuple[str, int], list[tuple[str, CodeType]]]:
     return found
 
 
-@contextmanager
-def watched(calls: Counter[str]) -> Iterator[None]:
-    """Count how often each path is taken."""
-    wanted, files = places(), {str(SELECT / path.file) for path in PATHS.values()}
+class Watch:
+    """Counts how often each path is taken, up to `ENOUGH`; a function is then no longer traced."""
 
-    def line(frame: FrameType, event: str, arg: Any) -> Any:
+    def __init__(self) -> None:
+        self.calls: Counter[str] = Counter()
+        self._lines = places()
+        self._files = {file for file, _ in self._lines}
+        self._open: dict[CodeType, list[str]] = {}
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Watch this thread, and those that it starts."""
+        before = sys.gettrace(), threading.gettrace()
+        sys.settrace(self._call)
+        threading.settrace(self._call)
+        try:
+            yield
+        finally:
+            sys.settrace(before[0])
+            threading.settrace(before[1])  # type: ignore[arg-type]  # it may be None
+
+    def _call(self, frame: FrameType, event: str, arg: Any) -> Any:
+        code = frame.f_code
+        if code.co_filename not in self._files:
+            return None
+        if code not in self._open:
+            self._open[code] = self._paths(code)
+        if self._open[code] and all(self.calls[name] >= ENOUGH for name in self._open[code]):
+            self._open[code] = []
+        return self._line if self._open[code] else None
+
+    def _paths(self, code: CodeType) -> list[str]:
+        """Return the paths in a function. Comprehensions have frames of their own, and no paths."""
+        if code.co_name[0] == "<":
+            return []
+        numbers = {number for _, _, number in code.co_lines()}
+        return [
+            name
+            for (file, number), paths in self._lines.items()
+            if file == code.co_filename and number in numbers
+            for name, _ in paths
+        ]
+
+    def _line(self, frame: FrameType, event: str, arg: Any) -> Any:
         if event == "line":
-            for name, when in wanted.get((frame.f_code.co_filename, frame.f_lineno), ()):
-                # in one dict, because a generator in the condition sees no other locals
-                calls[name] += bool(eval(when, {**frame.f_globals, **frame.f_locals}))
-        return line
+            for name, when in self._lines.get((frame.f_code.co_filename, frame.f_lineno), ()):
+                if self.calls[name] < ENOUGH:
+                    # in one dict, because a generator in the condition sees no other locals
+                    self.calls[name] += bool(eval(when, {**frame.f_globals, **frame.f_locals}))
+        return self._line
 
-    def call(frame: FrameType, event: str, arg: Any) -> Any:
-        code = frame.f_code  # comprehensions have frames of their own, and the same lines
-        return line if code.co_filename in files and code.co_name[0] != "<" else None
 
-    before = sys.gettrace(), threading.gettrace()
-    sys.settrace(call)
-    threading.settrace(call)
-    try:
-        yield
-    finally:
-        sys.settrace(before[0])
-        threading.settrace(before[1])  # type: ignore[arg-type]  # None is what it is by default
+TREES = ranked.trees
+KINDS = st.sampled_from(["all", "single", "single", "both"])
+SEEDS = st.none() | st.integers(0, 9)
+DATA = st.data()
+
+TESTS: dict[Any, tuple[int, Sequence[st.SearchStrategy[Any]]]] = {
+    test_search.test_thresholds: (90, (TREES, limits(), KINDS, SEEDS, DATA)),
+    test_search.test_thresholds_with_masks: (30, (TREES, limits(), st.booleans(), SEEDS, DATA)),
+    test_finish.test_few_candidates_are_pruned_in_order: (120, (TREES, limits(), SEEDS, DATA)),
+    test_search.test_masks_of_any_amounts: (250, (TREES, limits(), st.booleans(), SEEDS, DATA)),
+    test_search.test_samples_that_mislead: (1000, (test_search.guiding, KINDS, DATA)),
+    test_search.test_several_processes_find_the_same: (120, (TREES, limits(), KINDS, DATA)),
+    test_search.test_several_processes_write_the_same_masks: (
+        300,
+        (TREES, limits(), st.booleans(), DATA),
+    ),
+}
+"""Random tests of the search, how many examples of each are watched, and their arguments."""
 
 
 @pytest.fixture(scope="module")
 def calls() -> Counter[str]:
     """How often the random tests take each path, on the same trees in every run."""
-    calls: Counter[str] = Counter()
+    watch = Watch()
 
-    @same_every_time
-    @given(fuzz.trees(large=False), st.integers(0, 2**32 - 1), st.sampled_from(list(fuzz.WAYS)))
+    @settings(same_every_time, max_examples=600)
+    @given(fuzz.trees(large=False), st.integers(0, 2**32 - 1), st.sampled_from(WAYS))
     def ask(tree: fuzz.Tree, seed: int, name: str) -> None:
         case, rng = fuzz.build(tree), np.random.default_rng(tree.seed)
-        with small_limits(np.random.default_rng(seed)), watched(calls):
+        with small_limits(np.random.default_rng(seed)), watch.watched():
             for _ in fuzz.WAYS[name].ask(case, rng):
                 pass
 
-    @same_every_time
-    @given(
-        ranked.trees,
-        limits(),
-        st.sampled_from(["all", "single", "both"]),
-        st.none() | st.integers(0, 9),
-        st.data(),
-    )
-    def search(
-        tree: fuzz.Tree, small: Limits, kind: str, seed: int | None, data: st.DataObject
-    ) -> None:
-        one, masks, several, selections = (
-            test.hypothesis.inner_test
-            for test in (
-                test_search.test_thresholds,
-                test_search.test_thresholds_with_masks,
-                test_search.test_several_processes_find_the_same,
-                test_search.test_several_processes_write_the_same_masks,
-            )
-        )
-        with watched(calls):
-            one(tree, small, kind, seed, data)
-            masks(tree, small, kind == "single", seed, data)
-            several(tree, small, kind, data)
-            selections(tree, small, kind == "single", data)
-
     ask()
-    search()
-    return calls
+    for test, (number, strategies) in TESTS.items():
+        run_watched(watch, test.hypothesis.inner_test, number, strategies)
+    return watch.calls
+
+
+def run_watched(
+    watch: Watch, test: Any, number: int, strategies: Sequence[st.SearchStrategy[Any]]
+) -> None:
+    @settings(same_every_time, max_examples=number)
+    @given(st.tuples(*strategies))
+    def run(arguments: tuple[Any, ...]) -> None:
+        with watch.watched():
+            test(*arguments)
+
+    run()
 
 
 @pytest.mark.parametrize("path", PATHS)

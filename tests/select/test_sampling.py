@@ -53,6 +53,15 @@ def test_every_stratum_gives_one_entry() -> None:
     assert len(again) == math.ceil(500 ** (2 / 3))
 
 
+def test_pruned_entries_of_joined_leaves_are_not_sampled() -> None:
+    scores = [torch.arange(20), torch.arange(20, 50)]
+    leaves = RankedLeaves(scores, [x % 2 == 0 for x in scores])
+    assert leaves.groups(range(2)) == [[0, 1]]
+    drawn = draw_sample(leaves, range(2))
+    assert 0 < len(drawn) <= math.ceil(50 ** (2 / 3))
+    assert not (drawn % 2).any()
+
+
 def test_no_stride_hides_from_the_sample() -> None:
     """Every tenth entry is another; places in strata of ten entries are hashed."""
     scores = torch.zeros(1000)
@@ -104,8 +113,9 @@ def test_bracket_ranks_are_around_the_quantile(
 
 
 def test_bracket_ranks_in_figures() -> None:
-    """2.807 sigmas of sqrt(10,000 / 4) are 140, and two more."""
+    """2.807 sigmas of sqrt(10,000 / 4) are 140, and two more; for 100 queries 4.056 sigmas."""
     assert bracket_ranks(10_000, Query(range(1), 500_000, 10**6), 1) == (4858, 5144)
+    assert bracket_ranks(10_000, Query(range(1), 500_000, 10**6), 100) == (4796, 5206)
     assert bracket_ranks(0, Query(range(1), 1, 10), 1) == (0, 1)
 
 

@@ -250,6 +250,56 @@ def test_a_sample_that_sees_nothing_costs_a_few_passes(
         assert calls.total() <= most_passes(own.leaves, small), calls
 
 
+@st.composite
+def misleading(draw: st.DrawFn, small: Limits) -> ranked.Ranked:
+    """Leaves whose samples are close to each other, or far apart, and the other scores are not."""
+    rng, scores = np.random.default_rng(draw(st.integers(0, 2**32 - 1))), []
+    kinds = draw(st.sampled_from([["close", "normal"], ["close", "apart", "equal", "normal"]]))
+    for size in draw(st.lists(st.integers(30, 300), min_size=1, max_size=4)):
+        leaf = torch.from_numpy(rng.standard_normal(size)).float()
+        with patched(small):
+            seen = draw_sample(RankedLeaves([torch.arange(size)], []), range(1))
+        kind = draw(st.sampled_from(kinds))
+        if kind == "close":
+            middle, width = (
+                draw(st.sampled_from([-5, -1, 0, 1, 5])),
+                draw(st.sampled_from([0, 1e-3])),
+            )
+            leaf[seen] = middle + width * torch.from_numpy(rng.random(len(seen))).float()
+        elif kind == "apart":
+            leaf = 0.5 + leaf / 10**5
+            leaf[seen.unique()] = torch.linspace(0, 1, len(seen.unique()))
+        elif kind == "equal":
+            leaf = torch.ones(size)
+        scores.append(leaf)
+    return ranked.of(RankedLeaves(scores, []))
+
+
+guiding = st.builds(
+    lambda small, limit: small._replace(
+        limit=limit, few=0, guesses=3, power=min(small.power, 0.7), can_collect=True
+    ),
+    limits(),
+    st.sampled_from([20, 100, 1000]),
+)
+
+
+@given(guiding, st.sampled_from(["all", "single", "both"]), st.data())
+def test_samples_that_mislead(small: Limits, kind: str, data: st.DataObject) -> None:
+    """Some brackets miss their thresholds, by much, and others of the same pass do not."""
+    own = data.draw(misleading(small))
+    queries = data.draw(asked(own, kind))
+    if not queries:
+        return
+    masks = empty_masks(own.leaves.scores) if kind == "single" else None
+    with patched(small), watched(own):
+        found = Search(own.leaves, queries, OneProcess(), masks).run()
+    assert found == [threshold(own, query) for query in queries]
+    for query in queries if masks else []:
+        [leaf] = query.leaves
+        assert (masks or [])[leaf].view(-1).tolist() == masks_at(own, query).tolist()
+
+
 @pytest.mark.slow
 def test_nearly_always_one_pass_is_made() -> None:
     """One search in two hundred misses, and of twenty hardly more than one."""

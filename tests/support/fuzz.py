@@ -350,7 +350,7 @@ LARGE = (3_000, 2**14 + 7, 2**15, 40_001)
 
 def shapes(large: bool) -> st.SearchStrategy[tuple[int, ...]]:
     small = st.lists(st.integers(0, 6), max_size=4).map(tuple)
-    vectors = st.integers(0, 300).map(lambda size: (size,))
+    vectors = (st.integers(0, 300) | st.sampled_from((100, 257))).map(lambda n: (n,))
     matrices = st.tuples(st.integers(1, 40), st.integers(1, 40))
     if not large:
         return st.one_of(small, vectors, matrices)

@@ -24,6 +24,7 @@ class Limits(NamedTuple):
             none: what is tested is the search.
         guesses: `search.GUESSES`, passes that the sample may guide.
         power: `sampling.POWER`, how the size of the sample grows.
+        misses: `sampling.MISSES`, how many searches have a bracket that misses.
         coarse: `sampling.COARSE`, how exactly the ends of a bracket are found.
         max_bits: `OneProcess.max_bits`, the widest digit.
         max_pass_bits: `OneProcess.max_pass_bits`, the widest digit that takes a pass.
@@ -39,6 +40,7 @@ class Limits(NamedTuple):
     direct: int = 0
     guesses: int = search.GUESSES
     power: float = sampling.POWER
+    misses: float = sampling.MISSES
     coarse: int = sampling.COARSE
     max_bits: int = refine.OneProcess.max_bits
     max_pass_bits: int = refine.OneProcess.max_pass_bits
@@ -49,17 +51,18 @@ class Limits(NamedTuple):
 
 CHOICES: dict[str, Sequence[Any]] = {
     "block": [16, 24, 37, 64, 100, 256, 1000, 1024, 4096, 10_007],  # whole words, and not
-    "limit": [0, 1, 2, 3, 5, 9, 20, 60, 200, 1000],
-    "few": [0, 1, 3, 9, 30, 300],
-    "direct": [0, 0, 0, 10, 1000],
-    "guesses": [0, 1, 2, 3],
+    "limit": [0, 1, 2, 5, 9, 20, 40, 60, 100, 150, 200, 400, 1000],
+    "few": [0, 0, 1, 3, 9, 30, 300],
+    "direct": [0, 10, 1000],
+    "guesses": [0, 1, 2, 3, 3, 3],
     "power": [0.3, 0.5, 0.7, 1.0],
+    "misses": [1 / 200, 0.9, 0.9],
     "coarse": [1, 4, 1024],
     "max_bits": [1, 2, 3, 5, 8, 12],
     "max_pass_bits": [1, 2, 4, 8, 15],
     "max_counts": [1, 4, 64, 1024, 2**20],
     "max_sent": [0, 1, 2, 16],
-    "can_collect": [True, True, True, False],
+    "can_collect": [True] * 7 + [False],
 }
 """What each limit is drawn from. A large leaf has too many blocks of fewer than 16 entries."""
 
@@ -67,10 +70,12 @@ CHOICES: dict[str, Sequence[Any]] = {
 def limits() -> st.SearchStrategy[Limits]:
     """Build the strategy for small limits; the blocks are those for trees of a few entries.
 
-    A block has at least five: a search by one bit a pass reads all of them some sixty times.
+    A block has at least five: a search by one bit a pass reads all of them some sixty times. In
+    blocks of hundreds, leaves of tens of entries are joined.
     """
     choices = {name: st.sampled_from(values) for name, values in CHOICES.items()}
-    return st.builds(Limits, **{**choices, "block": st.integers(5, 80)})
+    choices["block"] = st.integers(5, 80) | st.sampled_from([160, 320, 640])
+    return st.builds(Limits, **choices)
 
 
 @contextmanager
@@ -97,7 +102,7 @@ def patched(small: Limits) -> Iterator[None]:
         for module, values in {
             blocks: {"BLOCK": small.block},
             search: of_search,
-            sampling: {"POWER": small.power, "COARSE": small.coarse},
+            sampling: {"POWER": small.power, "MISSES": small.misses, "COARSE": small.coarse},
             refine: {"MAX_SENT": small.max_sent},
             finish: {"MAX_TIES": small.limit},
             refine.OneProcess: one_process,
