@@ -33,7 +33,7 @@ from gprune.select.keys import (
     to_float64_keys,
 )
 
-BLOCK = 2**19
+BLOCK = 2**20
 """The most entries of a block. Large enough that the fixed cost of an operator is negligible."""
 
 

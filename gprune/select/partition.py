@@ -305,10 +305,11 @@ def _compare(
     # into bool. If the block is a part of one mask that consists of whole words, the result is
     # written straight into that mask.
     compared = buffers.get("compared", padded, raw.dtype, device)
-    above = buffers.get("above", padded, torch.bool, device)
-    is_direct = len(block.leaves) == 1 and size == padded and block.offset % WORD == 0
-    if masks is not None and is_direct:
+    is_whole_words = len(block.leaves) == 1 and size == padded and block.offset % WORD == 0
+    if masks is not None and is_whole_words:
         above = masks[block.leaves[0]].view(-1)[block.offset : block.offset + size]
+    else:
+        above = buffers.get("above", padded, torch.bool, device)
     above.copy_(torch.gt(raw, greatest, out=compared))
     not_below = buffers.get("not_below", padded, torch.bool, device)
     not_below.copy_(torch.ge(raw, least, out=compared))
@@ -321,7 +322,7 @@ def _compare(
     elif size < padded:
         above[size:] = False
         not_below[size:] = False
-    if masks is not None and not is_direct:
+    if masks is not None and not is_whole_words:
         write_block(block, above[:size], masks)
     return above, not_below
 

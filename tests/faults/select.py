@@ -626,15 +626,15 @@ FAULTS = [
     fault(
         "a mask of part of a word is not written",
         "select/partition.py",
-        "if masks is not None and not is_direct:",
-        "if masks is not None and is_direct:",
+        "if masks is not None and not is_whole_words:",
+        "if masks is not None and False:",
         "tests/select/test_partition.py::test_a_pass_divides_at_both_ends_of_its_bracket",
     ),
     fault(
         "joined masks are the buffer",
         "select/partition.py",
-        "is_direct = len(block.leaves) == 1 and size",
-        "is_direct = size",
+        "is_whole_words = len(block.leaves) == 1 and size",
+        "is_whole_words = size",
         "tests/select/test_partition.py::test_joined_leaves_of_whole_words_are_written",
     ),
     fault(

@@ -266,4 +266,4 @@ def test_blocks_of_a_contiguous_tensor_are_views() -> None:
         found = [block for (block,) in flat_blocks(tensor)]
     assert [len(block) for block in found] == [7, 7, 6]
     assert found[1].data_ptr() == tensor.data_ptr() + 7 * 4
-    assert blocks.BLOCK == 2**19
+    assert blocks.BLOCK == 2**20
