@@ -14,7 +14,6 @@ SHOWN = [
     "torch.nn.utils.prune over gprune, amount 0.5",
     "torch.nn.utils.prune over gprune, amount 0.9",
     "torch over the adapter, whole call",
-    "numpy by hand over gprune",
     "gprune over the floor",
     "peak memory beyond weights and masks, MiB",
     "training step with gradual over dense, averaged over a run",
