@@ -225,7 +225,7 @@ class PartitionPass:
         return self._num_collected <= self._limit
 
     def _collect(self, query: int, keys: Tensor, positions: Tensor) -> None:
-        """Store the candidates for which there is room."""
+        """Store candidates that `_has_room` has counted."""
         start, stop = self._num_collected - keys.numel(), self._num_collected
         self._keys[start:stop] = keys
         self._positions[start:stop] = positions

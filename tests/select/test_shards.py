@@ -23,7 +23,7 @@ WORLDS = [1, 2, 3, 4]
 
 @st.composite
 def leaves(draw: st.DrawFn, world: int) -> tuple[tuple[int, ...], Sharding]:
-    """A leaf of a shape and a place for it, strided ones that are no own_slice included."""
+    """A leaf of a shape and a place for it, also a strided one whose shards are not slices."""
     shape = torch.Size(draw(st.lists(st.integers(0, 9), min_size=1, max_size=3)))
     mesh = draw(meshes(world))
     dims = st.integers(0, len(shape) - 1)
@@ -50,7 +50,7 @@ def check_slices(shape: tuple[int, ...], sharding: Sharding) -> list[str]:
     except ValueError as error:
         return [*problems, *([f"refused: {error}"] if in_slices else [])]
     if not in_slices:
-        return [*problems, f"{where} of {shape} is taken for a own_slice"]
+        return [*problems, f"{where} of {shape} is taken for a slice"]
     own = leaf.to_local().reshape(-1)
     got = own_slice.leaf_index(torch.arange(own.numel()))
     problems += [] if got.equal(own) else [f"places are {got}, expected {own}"]
