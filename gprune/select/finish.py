@@ -69,7 +69,7 @@ def finish_collected(
         The thresholds.
     """
     queries, low = [made.queries[n] for n in numbers], [interval.low for interval in intervals]
-    # the functions below are called inside a message, or once one of the others has been
+    # The functions below are called inside `reduce.sum`, which raises an error in all processes.
     collected = Once(lambda: made.candidates(numbers))
 
     def key_offsets() -> Integers:
