@@ -5,7 +5,8 @@ the bracket are collected, or they all have one key, and are only counted. Radix
 key of the threshold, and then, among the candidates with that key, its tree index. The candidates
 after the threshold are kept; so far the masks prune all candidates in the bracket.
 
-All work is done inside `Reduce.sum`. So if it raises an error in one process, every process does.
+If there are several processes, all work is done inside `Reduce.sum`. So an error in one of them is
+raised in all.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from gprune.select.partition import (
 from gprune.select.refine import Integers, Interval, Once, OneProcess, Reduce, find_nth, pick
 
 MAX_TIES = 2**20
-"""If more candidates tie, several processes first narrow the range of their tree indices."""
+"""If more candidates than this tie, several processes first narrow the range of tree indices."""
 
 
 class KeyThreshold(NamedTuple):
@@ -158,8 +159,8 @@ def _narrow_ties(
 ) -> Interval:
     """Narrow the interval of the tree index of the last pruned tie, until it has few ties.
 
-    A single process knows from the pass how many ties each block has. Several processes have
-    different blocks, so they count the ties in bins of tree indices.
+    A single process knows from the pass how many ties each block has, and looks up the tie in its
+    block. Several processes have different blocks, so they count the ties in bins of tree indices.
 
     Args:
         ranked: the leaves that are ranked.

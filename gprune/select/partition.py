@@ -156,7 +156,7 @@ class PartitionPass:
         self.num_counts = 2 * len(queries) + 1
         self.counted: list[list[CountedBlock]] = [[] for _ in queries]
         self._ranked, self._masks, self._limit = ranked, masks, limit
-        # one allocation each: small tensors between the blocks would scatter the free memory
+        # many small tensors, allocated between the blocks, would fragment the memory
         most = [q.num_candidates for i, q in enumerate(queries) if self.collects(i)]
         size = min(limit, sum(most))
         is_wide = ranked.common.integer == torch.int64 or not ranked.common.is_float

@@ -107,7 +107,7 @@ class Integers(NamedTuple):
     query: Tensor | None
 
     def count_digits(self, shift: int, width: int, num_queries: int) -> Tensor:
-        """Count the integers by query and digit; 1-D, the counts of each query in a row."""
+        """Count the integers by query and digit: `width` bits above the lowest `shift` bits."""
         return histogram(self._bins(shift, width), num_queries << width)
 
     def keep(self, shift: int, width: int, digits: Tensor) -> Integers:
@@ -122,7 +122,7 @@ class Integers(NamedTuple):
         return Integers(self.offsets.index_select(0, kept), query)
 
     def _bins(self, shift: int, width: int) -> Tensor:
-        """Return the `width` bits above the lowest `shift`, with the number of the query above."""
+        """Return the digit of each integer, with the number of its query in the bits above."""
         digits = (self.offsets >> shift).bitwise_and_((1 << width) - 1)
         return digits if self.query is None else digits.add_(self.query << width)
 
@@ -172,8 +172,8 @@ def refine(
         integers: returns the integers of this process. It is called inside `Reduce.sum`, so if it
             raises an error, every process does.
         intervals: the interval of the n-th integer of each query.
-        nth: returns the n of each query, from 1, given how many integers each has. The integers
-            below its interval count.
+        nth: returns the n of each query, from 1, given how many integers each has. Integers below
+            the interval are included in n.
         enough: counting stops when each query has at most so many integers left.
         max_bits: the most bits of a digit.
 
@@ -232,7 +232,7 @@ def find_nth(
         phase: what the search is doing, for the error if a process is lost.
         integers: returns the integers of this process, inside `Reduce.sum`.
         intervals: the interval of the n-th integer of each query, and how many it has.
-        nth: the n of each query, from 1; the integers below its interval count.
+        nth: the n of each query, from 1. Integers below the interval are included in n.
 
     Returns:
         For each query an interval whose ends are both the n-th integer.

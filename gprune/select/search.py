@@ -62,10 +62,10 @@ BATCH = 2**21
 """The most candidates that a process collects for several queries."""
 
 FEW = 2**16
-"""If a query has no more candidates, all of them are collected, without a sample."""
+"""If a query has at most this many candidates, all are collected, without a sample."""
 
 DIRECT = 2**18
-"""If leaves have no more entries, their masks are made without a search, in a single process."""
+"""If leaves have at most this many entries, a single process makes masks without a search."""
 
 GUESSES = 3
 """How many passes use the brackets of the sample."""
