@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 import gprune.select
 from tests.select import test_finish, test_search
-from tests.support import fuzz, ranked
+from tests.support import fuzz, ranked, ways
 from tests.support.limits import limits, small_limits
 
 pytestmark = pytest.mark.long
@@ -395,7 +395,7 @@ PATHS: dict[str, Line] = {
 ENOUGH = 10
 """A path that is taken so often is no longer watched."""
 
-WAYS = [*fuzz.WAYS, *["one threshold"] * 4, *["vmap over models"] * 4]
+WAYS = [*ways.WAYS, *["one threshold"] * 4, *["vmap over models"] * 4]
 """The ways to ask. Those that are here several times have paths that few of their cases take."""
 
 same_every_time = settings(
@@ -501,7 +501,7 @@ def calls() -> Counter[str]:
     def ask(tree: fuzz.Tree, seed: int, name: str) -> None:
         case, rng = fuzz.build(tree), np.random.default_rng(tree.seed)
         with small_limits(np.random.default_rng(seed)), watch.watched():
-            for _ in fuzz.WAYS[name].ask(case, rng):
+            for _ in ways.WAYS[name].ask(case, rng):
                 pass
 
     ask()

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gprune as gp
-from tests.support import fuzz
+from tests.support import fuzz, ways
 from tests.support.assertions import fail_if
 from tests.support.limits import small_limits
 
@@ -25,10 +25,10 @@ CHECKS = {25: 500, 100: 20_000, 2_500: 200_000}.get(settings().max_examples, 500
 """How many checks all ways make in all, by the examples of the profile."""
 
 
-@pytest.mark.parametrize("name", fuzz.WAYS)
+@pytest.mark.parametrize("name", ways.WAYS)
 def test_every_way_to_ask(name: str) -> None:
-    way = fuzz.WAYS[name]
-    target = math.ceil(CHECKS / len(fuzz.WAYS))
+    way = ways.WAYS[name]
+    target = math.ceil(CHECKS / len(ways.WAYS))
     made = 0
     has_failed = False
 
@@ -50,7 +50,7 @@ def test_every_way_to_ask(name: str) -> None:
     assert made >= target
 
 
-def checks_of(way: fuzz.Way, tree: fuzz.Tree, limits: int | None) -> int:
+def checks_of(way: ways.Way, tree: fuzz.Tree, limits: int | None) -> int:
     """Ask in one way about one tree, and return how many checks were made.
 
     Raises:
@@ -62,7 +62,7 @@ def checks_of(way: fuzz.Way, tree: fuzz.Tree, limits: int | None) -> int:
     small = nullcontext() if limits is None else small_limits(np.random.default_rng(limits))
     with small:
         checks = list(way.ask(case, np.random.default_rng(tree.seed)))
-    problems = [problem for one in checks if (problem := fuzz.error_of(case, one))]
+    problems = [problem for one in checks if (problem := ways.error_of(case, one))]
     fail_if(problems + ["an input is modified"] * (before != [bits(x) for x in inputs]))
     return len(checks)
 
@@ -112,12 +112,12 @@ def test_compiled(name: str, ranking: str) -> None:
         k = fuzz.count(much, whole.candidates, whole.entries)
         checks = [
             ("global_unstructured", kept, whole.masks(k)),
-            ("layerwise", each, fuzz.expected_masks(case.ranked, case.prior, much, True)),
+            ("layerwise", each, ways.expected_masks(case.ranked, case.prior, much, True)),
             ("find_threshold", found, whole.last(k)),
             ("masks_from_threshold", again, whole.masks(k)),
         ]
         made += len(checks)
-        fail_if([problem for one in checks if (problem := fuzz.error_of(case, one))])
+        fail_if([problem for one in checks if (problem := ways.error_of(case, one))])
 
     check()
     print(f"compiled, {name}, by {ranking}: {made} checks")

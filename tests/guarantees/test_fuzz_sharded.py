@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support import fuzz, sharded_cases
+from tests.support import fuzz, sharded_cases, ways
 from tests.support.assertions import fail_if
 from tests.support.limits import small_limits
 from tests.support.sharded_cases import Sharding, indices, mesh_of, placed
@@ -72,8 +72,8 @@ def check_sharded(
     )
     small = nullcontext() if limits is None else small_limits(np.random.default_rng(limits))
     with small:
-        checks = list(fuzz.WAYS[name].ask(sharded, np.random.default_rng(tree.seed)))
-    return len(checks), [x for one in checks if (x := fuzz.error_of(sharded, one, local))]
+        checks = list(ways.WAYS[name].ask(sharded, np.random.default_rng(tree.seed)))
+    return len(checks), [x for one in checks if (x := ways.error_of(sharded, one, local))]
 
 
 @pytest.mark.slow
@@ -83,7 +83,7 @@ def test_every_way_to_ask(name: str, world: int) -> None:
     target = math.ceil(CHECKS / len(WAYS) / len(WORLDS))
     made = 0
 
-    @settings(max_examples=math.ceil(target / fuzz.WAYS[name].checks) + 1)
+    @settings(max_examples=math.ceil(target / ways.WAYS[name].checks) + 1)
     @given(sharded_trees(world))
     def check(drawn: tuple[fuzz.Tree, Sharding, int | None]) -> None:
         nonlocal made
