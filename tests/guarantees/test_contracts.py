@@ -331,7 +331,7 @@ def at_most_threshold(params: Any, scores: Any, masks: Any, amount: float) -> An
 
 
 def test_a_threshold_that_is_wrong_under_ties_is_caught_and_shrunk() -> None:
-    """To one leaf with at most three entries, in a message whose source reproduces it."""
+    """To at most three entries in all, in a message whose source reproduces it."""
 
     @settings(deadline=None, max_examples=1000, database=None)
     @given(param_trees(dtypes=[torch.float32]))
@@ -345,5 +345,5 @@ def test_a_threshold_that_is_wrong_under_ties_is_caught_and_shrunk() -> None:
     scope: dict[str, Any] = {}
     repro = message[message.index("import torch") : message.index("\n  assert_mask_contract(")]
     exec(textwrap.dedent("  " + repro), scope)
-    [leaf] = [x for x in gp.trees.flatten(scope["params"])[0] if x is not None]
-    assert leaf.numel() <= 3
+    leaves = [x for x in gp.trees.flatten(scope["params"])[0] if x is not None]
+    assert sum(leaf.numel() for leaf in leaves) <= 3  # nearly always one leaf of two
