@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
+from gprune.sharding import PLAIN, unwrap
 from gprune.trees import (
     Tree,
     TreeDef,
@@ -33,9 +34,6 @@ SCORE_DTYPES = {
     torch.int64: torch.float64,
 }
 """The dtypes that scores may have, and the floating dtype that holds each exactly."""
-
-PLAIN = (Tensor, torch.nn.Parameter)
-"""The exact types that need no check for DTensors or for parameters without values."""
 
 
 class LeafError(ValueError):
@@ -255,8 +253,6 @@ def _listed(problems: list[tuple[int, str, str]], treedef: TreeDef) -> str:
 
 def _placement(leaf: Tensor) -> Any:
     """Return the placements and the mesh of a DTensor; `None` of a plain tensor."""
-    if not torch.compiler.is_compiling():  # a DTensor may be wrapped by torch.func.grad
-        while torch._C._functorch.is_functorch_wrapped_tensor(leaf):
-            leaf = torch._C._functorch.get_unwrapped(leaf)
+    [leaf] = unwrap([leaf])
     mesh = getattr(leaf, "device_mesh", None)
     return None if mesh is None else (getattr(leaf, "placements", None), mesh)

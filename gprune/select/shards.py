@@ -15,6 +15,7 @@ from itertools import product
 from typing import Any, NamedTuple
 
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 from torch.distributed.tensor._utils import _compute_local_shape_and_global_offset
@@ -25,6 +26,7 @@ from gprune.inputs import LeafError
 from gprune.select.blocks import RankedLeaves, ShardSlice
 from gprune.select.partition import empty_masks
 from gprune.select.ranks import Mesh, Ranks
+from gprune.sharding import unwrap
 
 Placed = tuple[int, int | None] | None
 """How a leaf is placed along an axis of the mesh: the dim that is split, and the split factor of a
@@ -128,7 +130,7 @@ def mesh_of(mesh: DeviceMesh) -> Mesh:
 
 def first_mesh(leaves: Sequence[Any]) -> DeviceMesh:
     """Return the mesh of the first DTensor."""
-    return next(leaf.device_mesh for leaf in leaves if isinstance(leaf, DTensor))
+    return next(leaf.device_mesh for leaf in unwrap(leaves) if isinstance(leaf, DTensor))
 
 
 def layout_of(leaves: Sequence[Tensor]) -> Layout:
@@ -244,7 +246,9 @@ def raise_error(error: Exception, leaves: Sequence[Any]) -> None:
         Exception: `error`, or the error of a lower rank.
     """
     try:
-        Ranks(mesh_of(first_mesh(leaves))).raise_error(error)
+        mesh = mesh_of(first_mesh(leaves))
+        with temporarily_clear_interpreter_stack():  # `torch.func.grad` would wrap the messages
+            Ranks(mesh).raise_error(error)
     except Exception as shared:
         shared.is_on_all_ranks = True  # type: ignore[attr-defined]  # read by gprune.sharding
         raise

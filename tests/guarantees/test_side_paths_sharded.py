@@ -100,6 +100,51 @@ def test_selection_inside_grad_is_the_first_call_of_a_process(name: str, leaves:
     assert answers == [[], []]
 
 
+UNSHARDED_ONLY: dict[str, Callable[[Any], Any]] = {
+    "dim": lambda p: gp.layerwise(p, amount=1, dim=0),
+    "n of m": lambda p: gp.layerwise(p, pruning_method=gp.n_of_m, n=1, m=2),
+}
+
+
+def check_refusal(name: str) -> list[str]:
+    """A function that needs unsharded leaves says so, inside a gradient as outside."""
+    sharded = placed(whole_tree()[:3], SHARDING._replace(placements=SHARDING[1][:3]))
+    messages = []
+    for inside in (False, True):
+
+        def loss(params: Any) -> torch.Tensor:
+            UNSHARDED_ONLY[name](params)
+            return sum_of_squares(params)
+
+        try:
+            torch.func.grad(loss)(sharded) if inside else loss(sharded)
+        except ValueError as error:
+            messages.append(str(error))
+    if len(messages) != 2 or messages[0] != messages[1] or "full_tensor" not in messages[0]:
+        return [f"the messages are {messages}"]
+    return []
+
+
+@pytest.mark.parametrize("name", UNSHARDED_ONLY)
+def test_a_refusal_is_the_same_inside_grad(name: str) -> None:
+    all_well(2, check_refusal, name)
+
+
+def check_keep_all() -> list[str]:
+    """The masks that keep all entries are placed as the parameters, inside a gradient too."""
+
+    def loss(params: Any) -> tuple[torch.Tensor, Any]:
+        return sum_of_squares(params), gp.keep_all(params)
+
+    whole, sharding = whole_tree(), SHARDING
+    _, got = torch.func.grad(loss, has_aux=True)(placed(whole, sharding))
+    return differences("masks", got, gp.keep_all(whole), sharding)
+
+
+def test_keep_all_inside_grad() -> None:
+    all_well(2, check_keep_all)
+
+
 # --- compiled counts ------------------------------------------------------------------------
 
 COUNTS: dict[str, Callable[[Any, Any], Any]] = {
