@@ -39,6 +39,14 @@ def test_index(tmp_path: Path, name: str) -> None:
     assert_unreadable(tmp_path, folder)
 
 
+def test_an_index_of_nothing(tmp_path: Path) -> None:
+    """The error is about the index, and not about the tensors that it leaves out."""
+    folder = save_folder(tmp_path / "model", {"a": torch.ones(2, 2)}, {"b": torch.ones(2, 2)})
+    (folder / INDEX).write_bytes(INDICES["nothing"])
+    with pytest.raises(CheckpointError, match="names no file"):
+        read(folder)
+
+
 def test_two_models_in_a_folder(tmp_path: Path) -> None:
     """Which one is loaded is for others to say, and the pruned one might not be."""
     folder = save_folder(tmp_path / "model", {"a": torch.ones(2, 2)}, {"b": torch.ones(2, 2)})

@@ -81,6 +81,25 @@ def test_large_tensors_are_copied_in_blocks(
     assert out.read_bytes() == zeroed(source.read_bytes(), masks)
 
 
+@pytest.mark.parametrize("amount", [2, 5, 6])
+def test_the_threshold_may_be_a_tie_in_a_later_weight(tmp_path: Path, amount: int) -> None:
+    tree = {"a": torch.ones(2, 2), "b": torch.ones(2, 2)}
+    source, out = save(tmp_path / "x.safetensors", tree), tmp_path / "y.safetensors"
+    assert prune(source, out, amount=amount).exit_code == 0
+    masks = gp.global_unstructured(tree, amount=amount)
+    assert out.read_bytes() == zeroed(source.read_bytes(), masks)
+
+
+def test_the_norm_is_that_of_all_blocks(tmp_path: Path) -> None:
+    """`b` scores 1 / 1448, less than 1 / 1200 in `a`; one block alone has norm 1024."""
+    tree = {"a": torch.tensor([[1.0, 1200.0]]), "b": torch.ones(2, 2**20)}
+    source, out = save(tmp_path / "x.safetensors", tree), tmp_path / "y.safetensors"
+    assert prune(source, out, "--score", "l2", amount=1).exit_code == 0
+    masks = gp.keep_all(tree)
+    masks["b"][0, 0] = False
+    assert out.read_bytes() == zeroed(source.read_bytes(), masks)
+
+
 def test_a_folder_is_copied_with_all_that_is_in_it(tmp_path: Path) -> None:
     trees = example(0), example(1)
     source = save_folder(tmp_path / "model", *trees)

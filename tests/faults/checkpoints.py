@@ -50,7 +50,7 @@ FAULTS = [
         "checkpoints/planning.py",
         "threshold.flat_index - num_before)",
         "threshold.flat_index)",
-        "tests/checkpoints/test_writing.py::test_the_copy_is_the_masks_and_no_other_byte",
+        "tests/checkpoints/test_writing.py::test_the_threshold_may_be_a_tie_in_a_later_weight",
     ),
     fault(
         "an index may name files of other folders",
@@ -64,7 +64,7 @@ FAULTS = [
         "checkpoints/reading.py",
         "    if not names:\n",
         "    if names is None:\n",
-        "tests/checkpoints/test_reading.py::test_index",
+        "tests/checkpoints/test_reading.py::test_an_index_of_nothing",
     ),
     fault(
         "zeros of a masked pair are those of its weight",
@@ -78,6 +78,6 @@ FAULTS = [
         "checkpoints/scoring.py",
         "norm = math.hypot(*norms)",
         "norm = max(norms, default=0.0)",
-        "tests/checkpoints/test_writing.py::test_large_tensors_are_copied_in_blocks",
+        "tests/checkpoints/test_writing.py::test_the_norm_is_that_of_all_blocks",
     ),
 ]

@@ -95,7 +95,17 @@ def run_tests(folder: Path, tests: Sequence[str]) -> tuple[int, str]:
         "HYPOTHESIS_PROFILE": "quick",
         "OMP_NUM_THREADS": "1",
     }
-    options = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider", "--tb=line"]
+    options = [
+        "-x",
+        "-q",
+        "-n",
+        "0",
+        "-m",
+        "long or not long",
+        "-p",
+        "no:cacheprovider",
+        "--tb=line",
+    ]
     try:
         done = subprocess.run(
             [sys.executable, "-m", "pytest", *options, *tests],

@@ -107,7 +107,7 @@ FAULTS = [
         "select/blocks.py",
         "self.starts[group[-1] + 1] <= first",
         "self.starts[group[0] + 1] <= first",
-        "tests/select/test_blocks.py::test_blocks_outside_a_range_are_left_out",
+        "tests/select/test_blocks.py::test_small_neighbours_of_a_dtype_are_joined",
     ),
     fault(
         "leaves of any dtypes are joined",

@@ -228,14 +228,14 @@ FAULTS = [
         "select/counts.py",
         "(counts[i] + 0.5) / weights[i]",
         "(counts[i] + 1) / weights[i]",
-        "tests/select/test_counts.py::test_apportioning_is_the_queue_of_webster",
+        "tests/select/test_counts.py::test_equal_rates_go_to_the_first",
     ),
     fault(
         "the next count is rounded at whole numbers",
         "select/counts.py",
         "(counts[first] + 0.5) / weights[first]",
         "(counts[first] + 1) / weights[first]",
-        "tests/select/test_counts.py::test_apportioning_is_the_queue_of_webster",
+        "tests/select/test_counts.py::test_seats_that_bisection_does_not_tell_apart",
     ),
     fault(
         "the counter begins at 0",

@@ -81,6 +81,8 @@ def test_small_neighbours_of_a_dtype_are_joined() -> None:
         assert leaves.joined_block([4, 5, 6]).sizes == [5, 40, 1]
         again = leaves.joined_block([0, 2]).bits
         assert again.tolist() == torch.ones(7).view(torch.int32).tolist()
+        # leaf 0 ends before position 4, but the block that it is joined into does not
+        assert [block.leaves for block in leaves.blocks(range(7), 4, 6)] == [[0, 2]]
 
 
 @pytest.mark.parametrize("size", [64, 80, 320, 1000])

@@ -172,6 +172,18 @@ def test_nobody_loses_when_there_is_more_to_share_out(given: Shares) -> None:
         assert sorted(gains) == [0] * (len(gains) - 1) + [1]
 
 
+def test_equal_rates_go_to_the_first() -> None:
+    """The second seat of the party of 3 votes has the rate of the only seat of the party of 1."""
+    assert apportion(2, [1.0, 3.0], [0, 0], [9, 9]) == [1, 1]
+
+
+def test_seats_that_bisection_does_not_tell_apart() -> None:
+    """A tiny party makes the range of rates so wide that many seats are handed out one by one."""
+    for total in range(63):
+        given = Shares(total, [1e-9, 1e6, 3e6], [0, 0, 0], [2, 30, 30])
+        assert apportion(*given) == reference_patterns.seats(*given)
+
+
 def test_largest_remainders_would_not_be_monotone() -> None:
     """The paradox of Alabama: by largest remainders [4, 4, 2] of 10 becomes [5, 5, 1] of 11."""
     weights, free = [6.0, 6.0, 2.0], ([0] * 3, [99] * 3)
