@@ -5,12 +5,12 @@ The rest of gprune trusts these lists. If several leaves are wrong, one error na
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
-from gprune.sharding import PLAIN, unwrap
 from gprune.trees import (
     Tree,
     TreeDef,
@@ -34,6 +34,9 @@ SCORE_DTYPES = {
     torch.int64: torch.float64,
 }
 """The dtypes that scores may have, and the floating dtype that holds each exactly."""
+
+PLAIN = (Tensor, torch.nn.Parameter)
+"""Tensors of exactly these types are not DTensors, and not parameters without values."""
 
 
 class LeafError(ValueError):
@@ -249,6 +252,27 @@ def _nothing_to_rank(flat: list[Any], names: tuple[str, str, str]) -> str:
 def _listed(problems: list[tuple[int, str, str]], treedef: TreeDef) -> str:
     names = {tree: leaf_names(treedef, tree) for tree in {tree for _, tree, _ in problems}}
     return "; ".join(f"{names[tree][i]} {problem}" for i, tree, problem in problems)
+
+
+def unwrap(leaves: Sequence[Any]) -> Sequence[Any]:
+    """Return the tensors inside those that `torch.func.grad` or `vmap` has wrapped.
+
+    A wrapped DTensor does not have the class and the attributes of a DTensor.
+
+    Args:
+        leaves: tensors, wrapped or not, and anything else.
+
+    Returns:
+        The same leaves, none of them wrapped.
+    """
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is None:
+        return leaves  # while compiling, Dynamo sees the tensors inside
+    found = []
+    for leaf in leaves:
+        while isinstance(leaf, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(leaf):
+            leaf = torch._C._functorch.get_unwrapped(leaf)
+        found.append(leaf)
+    return found
 
 
 def _placement(leaf: Tensor) -> Any:

@@ -15,12 +15,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from gprune.inputs import PLAIN, unwrap
 from gprune.trees import flatten
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-PLAIN = (Tensor, torch.nn.Parameter)
-"""Tensors of exactly these types are not DTensors, and not parameters without values."""
 
 def is_sharded(leaves: Sequence[Any]) -> bool:
     """Return whether there is a DTensor among some leaves.
@@ -36,27 +35,6 @@ def is_sharded(leaves: Sequence[Any]) -> bool:
     """
     others = [x for x in unwrap(leaves) if type(x) not in PLAIN and isinstance(x, Tensor)]
     return any(hasattr(leaf, "device_mesh") for leaf in others)
-
-
-def unwrap(leaves: Sequence[Any]) -> Sequence[Any]:
-    """Return the tensors inside those that `torch.func.grad` or `vmap` has wrapped.
-
-    A wrapped DTensor does not have the class and the attributes of a DTensor.
-
-    Args:
-        leaves: tensors, wrapped or not, and anything else.
-
-    Returns:
-        The same leaves, none of them wrapped.
-    """
-    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is None:
-        return leaves  # while compiling, Dynamo sees the tensors inside
-    found = []
-    for leaf in leaves:
-        while isinstance(leaf, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(leaf):
-            leaf = torch._C._functorch.get_unwrapped(leaf)
-        found.append(leaf)
-    return found
 
 
 def require_unsharded(leaves: Sequence[Any], caller: str) -> None:

@@ -21,6 +21,7 @@ from tests.support.checkpoint_files import save_folder
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", ALONE, ids=lambda block: block.strip().splitlines()[2][:40])
 def test_python_block(block: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(block, tmp_path)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 GAMMA = 0x9E37_79B9_7F4A_7C15
 FIRST, SECOND = 0xBF58_476D_1CE4_E5B9, 0x94D0_49BB_1331_11EB
-WORD = 2**64
+MODULUS = 2**64
 
 NUM_BITS = 53
 """The bits of a draw: float64 holds every integer of so many bits."""
@@ -30,7 +30,7 @@ def draw_integers(seed: int, leaf: int, flat_indices: Tensor) -> Tensor:
     Returns:
         int64 tensor of the same shape, uniform on the integers of 53 bits.
     """
-    stream = _mix(_mix((seed + GAMMA) % WORD) + leaf * GAMMA)
+    stream = _mix(_mix((seed + GAMMA) % MODULUS) + leaf * GAMMA)
     z = flat_indices.add_(1).mul_(_signed(GAMMA)).add_(_signed(stream))
     z = z.bitwise_xor_(_shift_right(z, 30)).mul_(_signed(FIRST))
     z = z.bitwise_xor_(_shift_right(z, 27)).mul_(_signed(SECOND))
@@ -44,14 +44,14 @@ def draw(seed: int, leaf: int, flat_indices: Tensor) -> Tensor:
 
 
 def _mix(z: int) -> int:
-    z %= WORD
-    z = (z ^ (z >> 30)) * FIRST % WORD
-    z = (z ^ (z >> 27)) * SECOND % WORD
+    z %= MODULUS
+    z = (z ^ (z >> 30)) * FIRST % MODULUS
+    z = (z ^ (z >> 27)) * SECOND % MODULUS
     return z ^ (z >> 31)
 
 
 def _signed(word: int) -> int:
-    return (word + WORD // 2) % WORD - WORD // 2
+    return (word + MODULUS // 2) % MODULUS - MODULUS // 2
 
 
 def _shift_right(z: Tensor, num_bits: int) -> Tensor:

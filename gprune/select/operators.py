@@ -49,7 +49,7 @@ def prepare(
     call: str,
     layout: str,
     *arguments: object,
-    writes_masks: bool = False,
+    needs_masks: bool = False,
 ) -> Prepared:
     """Prepare a call of an operator: check the scores, and that all ranks make the same call.
 
@@ -61,7 +61,7 @@ def prepare(
         call: see `select`.
         layout: see `select`.
         *arguments: what else must be the same on all ranks: tensors and plain values.
-        writes_masks: whether new masks are needed.
+        needs_masks: whether new masks are needed.
 
     Returns:
         A context manager. It yields the leaves that are ranked, the sum over the processes, and new
@@ -70,10 +70,10 @@ def prepare(
     if layout:
         from gprune.select.shards import open_shards
 
-        return open_shards(scores, masks, absolute, seed, call, layout, arguments, writes_masks)
+        return open_shards(scores, masks, absolute, seed, call, layout, arguments, needs_masks)
     ranked = RankedLeaves(scores, masks, absolute, None if seed is None else int(seed.item()))
     ranked.check_exact()
-    return nullcontext((ranked, OneProcess(), empty_masks(scores) if writes_masks else []))
+    return nullcontext((ranked, OneProcess(), empty_masks(scores) if needs_masks else []))
 
 
 @torch.library.custom_op("gprune::select", mutates_args=(), tags=TAGS)
@@ -103,7 +103,7 @@ def select(
         The masks, one per leaf.
     """
     arguments = is_sparsity, *amounts
-    prepared = prepare(scores, masks, absolute, seed, call, layout, *arguments, writes_masks=True)
+    prepared = prepare(scores, masks, absolute, seed, call, layout, *arguments, needs_masks=True)
     with prepared as (ranked, reduce, kept):
         select_into(kept, ranked, amounts, is_sparsity, reduce)
         return kept
@@ -116,7 +116,7 @@ def select_rows(
     """Prune each row of a matrix by an amount; `masks` has the prior mask, or is empty."""
     RankedLeaves([scores], masks).check_exact()
     prior = masks[0] if masks else None
-    return rows.select_rows(scores, prior, amount, absolute=absolute, is_sparsity=is_sparsity)
+    return rows.prune_rows(scores, prior, amount, absolute=absolute, is_sparsity=is_sparsity)
 
 
 @torch.library.custom_op("gprune::find_threshold", mutates_args=(), tags=TAGS)
@@ -146,7 +146,7 @@ def masks_from_threshold(
     layout: str = "",
 ) -> list[Tensor]:
     """Make the masks at a threshold; the other arguments are those of `select`."""
-    prepared = prepare(scores, masks, absolute, None, call, layout, value, index, writes_masks=True)
+    prepared = prepare(scores, masks, absolute, None, call, layout, value, index, needs_masks=True)
     with prepared as (ranked, reduce, kept):
         write_at(kept, ranked, value, index, reduce)
         return kept

@@ -15,7 +15,7 @@ from gprune.select.counts import resolve
 from gprune.select.keys import FORMATS, keys_of, to_bits
 
 
-def select_rows(
+def prune_rows(
     scores: Tensor, prior: Tensor | None, amount: Tensor, *, absolute: bool, is_sparsity: bool
 ) -> Tensor:
     """Prune each row of a matrix by the amount.
@@ -40,11 +40,11 @@ def select_rows(
     for start in range(0, num_rows if size else 0, step):
         rows = slice(start, min(start + step, num_rows))
         keys = keys_of(to_bits(scores[rows], form), form, absolute=absolute)
-        mask[rows] = _prune_rows(keys, None if prior is None else prior[rows], ks[rows])
+        mask[rows] = _prune_block(keys, None if prior is None else prior[rows], ks[rows])
     return mask
 
 
-def _prune_rows(keys: Tensor, prior: Tensor | None, ks: Tensor) -> Tensor:
+def _prune_block(keys: Tensor, prior: Tensor | None, ks: Tensor) -> Tensor:
     """Prune the k lowest keys of each row; among equal keys those of the lowest index."""
     if prior is not None:
         keys = keys.where(prior, torch.iinfo(keys.dtype).max)  # above every candidate

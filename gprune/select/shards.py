@@ -22,11 +22,10 @@ from torch.distributed.tensor._utils import _compute_local_shape_and_global_offs
 from torch.distributed.tensor.placement_types import _StridedShard
 from torch.utils._python_dispatch import _disable_current_modes
 
-from gprune.inputs import LeafError
+from gprune.inputs import LeafError, unwrap
 from gprune.select.blocks import RankedLeaves, ShardSlice
 from gprune.select.partition import empty_masks
 from gprune.select.ranks import Mesh, Ranks
-from gprune.sharding import unwrap
 
 Placed = tuple[int, int | None] | None
 """How a leaf is placed along an axis of the mesh: the dim that is split, and the split factor of a
@@ -195,7 +194,7 @@ def open_shards(
     call: str,
     text: str,
     arguments: tuple[object, ...],
-    writes_masks: bool,
+    needs_masks: bool,
 ) -> Iterator[tuple[RankedLeaves, Ranks, list[Tensor]]]:
     """Prepare a call on local shards; for the arguments see `gprune.select.operators.prepare`.
 
@@ -221,7 +220,7 @@ def open_shards(
                 )
         ranked = RankedLeaves(scores, masks, absolute, number, slices, layout.counted())
         ranked.check_exact()
-        ready.append((ranked, empty_masks(scores) if writes_masks else []))
+        ready.append((ranked, empty_masks(scores) if needs_masks else []))
         values = [(x.dtype, x.tolist()) if isinstance(x, Tensor) else x for x in arguments]
         return {
             "structure": call,

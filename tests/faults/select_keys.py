@@ -247,8 +247,8 @@ FAULTS = [
     fault(
         "all leaves draw the same",
         "select/counter_rng.py",
-        "_mix(_mix((seed + GAMMA) % WORD) + leaf * GAMMA)",
-        "_mix(_mix((seed + GAMMA) % WORD))",
+        "_mix(_mix((seed + GAMMA) % MODULUS) + leaf * GAMMA)",
+        "_mix(_mix((seed + GAMMA) % MODULUS))",
         "tests/select/test_counter_rng.py::test_draws_are_splitmix64_in_a_stream_of_the_seed_and_the_leaf",
     ),
     fault(

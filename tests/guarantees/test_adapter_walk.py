@@ -570,8 +570,8 @@ def attach_to_model(model, masks):
             model.mask(name, gone)
 
 
-TestAdapter = AdapterWalk.TestCase
-TestTorch = Walk.TestCase
+TestAdapter = pytest.mark.slow(AdapterWalk.TestCase)
+TestTorch = pytest.mark.slow(Walk.TestCase)
 # A walk has many ways to go: beyond the quick profile there are twice as many as of other examples.
 EXAMPLES = settings.default.max_examples
 WALKS = EXAMPLES if EXAMPLES <= 25 else min(2 * EXAMPLES, 1_000)

@@ -14,6 +14,7 @@ from tests.support.assertions import assert_same
 from tests.support.pruning import HALF, always, assert_masked, every, like, models, pruned_in_each
 
 
+@pytest.mark.slow
 @given(models(), st.data(), st.floats(0, 0.99), st.integers(1, 3))
 def test_gradual_follows_its_schedule_exactly(
     params: Any, data: st.DataObject, sparsity: float, freq: int

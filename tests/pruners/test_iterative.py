@@ -13,6 +13,7 @@ from tests.support.assertions import assert_same
 from tests.support.pruning import always, every, like, models
 
 
+@pytest.mark.slow
 @given(models(), st.data(), st.floats(0, 1), st.integers(0, 5))
 def test_iterative_prunes_a_fraction_of_the_rest_and_rewinds(
     params: Any, data: st.DataObject, amount: float, rewind_to: int

@@ -13,6 +13,7 @@ from tests.support import reference_patterns
 from tests.support.pruning import GOLDEN_WEIGHT, always, assert_exchanged, every, like, models
 
 
+@pytest.mark.slow
 @given(models(), st.data(), st.floats(0, 1), st.floats(0, 1), st.integers(0, 2**31))
 def test_rigl(
     params: Any, data: st.DataObject, sparsity: float, fraction: float, seed: int

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gprune as gp
-from gprune.select.rows import select_rows
+from gprune.select.rows import prune_rows
 from gprune.testing import SCORE_DTYPES
 from tests.support import fuzz
 from tests.support.limits import Limits, patched
@@ -40,7 +40,7 @@ def test_every_row_is_pruned_as_if_alone(dtype: torch.dtype, absolute: bool) -> 
         if not is_sparsity and rng.random() < 0.5:
             amount = torch.tensor(int(rng.integers(0, prior.sum(1).min(initial=size) + 1)))
         with patched(Limits(block=block)):
-            kept = select_rows(
+            kept = prune_rows(
                 scores,
                 None if make is None else torch.from_numpy(prior),
                 amount,
@@ -62,7 +62,7 @@ def test_the_largest_integer_is_no_different_from_the_others() -> None:
     top = torch.iinfo(torch.int32).max
     scores = torch.tensor([[top, top, 0, top]], dtype=torch.int32)
     prior = torch.tensor([[False, True, True, True]])
-    kept = select_rows(scores, prior, torch.tensor(2), absolute=False, is_sparsity=False)
+    kept = prune_rows(scores, prior, torch.tensor(2), absolute=False, is_sparsity=False)
     assert kept.tolist() == [[False, False, False, True]]
 
 
@@ -71,7 +71,7 @@ def test_nans_are_pruned_after_all_others_in_a_row_with_priors(dtype: torch.dtyp
     scores = torch.tensor([[float("nan"), 1, float("nan"), 2]], dtype=dtype)
     prior = torch.tensor([[True, True, False, True]])
     for k, expected in ((2, [1, 0, 0, 0]), (3, [0, 0, 0, 0])):
-        kept = select_rows(scores, prior, torch.tensor(k), absolute=False, is_sparsity=False)
+        kept = prune_rows(scores, prior, torch.tensor(k), absolute=False, is_sparsity=False)
         assert kept.tolist() == [[bool(x) for x in expected]]
 
 
@@ -86,12 +86,10 @@ def test_more_rows_than_a_block_holds(rows: int) -> None:
 def test_amounts_are_checked_where_there_is_no_row() -> None:
     for shape in ((0, 3), (3, 0)):
         with pytest.raises(ValueError, match="amount must"):
-            select_rows(
-                torch.ones(shape), None, torch.tensor(-1), absolute=False, is_sparsity=False
-            )
+            prune_rows(torch.ones(shape), None, torch.tensor(-1), absolute=False, is_sparsity=False)
 
 
 def test_an_amount_above_the_candidates_of_one_row_is_refused() -> None:
     mask = torch.tensor([[True, True, True], [True, False, False]])
     with pytest.raises(ValueError, match="candidates, 1"):
-        select_rows(torch.ones(2, 3), mask, torch.tensor(2), absolute=False, is_sparsity=False)
+        prune_rows(torch.ones(2, 3), mask, torch.tensor(2), absolute=False, is_sparsity=False)
