@@ -34,7 +34,15 @@ from gprune.select.keys import (
 )
 
 BLOCK = 2**20
-"""The most entries of a block. Large enough that the fixed cost of an operator is negligible."""
+"""The most entries of a block on the CPU: so many that the cost of calls is negligible."""
+
+ACCELERATOR_BLOCK = 2**23
+"""The most entries of a block on any other device, where a call costs more and memory is faster."""
+
+
+def block_size(device: torch.device) -> int:
+    """Return the most entries of a block on a device."""
+    return BLOCK if device.type == "cpu" else ACCELERATOR_BLOCK
 
 
 class ShardSlice(NamedTuple):
@@ -225,17 +233,20 @@ class RankedLeaves:
         form = INT64 if self.seed is not None else FORMATS[self.scores[leaf].dtype]
         return form if form.is_float else self.common
 
-    def num_candidates(self, leaves: range) -> Tensor:
-        """Count the candidates of some leaves among the entries that this process counts."""
-        if not self.priors:
-            return torch.tensor(self.starts[leaves.stop] - self.starts[leaves.start], device="cpu")
-        kept = [
-            self.priors[leaf].count_nonzero().to(self.device)
-            for leaf in leaves
-            if self.starts[leaf] < self.starts[leaf + 1]
-        ]
+    @cached_property
+    def is_on_cpu(self) -> bool:
+        """Whether all leaves are on the CPU."""
+        return all(leaf.device.type == "cpu" for leaf in self.scores)
+
+    def num_candidates(self) -> Tensor:
+        """Count the candidates of each leaf, if there are prior masks; 0 of those not counted."""
         none = torch.zeros((), dtype=torch.int64, device=self.device)
-        return torch.stack(kept).sum() if kept else none
+        return torch.stack(
+            [
+                prior.count_nonzero().to(self.device) if start < stop else none
+                for prior, (start, stop) in zip(self.priors, pairwise(self.starts), strict=True)
+            ]
+        )
 
     def keys(self, bits: Tensor, form: Format) -> Tensor:
         """Turn bits into keys of the common format, int32 or int64."""
@@ -252,7 +263,7 @@ class RankedLeaves:
             last: blocks that start after this position are left out.
 
         Yields:
-            Blocks of at most `BLOCK` entries.
+            Blocks of at most `block_size` entries.
         """
         end = self.starts[leaves.stop] if last is None else last + 1
         for group in self.groups(leaves):
@@ -294,9 +305,34 @@ class RankedLeaves:
 
     def _can_join(self, group: list[int], leaf: int) -> bool:
         first, scores = self.scores[group[0]], self.scores[leaf]
-        is_small = max(first.numel(), scores.numel()) <= BLOCK // 8 and self.seed is None
+        size = block_size(first.device)
+        is_small = max(first.numel(), scores.numel()) <= size // 8 and self.seed is None
         is_alike = scores.dtype == first.dtype and scores.device == first.device
-        return is_small and is_alike and self.starts[leaf + 1] - self.starts[group[0]] <= BLOCK
+        return is_small and is_alike and self.starts[leaf + 1] - self.starts[group[0]] <= size
+
+    def spans(self, leaves: range) -> Iterator[tuple[int, int, int, int]]:
+        """Yield the parts of leaves that `blocks` has in its blocks, without making the blocks.
+
+        Args:
+            leaves: the number of one leaf, or those of all.
+
+        Yields:
+            The position of the first entry of the block, the number of the leaf, and the first flat
+            index and the one after the last of the part.
+        """
+        for group in self.groups(leaves):
+            start = self.starts[group[0]]
+            if len(group) > 1:
+                for leaf in group:
+                    yield start, leaf, 0, self.scores[leaf].numel()
+                continue
+            [leaf] = group
+            tensors = self.scores[leaf], *self.priors[leaf : leaf + 1]
+            like = [torch.empty_strided(x.shape, x.stride(), device="meta") for x in tensors]
+            first = 0
+            for part, *_ in flat_blocks(*like, size=block_size(self.scores[leaf].device)):
+                yield start + first, leaf, first, first + part.numel()
+                first += part.numel()
 
     def joined_block(self, group: list[int]) -> Block:
         """Copy several leaves into one block."""
@@ -311,7 +347,8 @@ class RankedLeaves:
 
     def _leaf_blocks(self, leaf: int) -> Iterator[Block]:
         form, offset = self.form(leaf), 0
-        for scores, *prior in flat_blocks(self.scores[leaf], *self.priors[leaf : leaf + 1]):
+        own = self.scores[leaf], *self.priors[leaf : leaf + 1]
+        for scores, *prior in flat_blocks(*own, size=block_size(own[0].device)):
             size = scores.numel()
             if self.seed is None:
                 bits = to_bits(scores, form)
@@ -348,27 +385,28 @@ class RankedLeaves:
         )
 
 
-def flat_blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+def flat_blocks(*tensors: Tensor, size: int | None = None) -> Iterator[tuple[Tensor, ...]]:
     """Split tensors of one shape into 1-D blocks in flat (row-major) order.
 
     A contiguous tensor is not copied. Any other tensor is copied block by block.
 
     Args:
         *tensors: tensors of one shape; nothing is yielded if they are empty.
+        size: the most entries of a block, by default `BLOCK`.
 
     Yields:
-        A 1-D block of each tensor, of the same entries, at most `BLOCK`.
+        A 1-D block of each tensor, of the same entries.
     """
-    shape = tensors[0].shape
+    shape, size = tensors[0].shape, BLOCK if size is None else size
     if shape.numel() == 0:
         return
     if all(tensor.is_contiguous() for tensor in tensors):
-        yield from zip(*(torch.split(tensor.view(-1), BLOCK) for tensor in tensors), strict=True)
-    elif shape.numel() <= BLOCK:
+        yield from zip(*(torch.split(tensor.view(-1), size) for tensor in tensors), strict=True)
+    elif shape.numel() <= size:
         yield tuple(tensor.reshape(-1) for tensor in tensors)
-    elif (rows := BLOCK // shape[1:].numel()) > 0:
+    elif (rows := size // shape[1:].numel()) > 0:
         for group in zip(*(torch.split(tensor, rows) for tensor in tensors), strict=True):
-            yield from flat_blocks(*group)
+            yield from flat_blocks(*group, size=size)
     else:
         for group in zip(*(tensor.unbind(0) for tensor in tensors), strict=True):
-            yield from flat_blocks(*group)
+            yield from flat_blocks(*group, size=size)

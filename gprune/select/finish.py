@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -24,7 +24,6 @@ from gprune.select.partition import (
     Bins,
     Candidates,
     CountedBlock,
-    PartitionPass,
     count_ties,
     keep_positions,
     tied_indices,
@@ -34,6 +33,24 @@ from gprune.select.refine import Integers, Interval, Once, OneProcess, Reduce, f
 
 MAX_TIES = 2**20
 """If more candidates than this tie, several processes first narrow the range of tree indices."""
+
+
+class Pass(Protocol):
+    """What a pass has found: a `PartitionPass`, or an `AcceleratorPass`.
+
+    Attributes:
+        queries: the thresholds to find.
+    """
+
+    queries: Sequence[Query]
+
+    def counted(self, query: int) -> list[CountedBlock]:
+        """Return how many candidates of each block are inside the bracket of a query."""
+        ...
+
+    def candidates(self, queries: list[int]) -> Candidates:
+        """Return the collected candidates of some queries, which are numbered anew from 0."""
+        ...
 
 
 class KeyThreshold(NamedTuple):
@@ -51,7 +68,7 @@ class KeyThreshold(NamedTuple):
 def finish_collected(
     ranked: RankedLeaves,
     reduce: Reduce,
-    made: PartitionPass,
+    made: Pass,
     numbers: list[int],
     intervals: list[Interval],
     masks: list[Tensor] | None,
@@ -118,14 +135,14 @@ def finish_collected(
 def finish_counted(
     ranked: RankedLeaves,
     reduce: Reduce,
-    made: PartitionPass,
+    made: Pass,
     numbers: list[int],
     keys: list[Interval],
     masks: list[Tensor] | None,
 ) -> list[KeyThreshold]:
     """Find the thresholds of queries whose brackets are single keys; see `finish_collected`."""
     queries = [made.queries[n] for n in numbers]
-    blocks = [made.counted[n] for n in numbers]
+    blocks = [made.counted(n) for n in numbers]
     ties = [_narrow_ties(ranked, reduce, *pair) for pair in zip(queries, keys, blocks, strict=True)]
     nth = [query.k - key.num_below for query, key in zip(queries, keys, strict=True)]
 
@@ -174,7 +191,7 @@ def _narrow_ties(
     """
     nth, leaves = query.k - key.num_below, query.leaves
     if reduce.num_processes == 1:
-        counts = torch.stack([block.num_inside.cpu() for block in blocks]).view(1, -1)
+        counts = torch.tensor([[block.num_inside for block in blocks]], device="cpu")
         number, below, _ = (int(x) for x in pick(counts, [nth]))
         ends = blocks[number].start, blocks[number].stop - 1
         [found] = tied_indices(ranked, leaves, key.low, *ends)

@@ -34,12 +34,12 @@ class CountedBlock(NamedTuple):
     Attributes:
         start: the position of the first entry of the block.
         stop: the position after that of the last entry.
-        num_inside: how many of its candidates are inside the bracket, 0-dim.
+        num_inside: how many of its candidates are inside the bracket.
     """
 
     start: int
     stop: int
-    num_inside: Tensor
+    num_inside: int
 
 
 class Bins(NamedTuple):
@@ -131,7 +131,6 @@ class PartitionPass:
         queries: the thresholds to find.
         brackets: the lowest and the highest key of each query's bracket.
         num_counts: how many counts `run` returns.
-        counted: after `run`, for each query how many candidates of each block are inside.
     """
 
     def __init__(
@@ -150,11 +149,11 @@ class PartitionPass:
             brackets: the lowest and the highest key of each query's bracket.
             masks: one contiguous bool mask per leaf, to be written, or `None`. If there are masks,
                 no two queries share a leaf.
-            limit: the most candidates to collect; 0 if none can be collected.
+            limit: the most candidates to collect.
         """
         self.queries, self.brackets = queries, brackets
-        self.num_counts = 2 * len(queries) + 1
-        self.counted: list[list[CountedBlock]] = [[] for _ in queries]
+        self.num_counts = 3 * len(queries)
+        self._counted: list[list[CountedBlock]] = [[] for _ in queries]
         self._ranked, self._masks, self._limit = ranked, masks, limit
         # many small tensors, allocated between the blocks, would fragment the memory
         most = [q.num_candidates for i, q in enumerate(queries) if self.collects(i)]
@@ -169,18 +168,22 @@ class PartitionPass:
     def collects(self, query: int) -> bool:
         """Return whether the candidates in a bracket are collected: not if it is a single key."""
         low, high = self.brackets[query]
-        return self._limit > 0 and low < high
+        return low < high
+
+    def counted(self, query: int) -> list[CountedBlock]:
+        """Return how many candidates of each block are inside the bracket of a query."""
+        return self._counted[query]
 
     def run(self) -> Tensor:
         """Make the pass.
 
         Returns:
-            int64 counts: for each query, how many candidates are not below its bracket; for each
-            query, how many are inside; and 1 if they were too many to collect or none can be
-            collected, else 0. Queries that share their leaves have only the second count.
+            int64 counts, in three groups of one per query: how many candidates are not below its
+            bracket; how many are inside it; and 1 if they were too many to collect, else 0. The
+            first is not counted for queries that share their leaves.
         """
         ranked, buffers = self._ranked, Buffers()
-        counts = torch.zeros(2, len(self.queries), dtype=torch.int64, device=ranked.device)
+        counts = torch.zeros(3, len(self.queries), dtype=torch.int64, device="cpu")
         for leaves, members in by_leaves(self.queries):
             if len(members) > 1:
                 self._find_inside(leaves, members, counts[1])
@@ -189,20 +192,20 @@ class PartitionPass:
             for block in ranked.blocks(leaves):
                 bracket = self.brackets[query]
                 above, not_below = _compare(ranked, block, bracket, buffers, self._masks)
-                counts[0, query] += count_packed(not_below).to(counts.device)
+                counts[0, query] += count_packed(not_below)
                 inside = not_below  # the memory is used again
                 inside.view(torch.int64).bitwise_xor_(above.view(torch.int64))
-                num_inside = count_packed(inside)
-                counts[1, query] += num_inside.to(counts.device)
-                self.counted[query].append(CountedBlock(block.start, block.stop, num_inside))
-                if self.collects(query) and self._has_room(int(num_inside)):
+                num_inside = int(count_packed(inside))
+                counts[1, query] += num_inside
+                self._counted[query].append(CountedBlock(block.start, block.stop, num_inside))
+                if self.collects(query) and self._reserve(num_inside):
                     found = packed_positions(inside)
                     keys = ranked.keys(block.bits.index_select(0, found), block.form)
                     self._collect(query, keys, found.add_(block.start))
-        is_full = self._num_collected > self._limit or self._limit == 0
-        if is_full:
+        if self._num_collected > self._limit:
             self._parts, self._num_collected = [], 0
-        return torch.cat([counts.view(-1), counts.new_full((1,), is_full)])
+            counts[2] = 1
+        return counts.view(-1)
 
     def candidates(self, queries: list[int]) -> Candidates:
         """Return the collected candidates of some queries, which are numbered anew from 0."""
@@ -219,13 +222,13 @@ class PartitionPass:
         order, sizes = torch.tensor(table, dtype=torch.int32, device="cpu").view(-1, 2).unbind(1)
         return Candidates(keys, positions, order.repeat_interleave(sizes))
 
-    def _has_room(self, number: int) -> bool:
+    def _reserve(self, number: int) -> bool:
         """Add to the number of candidates found, and return whether all fit into the limit."""
         self._num_collected += number
         return self._num_collected <= self._limit
 
     def _collect(self, query: int, keys: Tensor, positions: Tensor) -> None:
-        """Store candidates that `_has_room` has counted."""
+        """Store candidates that `_reserve` has counted."""
         start, stop = self._num_collected - keys.numel(), self._num_collected
         self._keys[start:stop] = keys
         self._positions[start:stop] = positions
@@ -245,22 +248,21 @@ class PartitionPass:
         ranked, brackets = self._ranked, [self.brackets[query] for query in members]
         lowest, highest = min(low for low, _ in brackets), max(high for _, high in brackets)
         bins = Bins.covering(lowest, highest, NUM_TABLE_BINS)
-        table = torch.zeros(bins.num_bins + 2, dtype=torch.bool, device=ranked.device)
+        table = torch.zeros(bins.num_bins + 2, dtype=torch.bool, device="cpu")
         for low, high in brackets:
             first, last = ((key - bins.first) >> bins.shift for key in (low, high))
             table[1 + first : 2 + last] = True
         for block in ranked.blocks(leaves):
             keys = ranked.keys(block.bits, block.form)
-            near = find_true(table.to(keys.device).index_select(0, bins.numbers(keys)))
+            near = find_true(table.index_select(0, bins.numbers(keys)))
             if block.prior is not None:
                 near = near[block.prior.index_select(0, near)]
             keys = keys.index_select(0, near)
             for query, (low, high) in zip(members, brackets, strict=True):
                 found = (keys >= low).logical_and_(keys <= high).nonzero().view(-1)
-                number = torch.tensor(found.numel(), device="cpu")
-                num_inside[query] += number.to(num_inside.device)
-                self.counted[query].append(CountedBlock(block.start, block.stop, number))
-                if self.collects(query) and self._has_room(found.numel()):
+                num_inside[query] += found.numel()
+                self._counted[query].append(CountedBlock(block.start, block.stop, found.numel()))
+                if self.collects(query) and self._reserve(found.numel()):
                     positions = near.index_select(0, found).add_(block.start)
                     self._collect(query, keys.index_select(0, found), positions)
 
@@ -463,6 +465,6 @@ def keep_positions(
         index = positions[start:end] - starts[group[0]]
         flat = [masks[leaf].view(-1) for leaf in group]
         kept = flat[0] if len(group) == 1 else torch.cat(flat)
-        kept.index_fill_(0, index, True)
+        kept.index_fill_(0, index.to(kept.device), True)
         if len(group) > 1:
             torch.split_with_sizes_copy(kept, [mask.numel() for mask in flat], out=flat)

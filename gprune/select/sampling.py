@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from itertools import pairwise
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -60,13 +61,20 @@ class Guess(NamedTuple):
     between: int
 
 
-def guess_brackets(ranked: RankedLeaves, queries: list[Query], reduce: Reduce) -> list[Guess]:
+Draw: TypeAlias = Callable[[list[Query]], list[Tensor]]
+"""A function that draws a sample for each query: keys of candidates, on the CPU."""
+
+
+def guess_brackets(
+    ranked: RankedLeaves, queries: list[Query], reduce: Reduce, draw: Draw | None = None
+) -> list[Guess]:
     """Draw a sample, and guess between which two keys each threshold is.
 
     Args:
-        ranked: the leaves that are ranked, on the CPU.
+        ranked: the leaves that are ranked.
         queries: the thresholds to find.
         reduce: sums counts over the processes.
+        draw: draws the samples; by default `draw_sample` does, which needs leaves on the CPU.
 
     Returns:
         The guesses.
@@ -82,9 +90,9 @@ def guess_brackets(ranked: RankedLeaves, queries: list[Query], reduce: Reduce) -
     # then all upper ends. A message has two rows for each bracket, so digits have one bit less. The
     # sizes of the samples are known after the first count.
     unknown = [Interval(*ranked.key_range, 0, LARGEST)] * (2 * size)
-    num_sampled = [min(query.num_candidates**POWER, LARGEST) for query in queries] * 2
+    num_sampled = [sample_size(query.num_candidates) for query in queries] * 2
     enough = [max(int(n) // COARSE, 4) for n in num_sampled]
-    sample = functools.partial(_draw_all, ranked, queries)
+    sample = functools.partial(_sampled_offsets, ranked, queries, draw)
     phase, max_bits = "counting the sample", max(1, reduce.max_bits - 1)
     ends, sizes, _ = refine(reduce, phase, sample, unknown, both_ranks, enough, max_bits)
     rows = zip(ends[:size], ends[size:], sizes[:size], queries, strict=True)
@@ -148,13 +156,22 @@ def bracket_ranks(size: int, query: Query, num_queries: int) -> tuple[int, int]:
 
 def expected_inside(total: int) -> int:
     """Return an upper bound of the candidates in a bracket, for up to a thousand queries."""
-    size: float = min(total**POWER, LARGEST)
+    size = sample_size(total)
     return math.ceil(total * (SIGMAS / math.sqrt(size) + 12 / size))
 
 
-def _draw_all(ranked: RankedLeaves, queries: list[Query]) -> Integers:
+def sample_size(num_entries: int) -> float:
+    """Return how many of some entries are sampled, over all processes."""
+    return float(min(num_entries**POWER, LARGEST))
+
+
+def _sampled_offsets(ranked: RankedLeaves, queries: list[Query], draw: Draw | None) -> Integers:
     """Draw the samples of all queries, and use each for its lower end and for its upper end."""
-    parts = [draw_sample(ranked, query.leaves).sub_(ranked.key_range[0]) for query in queries] * 2
+    if draw is None:
+        keys = [draw_sample(ranked, query.leaves) for query in queries]
+    else:
+        keys = draw(queries)
+    parts = [own - ranked.key_range[0] for own in keys] * 2
     sizes = torch.tensor([part.numel() for part in parts], device="cpu")
     query = torch.arange(len(parts), dtype=torch.int32, device="cpu").repeat_interleave(sizes)
     return Integers(torch.cat(parts), query)
@@ -175,7 +192,7 @@ def draw_sample(ranked: RankedLeaves, leaves: range) -> Tensor:
     num_entries = ranked.tree_starts[leaves.stop] - ranked.tree_starts[leaves.start]
     if first == last:
         return torch.empty(0, dtype=torch.int64, device="cpu")
-    size = math.ceil(min(num_entries**POWER, LARGEST) * (last - first) / num_entries)
+    size = math.ceil(sample_size(num_entries) * (last - first) / num_entries)
     jitter = draw(SEED, 0, torch.arange(size, device="cpu"))
     if ranked.seed is not None:  # draws are uniform, so evenly spaced integers are a sample
         even = jitter.add_(torch.arange(size, device="cpu")).mul_(2**NUM_BITS / size)
@@ -205,6 +222,14 @@ def _take(ranked: RankedLeaves, group: list[int], form: Format, index: Tensor) -
     if ranked.priors:
         index = index[_at(ranked.priors[leaf], index)]
     return to_bits(_at(ranked.scores[leaf], index), form)
+
+
+def entries_at(tensor: Tensor, indices: range) -> Tensor:
+    """Return the entries at a range of flat indices; a view, if the tensor is contiguous."""
+    if tensor.is_contiguous():
+        return tensor.view(-1)[indices.start : indices.stop : indices.step]
+    ends = indices.start, max(indices.start, indices.stop), indices.step
+    return _at(tensor, torch.arange(*ends, device=tensor.device))
 
 
 def _at(tensor: Tensor, index: Tensor) -> Tensor:

@@ -32,8 +32,10 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from gprune.inputs import LeafError
+from gprune.select.accelerator import MAX_SLOTS, AcceleratorPass, AcceleratorSample
 from gprune.select.blocks import Query, RankedLeaves
 from gprune.select.counts import resolve
 from gprune.select.finish import KeyThreshold, finish_collected, finish_counted, prune_few
@@ -93,7 +95,7 @@ def select_into(
     """
     all_leaves = range(len(ranked.scores))
     scopes = [all_leaves] if len(amounts) == 1 else [range(leaf, leaf + 1) for leaf in all_leaves]
-    is_local = reduce.num_processes == 1 and all(x.device.type == "cpu" for x in ranked.scores)
+    is_local = reduce.num_processes == 1 and ranked.is_on_cpu
     queries = []
     pairs = zip(amounts, scopes, count_candidates(ranked, scopes, reduce), strict=True)
     for number, (amount, leaves, num_candidates) in enumerate(pairs):
@@ -111,7 +113,8 @@ def select_into(
         else:
             queries.append(Query(leaves, k, num_candidates))
     # a single process has no messages to share, and collects less if it has one query at a time
-    for some in [[query] for query in queries] if is_local else batches(queries, reduce):
+    most = BATCH if ranked.is_on_cpu else MAX_SLOTS
+    for some in [[query] for query in queries] if is_local else batches(queries, most, reduce):
         Search(ranked, some, reduce, masks).run()
 
 
@@ -131,7 +134,7 @@ def find_thresholds(
     found = {0: (-torch.inf, -1)}
     if wanted:
         queries = [Query(leaves, k, num_candidates) for k in wanted]
-        keys, indices = zip(*Search(ranked, queries, reduce).run(), strict=True)
+        keys, indices = zip(*filter(None, Search(ranked, queries, reduce).run()), strict=True)
         values = values_of(torch.tensor(keys, device="cpu"), ranked.common).tolist()
         found |= dict(zip(wanted, zip(values, indices, strict=True), strict=True))
     value = torch.tensor([found[k][0] for k in ks], dtype=torch.float64, device="cpu")
@@ -172,18 +175,21 @@ def count_candidates(ranked: RankedLeaves, scopes: list[range], reduce: Reduce) 
         return [starts[leaves.stop] - starts[leaves.start] for leaves in scopes]
 
     def count() -> Tensor:
-        return torch.stack([ranked.num_candidates(leaves) for leaves in scopes])
+        before = pad(ranked.num_candidates().cumsum(0), (1, 0))
+        ends = torch.tensor([(leaves.start, leaves.stop) for leaves in scopes]).to(before.device)
+        return before[ends].diff(dim=1).view(-1)
 
     found: list[int] = reduce.sum("counting the candidates", len(scopes), count).tolist()
     return found
 
 
-def batches(queries: Sequence[Query], reduce: Reduce) -> Iterator[list[Query]]:
+def batches(queries: Sequence[Query], most: int, reduce: Reduce) -> Iterator[list[Query]]:
     """Split queries into groups whose collected candidates fit into memory.
 
     Args:
         queries: the thresholds to find.
-        reduce: how many processes hold the candidates.
+        most: the most candidates that a process should collect for a group.
+        reduce: the sum over the processes, which knows how many there are.
 
     Yields:
         The queries of each group.
@@ -192,7 +198,7 @@ def batches(queries: Sequence[Query], reduce: Reduce) -> Iterator[list[Query]]:
     for query in queries:
         total = query.num_candidates
         expected = total if total <= FEW else expected_inside(total)
-        if run and held + expected > BATCH * reduce.num_processes:
+        if run and held + expected > most * reduce.num_processes:
             yield run
             run, held = [], 0
         run.append(query)
@@ -222,16 +228,20 @@ class Search:
         self._ranked, self._queries, self._reduce, self._masks = ranked, queries, reduce, masks
         self._intervals = [Interval(*ranked.key_range, 0, q.num_candidates) for q in queries]
         self._num_sharing = Counter(query.leaves for query in queries)
+        self._sample = AcceleratorSample(ranked)
+        self._sampled: list[int] = []
 
-    def run(self) -> list[KeyThreshold]:
-        """Find the threshold of every query, and write the masks."""
-        ranked, queries, reduce = self._ranked, self._queries, self._reduce
-        found: dict[int, KeyThreshold] = {}
-        # collecting on an accelerator would make the host wait after every block
-        can_collect = all(leaf.device.type == "cpu" for leaf in ranked.scores)
-        limit = (LIMIT if len(queries) == 1 else BATCH) if can_collect else 0
+    def run(self) -> list[KeyThreshold | None]:
+        """Find the threshold of every query, and write the masks.
+
+        Returns:
+            The thresholds. If there are masks, those that were found on an accelerator are `None`.
+        """
+        queries, reduce = self._queries, self._reduce
+        found: dict[int, KeyThreshold | None] = {}
+        limit = LIMIT if len(queries) == 1 else BATCH
         share = limit * reduce.num_processes // max(self._num_sharing.values())
-        guesses = self._guess() if can_collect else {}
+        guesses = self._guess()
         pending, num_passes = list(range(len(queries))), 0
         while pending:
             num_passes += 1
@@ -240,14 +250,33 @@ class Search:
             if crowded:
                 self._count_in_bins(crowded)
                 continue
-            chosen = [queries[i] for i in pending]
-            made = PartitionPass(ranked, chosen, list(brackets.values()), self._masks, limit)
+            made = self._prepare_pass(brackets, limit)
             counts = reduce.sum("counting around the brackets", made.num_counts, made.run).tolist()
-            if counts[-1]:  # one process may hold all candidates, and has only its own limit
+            if any(counts[2 * len(pending) :]):  # a process has only its own limit
                 share = limit // len(pending)
             found |= self._finish(made, pending, self._settle(made, pending, counts))
             pending = [i for i in pending if i not in found]
         return [found[i] for i in range(len(queries))]
+
+    def _prepare_pass(
+        self, brackets: dict[int, tuple[int, int]], limit: int
+    ) -> PartitionPass | AcceleratorPass:
+        """Prepare a pass that divides the candidates of some queries by their brackets."""
+        chosen, bounds = [self._queries[i] for i in brackets], list(brackets.values())
+        if self._ranked.is_on_cpu:
+            return PartitionPass(self._ranked, chosen, bounds, self._masks, limit)
+        num_slots = [self._num_slots(i, *bracket) for i, bracket in brackets.items()]
+        return AcceleratorPass(self._ranked, chosen, bounds, self._masks, num_slots)
+
+    def _num_slots(self, query: int, low: int, high: int) -> dict[int, int]:
+        """Return how many slots each block has, by the position of its first entry."""
+        known, sizes = self._intervals[query], Counter[int]()
+        for start, _, first, stop in self._ranked.spans(self._queries[query].leaves):
+            sizes[start] += stop - first
+        if (low, high) == known[:2]:
+            return {start: min(size, known.num_inside) for start, size in sizes.items()}
+        predicted = self._sample.num_slots(self._sampled.index(query), low, high)
+        return {start: min(size, predicted[start]) for start, size in sizes.items()}
 
     def _choose_brackets(
         self, pending: list[int], guesses: dict[int, Guess], share: int
@@ -264,24 +293,39 @@ class Search:
         """
         brackets, crowded = dict[int, tuple[int, int]](), dict[int, tuple[int, int]]()
         for i in pending:
-            low, high, expected = choose_bracket(self._intervals[i], guesses.get(i), share)
-            group = crowded if expected > share and low < high else brackets
+            most = share if self._ranked.is_on_cpu else self._most_on_accelerator(i)
+            low, high, expected = choose_bracket(self._intervals[i], guesses.get(i), most)
+            if not self._ranked.is_on_cpu and (low, high) == self._intervals[i][:2]:
+                most = FEW  # the sample does not say how many slots each block needs
+            group = crowded if expected > most and low < high else brackets
             group[i] = low, high
         return brackets, crowded
 
+    def _most_on_accelerator(self, query: int) -> int:
+        """Return how many candidates of a query may be collected on accelerators."""
+        if len(self._queries) == 1:
+            return MAX_SLOTS * self._reduce.num_processes
+        total = self._queries[query].num_candidates
+        return total if total <= FEW else 2 * expected_inside(total)
+
     def _finish(
-        self, made: PartitionPass, pending: list[int], settled: list[int]
-    ) -> dict[int, KeyThreshold]:
+        self, made: PartitionPass | AcceleratorPass, pending: list[int], settled: list[int]
+    ) -> dict[int, KeyThreshold | None]:
         """Find the thresholds of the queries that a pass has settled, by their numbers."""
-        found: dict[int, KeyThreshold] = {}
-        for finish, numbers in (
-            (finish_collected, [n for n in settled if made.collects(n)]),
-            (finish_counted, [n for n in settled if not made.collects(n)]),
-        ):
-            if numbers:
-                keys = [self._intervals[pending[n]] for n in numbers]
-                new = finish(self._ranked, self._reduce, made, numbers, keys, self._masks)
-                found |= zip((pending[n] for n in numbers), new, strict=True)
+        ranked, reduce, masks = self._ranked, self._reduce, self._masks
+        found: dict[int, KeyThreshold | None] = {}
+        collected = [n for n in settled if made.collects(n)]
+        counted = [n for n in settled if not made.collects(n)]
+        for numbers in filter(None, (collected, counted)):
+            keys = [self._intervals[pending[n]] for n in numbers]
+            new: Sequence[KeyThreshold | None]
+            if numbers is counted:
+                new = finish_counted(ranked, reduce, made, numbers, keys, masks)
+            elif isinstance(made, AcceleratorPass) and made.can_finish(reduce):
+                new = made.finish(numbers, keys, masks)
+            else:
+                new = finish_collected(ranked, reduce, made, numbers, keys, masks)
+            found |= zip((pending[n] for n in numbers), new, strict=True)
         return found
 
     def _guess(self) -> dict[int, Guess]:
@@ -299,8 +343,10 @@ class Search:
         ]
         if not many:
             return {}
-        queries = [self._queries[i] for i in many]
-        return dict(zip(many, guess_brackets(self._ranked, queries, self._reduce), strict=True))
+        queries, self._sampled = [self._queries[i] for i in many], many
+        draw = None if self._ranked.is_on_cpu else self._sample.draw
+        found = guess_brackets(self._ranked, queries, self._reduce, draw)
+        return dict(zip(many, found, strict=True))
 
     def _count_in_bins(self, brackets: dict[int, tuple[int, int]]) -> None:
         """Make a pass that counts keys in bins, and narrow each query's interval to one bin."""
@@ -323,7 +369,9 @@ class Search:
             below = max(below, known.num_below)  # the bins may be wider than the interval
             self._intervals[i] = Interval(low, high, below, end - below)
 
-    def _settle(self, made: PartitionPass, pending: list[int], counts: list[int]) -> list[int]:
+    def _settle(
+        self, made: PartitionPass | AcceleratorPass, pending: list[int], counts: list[int]
+    ) -> list[int]:
         """Narrow the intervals by the counts of a pass.
 
         Args:
@@ -336,8 +384,9 @@ class Search:
             bracket, and the candidates in the bracket are collected or have one key.
         """
         size, settled = len(pending), list[int]()
-        rows = zip(pending, made.brackets, counts[:size], counts[size:-1], strict=True)
-        for number, (i, (low, high), not_below, inside) in enumerate(rows):
+        columns = (counts[first : first + size] for first in (0, size, 2 * size))
+        rows = zip(pending, made.brackets, *columns, strict=True)
+        for number, (i, (low, high), not_below, inside, is_full) in enumerate(rows):
             known, query = self._intervals[i], self._queries[i]
             k, below = query.k, query.num_candidates - not_below
             end = known.num_below + known.num_inside
@@ -349,7 +398,7 @@ class Search:
                 else:
                     known = Interval(low, high, below, inside)
                 self._intervals[i] = known
-            if (low, high) == known[:2] and (low == high or not counts[-1]):
+            if (low, high) == known[:2] and (low == high or not is_full):
                 settled.append(number)
         return settled
 

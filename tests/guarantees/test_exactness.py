@@ -76,7 +76,7 @@ def test_exactness_without_collecting(case: Case, block: int) -> None:
     """What every device but the CPU does: keys are counted in bins until one key is left."""
     expected = reference.global_masks(case.params, case.scores, case.k, case.masks)
     for max_pass_bits in (3, 15):
-        small = Limits(block=block, max_pass_bits=max_pass_bits, can_collect=False)
+        small = Limits(block=block, max_pass_bits=max_pass_bits, limit=0, few=2**62)
         with patched(small):
             assert_masks(case.masks_for(gp.global_unstructured), expected, case.params)
 
@@ -87,7 +87,7 @@ def test_bins_are_counted_among_the_candidates() -> None:
     masks = [torch.arange(40) % 3 > 0]
     for k in range(reference.num_candidates(scores, masks) + 1):
         expected = reference.global_masks(scores, scores, k, masks)
-        with patched(Limits(block=7, max_pass_bits=3, can_collect=False)):
+        with patched(Limits(block=7, max_pass_bits=3, limit=0, few=2**62)):
             got = gp.global_unstructured(scores, scores, masks=masks, amount=k)
         assert_masks(got, expected, scores)
 

@@ -74,7 +74,7 @@ def test_a_pass_divides_every_query_by_its_bracket(
         made = PartitionPass(own.leaves, queries, ends, masks, limit)
         counts = made.run()
     assert (counts.dtype, counts.numel()) == (torch.int64, made.num_counts)
-    not_below, inside = counts[: len(queries)].tolist(), counts[len(queries) : -1].tolist()
+    not_below, inside, is_full = counts.view(3, -1).tolist()
     expected: list[list[tuple[int, int]]] = []
     for number, (query, (low, high)) in enumerate(zip(queries, ends, strict=True)):
         places = own.candidates(query.leaves)
@@ -83,21 +83,21 @@ def test_a_pass_divides_every_query_by_its_bracket(
         is_alone = [other.leaves for other in queries].count(query.leaves) == 1
         assert not_below[number] == ((keys >= low).sum() if is_alone else 0)
         assert inside[number] == is_in.sum()
-        assert made.collects(number) == (limit > 0 and low < high)
+        assert made.collects(number) == (low < high)
         found = places[is_in].tolist() if low < high else []  # one key is only counted
         expected.append([(i, int(own.keys[i])) for i in found])
-        blocks = made.counted[number]
-        assert sum(int(block.num_inside) for block in blocks) == inside[number]
+        blocks = made.counted(number)
+        assert sum(block.num_inside for block in blocks) == inside[number]
         for block in blocks:
             part = (places >= block.start) & (places < block.stop)
-            assert int(block.num_inside) == (is_in & part).sum()
+            assert block.num_inside == (is_in & part).sum()
         if masks is not None:
             above = np.zeros(own.starts[-1], bool)
             above[places] = keys > high
             got = torch.cat([masks[leaf].view(-1) for leaf in query.leaves])
             assert got.tolist() == above[own.span(query.leaves)].tolist()
-    fits = sum(map(len, expected)) <= limit and limit > 0
-    assert int(counts[-1]) == (not fits)
+    fits = sum(map(len, expected)) <= limit
+    assert is_full == [not fits] * len(queries)
     if fits:
         check_candidates(made, expected, data)
 
@@ -217,15 +217,16 @@ def test_brackets_of_the_same_leaves(
     ends.append((b, c))
     with patched(Limits(block=64)):
         made = PartitionPass(own.leaves, queries, ends, None, limit)
-        counts = made.run()[len(ends) :].tolist()
+        _, inside, is_full = made.run().view(3, -1).tolist()
     places = [own.candidates(query.leaves) for query in queries]
     places = [
         row[(own.keys[row] >= low) & (own.keys[row] <= high)]
         for row, (low, high) in zip(places, ends, strict=True)
     ]
-    assert counts == [*map(len, places), int(limit == 0)]
-    for row, blocks in zip(places, made.counted, strict=True):
-        assert sum(int(block.num_inside) for block in blocks) == len(row)
+    assert inside == [len(row) for row in places]
+    assert is_full == [limit == 0] * len(ends)
+    for number, row in enumerate(places):
+        assert sum(block.num_inside for block in made.counted(number)) == len(row)
     if limit == 0:
         return
     collected = [n for n, (low, high) in enumerate(ends) if low < high]
@@ -246,7 +247,7 @@ def test_narrow_keys_fill_a_wide_table(dtype: torch.dtype) -> None:
     own = ranked.of(RankedLeaves([values.to(dtype)], []))
     ends = [own.leaves.key_range, (int(own.keys[250]), int(own.keys[255]))]
     made = PartitionPass(own.leaves, [Query(range(1), 1, 256)] * 2, ends, None, 2**20)
-    assert made.run().tolist() == [0, 0, 256, 6, 0]
+    assert made.run().tolist() == [0, 0, 256, 6, 0, 0]
     candidates = made.candidates([0, 1])
     assert candidates.query is not None
     assert candidates.positions.tolist() == [*range(256), *range(250, 256)]
@@ -261,7 +262,7 @@ def test_brackets_at_the_ends_of_int64() -> None:
     ends = [(-top - 1, top), (0, top), (-top - 1, -1), (top - 9, top), (-top, 9 - top), (-1, 0)]
     queries = [Query(range(1), 1, 9)] * len(ends)
     made = PartitionPass(own.leaves, queries, ends, None, 99)
-    assert made.run()[len(ends) :].tolist() == [9, 5, 4, 3, 3, 2, 0]
+    assert made.run()[len(ends) :].tolist() == [9, 5, 4, 3, 3, 2, *[0] * len(ends)]
     candidates = made.candidates([3, 4])
     assert candidates.positions.tolist() == [0, 1, 2, 6, 7, 8]
 
@@ -280,8 +281,8 @@ def test_too_many_candidates_of_one_query_leave_the_counts_right() -> None:
     own = ranked.of(RankedLeaves([torch.arange(100) % 10], []))
     ends = [(3, 3), (0, 9), (4, 5)]
     made = PartitionPass(own.leaves, [Query(range(1), 1, 100)] * 3, ends, None, 50)
-    assert made.run().tolist() == [0, 0, 0, 10, 100, 20, 1]
-    assert [int(block.num_inside) for block in made.counted[0]] == [10]
+    assert made.run().tolist() == [0, 0, 0, 10, 100, 20, 1, 1, 1]
+    assert [int(block.num_inside) for block in made.counted(0)] == [10]
     assert made.candidates([1, 2]).keys.numel() <= 50
 
 
@@ -290,7 +291,7 @@ def test_a_process_without_entries_has_no_candidates() -> None:
     own = RankedLeaves([torch.empty(0), torch.empty(0, 3)], [])
     queries = [Query(range(i, i + 1), 1, 9) for i in range(2)]
     made = PartitionPass(own, queries, [(0, 9), (0, 9)], None, 5)
-    assert made.run().tolist() == [0, 0, 0, 0, 0]
+    assert made.run().tolist() == [0] * 6
     candidates = made.candidates([0, 1])
     assert candidates.query is not None
     assert (candidates.query.dtype, candidates.positions.dtype) == (torch.int32, torch.int64)

@@ -13,7 +13,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from gprune.select import partition, search
 from gprune.select.blocks import Query, RankedLeaves
@@ -276,9 +275,7 @@ def misleading(draw: st.DrawFn, small: Limits) -> ranked.Ranked:
 
 
 guiding = st.builds(
-    lambda small, limit: small._replace(
-        limit=limit, few=0, guesses=3, power=min(small.power, 0.7), can_collect=True
-    ),
+    lambda small, limit: small._replace(limit=limit, few=0, guesses=3, power=min(small.power, 0.7)),
     limits(),
     st.sampled_from([20, 100, 1000]),
 )
@@ -383,7 +380,7 @@ def test_one_process_may_hold_all_candidates() -> None:
 def test_brackets_far_apart_are_narrowed_in_bins_of_their_own() -> None:
     own = ranked.of(RankedLeaves([torch.randn(3000)], []))
     queries = [Query(range(1), k, 3000) for k in (300, 2700)]
-    small = Limits(can_collect=False)
+    small = Limits(limit=0, few=2**62)
     with patched(small), watched(own) as calls:
         found = Search(own.leaves, queries, OneProcess()).run()
     assert found == [threshold(own, query) for query in queries]
@@ -538,10 +535,10 @@ def test_choose_bracket(guess: Guess | None, share: int, expected: tuple[int, in
 
 
 def test_batches_hold_what_may_be_collected() -> None:
-    def sizes(counts: list[int], processes: int = 1) -> list[list[int]]:
+    def sizes(counts: list[int], most: int = 100, processes: int = 1) -> list[list[int]]:
         queries = [Query(range(1), 1, n) for n in counts]
         reduce = mock.Mock(num_processes=processes)
-        found = batches(queries, reduce)
+        found = batches(queries, most, reduce)
         return [[query.num_candidates for query in run] for run in found]
 
     with patched(Limits(limit=100, few=50)):
@@ -549,7 +546,7 @@ def test_batches_hold_what_may_be_collected() -> None:
         assert sizes([50, 50, 50, 10]) == [[50, 50], [50, 10]]
         assert sizes([50, 50, 50, 50, 1], processes=2) == [[50, 50, 50, 50], [1]]
         assert sizes([10**6, 10**6]) == [[10**6], [10**6]]  # 51,200 each are expected
-    assert sizes([10**6] * 42) == [[10**6] * 40, [10**6] * 2]
+    assert sizes([10**6] * 42, search.BATCH) == [[10**6] * 40, [10**6] * 2]
 
 
 # --- amounts --------------------------------------------------------------------------------------
@@ -726,37 +723,6 @@ def test_small_leaves_take_no_search() -> None:
         searched.clear()
         ranked.Processes(2).run(lambda reduce: select(reduce, amounts))
         assert [len(queries) for queries in searched] == [3, 3]
-
-
-# --- waits ----------------------------------------------------------------------------------------
-
-
-class Waits(TorchDispatchMode):
-    """Counts how often a value is asked for: on an accelerator, how often the host would wait."""
-
-    number = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any, kwargs: Any = None) -> Any:
-        self.number += function in (
-            torch.ops.aten._local_scalar_dense.default,
-            torch.ops.aten.nonzero.default,
-        )
-        return function(*args, **(kwargs or {}))
-
-
-def test_an_accelerator_is_waited_for_as_often_however_large_the_model_is() -> None:
-    """The search that accelerators take, on leaves of many blocks and of one."""
-    numbers = []
-    for leaves in (1, 2, 20):
-        scores = [torch.arange(200.0) % 17 for _ in range(leaves)]
-        priors = [torch.arange(200) % 3 > 0 for _ in range(leaves)]
-        own = RankedLeaves(scores, priors)
-        query = Query(range(leaves), 70 * leaves, int(own.num_candidates(range(leaves))))
-        with patched(Limits(block=64, can_collect=False)), Waits() as waits:
-            Search(own, [query], OneProcess(), empty_masks(scores)).run()
-        numbers.append(waits.number)
-    assert len(set(numbers)) == 1
-    assert numbers[0] < 40
 
 
 # --- messages -----------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from unittest import mock
 import numpy as np
 from hypothesis import strategies as st
 
-from gprune.select import blocks, finish, refine, sampling, search
+from gprune.select import accelerator, blocks, finish, refine, sampling, search
 
 
 class Limits(NamedTuple):
@@ -30,8 +30,9 @@ class Limits(NamedTuple):
         max_pass_bits: `OneProcess.max_pass_bits`, the widest digit that takes a pass.
         max_counts: `OneProcess.max_counts`, counts in a message.
         max_sent: `refine.MAX_SENT`, integers that are sent instead of counted.
-        can_collect: whether the search may collect candidates and draw a sample, as on the CPU. If
-            not, it counts in bins only, as it does on every other device.
+        on_accelerator: whether leaves on the CPU are searched as those on an accelerator are.
+        slots: `accelerator.MAX_SLOTS`, slots of a pass on an accelerator.
+        margin: `accelerator.MARGIN`, standard deviations that a block has in reserve.
     """
 
     block: int = blocks.BLOCK
@@ -46,7 +47,9 @@ class Limits(NamedTuple):
     max_pass_bits: int = refine.OneProcess.max_pass_bits
     max_counts: int = refine.OneProcess.max_counts
     max_sent: int = refine.MAX_SENT
-    can_collect: bool = True
+    on_accelerator: bool = False
+    slots: int = accelerator.MAX_SLOTS
+    margin: float = accelerator.MARGIN
 
 
 CHOICES: dict[str, Sequence[Any]] = {
@@ -62,7 +65,9 @@ CHOICES: dict[str, Sequence[Any]] = {
     "max_pass_bits": [1, 2, 4, 8, 15],
     "max_counts": [1, 4, 64, 1024, 2**20],
     "max_sent": [0, 1, 2, 16],
-    "can_collect": [True] * 7 + [False],
+    "on_accelerator": [False, False, True],
+    "slots": [0, 5, 40, 200, 1000, 2**22],
+    "margin": [-5, 0, 0, 5],
 }
 """What each limit is drawn from. A large leaf has too many blocks of fewer than 16 entries."""
 
@@ -92,16 +97,15 @@ def patched(small: Limits) -> Iterator[None]:
         "FEW": small.few,
         "DIRECT": small.direct,
         "GUESSES": small.guesses,
+        "MAX_SLOTS": small.slots,
     }
     with ExitStack() as stack:
-        if not small.can_collect:
-            # what `Search.run` does on another device: nothing is collected, there is no sample,
-            # and all queries run together
-            of_search.update(LIMIT=0, BATCH=0, FEW=2**62, DIRECT=0)
-            stack.enter_context(mock.patch.object(search, "batches", _one_run))
+        if small.on_accelerator:
+            stack.enter_context(mock.patch.object(blocks.RankedLeaves, "is_on_cpu", False))
         for module, values in {
             blocks: {"BLOCK": small.block},
             search: of_search,
+            accelerator: {"MARGIN": small.margin},
             sampling: {"POWER": small.power, "MISSES": small.misses, "COARSE": small.coarse},
             refine: {"MAX_SENT": small.max_sent},
             finish: {"MAX_TIES": small.limit},
@@ -109,10 +113,6 @@ def patched(small: Limits) -> Iterator[None]:
         }.items():
             stack.enter_context(mock.patch.multiple(module, **values))
         yield
-
-
-def _one_run(queries: list[Any], reduce: Any) -> list[list[Any]]:
-    return [queries] if queries else []
 
 
 def small_limits(rng: np.random.Generator) -> AbstractContextManager[None]:
