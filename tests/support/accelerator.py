@@ -127,6 +127,10 @@ class Kernel:
             return self.host_of(value) if is_on_device(value) else value
         if isinstance(value, (list, tuple)):
             return [self.to_host(x) for x in value]
+        if isinstance(value, torch.UntypedStorage) and value.device.type == NAME:
+            data = value._simulated_data  # type: ignore[attr-defined]
+            self.storages[data._cdata] = value
+            return data
         if isinstance(value, torch.device) and value.type == NAME:
             return torch.device("cpu")
         return value
@@ -182,7 +186,7 @@ def run(op: torch._ops.OpOverload, *args: Any, **kwargs: Any) -> Any:
     kernel = Kernel()
     host_args = [kernel.to_host(value) for value in args]
     host_kwargs = {name: kernel.to_host(value) for name, value in kwargs.items()}
-    host_result = op(*host_args, **host_kwargs)
+    host_result = for_numbers(op, args)(*host_args, **host_kwargs)
     if op._schema.is_mutable:
         kernel.follow_changes_of_shape()
     result = kernel.to_device(host_result)
@@ -201,6 +205,35 @@ def named_arguments(op: torch._ops.OpOverload, args: Any, kwargs: Any) -> dict[s
     """Return the arguments by name, an out= argument as `out`, and without numbers on the CPU."""
     given = {a.name: value for a, value in zip(op._schema.arguments, args, strict=False)}
     return {**given, **kwargs}
+
+
+def for_numbers(op: torch._ops.OpOverload, args: Any) -> torch._ops.OpOverload:
+    """Return the overload for the Python numbers that torch hands over in place of tensors."""
+    pairs = zip(op._schema.arguments, args, strict=False)
+    numbers = [a.name for a, x in pairs if isinstance(x, (int, float)) and is_tensor(a)]
+    return overload_for_numbers(op, tuple(numbers)) if numbers else op
+
+
+@functools.cache
+def overload_for_numbers(
+    op: torch._ops.OpOverload, numbers: tuple[str, ...]
+) -> torch._ops.OpOverload:
+    names = [argument.name for argument in op._schema.arguments]
+    for overload in op.overloadpacket.overloads():
+        other = getattr(op.overloadpacket, overload)
+        by_name = {argument.name: argument for argument in other._schema.arguments}
+        if list(by_name) == names and all(
+            is_tensor(argument) == is_tensor(by_name[argument.name])
+            if argument.name not in numbers
+            else str(by_name[argument.name].type) == "number"
+            for argument in op._schema.arguments
+        ):
+            return other
+    return op
+
+
+def is_tensor(argument: torch.Argument) -> bool:
+    return str(argument.type) == "Tensor"
 
 
 def generator_of(generator: torch.Generator | None) -> torch.Generator:
@@ -304,11 +337,36 @@ def index_put(
     return run(op, target, chosen, values, accumulate, unsafe)
 
 
+def zero_tensor(
+    size: Any, *, dtype: torch.dtype | None = None, device: Any = None, **kwargs: Any
+) -> Tensor:
+    """Return zeros for derivatives that are zero: they cost nothing, as torch has no memory."""
+    return wrap(torch.zeros(size, dtype=dtype, device="cpu"))
+
+
 def is_one_mask(target: Tensor, named: list[Tensor]) -> bool:
     return len(named) == 1 and named[0].dtype == torch.bool and named[0].shape == target.shape
 
 
 # --- registration -----------------------------------------------------------------------------
+
+
+def copy_storages_in_python() -> None:
+    """Replace what torch does where it would allocate memory of the device in C++.
+
+    `copy.deepcopy` of a tensor clones its storage, and `torch.load` moves one to the device.
+    """
+    clone, move = torch.UntypedStorage.clone, torch.UntypedStorage.to
+
+    def clone_storage(self: Any) -> Any:
+        return make_storage(self.cpu()) if self.device.type == NAME else clone(self)
+
+    def move_storage(self: Any, *, device: Any, non_blocking: bool = False) -> Any:
+        is_arriving = torch.device(device).type == NAME != self.device.type
+        return make_storage(self.clone()) if is_arriving else move(self, device=device)
+
+    torch.UntypedStorage.clone = clone_storage
+    torch.UntypedStorage.to = move_storage
 
 
 def device_module() -> ModuleType:
@@ -350,6 +408,7 @@ def operator_named(name: str) -> torch._ops.OpOverload:
 
 def register() -> list[torch.library.Library]:
     """Register the device, and return what must be kept for it to stay registered."""
+    copy_storages_in_python()
     _setup_privateuseone_for_python_backend(NAME, backend_module=device_module())
     fallback = torch.library.Library("_", "IMPL")
     fallback.fallback(run, "PrivateUse1")
@@ -359,6 +418,7 @@ def register() -> list[torch.library.Library]:
     aten.impl("copy_", copy, "PrivateUse1")
     aten.impl("_copy_from", copy_from, "PrivateUse1")
     aten.impl("_index_put_impl_", index_put, "PrivateUse1")
+    aten.impl("_efficientzerotensor", zero_tensor, "PrivateUse1")
     return [fallback, aten]
 
 
