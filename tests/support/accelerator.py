@@ -36,7 +36,7 @@ __all__ = ["DEVICE", "Cost", "measured", "without_float64"]
 
 NAME = "simulated"
 
-_addresses = itertools.count(2**52, 2**40)  # above the addresses of programs
+_addresses = itertools.count(2**52, 2**36)  # above the addresses of programs, for 64 GiB each
 _generator = torch.Generator(device="cpu")  # as a GPU has one of its own
 _refused_dtypes: set[torch.dtype] = set()
 
@@ -114,6 +114,7 @@ class Kernel:
         of_host: the tensor of the device for each CPU tensor, by identity.
         storages: the storage of the device for each CPU storage.
         hosts: the CPU tensors, so that none is freed and its identity used again.
+        made: the results that are no argument, nor a view of one.
     """
 
     def __init__(self) -> None:
@@ -319,11 +320,8 @@ def index_put(
     target: Tensor, indices: Any, values: Tensor, accumulate: bool = False, unsafe: bool = False
 ) -> Tensor:
     """`target[indices] = values`, with masks and indices of the CPU as CUDA takes them."""
-    op = torch.ops.aten._index_put_impl_.default
-    named = [index for index in indices if index is not None]
-    if is_one_mask(target, named) and indices[0] is not None and not accumulate:
-        if values.numel() == 1:
-            return target.masked_fill_(named[0].to(DEVICE), values.reshape(()))
+    if fills_one_mask(target, indices, values) and not accumulate:
+        return target.masked_fill_(indices[0].to(DEVICE), values.reshape(()))
     chosen: list[Tensor | None] = []
     for index in indices:
         if index is None:
@@ -334,6 +332,7 @@ def index_put(
             chosen.append(index.to(DEVICE))
     if values.dim() == 0 and is_on_device(target):
         values = values.to(DEVICE)
+    op = torch.ops.aten._index_put_impl_.default
     return run(op, target, chosen, values, accumulate, unsafe)
 
 
@@ -344,8 +343,11 @@ def zero_tensor(
     return wrap(torch.zeros(size, dtype=dtype, device="cpu"))
 
 
-def is_one_mask(target: Tensor, named: list[Tensor]) -> bool:
-    return len(named) == 1 and named[0].dtype == torch.bool and named[0].shape == target.shape
+def fills_one_mask(target: Tensor, indices: Any, values: Tensor) -> bool:
+    """Whether one value is put at one mask: torch then calls `masked_fill_`, which does not wait."""
+    [mask, *more] = indices
+    is_mask = mask is not None and mask.dtype == torch.bool and mask.shape == target.shape
+    return is_mask and not more and values.numel() == 1
 
 
 # --- registration -----------------------------------------------------------------------------

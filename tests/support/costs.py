@@ -144,9 +144,17 @@ class Moving(NamedTuple):
 
     @property
     def index(self) -> int:
-        """The bytes of the index; a bool mask has become indices before the elements move."""
+        """The bytes of the index; of a bool mask, those of the int64 indices it has become."""
         index = self.given["index"] if "index" in self.given else self.given["indices"]
-        return sum(map(memory_of, tensors_in(index)))
+        return sum(
+            self.size_of_mask(x) if x.dtype == torch.bool else memory_of(x)
+            for x in tensors_in(index)
+        )
+
+    def size_of_mask(self, mask: Tensor) -> int:
+        each = max(1, self.given["self"].numel() // max(1, mask.numel()))
+        moved = sum(x.numel() for x in [*self.results, *tensors_in(self.given.get("out"))])
+        return 8 * mask.dim() * (moved // each)
 
     @property
     def result(self) -> int:
@@ -210,9 +218,7 @@ def put(moving: Moving) -> int:
     """`self[indices] = values`: the indices are broadcast, and dimensions without one are whole."""
     target, indices = moving.given["self"], moving.given["indices"]
     named = [index for index in indices if index is not None]
-    whole = [
-        n for dim, n in enumerate(target.shape) if dim >= len(indices) or indices[dim] is None
-    ]
+    whole = [n for dim, n in enumerate(target.shape) if dim >= len(indices) or indices[dim] is None]
     shape = torch.broadcast_shapes(*(index.shape for index in named))
     size = math.prod(shape) * math.prod(whole) * target.element_size()
     values = sum(map(memory_of, tensors_in(moving.given.get("values"))))
@@ -237,10 +243,16 @@ MOVES: dict[str, Callable[[Moving], int]] = {
 """The bytes of operators that move elements, by the name without the underscore of in-place."""
 
 OVERWRITES = {
-    f"aten::{name}_"
-    for name in (
-        "fill zero normal uniform random bernoulli exponential geometric log_normal cauchy".split()
-    )
+    "aten::bernoulli_",
+    "aten::cauchy_",
+    "aten::exponential_",
+    "aten::fill_",
+    "aten::geometric_",
+    "aten::log_normal_",
+    "aten::normal_",
+    "aten::random_",
+    "aten::uniform_",
+    "aten::zero_",
 }
 """In-place operators that do not read what they write."""
 
