@@ -35,7 +35,7 @@ from tests.support.costs import Cost, count_call, count_operator, count_wait, me
 __all__ = ["DEVICE", "Cost", "measured", "without_float64"]
 
 NAME = "simulated"
-
+NO_CHECK = "device_check: NoCheck"
 _addresses = itertools.count(2**52, 2**36)  # above the addresses of programs, for 64 GiB each
 _generator = torch.Generator(device="cpu")  # as a GPU has one of its own
 _refused_dtypes: set[torch.dtype] = set()
@@ -260,9 +260,6 @@ def elementwise_operators() -> frozenset[str]:
     return frozenset(name[1] for name in names if name)
 
 
-NO_CHECK = "device_check: NoCheck"
-
-
 def refuse_other_devices(op: torch._ops.OpOverload, given: dict[str, Any]) -> None:
     """Raise an error if tensors of another device are among the arguments, as CUDA does.
 
@@ -344,7 +341,7 @@ def zero_tensor(
 
 
 def fills_one_mask(target: Tensor, indices: Any, values: Tensor) -> bool:
-    """Whether one value is put at one mask: torch then calls `masked_fill_`, which does not wait."""
+    """Whether one value is put at one mask: torch then fills the mask, which does not wait."""
     [mask, *more] = indices
     is_mask = mask is not None and mask.dtype == torch.bool and mask.shape == target.shape
     return is_mask and not more and values.numel() == 1

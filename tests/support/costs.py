@@ -13,9 +13,11 @@ The rules, for one operator that reads and writes memory once:
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -29,12 +31,14 @@ class Cost:
         calls_of: the calls of each operator, by its name.
         bytes_of: the bytes that each operator read and wrote.
         waits_of: how often the host waited for each operator.
+        waits_at: how often the host waited at each line, by `file:line`, outside torch.
     """
 
     def __init__(self) -> None:
         self.calls_of: Counter[str] = Counter()
         self.bytes_of: Counter[str] = Counter()
         self.waits_of: Counter[str] = Counter()
+        self.waits_at: Counter[str] = Counter()
 
     @property
     def calls(self) -> int:
@@ -80,6 +84,19 @@ def count_call(name: str, num_bytes: int) -> None:
 def count_wait(name: str) -> None:
     for cost in _measuring:
         cost.waits_of[name] += 1
+        cost.waits_at[calling_line()] += 1
+
+
+def calling_line() -> str:
+    """Return the line that called an operator, as `file:line`, or nothing in autograd's threads."""
+    frame = sys._getframe(1)
+    while frame and any(part in frame.f_code.co_filename for part in NOT_CALLERS):
+        frame = frame.f_back
+    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}" if frame else ""
+
+
+NOT_CALLERS = (str(Path(torch.__file__).parent), __file__, "support/accelerator.py")
+"""Files whose functions only hand an operator on."""
 
 
 def count_operator(op: torch._ops.OpOverload, given: dict[str, Any], results: list[Tensor]) -> None:

@@ -355,6 +355,8 @@ def test_measurements_nest_and_print() -> None:
     x.neg()
     assert (outer.calls, outer.bytes, outer.waits) == (2, 96 + 52, 1)
     assert (inner.calls, inner.bytes, inner.waits) == (1, 52, 1)
+    [place] = inner.waits_at
+    assert place.startswith("test_accelerator.py:")
     assert inner.table().splitlines() == [
         f"{'operator':<36}{'calls':>8}{'bytes':>16}{'waits':>7}",
         f"{'sum':<36}{1:>8}{52:>16}{0:>7}",
