@@ -213,7 +213,9 @@ REFUSED: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "in-place on the CPU": lambda x, y: y.add_(x),
     "in-place on a number of the CPU": lambda x, y: y[0, 0].add_(x[0, 0]),
     "out=": lambda x, y: torch.add(x, x, out=y),
+    "out= a number of the CPU": lambda x, y: torch.sum(x, (0, 1), out=y.new_empty(())),
     "cat": lambda x, y: torch.cat([x, y]),
+    "an index that is a number": lambda x, y: x.index_select(0, torch.tensor(0)),
     "stack of numbers": lambda x, y: torch.stack([x[0, 0], y[0, 0]]),
     "where": lambda x, y: torch.where(x > 3, y, 0),
     "a mask of the CPU": lambda x, y: torch.where(y > 3, x, 0),
@@ -244,6 +246,7 @@ def test_no_float64() -> None:
         lambda: torch.tensor([1.0], dtype=torch.float64, device=DEVICE),
         lambda: numbers().sum(dtype=torch.float64),
         lambda: torch.ones(2, dtype=torch.float64, device=DEVICE),
+        lambda: INDEX.bincount(INDEX),  # the sums of weights
     ]
     with without_float64():
         for make in makers:
@@ -270,6 +273,8 @@ COSTS: dict[str, tuple[Callable[[Tensor], Any], tuple[int, int, int]]] = {
     "foreach": (lambda x: torch._foreach_add([x, x], 1), (1, 192, 0)),
     "a cast": (lambda x: x.half(), (1, 48 + 24, 0)),
     "an expanded row": (lambda x: x[:1].expand(100, 4).sum(), (1, 16 + 4, 0)),
+    "an expanded column": (lambda x: x[:, :1].expand(3, 100).sum(), (1, 12 + 4, 0)),
+    "overlapping windows": (lambda x: x.view(12).unfold(0, 3, 1).sum(), (1, 48 + 4, 0)),
     "a slice": (lambda x: x[1].neg(), (1, 32, 0)),
     # allocations and fills
     "empty": (lambda x: (torch.empty_like(x), x.new_empty(9)), (0, 0, 0)),
@@ -306,6 +311,10 @@ COSTS: dict[str, tuple[Callable[[Tensor], Any], tuple[int, int, int]]] = {
     "index_put_, accumulate": (
         lambda x: x.index_put_((INDEX,), VALUES[:2], accumulate=True),
         (1, 16 + 32 + 64, 0),
+    ),
+    "index_put_ at a mask": (
+        lambda x: x.index_put_((x > 9,), VALUES[0, 0]),
+        (2, 60 + 12 + 4 + 96, 0),
     ),
     "nonzero_static": (lambda x: torch.nonzero_static(x[0], size=2), (1, 16 + 16, 0)),
     "split_with_sizes_copy": (lambda x: fill_views(x, Tensor.new_empty), (1, 96, 0)),
