@@ -201,20 +201,34 @@ def test_vmaps(row: Row) -> None:
 # --- selection --------------------------------------------------------------------------------
 
 
-@given(cases(), limits())
-def test_a_search_by_many_paths(case: Case, small: Limits) -> None:
-    moved = [to_device(tree) for tree in (case.params, case.scores, case.masks)]
-    with patched(small):
-        got = gp.global_unstructured(moved[0], moved[1], masks=moved[2], **case.budget)
-    assert_same_on_cpu(got, case.masks_for(gp.global_unstructured))
+PLACEMENTS: dict[str, Callable[[Any], Any]] = {
+    "on the device": to_device,
+    "the first on the device": lambda tree: on_two_devices(tree, 0),
+    "the first on the CPU": lambda tree: on_two_devices(tree, 1),
+}
+
+
+@pytest.mark.parametrize("place", PLACEMENTS.values(), ids=PLACEMENTS)
+def test_a_search_by_many_paths(place: Callable[[Any], Any]) -> None:
+    @settings(max_examples=examples_per_row())
+    @given(cases(), limits())
+    def check(case: Case, small: Limits) -> None:
+        params, scores, masks = map(place, (case.params, case.scores, case.masks))
+        with patched(small):
+            got = gp.global_unstructured(params, scores, masks=masks, **case.budget)
+        assert_same_on_cpu(got, case.masks_for(gp.global_unstructured))
+        assert_where_the_leaves_are(got, params)
+
+    check()
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method["pruning_method"].__name__)
 @pytest.mark.parametrize("prune", [gp.global_unstructured, gp.layerwise])
-def test_leaves_of_several_blocks(prune: Any, method: dict[str, Any]) -> None:
+@pytest.mark.parametrize("place", PLACEMENTS.values(), ids=PLACEMENTS)
+def test_leaves_of_several_blocks(place: Any, prune: Any, method: dict[str, Any]) -> None:
     torch.manual_seed(0)
     params = {"large": torch.randn(1_100_000).round(decimals=2), "small": torch.randn(300, 100)}
-    got = prune(to_device(params), amount=0.3, **method)
+    got = prune(place(params), amount=0.3, **method)
     expected = prune(params, amount=0.3, **method)
     for name, mask in expected.items():
         assert torch.equal(got[name].cpu(), mask)

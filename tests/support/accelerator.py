@@ -182,8 +182,6 @@ def run(op: torch._ops.OpOverload, *args: Any, **kwargs: Any) -> Any:
     refuse_other_devices(op, given)
     if "generator" in kwargs_of(op):
         kwargs["generator"] = generator_of(kwargs.get("generator"))
-    if op._schema.name in ("aten::empty", "aten::empty_strided"):
-        refuse_dtype(kwargs.get("dtype") or torch.get_default_dtype())
     kernel = Kernel()
     host_args = [kernel.to_host(value) for value in args]
     host_kwargs = {name: kernel.to_host(value) for name, value in kwargs.items()}
@@ -203,7 +201,6 @@ def kwargs_of(op: torch._ops.OpOverload) -> list[str]:
 
 
 def named_arguments(op: torch._ops.OpOverload, args: Any, kwargs: Any) -> dict[str, Any]:
-    """Return the arguments by name, an out= argument as `out`, and without numbers on the CPU."""
     given = {a.name: value for a, value in zip(op._schema.arguments, args, strict=False)}
     return {**given, **kwargs}
 
@@ -265,7 +262,7 @@ def refuse_other_devices(op: torch._ops.OpOverload, given: dict[str, Any]) -> No
 
     Args:
         op: the operator.
-        given: its arguments by name. Numbers on the CPU are taken out.
+        given: its arguments by name. Numbers on the CPU are replaced by `None`.
     """
     for argument in op._schema.arguments:
         value = given.get(argument.name)

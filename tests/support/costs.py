@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
@@ -89,7 +90,7 @@ def count_wait(name: str) -> None:
 
 def calling_line() -> str:
     """Return the line that called an operator, as `file:line`, or nothing in autograd's threads."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame and any(part in frame.f_code.co_filename for part in NOT_CALLERS):
         frame = frame.f_back
     return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}" if frame else ""
@@ -160,7 +161,7 @@ class Moving(NamedTuple):
     results: list[Tensor]
 
     @property
-    def index(self) -> int:
+    def index_bytes(self) -> int:
         """The bytes of the index; of a bool mask, those of the int64 indices it has become."""
         index = self.given["index"] if "index" in self.given else self.given["indices"]
         return sum(
@@ -187,7 +188,7 @@ class Moving(NamedTuple):
 
 
 def gathered(moving: Moving) -> int:
-    return moving.index + 2 * moving.result
+    return moving.index_bytes + 2 * moving.result
 
 
 def masked(moving: Moving) -> int:
@@ -202,7 +203,7 @@ def slices(moving: Moving) -> int:
 
 
 def filled_slices(moving: Moving) -> int:
-    return moving.copied + moving.index + slices(moving)
+    return moving.copied + moving.index_bytes + slices(moving)
 
 
 def copied_slices(moving: Moving) -> int:
@@ -224,11 +225,11 @@ def sources(moving: Moving) -> int:
 
 def scattered(moving: Moving) -> int:
     reduces = "reduce" in moving.given
-    return moving.copied + moving.index + sources(moving) + elements(moving) * (1 + reduces)
+    return moving.copied + moving.index_bytes + sources(moving) + elements(moving) * (1 + reduces)
 
 
 def scatter_added(moving: Moving) -> int:
-    return moving.copied + moving.index + sources(moving) + 2 * elements(moving)
+    return moving.copied + moving.index_bytes + sources(moving) + 2 * elements(moving)
 
 
 def put(moving: Moving) -> int:
@@ -239,7 +240,7 @@ def put(moving: Moving) -> int:
     shape = torch.broadcast_shapes(*(index.shape for index in named))
     size = math.prod(shape) * math.prod(whole) * target.element_size()
     values = sum(map(memory_of, tensors_in(moving.given.get("values"))))
-    return moving.index + values + size * (1 + bool(moving.given.get("accumulate")))
+    return moving.index_bytes + values + size * (1 + bool(moving.given.get("accumulate")))
 
 
 MOVES: dict[str, Callable[[Moving], int]] = {
