@@ -16,7 +16,7 @@ from gprune.inputs import SCORE_DTYPES, LeafError, Leaves, align, raise_with_pat
 from gprune.methods import lowest_unstructured
 from gprune.methods.method import PER_LEAF, check_arguments, unwrap_partials
 from gprune.select import operators
-from gprune.select.counts import as_scalar, one_of
+from gprune.select.counts import amount_or_sparsity, as_scalar
 from gprune.sharding import describe_call, load_dtensor_rules, raise_on_all_ranks
 from gprune.trees import Tree, is_single_leaf, match, unflatten_like
 
@@ -187,7 +187,7 @@ def find_threshold(
         >>> find_threshold([torch.tensor([3.0, -1.0, 2.0])], amount=2)
         Threshold(value=tensor(2., dtype=torch.float64), flat_index=tensor(2))
     """
-    number, is_sparsity = one_of(amount, sparsity, "find_threshold")
+    number, is_sparsity = amount_or_sparsity(amount, sparsity, "find_threshold")
     leaves = align(params, scores, masks)
     numbers = as_scalar(number, "sparsity" if is_sparsity else "amount", several=True)
     call = describe_call("find_threshold", leaves.ranked, lambda: leaves.names(""))

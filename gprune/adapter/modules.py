@@ -22,7 +22,7 @@ from gprune.adapter.state import (
 from gprune.masks import keep_all
 from gprune.methods import lowest_unstructured
 from gprune.prune import global_unstructured
-from gprune.select.counts import one_of
+from gprune.select.counts import amount_or_sparsity
 from gprune.trees import Where, prunable
 
 M = TypeVar("M", bound=nn.Module)
@@ -82,7 +82,7 @@ def prune_(
         >>> sum(int((mask == 0).sum()) for mask in net.buffers())
         22
     """
-    number, is_sparsity = one_of(amount, sparsity, "prune_")
+    number, is_sparsity = amount_or_sparsity(amount, sparsity, "prune_")
     keyword = "sparsity" if is_sparsity else "amount"
     weights = prunable(params_of(module), where)
     if all(weight is None for weight in weights.values()):

@@ -26,7 +26,7 @@ def _select_ln(
     leaves: Leaves, *, per_leaf: bool, n: Any, dim: Any, amount: Any = None, sparsity: Any = None
 ) -> list[Tensor]:
     order = _check_order(n)
-    _check_channels(leaves, dim)
+    _check_channels(leaves, dim, "ln_structured")
     for i, scores in enumerate(leaves.ranked if order == "nuc" else []):
         if scores.dim() != 3:
             message = (
@@ -102,7 +102,7 @@ def _select_random(
     amount: Any = None,
     sparsity: Any = None,
 ) -> list[Tensor]:
-    _check_channels(leaves, dim)
+    _check_channels(leaves, dim, "random_structured")
     vectors = [scores.new_empty(scores.shape[dim]) for scores in leaves.ranked]
     channels = leaves._replace(scores=vectors, ranked=vectors, masks=_alive(leaves, dim))
     kept = select_lowest(
@@ -157,11 +157,11 @@ def random_structured(
     )
 
 
-def _check_channels(leaves: Leaves, dim: Any) -> None:
+def _check_channels(leaves: Leaves, dim: Any, method: str) -> None:
     """Raise an error for leaves without channels along `dim`."""
     if isinstance(dim, bool) or not isinstance(dim, int):
         raise TypeError(f"dim must be an int, got {dim!r}")
-    require_unsharded(leaves.ranked, "a structured method")
+    require_unsharded(leaves.ranked, method)
     for i, param in enumerate(leaves.params):
         shape = tuple(param.shape)
         if param.dim() < 2:

@@ -19,7 +19,7 @@ FAULTS = [
         "tests/select/test_keys.py::test_keys_beside_those_of_a_narrow_format_are_rounded_down",
     ),
     fault(
-        "the rotation moves -inf to the top",
+        "the offset moves -inf to the top",
         "select/keys.py",
         "return self.infinity - self.largest",
         "return self.infinity - self.largest - 1",
