@@ -33,14 +33,14 @@ def select_lowest(
     """Return the masks that prune the lowest scores.
 
     Args:
-        leaves: the leaves, ranked by `leaves.ranked`.
+        leaves: the leaves, ranked by `leaves.ranked_by`.
         amount: a number; if `per_leaf`, a list with one per leaf; or `None`.
         sparsity: the same. Exactly one of the two is given.
         dim: the dims of the groups within which entries are ranked; `None` for no groups.
         per_leaf: whether each leaf is ranked alone.
         method: the public method to name in an error.
         absolute: whether to rank by absolute value, also if there are scores.
-        seed: if given, the ranking is by random draws instead of `leaves.ranked`.
+        seed: if given, the ranking is by random draws instead of `leaves.ranked_by`.
 
     Returns:
         The masks, one per leaf.
@@ -62,7 +62,7 @@ def select_lowest(
         amounts = [as_scalar(numbers[0], name)] * len(numbers)
     else:
         amounts = [as_scalar(one, name) for one in numbers]
-    scores = leaves.ranked
+    scores = leaves.ranked_by
     absolute = absolute or (leaves.scores is None and seed is None)
     if dim is None:
         call = describe_call(method, scores, lambda: leaves.names(""))

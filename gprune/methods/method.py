@@ -16,7 +16,7 @@ from typing import Any, Generic, ParamSpec
 import torch
 from torch import Tensor
 
-from gprune.inputs import SCORE_DTYPES, LeafError, Leaves, align
+from gprune.inputs import RANKABLE_DTYPES, LeafError, Leaves, align
 from gprune.sharding import require_unsharded
 
 P = ParamSpec("P")
@@ -268,11 +268,11 @@ def _concatenate(leaves: list[Tensor], name: str) -> Tensor:
     """Concatenate leaves of any shapes; mixed dtypes are cast to one that holds them exactly."""
     dtypes = {leaf.dtype for leaf in leaves}
     if len(dtypes) > 1:
-        if not dtypes <= SCORE_DTYPES.keys():
+        if not dtypes <= RANKABLE_DTYPES.keys():
             names = ", ".join(sorted(map(str, dtypes)))
             raise TypeError(
                 f"{name} needs leaves of one dtype, or of dtypes that gprune can rank, got {names}"
             )
-        exact = functools.reduce(torch.promote_types, (SCORE_DTYPES[dtype] for dtype in dtypes))
+        exact = functools.reduce(torch.promote_types, (RANKABLE_DTYPES[dtype] for dtype in dtypes))
         leaves = [leaf.to(exact) for leaf in leaves]
     return torch.cat([leaf.reshape(-1) for leaf in leaves])

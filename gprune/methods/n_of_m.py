@@ -20,11 +20,11 @@ from gprune.trees import Tree, dotted_paths, flatten, leaf_names
 
 def _select(leaves: Leaves, *, per_leaf: bool, n: Any, m: Any, dim: Any = None) -> list[Tensor]:
     _check_pattern(n, m)
-    require_unsharded(leaves.ranked, "n_of_m")
+    require_unsharded(leaves.ranked_by, "n_of_m")
     dim = _default_dim if dim is None else dim
     masks = []
     for i, given in enumerate(value_per_leaf(dim, leaves.paths, leaves.params)):
-        scores = leaves.ranked[i]
+        scores = leaves.ranked_by[i]
         try:
             along = _group_dim(given, scores.shape, m)
         except (TypeError, ValueError) as error:

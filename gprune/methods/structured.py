@@ -27,15 +27,15 @@ def _select_ln(
 ) -> list[Tensor]:
     order = _check_order(n)
     _check_channels(leaves, dim, "ln_structured")
-    for i, scores in enumerate(leaves.ranked if order == "nuc" else []):
+    for i, scores in enumerate(leaves.ranked_by if order == "nuc" else []):
         if scores.dim() != 3:
             message = (
                 f"the nuclear norm is the norm of a matrix: scores must have three dimensions, "
                 f"got {tuple(scores.shape)}"
             )
             raise LeafError(i, "params", message)
-    norms = [_norms(scores, order, dim % scores.dim()) for scores in leaves.ranked]
-    channels = leaves._replace(scores=norms, ranked=norms, masks=_alive(leaves, dim))
+    norms = [_norms(scores, order, dim % scores.dim()) for scores in leaves.ranked_by]
+    channels = leaves._replace(scores=norms, ranked_by=norms, masks=_alive(leaves, dim))
     kept = select_lowest(channels, amount, sparsity, per_leaf=per_leaf, method="ln_structured")
     return _entry_masks(kept, leaves, dim)
 
@@ -103,8 +103,8 @@ def _select_random(
     sparsity: Any = None,
 ) -> list[Tensor]:
     _check_channels(leaves, dim, "random_structured")
-    vectors = [scores.new_empty(scores.shape[dim]) for scores in leaves.ranked]
-    channels = leaves._replace(scores=vectors, ranked=vectors, masks=_alive(leaves, dim))
+    vectors = [scores.new_empty(scores.shape[dim]) for scores in leaves.ranked_by]
+    channels = leaves._replace(scores=vectors, ranked_by=vectors, masks=_alive(leaves, dim))
     kept = select_lowest(
         channels,
         amount,
@@ -161,7 +161,7 @@ def _check_channels(leaves: Leaves, dim: Any, method: str) -> None:
     """Raise an error for leaves without channels along `dim`."""
     if isinstance(dim, bool) or not isinstance(dim, int):
         raise TypeError(f"dim must be an int, got {dim!r}")
-    require_unsharded(leaves.ranked, method)
+    require_unsharded(leaves.ranked_by, method)
     for i, param in enumerate(leaves.params):
         shape = tuple(param.shape)
         if param.dim() < 2:

@@ -186,7 +186,7 @@ def random_unstructured(
 
 
 def _select_nothing(leaves: Leaves, *, per_leaf: bool) -> list[Tensor]:
-    if is_sharded(leaves.ranked):  # so that the ranks check each other, as in any method
+    if is_sharded(leaves.ranked_by):  # so that the ranks check each other, as in any method
         return select_lowest(leaves, 0, None, per_leaf=False, method="identity")
     if leaves.masks:
         return [mask.clone(memory_format=torch.contiguous_format) for mask in leaves.masks]

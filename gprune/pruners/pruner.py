@@ -18,8 +18,8 @@ from gprune.trees import (
     Where,
     flatten,
     leaf_names,
+    leaves_like,
     map_leaves,
-    match,
     prunable,
     unflatten,
 )
@@ -182,7 +182,7 @@ def gradients_of(weights: Tree, grads: Tree) -> Tree:
         ValueError: if the structure, a shape or a device differs.
     """
     leaves, treedef = flatten(weights)
-    found = match(grads, treedef, "grads")
+    found = leaves_like(grads, treedef, "grads")
     names = leaf_names(treedef, "grads")
     rows = [
         (name, leaf, grad)

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from gprune.scores.losses import flatten_function
 from gprune.scores.score_map import floating_leaves, score_leaves, upcast, upcast_dtype
-from gprune.trees import Tree, leaf_names, map_leaves, match
+from gprune.trees import Tree, leaf_names, leaves_like, map_leaves
 
 LAYERS = (F.linear, F.conv1d, F.conv2d, F.conv3d)
 """The observed functions. Each is linear in its second argument, the weight."""
@@ -47,7 +47,7 @@ def wanda(params: Tree, input_norms: Tree) -> Tree:
         Sun et al., 2024, arXiv:2306.11695, eq. 1.
     """
     leaves, treedef = floating_leaves(params, "params")
-    norms = match(input_norms, treedef, "input_norms")
+    norms = leaves_like(input_norms, treedef, "input_norms")
     unseen = [i for i, leaf in enumerate(leaves) if leaf is not None and norms[i] is None]
     if unseen:
         names = leaf_names(treedef, "params")

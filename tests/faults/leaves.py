@@ -21,7 +21,7 @@ FAULTS = [
     fault(
         "a mask at a `None` leaf is accepted",
         "inputs.py",
-        'return None if other is None else "is a tensor, its parameter is None (not prunable)"',
+        'return None if leaf is None else f"is a tensor, {param_name} is None (not prunable)"',
         "return None",
         "tests/test_masks.py::test_a_mask_at_a_none_leaf_is_refused",
     ),

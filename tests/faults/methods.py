@@ -21,9 +21,9 @@ FAULTS = [
     fault(
         "the first channels of a tie are kept",
         "methods/structured.py",
-        "    channels = leaves._replace(scores=norms, ranked=norms, masks=_alive(leaves, dim))",
+        "    channels = leaves._replace(scores=norms, ranked_by=norms, masks=_alive(leaves, dim))",
         "    norms = [x.flip(0) for x in norms]\n"
-        "    channels = leaves._replace(scores=norms, ranked=norms, masks=_alive(leaves, dim))",
+        "    channels = leaves._replace(scores=norms, ranked_by=norms, masks=_alive(leaves, dim))",
         "tests/methods/test_structured.py",
     ),
     fault(

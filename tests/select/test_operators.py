@@ -84,7 +84,7 @@ def test_errors_of_values_name_the_leaf() -> None:
     integers = {"a": torch.ones(2, dtype=torch.int64), "b": torch.tensor([2**60])}
     for prune in (gp.global_unstructured, gp.layerwise, gp.find_threshold):
         with pytest.raises(
-            ValueError, match=r"scores\['b'\]: int64 scores must be at most 2\*\*53"
+            ValueError, match=r"params\['b'\]: int64 scores must be at most 2\*\*53"
         ):
             prune(integers, amount=1)
 
