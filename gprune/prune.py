@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gprune.inputs import RANKABLE_DTYPES, LeafError, Leaves, align, raise_with_path
 from gprune.methods import lowest_unstructured
-from gprune.methods.method import PER_LEAF, check_arguments, unwrap_partials
+from gprune.methods.method import NUMBER_ARGUMENTS, check_arguments, unwrap_partials
 from gprune.select import operators
 from gprune.select.counts import amount_or_sparsity, as_scalar
 from gprune.sharding import describe_call, load_dtensor_rules, raise_on_all_ranks
@@ -141,7 +141,7 @@ def layerwise(
     method, bound = unwrap_partials(pruning_method)
     leaves = align(params, scores, masks)
     arguments = {
-        name: _numbers_per_leaf(value, name, leaves) if name in PER_LEAF else value
+        name: _numbers_per_leaf(value, name, leaves) if name in NUMBER_ARGUMENTS else value
         for name, value in {**bound, **kwargs}.items()
     }
     try:

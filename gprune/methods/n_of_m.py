@@ -51,11 +51,11 @@ def n_of_m(
 ) -> Tensor:
     """Keep the n highest of every m consecutive entries along a dim.
 
-    A group keeps min(n, candidates) entries: exactly n, unless the prior mask left it fewer. If the
-    size of the dim is not a multiple of m, the last group is shorter. It keeps its n highest too,
-    or all of its entries if it has no more than n. A dim that is shorter than m is one such group.
-    Padded with zeros to a multiple of m, the pruned tensor has the pattern everywhere. Among equal
-    scores the lowest index is pruned first; NaN is pruned last.
+    A group keeps n entries, or fewer if the prior mask has left fewer. If the size of the dim is
+    not a multiple of m, the last group is shorter. It keeps its n highest too, or all of its
+    entries if it has no more than n. A dim that is shorter than m is one such group. So the pruned
+    tensor, padded with zeros to a multiple of m, has the pattern in every group. Among equal scores
+    the lowest index is pruned first; NaN is pruned last.
 
     Args:
         param: a tensor with at least one dimension.

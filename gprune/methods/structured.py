@@ -56,7 +56,8 @@ def ln_structured(
     The norm of channel c is ‖scores[..., c, ...]‖ₙ over all of its entries, also over those that
     the prior mask has pruned. (torch sets those to zero first; use `apply_masks` to do the same.)
     The norm is computed in float64 for dtypes other than float32 and float64. Among equal norms the
-    lowest index is pruned first; a channel with a NaN is pruned last.
+    lowest index is pruned first. A channel with a NaN is pruned last, except with n = 0, for which
+    a NaN is an entry that is not zero. For the nuclear norm the same is true of infinity.
 
     Args:
         param: a tensor with at least two dimensions.
@@ -130,7 +131,8 @@ def random_structured(
     """Prune channels at random.
 
     Args:
-        param: a tensor with at least two dimensions; only its shape and its device matter.
+        param: a tensor with at least two dimensions, of a dtype that can be ranked; its values do
+            not matter.
         scores: checked, but not used.
         mask: prior bool mask of that shape; what it has pruned stays pruned, and a channel with no
             entry left is no candidate.

@@ -66,7 +66,7 @@ def floating_leaves(tree: Tree, name: str) -> tuple[list[Any], TreeDef]:
     if wrong:
         names = leaf_names(treedef, name)
         found = "; ".join(f"{names[i]} has dtype {leaves[i].dtype}" for i in wrong)
-        remedy = "cast it, or put None in its place and let the function close over it"
+        remedy = "cast it, or put None in its place; a loss function can close over the tensor"
         raise TypeError(f"{found}: only float16 to float64 can be scored; {remedy}")
     return leaves, treedef
 

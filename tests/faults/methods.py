@@ -127,8 +127,8 @@ FAULTS = [
     fault(
         "a user's method under layerwise is given all numbers",
         "methods/method.py",
-        "key: value[i] if key in PER_LEAF",
-        "key: value[0] if key in PER_LEAF",
+        "key: value[i] if key in NUMBER_ARGUMENTS",
+        "key: value[0] if key in NUMBER_ARGUMENTS",
         "tests/methods/test_method.py::test_a_users_method_is_given_the_number_of_its_leaf",
     ),
     fault(

@@ -6,7 +6,7 @@ FAULTS = [
     fault(
         "gradual prunes at every step",
         "pruners/gradual.py",
-        "sparsity = zero_unless(is_due(due, state.step), target)",
+        "sparsity = zero_unless(is_due(due, state.step), target, name)",
         "sparsity = target",
         "tests/pruners/test_gradual.py",
     ),
