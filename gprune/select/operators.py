@@ -239,7 +239,7 @@ def apportion(
 # --- batching rules: what `vmap` does with an operator -------------------------------------------
 
 
-def by_loop(operator: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
+def vmap_by_loop(operator: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
     """Make the rule that calls an operator for each element of the batch and stacks the results.
 
     Args:
@@ -261,7 +261,7 @@ def by_loop(operator: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
     return rule
 
 
-def of_find_threshold(find_threshold: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
+def vmap_of_find_threshold(find_threshold: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
     """Make the rule of `find_threshold`: many amounts in one search, many models in a loop.
 
     Args:
@@ -270,7 +270,7 @@ def of_find_threshold(find_threshold: Callable[..., Any]) -> Callable[..., tuple
     Returns:
         The rule that `register_vmap` takes.
     """
-    loop = by_loop(find_threshold)
+    loop = vmap_by_loop(find_threshold)
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         scores, masks, amount, absolute, sparsity, call = args
@@ -282,7 +282,7 @@ def of_find_threshold(find_threshold: Callable[..., Any]) -> Callable[..., tuple
     return rule
 
 
-def of_select(
+def vmap_of_select(
     select: Callable[..., list[Tensor]],
     select_rows: Callable[..., Tensor],
     find_threshold: Callable[..., tuple[Tensor, Tensor]],
@@ -299,7 +299,7 @@ def of_select(
     Returns:
         The rule that `register_vmap` takes.
     """
-    loop = by_loop(select)
+    loop = vmap_by_loop(select)
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         scores, masks, amounts, seed, absolute, sparsity, call = args
@@ -376,8 +376,8 @@ apportion.register_fake(
     lambda sparsity, sizes, *_: [torch.empty((), dtype=torch.float64, device="cpu") for _ in sizes]
 )
 
-select.register_vmap(of_select(select, select_rows, find_threshold, masks_from_threshold))
-find_threshold.register_vmap(of_find_threshold(find_threshold))
+select.register_vmap(vmap_of_select(select, select_rows, find_threshold, masks_from_threshold))
+find_threshold.register_vmap(vmap_of_find_threshold(find_threshold))
 for _operator in (
     select_rows,
     masks_from_threshold,
@@ -386,5 +386,5 @@ for _operator in (
     count_pruned,
     apportion,
 ):
-    _operator.register_vmap(by_loop(_operator))
+    _operator.register_vmap(vmap_by_loop(_operator))
 all_finite.register_vmap(lambda info, in_dims, *args: (all_finite(*args), None))

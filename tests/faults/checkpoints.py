@@ -34,8 +34,8 @@ FAULTS = [
     fault(
         "the old folder is not put back",
         "checkpoints/writing.py",
-        "                replaced.rename(out)\n",
-        "                pass\n",
+        "            replaced.rename(out)\n",
+        "            pass\n",
         "tests/checkpoints/test_writing.py::test_a_rename_that_fails_puts_the_old_folder_back",
     ),
     fault(

@@ -263,7 +263,7 @@ def which(params: Any, in_dims: Any, **much: Any) -> list[str]:
         return call
 
     names = ["select", "select_rows", "find_threshold", "masks_from_threshold"]
-    rule = operators.of_select(*map(note, names))
+    rule = operators.vmap_of_select(*map(note, names))
     info = mock.Mock(batch_size=SIZE)
     amounts = much.pop("amounts", [torch.tensor(1)])
     batched = much.pop("amount_dims", [None] * len(amounts))
