@@ -21,9 +21,10 @@ class LeafSummary:
         path: the leaf's dotted path.
         shape: its shape.
         entries: the number of its entries.
-        pruned: the number of pruned entries, or of zeros in a report of a checkpoint. It is 0 for a
-            leaf of masks that is not prunable.
-        prunable: whether it has a mask, or in a report whether it would be pruned by default.
+        pruned: the number of pruned entries, 0 if the leaf is not prunable. In a report of a
+            checkpoint it is the number of zeros.
+        prunable: whether the leaf has a mask. In a report of a checkpoint it says whether the leaf
+            would be pruned by default.
     """
 
     path: str

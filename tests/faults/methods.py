@@ -161,4 +161,19 @@ FAULTS = [
         "return [_masks_of_one(value[0], index[0], leaves) for _ in pairs]",
         "tests/test_prune.py",
     ),
+    fault(
+        "a method can be changed",
+        "methods/method.py",
+        "    def __setattr__(self, name: str, value: Any) -> None:\n",
+        "    def _setattr(self, name: str, value: Any) -> None:\n",
+        "tests/methods/test_method.py::"
+        "test_a_method_is_a_small_object_that_stands_for_its_function",
+    ),
+    fault(
+        "an error of a structured method does not name it",
+        "methods/structured.py",
+        "require_unsharded(leaves.ranked_by, method)",
+        'require_unsharded(leaves.ranked_by, "a structured method")',
+        "tests/select/test_ranks.py::test_what_cannot_be_sharded_is_refused",
+    ),
 ]

@@ -95,4 +95,11 @@ FAULTS = [
         "tests/pruners/test_sparse_evolution.py",
         "tests/pruners/test_rigl.py",
     ),
+    fault(
+        "an error about a fraction speaks of a sparsity",
+        "pruners/rigl.py",
+        '"fraction(step)"',
+        '"sparsity"',
+        "tests/pruners/test_pruner.py::test_an_error_about_a_schedule_names_it",
+    ),
 ]

@@ -105,7 +105,7 @@ FAULTS = [
     fault(
         "a bracket up to NaN has one NaN",
         "select/keys.py",
-        "return low, form.largest if is_nan else high",
+        "return low, raw_format.largest if is_nan else high",
         "return low, high",
         "tests/select/test_keys.py::test_raw_keys_are_divided_as_the_scores_are",
     ),
