@@ -57,7 +57,7 @@ def ln_structured(
     the prior mask has pruned. (torch sets those to zero first; use `apply_masks` to do the same.)
     The norm is computed in float64 for dtypes other than float32 and float64. Among equal norms the
     lowest index is pruned first. A channel with a NaN is pruned last, except with n = 0, for which
-    a NaN is an entry that is not zero. For the nuclear norm the same is true of infinity.
+    a NaN is an entry that is not zero. The nuclear norm of a channel with infinity is NaN too.
 
     Args:
         param: a tensor with at least two dimensions.
