@@ -1,8 +1,8 @@
 """Allocation: the sparsity of each leaf, so that all leaves together have a given sparsity.
 
 Each function returns a tree of sparsities for `layerwise`. The numbers of pruned entries per leaf
-are integers, and their sum is exactly `round(sparsity * entries)`. No leaf's number falls when the
-sparsity rises, so an allocation can follow a schedule.
+are integers, and their sum is exactly `round(sparsity * entries)`. If the sparsity rises, no leaf
+gets fewer pruned entries, so an allocation can follow a schedule.
 """
 
 from __future__ import annotations

@@ -17,12 +17,12 @@ from gprune.trees import (
     dotted_paths,
     flatten,
     leaf_names,
-    match,
+    leaves_like,
     require_tensors,
     tensor_problem,
 )
 
-SCORE_DTYPES = {
+RANKABLE_DTYPES = {
     torch.float16: torch.float16,
     torch.bfloat16: torch.bfloat16,
     torch.float32: torch.float32,
@@ -33,10 +33,10 @@ SCORE_DTYPES = {
     torch.int32: torch.float64,
     torch.int64: torch.float64,
 }
-"""The dtypes that scores may have, and the floating dtype that holds each exactly."""
+"""The dtypes that can be ranked, and the floating dtype that holds each exactly."""
 
 PLAIN = (Tensor, torch.nn.Parameter)
-"""Tensors of exactly these types are not DTensors, and not parameters without values."""
+"""A tensor of exactly one of these types is no DTensor, and it has values."""
 
 
 class LeafError(ValueError):
@@ -47,8 +47,9 @@ class LeafError(ValueError):
 
     Attributes:
         leaf: the index of the leaf among the ranked leaves.
-        tree: the argument that has the wrong leaf: `params`, `scores`, `amount` or `sparsity`.
-        message: the error, a sentence that starts after the leaf's name.
+        tree: the argument that has the wrong leaf: `params`, `amount`, `sparsity`, or `scores` for
+            the tensors that rank, which are the parameters if there are no scores.
+        message: the error, a clause of its own. The leaf's name and a colon are put before it.
         kind: the class of the error to raise.
     """
 
@@ -68,7 +69,7 @@ class Leaves(NamedTuple):
     Attributes:
         params: the parameters, detached.
         scores: the scores, detached; `None` if the call has none, and magnitudes rank.
-        ranked: the tensors that rank: the scores, or the parameters if there are no scores.
+        ranked_by: the tensors that rank: the scores, or the parameters if there are no scores.
         masks: the prior masks; an empty list where nothing is pruned yet.
         flat: every leaf of the tree, with `None` for a leaf that is not ranked.
         treedef: the structure of the tree.
@@ -76,7 +77,7 @@ class Leaves(NamedTuple):
 
     params: list[Tensor]
     scores: list[Tensor] | None
-    ranked: list[Tensor]
+    ranked_by: list[Tensor]
     masks: list[Tensor]
     flat: list[Any]
     treedef: TreeDef
@@ -121,9 +122,9 @@ def align(
     flat, treedef = flatten(params)
     if not all(map(_is_plain, flat)):
         require_tensors(flat, treedef, names[0])
-    given = flat if scores is None else match(scores, treedef, names[1], names[0])
+    given = flat if scores is None else leaves_like(scores, treedef, names[1], names[0])
     # a leaf is ranked if neither its parameter nor its prior mask is None
-    priors = flat if masks is None else match(masks, treedef, names[2], names[0])
+    priors = flat if masks is None else leaves_like(masks, treedef, names[2], names[0])
     wrong_types: list[tuple[int, str, str]] = []  # each as (leaf, tree, problem)
     wrong_values: list[tuple[int, str, str]] = []
     ranked_indices = []
@@ -137,7 +138,7 @@ def align(
             continue  # not ranked
         ranked_indices.append(i)
         if scores is None:
-            if param.dtype not in SCORE_DTYPES:
+            if param.dtype not in RANKABLE_DTYPES:
                 wrong_types.append((i, names[0], _dtype_problem(param)))
         elif given[i] is not None and (problem := score_problem(given[i], names[2])):
             wrong_types.append((i, names[1], problem))
@@ -153,19 +154,20 @@ def align(
         wrong_values += [(i, names[0], problem) for i in on_meta]
     if wrong_values:
         raise ValueError(_listed(wrong_values, treedef))
-    ranked = None if scores is None else [given[i].detach() for i in ranked_indices]
+    detached_scores = None if scores is None else [given[i].detach() for i in ranked_indices]
     tensors = [flat[i].detach() for i in ranked_indices]
     prior_list = [] if masks is None else [priors[i] for i in ranked_indices]
     if len(ranked_indices) < len(flat):
         flat = [None if mask is None else leaf for leaf, mask in zip(flat, priors, strict=True)]
-    by = tensors if ranked is None else ranked
-    return Leaves(tensors, ranked, by, prior_list, flat, treedef)
+    ranked_by = tensors if detached_scores is None else detached_scores
+    return Leaves(tensors, detached_scores, ranked_by, prior_list, flat, treedef)
 
 
 def raise_with_path(error: LeafError, leaves: Leaves) -> NoReturn:
     """Raise a `LeafError` as an error of its `kind` that names the leaf by its path."""
-    name = leaves.names(error.tree)[error.leaf]
-    is_bare = name == error.tree  # the tree is one tensor, which has no path
+    tree = "params" if error.tree == "scores" and leaves.scores is None else error.tree
+    name = leaves.names(tree)[error.leaf]
+    is_bare = name == tree  # the tree is one tensor, which has no path
     named = error.kind(error.message if is_bare else f"{name}: {error.message}")
     named.__dict__.update(is_on_all_ranks=getattr(error, "is_on_all_ranks", False))
     raise named from None
@@ -181,11 +183,11 @@ def score_problem(scores: Any, masks: str = "masks") -> str | None:
     Returns:
         The end of a sentence that starts with the leaf's name, or `None`.
     """
-    if _is_plain(scores) and scores is not None and scores.dtype in SCORE_DTYPES:
+    if _is_plain(scores) and scores is not None and scores.dtype in RANKABLE_DTYPES:
         return None
     if problem := tensor_problem(scores):
         return problem.replace("a tensor or None", "a tensor")
-    if scores.dtype in SCORE_DTYPES:
+    if scores.dtype in RANKABLE_DTYPES:
         return None
     hint = f"; a prior mask is passed as {masks}=" if scores.dtype == torch.bool else ""
     return _dtype_problem(scores) + hint
@@ -202,22 +204,32 @@ def mask_problem(mask: Any) -> str | None:
     return None
 
 
-def mismatch(other: Tensor | None, param: Tensor | None) -> str | None:
-    """Return how a leaf of scores or masks differs from its parameter, or `None` if it fits."""
+def mismatch(
+    leaf: Tensor | None, param: Tensor | None, param_name: str = "its parameter"
+) -> str | None:
+    """Return how a leaf of scores or masks differs from its parameter, or `None` if it fits.
+
+    Args:
+        leaf: the scores or the mask.
+        param: the parameter, or the other mask that the mask is compared with.
+        param_name: what errors call the parameter or the other mask.
+
+    Returns:
+        The end of a sentence that starts with the leaf's name, or `None`.
+    """
     if param is None:
-        return None if other is None else "is a tensor, its parameter is None (not prunable)"
-    if other is None:
-        return "is None, its parameter is a tensor; pass prunable(params), with the same Nones"
-    if other.shape != param.shape:
-        return f"has shape {tuple(other.shape)}, its parameter has {tuple(param.shape)}"
-    if other.device != param.device:
-        return f"is on {other.device}, its parameter is on {param.device}"
-    if type(other) in PLAIN and type(param) in PLAIN:
+        return None if leaf is None else f"is a tensor, {param_name} is None (not prunable)"
+    if leaf is None:
+        return f"is None, {param_name} is a tensor; give it a value, or make both of them None"
+    if leaf.shape != param.shape:
+        return f"has shape {tuple(leaf.shape)}, {param_name} has {tuple(param.shape)}"
+    if leaf.device != param.device:
+        return f"is on {leaf.device}, {param_name} is on {param.device}"
+    if type(leaf) in PLAIN and type(param) in PLAIN:
         return None
-    if _placement(other) != _placement(param):
+    if _placement(leaf) != _placement(param):
         return (
-            f"is placed as {_placement(other)}, its parameter as {_placement(param)}; "
-            "redistribute it"
+            f"is placed as {_placement(leaf)}, {param_name} as {_placement(param)}; redistribute it"
         )
     return None
 
@@ -233,7 +245,7 @@ def _is_plain(leaf: Any) -> bool:
 
 
 def _dtype_problem(leaf: Tensor) -> str:
-    names = ", ".join(str(dtype).removeprefix("torch.") for dtype in SCORE_DTYPES)
+    names = ", ".join(str(dtype).removeprefix("torch.") for dtype in RANKABLE_DTYPES)
     return f"has dtype {leaf.dtype}, which cannot be ranked; cast it to one of {names}"
 
 

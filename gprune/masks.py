@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import reduce
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from gprune.trees import (
     TreeDef,
     flatten,
     leaf_names,
-    match,
+    leaves_like,
     require_tensors,
     unflatten,
     unflatten_like,
@@ -188,7 +187,8 @@ def intersect(*masks: Tree) -> Tree:
 
     Raises:
         TypeError: if there are no masks, or one is not a bool tensor.
-        ValueError: if a structure, shape or device differs.
+        ValueError: if a structure, shape or device differs. The error calls the second tree
+            `masks[1]`.
 
     Example:
         >>> intersect([torch.tensor([True, True])], [torch.tensor([False, True])])
@@ -196,8 +196,13 @@ def intersect(*masks: Tree) -> Tree:
     """
     if not masks:
         raise TypeError("intersect() takes at least one tree of masks")
-    mask_leaves(masks[0])
-    return reduce(_intersect_two, masks)
+    mask_leaves(masks[0], "masks[0]")
+    kept = masks[0]
+    for i, other in enumerate(masks[1:], start=1):
+        ours, theirs, treedef = paired_masks(kept, other, ("masks[0]", f"masks[{i}]"))
+        both = [(a & b).contiguous() for a, b in zip(ours, theirs, strict=True) if a is not None]
+        kept = unflatten_like(treedef, ours, both)
+    return kept
 
 
 def _map_with_masks(
@@ -214,18 +219,27 @@ def _map_with_masks(
     )
 
 
-def _intersect_two(left: Tree, right: Tree) -> Tree:
-    ours, theirs, treedef = paired_masks(left, right, "masks")
-    both = [(a & b).contiguous() for a, b in zip(ours, theirs, strict=True) if a is not None]
-    return unflatten_like(treedef, ours, both)
+def paired_masks(
+    left: Tree, right: Tree, names: tuple[str, str]
+) -> tuple[list[Any], list[Any], TreeDef]:
+    """Flatten two trees of masks, which must have one structure and `None` at the same leaves.
 
+    Args:
+        left: a tree of masks.
+        right: another tree of masks.
+        names: what errors call the two trees.
 
-def paired_masks(left: Tree, right: Tree, name: str) -> tuple[list[Any], list[Any], TreeDef]:
-    """Flatten two trees of masks and check them: one structure, and `None` at the same leaves."""
+    Returns:
+        The leaves of both trees, `None`s included, and their structure.
+
+    Raises:
+        TypeError: if a mask is not a bool tensor.
+        ValueError: if a structure, shape or device differs.
+    """
     ours, treedef = flatten(left)
-    theirs = match(right, treedef, name, reference="the first masks")
-    _check(ours, ours, treedef)
-    _check(ours, theirs, treedef, same_nones=True)
+    theirs = leaves_like(right, treedef, names[1], reference=names[0])
+    _check(ours, ours, treedef, names[0])
+    _check(ours, theirs, treedef, names[1], other_masks=names[0])
     return ours, theirs, treedef
 
 
@@ -244,7 +258,7 @@ def prunable_params(params: Tree, masks: Tree, name: str) -> Tree:
         ValueError: if the structures differ.
     """
     leaves, treedef = flatten(params)
-    pairs = zip(leaves, match(masks, treedef, name), strict=True)
+    pairs = zip(leaves, leaves_like(masks, treedef, name), strict=True)
     return unflatten(treedef, [None if mask is None else leaf for leaf, mask in pairs])
 
 
@@ -252,31 +266,50 @@ def paired_with_masks(params: Tree, masks: Tree) -> tuple[list[Any], list[Any], 
     """Flatten params and masks and check them: types, structure, shapes and devices."""
     leaves, treedef = flatten(params)
     require_tensors(leaves, treedef, "params")
-    kept = match(masks, treedef, "masks")
+    kept = leaves_like(masks, treedef, "masks")
     _check(leaves, kept, treedef)
     return leaves, kept, treedef
 
 
-def mask_leaves(masks: Tree) -> list[Tensor]:
-    """Return the masks of a tree without the `None`s, checked."""
+def mask_leaves(masks: Tree, name: str = "masks") -> list[Tensor]:
+    """Return the masks of a tree without the `None`s, checked; `name` is what errors call them."""
     leaves, treedef = flatten(masks)
-    _check(leaves, leaves, treedef)
+    _check(leaves, leaves, treedef, name)
     return [mask for mask in leaves if mask is not None]
 
 
 def _check(
-    leaves: list[Any], masks: list[Any], treedef: TreeDef, *, same_nones: bool = False
+    leaves: list[Any],
+    masks: list[Any],
+    treedef: TreeDef,
+    name: str = "masks",
+    *,
+    other_masks: str | None = None,
 ) -> None:
-    """Raise an error that names every mask that is not a bool tensor or does not fit its leaf."""
+    """Raise an error that names every mask that is not a bool tensor or does not fit its leaf.
+
+    Args:
+        leaves: the parameters, or other masks.
+        masks: the masks to check.
+        treedef: the structure of both.
+        name: what errors call the masks.
+        other_masks: what errors call `leaves` if they are masks; then `None`s must be the same too.
+
+    Raises:
+        TypeError: if a mask is not a bool tensor.
+        ValueError: if a mask does not fit its leaf.
+    """
     wrong = [i for i, mask in enumerate(masks) if mask is not None and mask_problem(mask)]
     if wrong:
-        names = leaf_names(treedef, "masks")
+        names = leaf_names(treedef, name)
         raise TypeError("; ".join(f"{names[i]} {mask_problem(masks[i])}" for i in wrong))
     wrong = [
         i
         for i, (leaf, mask) in enumerate(zip(leaves, masks, strict=True))
-        if (same_nones or mask is not None) and mismatch(mask, leaf)
+        if (other_masks or mask is not None) and mismatch(mask, leaf)
     ]
     if wrong:
-        names = leaf_names(treedef, "masks")
-        raise ValueError("; ".join(f"{names[i]} {mismatch(masks[i], leaves[i])}" for i in wrong))
+        names = leaf_names(treedef, name)
+        others = leaf_names(treedef, other_masks) if other_masks else ["its parameter"] * len(names)
+        problems = (f"{names[i]} {mismatch(masks[i], leaves[i], others[i])}" for i in wrong)
+        raise ValueError("; ".join(problems))

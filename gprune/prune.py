@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from gprune.inputs import SCORE_DTYPES, LeafError, Leaves, align, raise_with_path
+from gprune.inputs import RANKABLE_DTYPES, LeafError, Leaves, align, raise_with_path
 from gprune.methods import lowest_unstructured
-from gprune.methods.method import PER_LEAF, check_arguments, unwrap_partials
+from gprune.methods.method import NUMBER_ARGUMENTS, check_arguments, unwrap_partials
 from gprune.select import operators
-from gprune.select.counts import as_scalar, one_of
+from gprune.select.counts import amount_or_sparsity, as_scalar
 from gprune.sharding import describe_call, load_dtensor_rules, raise_on_all_ranks
-from gprune.trees import Tree, is_single_leaf, match, unflatten_like
+from gprune.trees import Tree, is_single_leaf, leaves_like, unflatten_like
 
 
 class Threshold(NamedTuple):
@@ -26,12 +26,13 @@ class Threshold(NamedTuple):
 
     All candidates are ordered by (score, flat index), ascending. A candidate is pruned if its score
     is below `value`, or equal to it at a flat index up to `flat_index`. The flat index counts the
-    entries of the prunable leaves in pytree order. A threshold that prunes nothing is `(-inf, -1)`.
-    If the score of the last pruned entry is NaN, so is `value`.
+    entries of the ranked leaves in pytree order, across leaves. A threshold that prunes nothing is
+    `(-inf, -1)`. If the score of the last pruned entry is NaN, so is `value`.
 
     Attributes:
-        value: float64 tensor on the CPU, 0-dim, or 1-D for several amounts.
-        flat_index: int64 tensor on the CPU, of the same shape.
+        value: float64 tensor, 0-dim, or 1-D for several amounts. It is on the CPU, or on `meta` if
+            a leaf is.
+        flat_index: int64 tensor of the same shape, on the same device.
     """
 
     value: Tensor
@@ -140,7 +141,7 @@ def layerwise(
     method, bound = unwrap_partials(pruning_method)
     leaves = align(params, scores, masks)
     arguments = {
-        name: _numbers_per_leaf(value, name, leaves) if name in PER_LEAF else value
+        name: _numbers_per_leaf(value, name, leaves) if name in NUMBER_ARGUMENTS else value
         for name, value in {**bound, **kwargs}.items()
     }
     try:
@@ -174,7 +175,7 @@ def find_threshold(
         masks: prior bool masks of that structure, as in `global_unstructured`.
 
     Returns:
-        The threshold: two tensors on the CPU, of the shape of the amount.
+        The threshold: two tensors of the shape of the amount.
 
     Raises:
         TypeError: if both or neither of `amount` and `sparsity` are given, or a leaf has the wrong
@@ -187,15 +188,15 @@ def find_threshold(
         >>> find_threshold([torch.tensor([3.0, -1.0, 2.0])], amount=2)
         Threshold(value=tensor(2., dtype=torch.float64), flat_index=tensor(2))
     """
-    number, is_sparsity = one_of(amount, sparsity, "find_threshold")
+    number, is_sparsity = amount_or_sparsity(amount, sparsity, "find_threshold")
     leaves = align(params, scores, masks)
     numbers = as_scalar(number, "sparsity" if is_sparsity else "amount", several=True)
-    call = describe_call("find_threshold", leaves.ranked, lambda: leaves.names(""))
+    call = describe_call("find_threshold", leaves.ranked_by, lambda: leaves.names(""))
     absolute = leaves.scores is None
     load_dtensor_rules()
     try:
         found = operators.find_threshold(
-            leaves.ranked, leaves.masks, numbers, absolute, is_sparsity, call
+            leaves.ranked_by, leaves.masks, numbers, absolute, is_sparsity, call
         )
     except LeafError as error:
         raise_with_path(error, leaves)
@@ -240,7 +241,7 @@ def masks_from_threshold(
     index = as_scalar(threshold[1], "threshold.flat_index", meta=meta, several=True)
     if index.is_floating_point():
         raise TypeError(f"threshold.flat_index must be an integer, got {threshold[1]!r}")
-    if value.dtype not in SCORE_DTYPES:
+    if value.dtype not in RANKABLE_DTYPES:
         raise TypeError(f"threshold.value has dtype {value.dtype}; cast it to float64")
     if value.shape != index.shape:
         raise ValueError(
@@ -256,11 +257,12 @@ def masks_from_threshold(
 def num_to_prune(amount: float | Tensor, candidates: int) -> Tensor:
     """Count the candidates that an amount prunes.
 
-    `amount` if it is an integer, else `round(amount * candidates)` in float64, half to even.
+    The result is `amount` if it is an integer. Otherwise it is `round(amount * candidates)`,
+    computed in float64 and rounded half to even.
 
     Args:
-        amount: an int or integer tensor (that many) or a float or floating tensor (a fraction of
-            the candidates, 0 to 1); a tensor is 0-dim and taken at its exact value.
+        amount: an integer is that many candidates; a float is a fraction of them, 0 to 1. Both may
+            be 0-dim tensors, which are taken at their exact value.
         candidates: how many entries there are to choose from.
 
     Returns:
@@ -285,12 +287,12 @@ def num_to_prune(amount: float | Tensor, candidates: int) -> Tensor:
 
 def _masks_of_one(value: Tensor, flat_index: Tensor, leaves: Leaves) -> Tree:
     """Make the masks of a 0-dim threshold."""
-    call = describe_call("masks_from_threshold", leaves.ranked, lambda: leaves.names(""))
+    call = describe_call("masks_from_threshold", leaves.ranked_by, lambda: leaves.names(""))
     absolute = leaves.scores is None
     load_dtensor_rules()
     try:
         kept = operators.masks_from_threshold(
-            value, flat_index, leaves.ranked, leaves.masks, absolute, call
+            value, flat_index, leaves.ranked_by, leaves.masks, absolute, call
         )
     except LeafError as error:
         raise_with_path(error, leaves)
@@ -303,7 +305,7 @@ def _numbers_per_leaf(value: Any, name: str, leaves: Leaves) -> list[Any] | None
         return None
     if is_single_leaf(value):
         return [value] * len(leaves.params)
-    numbers = match(value, leaves.treedef, name)
+    numbers = leaves_like(value, leaves.treedef, name)
     pairs = zip(numbers, leaves.flat, strict=True)
     numbers = [number for number, leaf in pairs if leaf is not None]
     if any(number is None for number in numbers):

@@ -92,10 +92,11 @@ def linear(sparsity: float, *, begin: int, end: int, initial: float = 0.0) -> Sc
 def polynomial(
     sparsity: float, *, begin: int, end: int, initial: float = 0.0, power: float = 3
 ) -> Schedule:
-    """Build a schedule that rises fast at first, then slower: s_f + (s_i - s_f) (1 - t)^power.
+    """Build a schedule that changes by a power of the time left: s_f + (s_i - s_f) (1 - t)^power.
 
-    t rises from 0 at `begin` to 1 at `end`, and is constant before and after. With power 3 this is
-    the cubic schedule of Zhu & Gupta, 2017, arXiv:1710.01878, eq. 1.
+    t rises from 0 at `begin` to 1 at `end`, and is constant before and after. With a power above 1
+    the sparsity changes fast at first, then slower. With power 3 this is the cubic schedule of
+    Zhu & Gupta, 2017, arXiv:1710.01878, eq. 1.
 
     Args:
         sparsity: fraction pruned from `end` on, s_f, 0 to 1.
@@ -132,9 +133,9 @@ def exponential(sparsity: float, *, begin: int, end: int, initial: float = 0.0) 
     """Build a schedule that prunes the same fraction of the remaining weights at every step.
 
     The sparsity is 1 - (1 - s_i)^(1-t) (1 - s_f)^t. t rises from 0 at `begin` to 1 at `end`, and is
-    constant before and after. With n pruning steps at equal distances it is the schedule of
-    iterative pruning, which keeps the fraction (1 - s_f)^(1/n) of the remaining weights in each of
-    n rounds (Frankle & Carbin, 2019, arXiv:1803.03635, section 1).
+    constant before and after. With s_i = 0 and n pruning steps at equal distances it is the
+    schedule of iterative pruning, which keeps the fraction (1 - s_f)^(1/n) of the remaining weights
+    in each of n rounds (Frankle & Carbin, 2019, arXiv:1803.03635, section 1).
 
     Args:
         sparsity: fraction pruned from `end` on, s_f, 0 to below 1.

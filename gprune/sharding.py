@@ -1,8 +1,8 @@
 """DTensors at the public functions: recognising them, and raising errors on every rank.
 
-A rank that raises while the others go on would leave them waiting for its messages. So public
-functions that send messages are decorated with `raise_on_all_ranks`. If nothing is sharded, it does
-nothing.
+A rank that raises an error while the others go on would leave them waiting for its messages. So
+public functions that send messages are decorated with `raise_on_all_ranks`. The decorator does
+nothing if no leaf is sharded.
 """
 
 from __future__ import annotations
@@ -42,13 +42,15 @@ def require_unsharded(leaves: Sequence[Any], caller: str) -> None:
 
     Args:
         leaves: tensors.
-        caller: the function to name in the error.
+        caller: the public function to name in the error.
 
     Raises:
         ValueError: if one is a DTensor.
     """
     if is_sharded(leaves):
-        raise ValueError(f"{caller} needs unsharded leaves, these are DTensors; use full_tensor()")
+        raise ValueError(
+            f"{caller} needs whole leaves, got DTensors; pass leaf.full_tensor() for each of them"
+        )
 
 
 def load_dtensor_rules() -> None:

@@ -21,8 +21,10 @@ class LeafSummary:
         path: the leaf's dotted path.
         shape: its shape.
         entries: the number of its entries.
-        pruned: the number of pruned entries; 0 if the leaf is not prunable.
-        prunable: whether it has a mask.
+        pruned: the number of pruned entries, 0 if the leaf is not prunable. In a report of a
+            checkpoint it is the number of zeros.
+        prunable: whether the leaf has a mask. In a report of a checkpoint it says whether the leaf
+            would be pruned by default.
     """
 
     path: str
@@ -33,7 +35,7 @@ class LeafSummary:
 
     @property
     def density(self) -> float:
-        """The fraction of the entries that is kept; 1 if there are none."""
+        """The fraction of the entries that is kept; 1 if the leaf has no entries."""
         return 1.0 - self.pruned / self.entries if self.entries else 1.0
 
 
@@ -157,9 +159,10 @@ def agreement(masks: Tree, others: Tree) -> Agreement:
     References:
         Jaccard, 1912, "The distribution of the flora in the alpine zone", p. 44.
     """
-    ours, theirs, treedef = paired_masks(masks, others, "others")
+    ours, theirs, treedef = paired_masks(masks, others, ("masks", "others"))
     pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if a is not None]
-    # count_pruned counts the entries of all ranks; sum() of a DTensor would count those of this one
+    # count_pruned counts False entries: those of a == b are the differences, those of ~(a | b) are
+    # what either mask keeps. It sums over all ranks; sum() of a DTensor counts only this rank's.
     counts = count_pruned([a == b for a, b in pairs] + [~(a | b) for a, b in pairs])
     hamming = [count.clone() for count in counts[: len(pairs)].unbind()]
     num_either = counts[len(pairs) :].clamp(min=1).unbind()

@@ -4,7 +4,7 @@ The rest of gprune sees a tree as a list of leaves and a structure to rebuild it
 leaf: it marks a place in the tree that is not pruned. Dict keys are sorted, as optree sorts them,
 so the flat order does not depend on the order in which a dict was filled.
 
-Only this file imports optree, except for one node class that `gprune.testing` registers.
+Only this file imports optree. The one exception is `gprune.testing`, which registers a node class.
 
 Dynamo cannot trace optree through a dict that holds no tensor, such as a batch norm whose two
 parameters are `None`. So inside a trace this file walks the tree itself; see `TracedDef`.
@@ -40,8 +40,8 @@ class TracedDef:
 
     Attributes:
         kind: the type of the node, `None` for a leaf.
-        metadata: what two nodes of one structure must have in common besides their children, such
-            as the keys of a dict.
+        metadata: what must be equal in two nodes for their structures to be equal, besides their
+            children: for a dict its keys.
         entries: how to reach each child: as Python source, and as a part of a dotted path.
         children: the structures of the children.
         rebuild: builds the node from its children.
@@ -171,7 +171,7 @@ def unflatten(treedef: TreeDef, leaves: list[Any]) -> Tree:
 
 
 def is_single_leaf(tree: Tree) -> bool:
-    """Return whether a tree is a single leaf, a tensor or `None`, and no container."""
+    """Return whether a tree is a single leaf, such as a tensor, a number or `None`."""
     leaves, _ = flatten(tree)
     return len(leaves) == 1 and leaves[0] is tree
 
@@ -189,7 +189,7 @@ def unflatten_like(treedef: TreeDef, leaves: list[Any], tensors: list[Tensor]) -
     return unflatten(treedef, [None if leaf is None else next(results) for leaf in leaves])
 
 
-def match(tree: Tree, treedef: TreeDef, name: str, reference: str = "params") -> list[Any]:
+def leaves_like(tree: Tree, treedef: TreeDef, name: str, reference: str = "params") -> list[Any]:
     """Return the leaves of a tree that must have a given structure.
 
     Args:

@@ -84,7 +84,7 @@ def test_a_users_method_does_not_see_leaves_that_are_not_ranked() -> None:
 def test_errors_of_values_name_the_leaf_also_behind_one_that_is_not_ranked() -> None:
     params = {"a": torch.tensor([1]), "b": torch.tensor([2**60])}
     masks = {"a": None, "b": torch.tensor([True])}
-    with pytest.raises(ValueError, match=r"scores\['b'\]: int64 scores"):
+    with pytest.raises(ValueError, match=r"params\['b'\]: int64 scores"):
         gp.global_unstructured(params, masks=masks, amount=1)
     with pytest.raises(ValueError, match=r"amount\['b'\] must be a number"):
         gp.layerwise(params, masks=masks, amount={"a": 1, "b": None})
@@ -128,12 +128,23 @@ def test_masks_that_are_all_none_say_what_to_pass() -> None:
         gp.global_unstructured({"a": None, "b": WEIGHTS["b"]}, masks=gp.keep_all(WEIGHTS), amount=1)
 
 
+def test_an_error_about_what_ranks_names_the_tree_that_was_given() -> None:
+    large = {"a": torch.ones(2), "b": torch.tensor([2**53 + 1])}
+    for prune in (gp.global_unstructured, gp.layerwise, gp.find_threshold):
+        with pytest.raises(ValueError, match=r"^params\['b'\]: int64 scores must be at most"):
+            prune(large, amount=1)
+        with pytest.raises(ValueError, match=r"^scores\['b'\]: int64 scores must be at most"):
+            prune(gp.keep_all(large), large, amount=1)
+    with pytest.raises(ValueError, match=r"^int64 scores must be at most"):
+        gp.l1_unstructured(large["b"], amount=1)
+
+
 # --- what the checks are, and cost ----------------------------------------------------------------
 
 
 def test_the_dtypes_of_scores_are_those_that_have_keys() -> None:
-    assert keys.FORMATS.keys() == inputs.SCORE_DTYPES.keys()
-    for dtype, floating in inputs.SCORE_DTYPES.items():
+    assert keys.FORMATS.keys() == inputs.RANKABLE_DTYPES.keys()
+    for dtype, floating in inputs.RANKABLE_DTYPES.items():
         finfo = torch.finfo(floating)
         if dtype.is_floating_point:
             assert dtype == floating

@@ -1,6 +1,7 @@
 """What is done with masks: application, structure, counts and intersections."""
 
 import math
+import re
 from typing import Any
 
 import optree
@@ -81,10 +82,24 @@ def test_a_mask_at_a_none_leaf_is_refused() -> None:
         lambda: gp.global_unstructured(params, masks=masks, amount=1),
         lambda: gp.find_threshold(params, masks=masks, amount=1),
         lambda: gp.apply_masks(params, masks),
-        lambda: gp.intersect(gp.keep_all(params), masks),
     ):
         with pytest.raises(ValueError, match=r"masks\[1\] is a tensor, its parameter is None"):
             call()
+
+
+def test_an_error_of_intersect_names_the_trees() -> None:
+    keep, more = {"a": torch.ones(2).bool(), "b": None}, torch.ones(3).bool()
+    for masks, message in [
+        ({"a": more, "b": None}, "masks[2]['a'] has shape (3,), masks[0]['a'] has (2,)"),
+        ({"a": None, "b": None}, "masks[2]['a'] is None, masks[0]['a'] is a tensor"),
+        ({"a": keep["a"], "b": more}, "masks[2]['b'] is a tensor, masks[0]['b'] is None"),
+        ({"a": keep["a"]}, "masks[2] must have the structure of masks[0]"),
+        ({"a": torch.ones(2), "b": None}, "masks[2]['a'] has dtype torch.float32"),
+    ]:
+        with pytest.raises((TypeError, ValueError), match=re.escape(message)):
+            gp.intersect(keep, keep, masks)
+    with pytest.raises(TypeError, match=r"masks\[0\]\['a'\] has dtype"):
+        gp.intersect({"a": torch.ones(2)}, keep)
 
 
 def test_counts_are_exact_beyond_float32() -> None:

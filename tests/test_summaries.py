@@ -1,7 +1,10 @@
 """Summaries: counts of each leaf and of all, and the agreement of two trees of masks."""
 
+import re
 from typing import Any
 
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -44,3 +47,17 @@ def test_summary(params: Any, data: st.DataObject) -> None:
     assert total.entries == sum(row[1] for row in expected if row[3])
     assert total.pruned == sum(row[2] for row in expected)
     assert len(str(got).splitlines()) == len(expected) + 2
+
+
+def test_an_error_of_agreement_names_the_trees() -> None:
+    keep, more = {"a": torch.ones(2).bool(), "b": None}, torch.ones(3).bool()
+    for others, message in [
+        ({"a": more, "b": None}, "others['a'] has shape (3,), masks['a'] has (2,)"),
+        ({"a": None, "b": None}, "others['a'] is None, masks['a'] is a tensor"),
+        ({"a": keep["a"]}, "others must have the structure of masks"),
+        ({"a": torch.ones(2), "b": None}, "others['a'] has dtype torch.float32"),
+    ]:
+        with pytest.raises((TypeError, ValueError), match=re.escape(message)):
+            gp.agreement(keep, others)
+    with pytest.raises(TypeError, match=r"masks\['a'\] has dtype"):
+        gp.agreement({"a": torch.ones(2), "b": None}, keep)

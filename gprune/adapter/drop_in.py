@@ -18,7 +18,7 @@ from torch.nn.utils import parameters_to_vector
 from torch.nn.utils.prune import BasePruningMethod, L1Unstructured, PruningContainer
 
 from gprune import methods, prune
-from gprune.adapter.state import Pair, pruning_hooks, write_masks
+from gprune.adapter.state import ModuleAndName, attach_all, pruning_hooks
 
 # The dtypes that gprune ranks exactly. int64 is left to torch, which also ranks it beyond 2^53.
 _EXACT_DTYPES = frozenset(
@@ -28,9 +28,9 @@ _EXACT_DTYPES = frozenset(
 
 
 def global_unstructured(
-    parameters: Iterable[Pair],
+    parameters: Iterable[ModuleAndName],
     pruning_method: Any,
-    importance_scores: dict[Pair, Tensor] | None = None,
+    importance_scores: dict[ModuleAndName, Tensor] | None = None,
     **kwargs: Any,
 ) -> None:
     """Prune tensors of modules by one ranking across all of them, in place.
@@ -41,22 +41,22 @@ def global_unstructured(
     Scores of the wrong shape are refused. If an error is raised, no module has changed.
 
     Args:
-        parameters: Pairs `(module, name)`, each naming a parameter, pruned before or not.
+        parameters: pairs `(module, name)`, each naming a parameter, pruned before or not.
         pruning_method: `L1Unstructured`, which prunes exactly `amount` entries, among equal scores
             those with the lowest index; or any other `BasePruningMethod` whose `PRUNING_TYPE` is
             `"unstructured"`. Its own `compute_mask` is called with the arguments that torch passes.
-        importance_scores: Scores by pair, each in its parameter's shape. A pair without scores
+        importance_scores: scores by pair, each in its parameter's shape. A pair without scores
             is ranked by the attribute `name` of the module. For a pruned tensor that is the masked
             weight of the last forward pass.
-        **kwargs: Arguments of `pruning_method`, such as `amount`: an int is that many more entries,
-            a float in [0, 1] the fraction of the entries that all masks so far keep.
+        **kwargs: the arguments of `pruning_method`, such as `amount`. An int is that many more
+            entries; a float in [0, 1] is the fraction of the entries that all masks so far keep.
 
     Raises:
-        TypeError: `parameters` is not iterable, `importance_scores` is not a dict of tensors, the
-            method is not an unstructured `BasePruningMethod`, or `amount` is not a number.
-        ValueError: There is nothing to prune, the amount is out of range, scores do not have the
+        TypeError: if `parameters` is not iterable, `importance_scores` is not a dict of tensors,
+            the method is not an unstructured `BasePruningMethod`, or `amount` is not a number.
+        ValueError: if there is nothing to prune, the amount is out of range, scores do not have the
             shape of their parameter, or scores differ between the names of one parameter.
-        AttributeError: A pair names no tensor, or the method lacks a `PRUNING_TYPE`.
+        AttributeError: if a pair names no tensor, or the method lacks a `PRUNING_TYPE`.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(10, 4), nn.Linear(4, 1))
@@ -83,7 +83,7 @@ def global_unstructured(
         for weight, mask in zip(weights, masks, strict=True)
         for pair in weight.priors
     }
-    write_masks(factors)
+    attach_all(factors)
 
 
 @dataclass(eq=False)
@@ -93,7 +93,7 @@ class _Weight:
     dense: Tensor
     scores: Tensor
     scores_given: bool = False
-    priors: dict[Pair, Tensor | None] = field(default_factory=dict)
+    priors: dict[ModuleAndName, Tensor | None] = field(default_factory=dict)
 
     @cached_property
     def candidates(self) -> Tensor | None:
@@ -101,15 +101,16 @@ class _Weight:
         kept = [prior == 1 for prior in self.priors.values() if prior is not None]
         return torch.stack(kept).all(0) if kept else None
 
-    def factor(self, pair: Pair, mask: Tensor) -> Tensor:
+    def factor(self, pair: ModuleAndName, mask: Tensor) -> Tensor:
         """Return the mask to give to `custom_from_mask` for a pair.
 
         `custom_from_mask` multiplies the factor into the mask of an earlier pruning, if the pair
         has one; otherwise the factor becomes the mask. So the factors are:
 
-        - of a candidate: its new mask;
-        - of an entry that is no candidate: 1 if the factor is multiplied, else its prior mask;
-        - of an entry that is pruned under another name of the same parameter: 0.
+        - A candidate has its new mask.
+        - An entry that is pruned under any name of the parameter has 0.
+        - Any other entry has 1 if the factor is multiplied. If not, it has its prior mask, or 1 if
+          there is no prior mask.
 
         Args:
             pair: one of the pairs that name the parameter.
@@ -130,7 +131,7 @@ class _Weight:
         return torch.where(self.candidates, mask, rest)
 
 
-def _collect(pairs: Iterable[Pair], scores: dict[Pair, Tensor]) -> list[_Weight]:
+def _collect(pairs: Iterable[ModuleAndName], scores: dict[ModuleAndName, Tensor]) -> list[_Weight]:
     weights: dict[int, _Weight] = {}
     for index, (module, name) in enumerate(pairs):
         where = f"parameters[{index}] ({type(module).__name__}, {name!r})"
@@ -142,7 +143,7 @@ def _collect(pairs: Iterable[Pair], scores: dict[Pair, Tensor]) -> list[_Weight]
             )
         dense = getattr(module, f"{name}_orig") if name in pruning_hooks(module) else value
         weight = weights.setdefault(id(dense), _Weight(dense, value))
-        weight.priors[module, name] = _prior_of(module, name, dense, where)
+        weight.priors[module, name] = _checked_prior(module, name, dense, where)
         if (module, name) in scores:
             given = scores[module, name]
             _check_scores(given, weight, where)
@@ -152,7 +153,7 @@ def _collect(pairs: Iterable[Pair], scores: dict[Pair, Tensor]) -> list[_Weight]
     return list(weights.values())
 
 
-def _prior_of(module: nn.Module, name: str, dense: Tensor, where: str) -> Tensor | None:
+def _checked_prior(module: nn.Module, name: str, dense: Tensor, where: str) -> Tensor | None:
     prior = getattr(module, f"{name}_mask", None)
     if prior is None or (isinstance(prior, Tensor) and prior.shape == dense.shape):
         return prior
@@ -241,7 +242,7 @@ def _select_by_torch(weights: Sequence[_Weight], method: BasePruningMethod) -> t
     container._tensor_name = method._tensor_name = "temp"
     container.add_pruning_method(method)
     scores = parameters_to_vector(weight.scores.reshape(-1) for weight in weights)
-    priors = parameters_to_vector(_prior(weight).reshape(-1) for weight in weights)
+    priors = parameters_to_vector(_joint_prior(weight).reshape(-1) for weight in weights)
     mask: Tensor = container.compute_mask(scores, priors)  # type: ignore[no-untyped-call]  # torch's
     parts = torch.split(mask, [weight.dense.numel() for weight in weights])
     return tuple(
@@ -249,7 +250,7 @@ def _select_by_torch(weights: Sequence[_Weight], method: BasePruningMethod) -> t
     )
 
 
-def _prior(weight: _Weight) -> Tensor:
+def _joint_prior(weight: _Weight) -> Tensor:
     priors = list(weight.priors.values())
     if weight.candidates is None:
         return torch.ones_like(weight.dense)

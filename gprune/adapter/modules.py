@@ -1,8 +1,8 @@
 """Modules and flat dicts of their parameters and masks: prune, attach, detach, read.
 
 The keys of the dicts are those of `named_parameters()` before anything is pruned in the module. A
-tied parameter has several names and is recognised by identity. What is read has its first name;
-masks may be given under any of its names.
+tied parameter has several names and is recognised by identity. The functions that read a module
+return it under its first name. Masks may be given under any of its names.
 """
 
 import difflib
@@ -12,17 +12,17 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from gprune import prune
 from gprune.adapter.state import (
     all_or_nothing,
-    make_final,
+    attach_all,
+    make_permanent,
     pruning_hooks,
     restore_dense,
-    write_masks,
 )
 from gprune.masks import keep_all
 from gprune.methods import lowest_unstructured
-from gprune.prune import global_unstructured
-from gprune.select.counts import one_of
+from gprune.select.counts import amount_or_sparsity
 from gprune.trees import Where, prunable
 
 M = TypeVar("M", bound=nn.Module)
@@ -55,26 +55,26 @@ def prune_(
     has not changed.
 
     Args:
-        module: The module to prune.
-        scores: Scores by parameter name, with the keys and shapes of `params_of(module)`; larger =
+        module: the module to prune.
+        scores: scores by parameter name, with the keys and shapes of `params_of(module)`; larger =
             more important. Scores of parameters that are not prunable may be `None`. By default
             the parameters are ranked by magnitude, at their current dense values.
-        amount: How many more entries to prune (int), or the fraction of those that are not pruned
+        amount: how many more entries to prune (int), or the fraction of those that are not pruned
             yet (float, 0 to 1).
-        sparsity: The fraction of all prunable entries that is pruned after the call, 0 to 1.
+        sparsity: the fraction of all prunable entries that is pruned after the call, 0 to 1.
             Exactly one of `amount` and `sparsity` must be given.
-        where: Which parameters to prune, as in `gprune.prunable`. The others are not
-            changed and not counted.
-        method: An unstructured pruning method of gprune, or a `functools.partial` of one:
+        where: which parameters to prune, as in `gprune.prunable`. The others are not changed and
+            not counted.
+        method: an unstructured pruning method of gprune, or a `functools.partial` of one:
             `partial(gprune.random_unstructured, seed=0)`.
 
     Returns:
         The same module.
 
     Raises:
-        TypeError: Both or neither of `amount` and `sparsity` are given, or an argument is of the
+        TypeError: if both or neither of `amount` and `sparsity` are given, or an argument is of the
             wrong type.
-        ValueError: A number is out of range, nothing is prunable, or the scores do not fit.
+        ValueError: if a number is out of range, nothing is prunable, or the scores do not fit.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(10, 4), nn.ReLU(), nn.Linear(4, 1))
@@ -82,7 +82,7 @@ def prune_(
         >>> sum(int((mask == 0).sum()) for mask in net.buffers())
         22
     """
-    number, is_sparsity = one_of(amount, sparsity, "prune_")
+    number, is_sparsity = amount_or_sparsity(amount, sparsity, "prune_")
     keyword = "sparsity" if is_sparsity else "amount"
     weights = prunable(params_of(module), where)
     if all(weight is None for weight in weights.values()):
@@ -92,11 +92,10 @@ def prune_(
     if scores is not None and not isinstance(scores, Mapping):
         got = type(scores).__name__
         raise TypeError(f"scores must map parameter names to tensors, got {got}")
-    priors = prior_masks(module, where)
-    masks = global_unstructured(
+    masks = prune.global_unstructured(
         weights,
         None if scores is None else dict(scores),
-        masks={name: None if w is None else priors[name] for name, w in weights.items()},
+        masks=prior_masks(module, where),
         pruning_method=method,
         **{keyword: number},
     )
@@ -110,8 +109,8 @@ def attach_masks_(module: M, masks: Mapping[str, Tensor | None]) -> M:
     may be given under any of its names, and is masked under all of them.
 
     Args:
-        module: The module to change.
-        masks: Masks (bool, `True` = keep, the parameter's shape) by the names that
+        module: the module to change.
+        masks: masks (bool, `True` = keep, the parameter's shape) by the names that
             `named_parameters()` of the plain module gives: `fc.weight`, never `fc.weight_orig`.
             Parameters that are absent or have the mask `None` are left alone.
 
@@ -119,8 +118,8 @@ def attach_masks_(module: M, masks: Mapping[str, Tensor | None]) -> M:
         The same module.
 
     Raises:
-        TypeError: `masks` is not a mapping, or a mask not a bool tensor.
-        ValueError: A name is unknown or a shape does not fit. The module has not changed then.
+        TypeError: if `masks` is not a mapping, or a mask is not a bool tensor.
+        ValueError: if a name is unknown or a shape does not fit. The module has not changed then.
 
     Example:
         >>> net = attach_masks_(nn.Linear(2, 1), {"weight": torch.tensor([[True, False]])})
@@ -138,7 +137,7 @@ def attach_masks_(module: M, masks: Mapping[str, Tensor | None]) -> M:
     for path, mask in masks.items():
         if mask is not None:
             _intersect(keep, by_path[path], mask.detach().to(by_path[path].device))
-    write_masks(
+    attach_all(
         {(site.owner, site.name): keep[id(site.dense)] for site in sites if id(site.dense) in keep}
     )
     return module
@@ -151,7 +150,7 @@ def detach_masks_(module: M) -> M:
     hooks are removed. The parameter becomes the last one of its module, as with torch's `remove`.
 
     Args:
-        module: The module to change.
+        module: the module to change.
 
     Returns:
         The same module.
@@ -169,10 +168,10 @@ def detach_masks_(module: M) -> M:
 
 
 def make_permanent_(module: M) -> M:
-    """Replace every pruned weight of a module by its masked value for good, by torch's `remove`.
+    """Write the zeros of every mask into the weights, and remove the masks, with torch's `remove`.
 
     Args:
-        module: The module to change.
+        module: the module to change.
 
     Returns:
         The same module.
@@ -185,31 +184,35 @@ def make_permanent_(module: M) -> M:
     with all_or_nothing(module.modules()):
         for owner in module.modules():
             for name in pruning_hooks(owner):
-                make_final(owner, name)
+                make_permanent(owner, name)
     return module
 
 
 def prior_masks(module: nn.Module, where: Where = None) -> dict[str, Tensor | None]:
-    """Return masks to prune a module further with: `masks=` of `gprune.global_unstructured`.
+    """Return the masks with which a module is pruned further: `masks=` of `global_unstructured`.
+
+    Use them in `gprune.global_unstructured` or `gprune.layerwise` with `params_of(module)` or with
+    `gprune.prunable(params_of(module), where)`.
 
     Args:
-        module: The module to read, pruned or not.
-        where: Which parameters are prunable, as in `gprune.prunable`.
+        module: the module to read, pruned or not.
+        where: which parameters are prunable, as in `gprune.prunable`.
 
     Returns:
-        For each entry of `params_of(module)`: its mask if it is pruned; otherwise a mask that keeps
-        everything if it is prunable; otherwise `None`.
+        For each entry of `params_of(module)`: `None` if it is not prunable, its mask if it is
+        pruned, and otherwise a mask that keeps everything.
 
     Raises:
-        TypeError: `where` is no predicate, glob or list of globs.
+        TypeError: if `where` is no predicate, glob or list of globs.
 
     Example:
         >>> prior_masks(nn.Linear(2, 1))
         {'weight': tensor([[True, True]]), 'bias': None}
     """
-    unpruned = keep_all(prunable(params_of(module), where))
+    unpruned, pruned = keep_all(prunable(params_of(module), where)), masks_of(module)
     return {
-        name: unpruned[name] if mask is None else mask for name, mask in masks_of(module).items()
+        name: mask if mask is None or pruned[name] is None else pruned[name]
+        for name, mask in unpruned.items()
     }
 
 
@@ -217,7 +220,7 @@ def masks_of(module: nn.Module) -> dict[str, Tensor | None]:
     """Return the masks of a module, also those that torch has attached.
 
     Args:
-        module: The module to read.
+        module: the module to read.
 
     Returns:
         A mask (bool, `True` = keep) for each entry of `params_of(module)`, `None` if it is not
@@ -239,7 +242,7 @@ def params_of(module: nn.Module) -> dict[str, nn.Parameter]:
     """Return the dense parameters of a module under the names that the plain module gives them.
 
     Args:
-        module: The module to read, pruned or not.
+        module: the module to read, pruned or not.
 
     Returns:
         The `Parameter`s themselves, with `fc.weight_orig` under the name `fc.weight`. A tied one is

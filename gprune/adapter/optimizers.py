@@ -36,8 +36,8 @@ def project_(optimizer: Optimizer, module: nn.Module) -> RemovableHandle:
         The handle of the hook; `handle.remove()` removes it.
 
     Raises:
-        TypeError: `optimizer` is not an optimizer, or `module` is not a module.
-        ValueError: Nothing in the module is pruned.
+        TypeError: if `optimizer` is not an optimizer, or `module` is not a module.
+        ValueError: if nothing in the module is pruned.
 
     Example:
         >>> from gprune.adapter import attach_masks_, make_permanent_

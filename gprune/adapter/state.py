@@ -1,8 +1,8 @@
 """The state that torch keeps in a pruned module, and writing to several modules or to none.
 
-Only this file uses private names of torch, because there are no public ones. A hook's
-`_tensor_name` and a module's `_forward_pre_hooks` are the only record of which tensors are pruned.
-A container's `_pruning_methods` can be extended through public functions, but not restored.
+Most private names of torch that the adapter needs are used here, because there are no public ones.
+A hook's `_tensor_name` and a module's `_forward_pre_hooks` are the only record of which tensors are
+pruned. A container's `_pruning_methods` can be extended through public functions, but not restored.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,7 +13,7 @@ from typing import TypeAlias
 from torch import Tensor, nn
 from torch.nn.utils.prune import BasePruningMethod, PruningContainer, custom_from_mask, remove
 
-Pair: TypeAlias = tuple[nn.Module, str]
+ModuleAndName: TypeAlias = tuple[nn.Module, str]
 
 
 def pruning_hooks(module: nn.Module) -> dict[str, int]:
@@ -22,15 +22,18 @@ def pruning_hooks(module: nn.Module) -> dict[str, int]:
     return {hook._tensor_name: key for key, hook in hooks if isinstance(hook, BasePruningMethod)}
 
 
-def write_masks(masks: Mapping[Pair, Tensor]) -> None:
-    """Multiply a mask into each pair by torch's `custom_from_mask`; if one fails, write none."""
+def attach_all(masks: Mapping[ModuleAndName, Tensor]) -> None:
+    """Prune each (module, name) by its mask, or none of them if one fails.
+
+    torch's `custom_from_mask` does it. It multiplies the mask into the mask of an earlier pruning.
+    """
     with all_or_nothing(module for module, _ in masks):
         for (module, name), mask in masks.items():
             custom_from_mask(module, name, mask)  # type: ignore[no-untyped-call]  # torch's prune has no types
 
 
-def make_final(module: nn.Module, name: str) -> None:
-    """Replace a pruned tensor by its masked value for good, by torch's `remove`."""
+def make_permanent(module: nn.Module, name: str) -> None:
+    """Write the zeros of a mask into the weight, and remove the mask, with torch's `remove`."""
     remove(module, name)  # type: ignore[no-untyped-call]  # torch's prune has no types
 
 

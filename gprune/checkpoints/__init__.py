@@ -1,8 +1,9 @@
 """Checkpoints on disk: prune and report them without loading them into memory.
 
 Checkpoints are memory-mapped and may be larger than memory. What is held in memory is one block of
-weights, one mask, and the buffers of the search. One search finds the threshold. Then every file is
-copied, and the bytes of pruned entries become zero.
+weights, one mask, and the buffers of the search; the score `lamp` needs memory for a whole weight.
+One search finds the threshold of all weights, or one search for each weight finds its own. Then
+every file is copied, and the bytes of pruned entries become zero.
 
 `import gprune` imports nothing of this package. It needs safetensors, from the extra `cli`.
 

@@ -1,4 +1,4 @@
-"""Density: how many entries of the tensors of a checkpoint are zero."""
+"""Counting zeros: how many entries of each tensor of a checkpoint are zero."""
 
 from __future__ import annotations
 

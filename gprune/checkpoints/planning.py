@@ -45,7 +45,10 @@ class Plan(NamedTuple):
 
 
 def is_matrix(tensor: Tensor) -> bool:
-    """Return whether a tensor is a floating point matrix, which is pruned unless it is excluded."""
+    """Return whether `choose` chooses a tensor by default.
+
+    Such a tensor is not empty, has two or more dims, and is of bfloat16 to float64.
+    """
     return tensor.dtype in DTYPES and tensor.dim() >= 2 and tensor.numel() > 0
 
 
@@ -62,7 +65,7 @@ def choose(
         exclude: globs of names. Tensors that one of them matches are not chosen.
 
     Returns:
-        The chosen tensors, by name, in flat order.
+        The chosen tensors by name, sorted by name, which is the order of the flat indices.
 
     Raises:
         CheckpointError: if a glob matches no name, no tensor is chosen, or the checkpoint contains

@@ -165,7 +165,8 @@ def _read_shard(path: Path) -> tuple[Shard, dict[str, Tensor]]:
     for name, entry in entries.items():
         if not isinstance(entry, dict):  # safetensors accepts a list of the values too
             raise CheckpointError(
-                f"{path} describes {name!r} by a {type(entry).__name__}, must be an object"
+                f"{path}: the entry of {name!r} in the header must be an object, "
+                f"got a {type(entry).__name__}"
             )
     ordered = sorted(entries.items(), key=lambda entry: entry[1]["data_offsets"])
     spans = {

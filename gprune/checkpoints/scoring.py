@@ -1,7 +1,8 @@
 """Scoring: write the scores of mapped weights to a temporary file, and map that file.
 
-A score is a function of one weight that yields its scores as consecutive blocks, so that only one
-block is in memory at a time. The temporary file has no name, so it disappears with the process.
+A score function takes one weight and yields the scores of its entries as consecutive blocks, so
+that only one block is in memory at a time. The temporary file has no name, so it disappears with
+the process.
 
 `l2` needs memory for one block only. `lamp` sorts, and needs 53 bytes for each entry of the weight
 that it scores. Magnitudes are not written: the search computes them from the weights.

@@ -1,4 +1,4 @@
-"""State dicts saved by torch: map them read-only, for the report."""
+"""State dicts saved by torch: map them, for the report. The files are never changed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         path: a Hugging Face folder, a safetensors file, or a state dict saved by torch.
 
     Returns:
-        The tensors by name, mapped read-only.
+        The tensors by name, mapped. Do not write to them.
 
     Raises:
         CheckpointError: if it is none of these, or is missing, truncated or corrupt.

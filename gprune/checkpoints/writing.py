@@ -1,9 +1,9 @@
 """Writing: the pruned copy of a checkpoint. Only pruned entries change, and it is atomic.
 
 All bytes are copied, and those of pruned entries become zero. The copy is written to a temporary
-folder beside its final path, synced to disk, and then renamed. So readers see the old checkpoint or
-the new one, never a part. After an error the temporary folder is removed. After a kill it stays,
-with a name that begins with a dot.
+folder beside its final path, synced to disk, and then renamed. So readers never see a part of a
+checkpoint. After an error the temporary folder is removed. After a kill it stays, with a name that
+begins with a dot.
 
 A folder cannot be renamed over another one. Linux exchanges two folders atomically. Elsewhere two
 renames are needed, and between them the old folder is complete inside the temporary one.
@@ -86,6 +86,7 @@ def write(
 
     Raises:
         CheckpointError: if the copy must not be written to that path.
+        OSError: if the system fails. A note says so if the path has not changed.
     """
     check_output_path(checkpoint, out, force=force)
     rows: list[LeafSummary] = []
@@ -165,27 +166,36 @@ def _write_then_rename(out: Path, force: bool) -> Iterator[Path]:
 
     Raises:
         CheckpointError: if the final path has come to exist and may not be replaced.
+        OSError: if the system fails. A note says so if the final path has not changed.
     """
     out = out.absolute()
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
         fresh, replaced = Path(temporary, "fresh"), Path(temporary, "replaced")
-        yield fresh
-        for path in (fresh, *fresh.rglob("*")):
-            _sync(path)
-        if not force and os.path.lexists(out):
-            raise CheckpointError(f"{out} was created in the meantime, so it is not replaced")
-        if fresh.is_dir() and out.is_dir() and _exchange(fresh, out):
-            _sync(out.parent)
-            return
         try:
-            if out.is_dir():
-                out.rename(replaced)
-            fresh.replace(out)
-        except BaseException:
-            if os.path.lexists(replaced) and not os.path.lexists(out):
-                replaced.rename(out)
+            yield fresh
+            for path in (fresh, *fresh.rglob("*")):
+                _sync(path)
+            if not force and os.path.lexists(out):
+                raise CheckpointError(f"{out} was created in the meantime, so it is not replaced")
+            if not (fresh.is_dir() and out.is_dir() and _exchange(fresh, out)):
+                _rename(fresh, out, replaced)
+        except OSError as error:
+            if not os.path.lexists(replaced):
+                error.add_note(f"{out} has not changed")
             raise
     _sync(out.parent)
+
+
+def _rename(fresh: Path, out: Path, replaced: Path) -> None:
+    """Rename the new checkpoint to its final path; an old folder there is moved away before."""
+    try:
+        if out.is_dir():
+            out.rename(replaced)
+        fresh.replace(out)
+    except BaseException:
+        if os.path.lexists(replaced) and not os.path.lexists(out):
+            replaced.rename(out)
+        raise
 
 
 def _exchange(one: Path, other: Path) -> bool:

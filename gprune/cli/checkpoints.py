@@ -100,8 +100,8 @@ def _phase(bar: Progress, name: str, num_bytes: int) -> Callable[[int], None]:
 
 
 def _print_json(
-    zeros: str, summary: Summary, totals: dict[str, LeafSummary], options: dict[str, Any]
+    heading: str, summary: Summary, totals: dict[str, LeafSummary], options: dict[str, Any]
 ) -> None:
-    rows = [{"name": x.path, "shape": x.shape, **as_dict(zeros, x)} for x in summary.leaves]
-    sums = {name: as_dict(zeros, total) for name, total in totals.items()}
+    rows = [{"name": x.path, "shape": x.shape, **as_dict(heading, x)} for x in summary.leaves]
+    sums = {name: as_dict(heading, total) for name, total in totals.items()}
     print(json.dumps({**options, **sums, "tensors": rows}))

@@ -39,11 +39,11 @@ def progress_bar() -> Progress:
     )
 
 
-def table(zeros: str, summary: Summary, totals: Sequence[LeafSummary]) -> Table:
+def table(heading: str, summary: Summary, totals: Sequence[LeafSummary]) -> Table:
     """Build a table with a row per tensor, and the totals at its end.
 
     Args:
-        zeros: the heading of the column with the number of zeros.
+        heading: the heading of the column with the number of zeros.
         summary: the rows of the tensors.
         totals: the rows at the end.
 
@@ -52,8 +52,8 @@ def table(zeros: str, summary: Summary, totals: Sequence[LeafSummary]) -> Table:
     """
     drawn = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     drawn.add_column("tensor", overflow="fold")
-    for heading in ("shape", "entries", zeros, "density"):
-        drawn.add_column(heading, justify="right", no_wrap=True)
+    for column in ("shape", "entries", heading, "density"):
+        drawn.add_column(column, justify="right", no_wrap=True)
     for leaf in summary.leaves:
         drawn.add_row(*_cells(leaf, "x".join(map(str, leaf.shape)) or "scalar"))
     drawn.add_section()
@@ -62,9 +62,9 @@ def table(zeros: str, summary: Summary, totals: Sequence[LeafSummary]) -> Table:
     return drawn
 
 
-def as_dict(zeros: str, leaf: LeafSummary) -> dict[str, Any]:
-    """Return the numbers of a row for JSON."""
-    return {"entries": leaf.entries, zeros: leaf.pruned, "density": leaf.density}
+def as_dict(heading: str, leaf: LeafSummary) -> dict[str, Any]:
+    """Return the numbers of a row for JSON; `heading` is the name of the number of zeros."""
+    return {"entries": leaf.entries, heading: leaf.pruned, "density": leaf.density}
 
 
 def as_number(text: str) -> float:
@@ -96,6 +96,8 @@ def printable(text: str) -> str:
 def one_line_errors() -> Iterator[None]:
     """Print an error as one line and exit: with 2 for bad input, with 1 if the system fails.
 
+    The line has the notes of the error too.
+
     Yields:
         Nothing.
 
@@ -108,7 +110,7 @@ def one_line_errors() -> Iterator[None]:
     except ValueError as error:
         code, reason = 2, str(error)
     except OSError as error:
-        code, reason = 1, f"{error}; the output path has not changed"
+        code, reason = 1, "; ".join([str(error), *getattr(error, "__notes__", [])])
     print(f"gprune: {printable(reason)}", file=sys.stderr)
     raise typer.Exit(code)
 

@@ -20,14 +20,14 @@ def _select(
     leaves: Leaves, *, per_leaf: bool, shape: Any, amount: Any = None, sparsity: Any = None
 ) -> list[Tensor]:
     _check_block(shape)
-    require_unsharded(leaves.ranked, "blocks")
+    require_unsharded(leaves.ranked_by, "blocks")
     sizes = [_block_sizes(i, param, shape) for i, param in enumerate(leaves.params)]
     absolute = leaves.scores is None
-    pairs = zip(leaves.ranked, sizes, strict=True)
+    pairs = zip(leaves.ranked_by, sizes, strict=True)
     means = [_block_means(scores, size, absolute) for scores, size in pairs]
     # leaves.masks is empty if there are no prior masks
     alive = [_tiles(mask, size).any(-1) for mask, size in zip(leaves.masks, sizes, strict=False)]
-    ranked = leaves._replace(scores=means, ranked=means, masks=alive)
+    ranked = leaves._replace(scores=means, ranked_by=means, masks=alive)
     kept = select_lowest(ranked, amount, sparsity, per_leaf=per_leaf, method="blocks")
     masks = [
         _entry_mask(blocks, size, param.shape)

@@ -122,7 +122,7 @@ def one_dim(dim: Any, shape: tuple[int, ...]) -> int:
 
 
 def single_entry_problem(shape: tuple[int, ...], dims: list[int]) -> str | None:
-    """Return an error if every group along some dims is a single entry, or `None`.
+    """Return what is wrong if every group along some dims is a single entry, or else `None`.
 
     In such a group there is nothing to rank: `amount=0.5` of one entry prunes none. It is the sign
     of a wrong dim, such as the last dim of a 1x1 convolution.
@@ -147,7 +147,8 @@ def _ascending(dims: Any, shape: tuple[int, ...]) -> list[int]:
     given = list(dims) if isinstance(dims, tuple | list) else [dims]
     if not given or any(isinstance(d, bool) or not isinstance(d, int) for d in given):
         raise TypeError(
-            f"dim must be an int, a tuple of ints or a function (path, leaf) of these, got {dims!r}"
+            "dim must be an int, a tuple of ints, or a function (path, leaf) that returns one of "
+            f"these, got {dims!r}"
         )
     if any(not -len(shape) <= d < len(shape) for d in given):
         raise ValueError(f"dim is {dims!r} for a leaf of shape {tuple(shape)}")

@@ -1,7 +1,7 @@
 """Prune the lowest scores: of all leaves, of each leaf alone, or of each group within a leaf.
 
 `select_lowest` ranks single entries, or one score for each channel or block. `select_rows` ranks
-the entries of every row of a matrix, for `n_of_m`.
+the entries of every row of a matrix, for `dim=` and for `n_of_m`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from gprune.inputs import LeafError, Leaves
 from gprune.methods.dims import dims_per_leaf, single_entry_problem
 from gprune.select import operators
-from gprune.select.counts import as_scalar, one_of
+from gprune.select.counts import amount_or_sparsity, as_scalar
 from gprune.sharding import describe_call, load_dtensor_rules, require_unsharded
 from gprune.trees import is_single_leaf
 
@@ -33,14 +33,14 @@ def select_lowest(
     """Return the masks that prune the lowest scores.
 
     Args:
-        leaves: the leaves, ranked by `leaves.ranked`.
+        leaves: the leaves, ranked by `leaves.ranked_by`.
         amount: a number; if `per_leaf`, a list with one per leaf; or `None`.
         sparsity: the same. Exactly one of the two is given.
         dim: the dims of the groups within which entries are ranked; `None` for no groups.
         per_leaf: whether each leaf is ranked alone.
         method: the public method to name in an error.
         absolute: whether to rank by absolute value, also if there are scores.
-        seed: if given, the ranking is by random draws instead of `leaves.ranked`.
+        seed: if given, the ranking is by random draws instead of `leaves.ranked_by`.
 
     Returns:
         The masks, one per leaf.
@@ -50,7 +50,7 @@ def select_lowest(
         ValueError: if `dim` is given for a global ranking, or with DTensors.
         LeafError: if a number or a dim does not fit one leaf.
     """
-    number, is_sparsity = one_of(amount, sparsity, method)
+    number, is_sparsity = amount_or_sparsity(amount, sparsity, method)
     name = "sparsity" if is_sparsity else "amount"
     if not per_leaf and not is_single_leaf(number):
         raise TypeError(
@@ -62,7 +62,7 @@ def select_lowest(
         amounts = [as_scalar(numbers[0], name)] * len(numbers)
     else:
         amounts = [as_scalar(one, name) for one in numbers]
-    scores = leaves.ranked
+    scores = leaves.ranked_by
     absolute = absolute or (leaves.scores is None and seed is None)
     if dim is None:
         call = describe_call(method, scores, lambda: leaves.names(""))
@@ -75,7 +75,7 @@ def select_lowest(
         raise ValueError(
             "dim ranks within groups of a leaf, which global_unstructured cannot do; use layerwise"
         )
-    require_unsharded(scores, "dim")
+    require_unsharded(scores, f"{method} with dim=")
     if seed is not None:  # draws depend on the flat index in the leaf, not on the groups
         scores = operators.random_scores(scores, seed, "")
     masks = []

@@ -16,24 +16,26 @@ from typing import Any, Generic, ParamSpec
 import torch
 from torch import Tensor
 
-from gprune.inputs import SCORE_DTYPES, LeafError, Leaves, align
+from gprune.inputs import RANKABLE_DTYPES, LeafError, Leaves, align
 from gprune.sharding import require_unsharded
 
 P = ParamSpec("P")
 
 PRUNING_TYPES = ("unstructured", "structured", "semi_structured")
 
-PER_LEAF = ("amount", "sparsity")
+NUMBER_ARGUMENTS = ("amount", "sparsity")
 """The arguments of methods that `layerwise` takes as trees, with one number per leaf."""
 
 
 class PruningMethod(Generic[P]):
-    """A function that prunes one parameter, with its type and its way to select over many leaves.
+    """A function that prunes one parameter, its type, and a function that prunes many leaves.
 
-    `pruning_method` makes those of users, and `built_in` those of gprune. Calling it calls the
-    function. It is immutable, and pickled by its name as a function is.
+    `pruning_method` makes the methods of users, and `built_in` makes those of gprune. Calling a
+    method calls the function. A method is immutable, and it is pickled by its name, as a function
+    is.
 
     Attributes:
+        function: the function that prunes one parameter.
         PRUNING_TYPE: `"unstructured"`, `"structured"` or `"semi_structured"`.
         select: `select(leaves, per_leaf=..., **kwargs)`, which returns one mask per ranked leaf of
             `gprune.inputs.Leaves`. If `per_leaf` is true, each leaf is ranked alone, and `amount`
@@ -43,15 +45,29 @@ class PruningMethod(Generic[P]):
 
     __name__: str
     __qualname__: str
+    function: Callable[P, Tensor]
+    PRUNING_TYPE: str
+    select: Callable[..., list[Tensor]]
 
     def __init__(
         self, function: Callable[P, Tensor], kind: str, select: Callable[..., list[Tensor]]
     ) -> None:
-        self.__name__ = self.__qualname__ = type(function).__name__  # for callables without a name
-        functools.update_wrapper(self, function)
-        self.function = function
-        self.PRUNING_TYPE = kind
-        self.select = select
+        name = type(function).__name__  # for callables without a name
+        made = {"__name__": name, "__qualname__": name, **getattr(function, "__dict__", {})}
+        for attribute in functools.WRAPPER_ASSIGNMENTS:  # as functools.update_wrapper, which sets
+            if hasattr(function, attribute):
+                made[attribute] = getattr(function, attribute)
+        made |= {"__wrapped__": function, "function": function}
+        vars(self).update(made, PRUNING_TYPE=kind, select=select)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(
+            f"{self.__name__} is immutable, so {name} cannot be set; "
+            "make another method with pruning_method()"
+        )
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"{self.__name__} is immutable, so {name} cannot be deleted")
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Tensor:
         """Call the function."""
@@ -78,7 +94,8 @@ def pruning_method(kind: str) -> Callable[[Callable[P, Tensor]], PruningMethod[P
             `"semi_structured"`, which `layerwise` takes and `global_unstructured` refuses.
 
     Returns:
-        A decorator. The `PruningMethod` that it makes calls the function when it is called.
+        A decorator. It turns the function into a `PruningMethod`, which can still be called as
+        before.
 
     Raises:
         ValueError: if `kind` is none of these.
@@ -93,7 +110,8 @@ def pruning_method(kind: str) -> Callable[[Callable[P, Tensor]], PruningMethod[P
         tensor([ True, False])
     """
     if kind not in PRUNING_TYPES:
-        raise ValueError(f"a pruning method is one of {', '.join(PRUNING_TYPES)}, got {kind!r}")
+        kinds = ", ".join(PRUNING_TYPES)
+        raise ValueError(f"pruning_method() takes one of {kinds} as its kind, got {kind!r}")
 
     def decorate(function: Callable[P, Tensor]) -> PruningMethod[P]:
         def select(leaves: Leaves, *, per_leaf: bool, **kwargs: Any) -> list[Tensor]:
@@ -149,7 +167,7 @@ def select_on_one_leaf(
             raise TypeError(f"{name} must be a tensor, got {type(given).__name__}")
     leaves = align(param, scores, mask, names=("param", "scores", "mask"))
     arguments = {
-        name: [value] if name in PER_LEAF and value is not None else value
+        name: [value] if name in NUMBER_ARGUMENTS and value is not None else value
         for name, value in kwargs.items()
     }
     try:
@@ -221,7 +239,7 @@ def call_per_leaf(
     for i, (param, prior) in enumerate(zip(leaves.params, _prior_masks(leaves), strict=True)):
         scores = None if leaves.scores is None else leaves.scores[i]
         arguments = {
-            key: value[i] if key in PER_LEAF and value is not None else value
+            key: value[i] if key in NUMBER_ARGUMENTS and value is not None else value
             for key, value in kwargs.items()
         }
         masks.append(_call(function, name, param, scores, prior, arguments))
@@ -268,11 +286,11 @@ def _concatenate(leaves: list[Tensor], name: str) -> Tensor:
     """Concatenate leaves of any shapes; mixed dtypes are cast to one that holds them exactly."""
     dtypes = {leaf.dtype for leaf in leaves}
     if len(dtypes) > 1:
-        if not dtypes <= SCORE_DTYPES.keys():
+        if not dtypes <= RANKABLE_DTYPES.keys():
             names = ", ".join(sorted(map(str, dtypes)))
             raise TypeError(
                 f"{name} needs leaves of one dtype, or of dtypes that gprune can rank, got {names}"
             )
-        exact = functools.reduce(torch.promote_types, (SCORE_DTYPES[dtype] for dtype in dtypes))
+        exact = functools.reduce(torch.promote_types, (RANKABLE_DTYPES[dtype] for dtype in dtypes))
         leaves = [leaf.to(exact) for leaf in leaves]
     return torch.cat([leaf.reshape(-1) for leaf in leaves])

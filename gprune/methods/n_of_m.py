@@ -20,11 +20,11 @@ from gprune.trees import Tree, dotted_paths, flatten, leaf_names
 
 def _select(leaves: Leaves, *, per_leaf: bool, n: Any, m: Any, dim: Any = None) -> list[Tensor]:
     _check_pattern(n, m)
-    require_unsharded(leaves.ranked, "n_of_m")
+    require_unsharded(leaves.ranked_by, "n_of_m")
     dim = _default_dim if dim is None else dim
     masks = []
     for i, given in enumerate(value_per_leaf(dim, leaves.paths, leaves.params)):
-        scores = leaves.ranked[i]
+        scores = leaves.ranked_by[i]
         try:
             along = _group_dim(given, scores.shape, m)
         except (TypeError, ValueError) as error:
@@ -51,11 +51,11 @@ def n_of_m(
 ) -> Tensor:
     """Keep the n highest of every m consecutive entries along a dim.
 
-    A group keeps min(n, candidates) entries: exactly n, unless the prior mask left it fewer. If the
-    size of the dim is not a multiple of m, the last group is shorter. It keeps its n highest too,
-    or all of its entries if it has no more than n. A dim that is shorter than m is one such group.
-    Padded with zeros to a multiple of m, the pruned tensor has the pattern everywhere. Among equal
-    scores the lowest index is pruned first; NaN is pruned last.
+    A group keeps n entries, or fewer if the prior mask has left fewer. If the size of the dim is
+    not a multiple of m, the last group is shorter. It keeps its n highest too, or all of its
+    entries if it has no more than n. A dim that is shorter than m is one such group. So the pruned
+    tensor, padded with zeros to a multiple of m, has the pattern in every group. Among equal scores
+    the lowest index is pruned first; NaN is pruned last.
 
     Args:
         param: a tensor with at least one dimension.

@@ -26,16 +26,16 @@ def _select_ln(
     leaves: Leaves, *, per_leaf: bool, n: Any, dim: Any, amount: Any = None, sparsity: Any = None
 ) -> list[Tensor]:
     order = _check_order(n)
-    _check_channels(leaves, dim)
-    for i, scores in enumerate(leaves.ranked if order == "nuc" else []):
+    _check_channels(leaves, dim, "ln_structured")
+    for i, scores in enumerate(leaves.ranked_by if order == "nuc" else []):
         if scores.dim() != 3:
             message = (
                 f"the nuclear norm is the norm of a matrix: scores must have three dimensions, "
                 f"got {tuple(scores.shape)}"
             )
             raise LeafError(i, "params", message)
-    norms = [_norms(scores, order, dim % scores.dim()) for scores in leaves.ranked]
-    channels = leaves._replace(scores=norms, ranked=norms, masks=_alive(leaves, dim))
+    norms = [_norms(scores, order, dim % scores.dim()) for scores in leaves.ranked_by]
+    channels = leaves._replace(scores=norms, ranked_by=norms, masks=_alive(leaves, dim))
     kept = select_lowest(channels, amount, sparsity, per_leaf=per_leaf, method="ln_structured")
     return _entry_masks(kept, leaves, dim)
 
@@ -56,7 +56,8 @@ def ln_structured(
     The norm of channel c is ‖scores[..., c, ...]‖ₙ over all of its entries, also over those that
     the prior mask has pruned. (torch sets those to zero first; use `apply_masks` to do the same.)
     The norm is computed in float64 for dtypes other than float32 and float64. Among equal norms the
-    lowest index is pruned first; a channel with a NaN is pruned last.
+    lowest index is pruned first. A channel with a NaN is pruned last, except with n = 0, for which
+    a NaN is an entry that is not zero. The nuclear norm of a channel with infinity is NaN too.
 
     Args:
         param: a tensor with at least two dimensions.
@@ -102,9 +103,9 @@ def _select_random(
     amount: Any = None,
     sparsity: Any = None,
 ) -> list[Tensor]:
-    _check_channels(leaves, dim)
-    vectors = [scores.new_empty(scores.shape[dim]) for scores in leaves.ranked]
-    channels = leaves._replace(scores=vectors, ranked=vectors, masks=_alive(leaves, dim))
+    _check_channels(leaves, dim, "random_structured")
+    vectors = [scores.new_empty(scores.shape[dim]) for scores in leaves.ranked_by]
+    channels = leaves._replace(scores=vectors, ranked_by=vectors, masks=_alive(leaves, dim))
     kept = select_lowest(
         channels,
         amount,
@@ -130,7 +131,8 @@ def random_structured(
     """Prune channels at random.
 
     Args:
-        param: a tensor with at least two dimensions; only its shape and its device matter.
+        param: a tensor with at least two dimensions, of a dtype that can be ranked; its values do
+            not matter.
         scores: checked, but not used.
         mask: prior bool mask of that shape; what it has pruned stays pruned, and a channel with no
             entry left is no candidate.
@@ -157,11 +159,11 @@ def random_structured(
     )
 
 
-def _check_channels(leaves: Leaves, dim: Any) -> None:
+def _check_channels(leaves: Leaves, dim: Any, method: str) -> None:
     """Raise an error for leaves without channels along `dim`."""
     if isinstance(dim, bool) or not isinstance(dim, int):
         raise TypeError(f"dim must be an int, got {dim!r}")
-    require_unsharded(leaves.ranked, "a structured method")
+    require_unsharded(leaves.ranked_by, method)
     for i, param in enumerate(leaves.params):
         shape = tuple(param.shape)
         if param.dim() < 2:

@@ -34,8 +34,8 @@ def lowest_unstructured(
 ) -> Tensor:
     """Prune the entries with the lowest scores, sign included.
 
-    Exactly k candidates are pruned: among equal scores those with the lowest flat indices go
-    first. NaN ranks above everything.
+    Exactly as many candidates are pruned as the amount or the sparsity asks for. Among equal scores
+    those with the lowest flat indices go first. NaN ranks above everything.
 
     Args:
         param: a tensor of any shape.
@@ -44,8 +44,8 @@ def lowest_unstructured(
         mask: prior bool mask of that shape; what it has pruned stays pruned.
         amount: how many more to prune (int), or the fraction of the candidates (float, 0 to 1).
         sparsity: the fraction of all entries that is pruned after the call, 0 to 1.
-        dim: rank within groups instead of over all entries. A group runs along these dims, and
-            every group is pruned by the amount: with `dim=-1` each row is a group. An int, a tuple,
+        dim: rank within groups instead of over all entries. A group runs along these dims, and the
+            amount applies to every group: with `dim=-1` each row is a group. It is an int, a tuple,
             or a function `(path, leaf)` that returns one, such as `gprune.input_dims`; the path is
             `""` in a direct call. By default there are no groups.
 
@@ -103,8 +103,8 @@ def l1_unstructured(
         mask: prior bool mask of that shape; what it has pruned stays pruned.
         amount: how many more to prune (int), or the fraction of the candidates (float, 0 to 1).
         sparsity: the fraction of all entries that is pruned after the call, 0 to 1.
-        dim: rank within groups instead of over all entries. A group runs along these dims, and
-            every group is pruned by the amount: with `dim=-1` each row is a group. An int, a tuple,
+        dim: rank within groups instead of over all entries. A group runs along these dims, and the
+            amount applies to every group: with `dim=-1` each row is a group. It is an int, a tuple,
             or a function `(path, leaf)` that returns one, such as `gprune.input_dims`; the path is
             `""` in a direct call. By default there are no groups.
 
@@ -155,17 +155,20 @@ def random_unstructured(
     sparsity: float | Tensor | None = None,
     dim: int | tuple[int, ...] | DimFunction | None = None,
 ) -> Tensor:
-    """Prune entries at random: those with the lowest `gprune.scores.random`, which is not stored.
+    """Prune entries at random, without storing random scores.
+
+    The entries that are pruned have the lowest `gprune.scores.random` of a tree of the ranked
+    leaves, with the same seed.
 
     Args:
-        param: a tensor of any shape; only its shape and its device matter.
+        param: a tensor of any shape, of a dtype that can be ranked; its values do not matter.
         scores: checked, but not used.
         mask: prior bool mask of that shape; what it has pruned stays pruned.
         seed: a 64-bit int or a 0-dim integer tensor; the same seed gives the same mask.
         amount: how many more to prune (int), or the fraction of the candidates (float, 0 to 1).
         sparsity: the fraction of all entries that is pruned after the call, 0 to 1.
-        dim: rank within groups instead of over all entries. A group runs along these dims, and
-            every group is pruned by the amount: with `dim=-1` each row is a group. An int, a tuple,
+        dim: rank within groups instead of over all entries. A group runs along these dims, and the
+            amount applies to every group: with `dim=-1` each row is a group. It is an int, a tuple,
             or a function `(path, leaf)` that returns one, such as `gprune.input_dims`; the path is
             `""` in a direct call. By default there are no groups.
 
@@ -186,7 +189,7 @@ def random_unstructured(
 
 
 def _select_nothing(leaves: Leaves, *, per_leaf: bool) -> list[Tensor]:
-    if is_sharded(leaves.ranked):  # so that the ranks check each other, as in any method
+    if is_sharded(leaves.ranked_by):  # so that the ranks check each other, as in any method
         return select_lowest(leaves, 0, None, per_leaf=False, method="identity")
     if leaves.masks:
         return [mask.clone(memory_format=torch.contiguous_format) for mask in leaves.masks]

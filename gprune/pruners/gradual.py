@@ -8,9 +8,9 @@ k weights with the lowest scores are pruned,
 where s is the schedule and n the number of prunable entries. What is pruned stays pruned.
 
 With `gprune.straight_through` in the loss, pruned weights keep training, and you may want to choose
-among all weights anew at each due step. For that, pass a `prune` of your own. At steps that are not
-due it is called with the sparsity 0, and should return the prior masks. At other steps it should
-ignore them and start from `keep_all`.
+among all weights anew at each due step. For that, pass a `prune` of your own. If the sparsity that
+it gets is 0, the step is not due, or nothing is to be pruned: return the prior masks. Otherwise
+ignore the prior masks, and prune from `keep_all`.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ def update(
     weights = prunable_params(params, state.masks, "state.masks")
     scores = score_fn(params, grads) if scores is None else scores
     target = allocation(weights, sparsity=schedule(state.step))
-    sparsity = zero_unless(is_due(due, state.step), target)  # a sparsity of 0 prunes nothing more
+    name = "the sparsity that schedule and allocation give"
+    sparsity = zero_unless(is_due(due, state.step), target, name)  # 0 prunes nothing more
     masks = prune(weights, scores, masks=state.masks, sparsity=sparsity)
     return apply_masks(params, masks), GradualState(masks, state.step + 1)
 

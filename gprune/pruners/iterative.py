@@ -70,7 +70,8 @@ def update(
     weights = prunable_params(params, state.masks, "state.masks")
     scores = score_fn(params, grads) if scores is None else scores
     ends_round = is_due(due, state.step)
-    masks = prune(weights, scores, masks=state.masks, amount=zero_unless(ends_round, amount))
+    amount_now = zero_unless(ends_round, amount, "amount")
+    masks = prune(weights, scores, masks=state.masks, amount=amount_now)
     is_rewind_step = state.step + 1 == rewind_to
     rewind_params = _choose(is_rewind_step, _detached(params), state.rewind_params)
     params = _choose(ends_round, rewind_params, params)

@@ -18,8 +18,8 @@ from gprune.trees import (
     Where,
     flatten,
     leaf_names,
+    leaves_like,
     map_leaves,
-    match,
     prunable,
     unflatten,
 )
@@ -50,8 +50,8 @@ class Pruner(NamedTuple, Generic[State]):
     """A pair of pure functions.
 
     Attributes:
-        init: `init(params) -> state`. The state is a named tuple of tensors. You may replace its
-            masks: `state._replace(masks=masks)`.
+        init: `init(params) -> state`. The state is a named tuple of tensors and trees of tensors.
+            You may replace its masks: `state._replace(masks=masks)`.
         update: `update(params, state, grads=None, scores=None) -> (params, state)`. It returns the
             parameters with the masks applied. `scores` replace those of the pruner's `score_fn`.
 
@@ -104,7 +104,7 @@ def random_masks(
 def bind_random_masks(
     sparsity: float | Tensor, seed: int | Tensor, allocation: Allocation, where: Where
 ) -> Callable[[Tree], Tree]:
-    """Check the arguments of `random_masks` and bind them: `params -> masks`.
+    """Check the arguments of `random_masks`, and return it as a function of the parameters alone.
 
     Args:
         sparsity: the fraction of all prunable entries that is pruned, 0 to 1.
@@ -160,10 +160,23 @@ def is_due(due: Due, step: Tensor) -> Tensor:
     return answer
 
 
-def zero_unless(due: Tensor, numbers: Tree) -> Tree:
-    """Return a number, or a tree of numbers, unchanged if the step is due and 0 otherwise."""
+def zero_unless(step_is_due: Tensor, numbers: Tree, name: str) -> Tree:
+    """Return a number, or a tree of numbers, as tensors: unchanged if the step is due, else 0.
+
+    Args:
+        step_is_due: 0-dim bool tensor.
+        numbers: a number or a tree of numbers, `None` where a leaf is not prunable.
+        name: what errors call a number.
+
+    Returns:
+        0-dim tensors, of that structure.
+
+    Raises:
+        TypeError: if one of them is not a number.
+        ValueError: if one of them is a tensor with dimensions.
+    """
     return map_leaves(
-        lambda number: None if number is None else as_scalar(number, "the schedule") * due, numbers
+        lambda number: None if number is None else as_scalar(number, name) * step_is_due, numbers
     )
 
 
@@ -182,7 +195,7 @@ def gradients_of(weights: Tree, grads: Tree) -> Tree:
         ValueError: if the structure, a shape or a device differs.
     """
     leaves, treedef = flatten(weights)
-    found = match(grads, treedef, "grads")
+    found = leaves_like(grads, treedef, "grads")
     names = leaf_names(treedef, "grads")
     rows = [
         (name, leaf, grad)

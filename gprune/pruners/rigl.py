@@ -1,10 +1,10 @@
 """RigL: drop the smallest weights, grow those with the largest gradients.
 
 Evci et al., 2020, "Rigging the lottery: making all tickets winners", arXiv:1911.11134, algorithm 1.
-At a due step t, a leaf with n weights
+At a due step t, a leaf that keeps n of its entries, which are its weights,
 
-1. drops its k weights with the lowest scores, k = round(f(t) n),
-2. grows, among all entries but the survivors, the k with the largest |gradient|.
+1. drops the k weights with the lowest scores, k = round(f(t) n); the others are the survivors,
+2. grows k of the entries that are not survivors, those with the largest |gradient|.
 
 By this rule of the paper, a weight that was just dropped may be grown again. It keeps its value.
 """
@@ -72,12 +72,12 @@ def update(
         raise TypeError("rigl grows by gradients: update(params, state, grads), got None for grads")
     weights = prunable_params(params, state.masks, "state.masks")
     scores = score_fn(params, grads) if scores is None else scores
-    fraction_now = zero_unless(is_due(due, state.step), fraction(state.step))
+    fraction_now = zero_unless(is_due(due, state.step), fraction(state.step), "fraction(step)")
     k = round_fraction(count_kept(state.masks), fraction_now)
 
     survivors = layerwise(weights, scores, masks=state.masks, amount=k)
 
-    # The free entries with the largest |gradient| are grown. In other words: k entries are pruned
+    # The free entries with the largest |gradient| are grown. They are selected by pruning k entries
     # from the mask of free entries, those with the lowest -|gradient| first.
     free = map_leaves(lambda mask: None if mask is None else ~mask, survivors)
     growth_scores = map_leaves(
@@ -114,7 +114,7 @@ def rigl(
         fraction: f, the fraction of a leaf's weights that is exchanged, `step -> 0-dim float64
             tensor`; the paper's is `schedules.cosine(0.0, begin=0, end=..., initial=0.3)`.
         due: whether to exchange weights at a step, `step -> 0-dim bool tensor`: `schedules.every`.
-        seed: draws the first masks.
+        seed: the seed of the first, random masks.
         allocation: gives each leaf its sparsity.
         where: which leaves are prunable, as in `gprune.prunable`.
         score_fn: `(params, grads) -> scores`; the lowest are dropped. Magnitudes by default.

@@ -77,7 +77,7 @@ def update(
     """Drop the weights with the lowest scores and grow as many at random, if the step is due."""
     weights = prunable_params(params, state.masks, "state.masks")
     scores = score_fn(params, grads) if scores is None else scores
-    fraction_now = zero_unless(is_due(due, state.step), fraction(state.step))
+    fraction_now = zero_unless(is_due(due, state.step), fraction(state.step), "fraction(step)")
     num_kept = count_kept(state.masks)
     k = map_leaves(_limit_to_zeros, round_fraction(num_kept, fraction_now), num_kept, state.masks)
 
@@ -117,7 +117,7 @@ def sparse_evolution(
         fraction: ζ, the fraction of a leaf's weights that is exchanged, `step -> 0-dim float64
             tensor`: `schedules.constant(0.3)`.
         due: whether to exchange weights at a step, `step -> 0-dim bool tensor`: `schedules.every`.
-        seed: draws the first masks and the new weights.
+        seed: the seed of the first, random masks and of the new weights.
         allocation: gives each leaf its sparsity.
         where: which leaves are prunable, as in `gprune.prunable`.
         score_fn: `(params, grads) -> scores`; the lowest are dropped. Magnitudes by default.

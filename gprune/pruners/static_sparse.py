@@ -53,8 +53,8 @@ def static_sparse(
 
     Args:
         sparsity: the fraction of all prunable entries that is pruned, 0 to 1.
-        seed: draws the masks. To use other masks, say by `scores.snip`, replace them in the state:
-            `state._replace(masks=...)`.
+        seed: the seed of the random masks. To use other masks, say by `scores.snip`, replace them
+            in the state: `state._replace(masks=...)`.
         allocation: gives each leaf its sparsity.
         where: which leaves are prunable, as in `gprune.prunable`.
 

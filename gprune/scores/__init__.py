@@ -1,4 +1,7 @@
-"""Scores: functions from parameters to a tree of scores, detached. Larger = more important.
+"""Scores: functions from parameters to a tree of scores, and what they are computed from.
+
+Scores are detached. Larger = more important. `iterative_synflow` returns masks, because its paper
+scores and prunes in turn.
 
 Each file has the scores of one paper or one kind, with the equation. They differ in what they need:
 

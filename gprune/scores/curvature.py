@@ -32,8 +32,9 @@ def fisher(loss_fn: Callable[..., Tensor], params: Tree, *args: Any, chunk_size:
             as the parameters.
 
     Returns:
-        Detached diagonal of that structure, in float32 at least, in the unit of the squared loss
-        over that of the squared weight. For several batches, average it with `accumulate`.
+        Detached diagonal of that structure, in float32 at least. Its unit is the squared unit of
+        the loss divided by the squared unit of the weight. For several batches, average it with
+        `accumulate`.
 
     Raises:
         TypeError: if a leaf or the loss is not a floating point tensor.
@@ -159,7 +160,10 @@ def _count(examples: list[Any], treedef: TreeDef) -> int:
     names = leaf_names(treedef, "args")
     sizes = {n: tuple(x.shape[:1]) for n, x in zip(names, examples, strict=True) if x is not None}
     if len(set(sizes.values())) != 1 or not next(iter(sizes.values())):
-        raise ValueError(f"args must have one first dimension, of the examples, got {sizes}")
+        raise ValueError(
+            "all tensors in args must have the same first dimension, the number of examples, "
+            f"got {sizes}"
+        )
     num_examples: int = next(iter(sizes.values()))[0]
     if num_examples == 0:
         raise ValueError("args contain no examples: their first dimension is 0")

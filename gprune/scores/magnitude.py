@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gprune.inputs import SCORE_DTYPES
+from gprune.inputs import RANKABLE_DTYPES
 from gprune.trees import Tree, flatten, leaf_names, require_tensors, unflatten_like
 
 
@@ -37,7 +37,7 @@ def magnitude(params: Tree) -> Tree:
     unfit = [
         f"{name} has dtype {leaf.dtype}, whose magnitude cannot be ranked; cast it"
         for name, leaf in zip(leaf_names(treedef, "params"), leaves, strict=True)
-        if leaf is not None and leaf.dtype not in SCORE_DTYPES and not leaf.is_complex()
+        if leaf is not None and leaf.dtype not in RANKABLE_DTYPES and not leaf.is_complex()
     ]
     if unfit:
         raise TypeError("; ".join(unfit))

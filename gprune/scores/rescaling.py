@@ -41,7 +41,7 @@ def normalize_l2(scores: Tree) -> Tree:
 
 
 def lamp(params: Tree) -> Tree:
-    """Divide each square by the sum over all entries that are not smaller: θᵤ² / Σ_{v ≥ u} θᵥ².
+    """Divide each square by the sum of all squares that are not smaller: θᵤ² / Σ_{v ≥ u} θᵥ².
 
     u and v number the entries of a leaf in ascending order of magnitude, equal ones by flat index.
     So the largest entry of every leaf has the score 1, and no leaf is pruned completely before

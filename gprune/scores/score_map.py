@@ -17,7 +17,7 @@ from torch import Tensor
 from gprune.inputs import mismatch
 from gprune.select import operators
 from gprune.sharding import load_dtensor_rules, raise_on_all_ranks
-from gprune.trees import Tree, TreeDef, flatten, leaf_names, match, require_tensors, unflatten
+from gprune.trees import Tree, TreeDef, flatten, leaf_names, leaves_like, require_tensors, unflatten
 
 
 @raise_on_all_ranks
@@ -66,7 +66,7 @@ def floating_leaves(tree: Tree, name: str) -> tuple[list[Any], TreeDef]:
     if wrong:
         names = leaf_names(treedef, name)
         found = "; ".join(f"{names[i]} has dtype {leaves[i].dtype}" for i in wrong)
-        remedy = "cast it, or put None in its place and let the function close over it"
+        remedy = "cast it, or put None in its place; a loss function can close over the tensor"
         raise TypeError(f"{found}: only float16 to float64 can be scored; {remedy}")
     return leaves, treedef
 
@@ -106,15 +106,14 @@ def _matching_leaves(
     tree: Tree, name: str, first_leaves: list[Any], treedef: TreeDef, first_name: str
 ) -> list[Any]:
     """Flatten a tree that must match the first one in structure, shapes and devices."""
-    leaves = [
-        leaf if first is not None else None
-        for leaf, first in zip(match(tree, treedef, name, first_name), first_leaves, strict=True)
-    ]
+    given = leaves_like(tree, treedef, name, first_name)
+    pairs = zip(given, first_leaves, strict=True)
+    leaves = [leaf if first is not None else None for leaf, first in pairs]
     floating_leaves(unflatten(treedef, leaves), name)
     problems = [mismatch(leaf, first) for leaf, first in zip(leaves, first_leaves, strict=True)]
     if any(problems):
-        pairs = zip(leaf_names(treedef, name), problems, strict=True)
-        raise ValueError("; ".join(f"{path} {problem}" for path, problem in pairs if problem))
+        rows = zip(leaf_names(treedef, name), problems, strict=True)
+        raise ValueError("; ".join(f"{path} {problem}" for path, problem in rows if problem))
     return leaves
 
 

@@ -1,4 +1,4 @@
-"""SynFlow: the sum over all paths through each weight, without data."""
+"""SynFlow: score a weight by the sum of all paths through it, each the product of its weights."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from gprune.scores.losses import flatten_function
 from gprune.scores.score_map import floating_leaves, score_leaves, upcast, upcast_dtype
-from gprune.trees import Tree, leaf_names, map_leaves, match
+from gprune.trees import Tree, leaf_names, leaves_like, map_leaves
 
 LAYERS = (F.linear, F.conv1d, F.conv2d, F.conv3d)
 """The observed functions. Each is linear in its second argument, the weight."""
@@ -47,7 +47,7 @@ def wanda(params: Tree, input_norms: Tree) -> Tree:
         Sun et al., 2024, arXiv:2306.11695, eq. 1.
     """
     leaves, treedef = floating_leaves(params, "params")
-    norms = match(input_norms, treedef, "input_norms")
+    norms = leaves_like(input_norms, treedef, "input_norms")
     unseen = [i for i, leaf in enumerate(leaves) if leaf is not None and norms[i] is None]
     if unseen:
         names = leaf_names(treedef, "params")
@@ -140,9 +140,10 @@ def _squared_inputs(
 ) -> Tensor:
     """Sum the squared inputs of each weight: Σ X_j² = ∂/∂W_ij Σ layer(x², W)."""
     # The layer is linear in W, so this holds at every W, for every stride, padding and dilation.
-    # It is linear in x² too, so the examples are summed first, which torch does pairwise. Then the
-    # derivative adds millions of positions one by one, so it is computed in float64, which autocast
-    # does not change. All rows of a group have the same inputs, so one row is enough.
+    # It is linear in x² too, so the examples are summed first; torch sums them pairwise, which is
+    # exact enough in float32. The derivative then adds up to millions of positions one by one. So
+    # it is computed in float64, which autocast does not change. All rows of a group have the same
+    # inputs, so one row is enough.
     groups = x.shape[1 - len(shape)] // shape[1] if shape[1] else 1
     squares = upcast(x).square().unsqueeze(0)  # layers take a single example without a batch, too
     squares = squares.sum(tuple(range(squares.dim() + 1 - len(shape))))

@@ -12,11 +12,15 @@ import torch
 from torch import Tensor
 
 GAMMA = 0x9E37_79B9_7F4A_7C15
-FIRST, SECOND = 0xBF58_476D_1CE4_E5B9, 0x94D0_49BB_1331_11EB
+"""The increment of the counter of SplitMix64."""
+
+FIRST_MULTIPLIER, SECOND_MULTIPLIER = 0xBF58_476D_1CE4_E5B9, 0x94D0_49BB_1331_11EB
+"""The multipliers in the output function of SplitMix64."""
+
 MODULUS = 2**64
 
 NUM_BITS = 53
-"""The bits of a draw: float64 holds every integer of so many bits."""
+"""The number of bits of a draw. float64 holds every integer of 53 bits."""
 
 
 def draw_integers(seed: int, leaf: int, flat_indices: Tensor) -> Tensor:
@@ -28,12 +32,12 @@ def draw_integers(seed: int, leaf: int, flat_indices: Tensor) -> Tensor:
         flat_indices: the entries' flat indices in the leaf, int64; overwritten.
 
     Returns:
-        int64 tensor of the same shape, uniform on the integers of 53 bits.
+        int64 tensor of the same shape, uniform on the integers from 0 to 2^53 - 1.
     """
     stream = _mix(_mix((seed + GAMMA) % MODULUS) + leaf * GAMMA)
     z = flat_indices.add_(1).mul_(_signed(GAMMA)).add_(_signed(stream))
-    z = z.bitwise_xor_(_shift_right(z, 30)).mul_(_signed(FIRST))
-    z = z.bitwise_xor_(_shift_right(z, 27)).mul_(_signed(SECOND))
+    z = z.bitwise_xor_(_shift_right(z, 30)).mul_(_signed(FIRST_MULTIPLIER))
+    z = z.bitwise_xor_(_shift_right(z, 27)).mul_(_signed(SECOND_MULTIPLIER))
     z = z.bitwise_xor_(_shift_right(z, 31))
     return _shift_right(z, 64 - NUM_BITS)
 
@@ -45,8 +49,8 @@ def draw(seed: int, leaf: int, flat_indices: Tensor) -> Tensor:
 
 def _mix(z: int) -> int:
     z %= MODULUS
-    z = (z ^ (z >> 30)) * FIRST % MODULUS
-    z = (z ^ (z >> 27)) * SECOND % MODULUS
+    z = (z ^ (z >> 30)) * FIRST_MULTIPLIER % MODULUS
+    z = (z ^ (z >> 27)) * SECOND_MULTIPLIER % MODULUS
     return z ^ (z >> 31)
 
 

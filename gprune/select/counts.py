@@ -1,4 +1,4 @@
-"""Counts: how many candidates an amount or a sparsity prunes, and shares of a total.
+"""Counts: how many candidates an amount or a sparsity prunes, and a total divided among leaves.
 
 `amount` has torch's meaning: an integer is a number of candidates, a float is a fraction of the
 candidates. `sparsity` is the fraction of all prunable entries that is pruned afterwards. Products
@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 
-def one_of(amount: Any, sparsity: Any, caller: str) -> tuple[Any, bool]:
-    """Return whichever of amount and sparsity is given.
+def amount_or_sparsity(amount: Any, sparsity: Any, caller: str) -> tuple[Any, bool]:
+    """Return the one of amount and sparsity that is given.
 
     Args:
         amount: an amount or `None`.
@@ -50,8 +50,9 @@ def as_scalar(number: Any, name: str, *, meta: bool = False, several: bool = Fal
         several: whether a tensor may be 1-D.
 
     Returns:
-        A detached tensor, 0-dim unless several are given. Integer numbers become int64 and others
-        float64, both on the CPU. Tensors stay as they are.
+        A 0-dim tensor, or a 1-D tensor if one was given. A Python integer becomes int64, and any
+        other Python number becomes float64, both on the CPU. A tensor keeps its dtype and its
+        device, and is detached.
 
     Raises:
         TypeError: if it is not a number (a bool is not).
@@ -191,15 +192,16 @@ def _check_fraction(number: float, name: str, when: str) -> None:
 
 
 HALVINGS = 50
-"""How often the interval of the rate is halved: more often than a count has bits."""
+"""How often the bisection halves the interval of the rate. A count has fewer bits than this, so the
+rate is then exact enough to tell neighbouring counts apart."""
 
 
-def apportion(total: int, weights: list[float], low: list[int], high: list[int]) -> list[int]:
+def share_out(total: int, weights: list[float], low: list[int], high: list[int]) -> list[int]:
     """Divide a total into integer counts in proportion to weights, within bounds.
 
     The count of i is `rate * weights[i]`, rounded and clamped to the bounds of i. The rate is the
-    same for all, and chosen so that the sum is the total. If some of the total
-    is left over, it goes one by one to the count that the lowest rate would round up.
+    same for all, and chosen so that the sum is the total. If no rate gives exactly the total, the
+    rest is handed out one by one, each to the count that would round up first if the rate grew.
 
     Args:
         total: the sum of the counts, from `sum(low)` to `sum(high)`.
@@ -223,7 +225,11 @@ def apportion(total: int, weights: list[float], low: list[int], high: list[int])
 
 
 def _near(total: int, weights: list[float], low: list[int], high: list[int]) -> list[int]:
-    """Find the rate by bisection. The counts may add up to less than the total if some are tied."""
+    """Return the counts at the highest rate whose counts add up to at most the total.
+
+    The rate is found by bisection. If several counts round up at the same rate, the sum may be less
+    than the total.
+    """
     bounds = list(zip(weights, low, high, strict=True))
     kinds = Counter(bounds)  # a model has many layers of few shapes
 

@@ -2,8 +2,8 @@
 
 If an operator gets a DTensor, torch calls the rule that is registered here. The rule calls the
 operator again with the local shards and a string that describes their layout, and makes DTensors of
-the results. So under `torch.compile` the graph has one node here as well, and the messages are
-inside it.
+the results. So under `torch.compile` a call with DTensors is one node of the graph too, and its
+messages are inside that node.
 
 Importing this module registers the rules; `gprune.sharding.load_dtensor_rules` does that.
 """
@@ -25,10 +25,10 @@ def _rule(operator: Callable[..., Any]) -> Callable[..., Any]:
     """Make the rule of an operator that is called with `call` as its last argument."""
 
     def rule(mode: Any, op: Any, types: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
-        *tensors, call = args
-        leaves = next(arg for arg in tensors if isinstance(arg, list))
+        *arguments, call = args
+        leaves = next(arg for arg in arguments if isinstance(arg, list))
         with torch.no_grad():
-            result = operator(*map(_local, tensors), call, to_text(layout_of(leaves)))
+            result = operator(*map(_local, arguments), call, to_text(layout_of(leaves)))
             if not isinstance(result, list):
                 return result
             return [_place_like(*pair) for pair in zip(leaves, result, strict=True)]

@@ -10,7 +10,7 @@ A pass over all weights is bound by memory and cannot afford these keys. It uses
 take one to four operations and keep the same order, with two exceptions: NaNs have many raw keys,
 all at the top, and `-0.0` has its own just below that of `0.0`. `raw_bounds` takes care of both.
 
-Leaves of different dtypes are compared as float64 keys, which hold every score exactly.
+Leaves of different formats are compared as float64 keys, which hold every score exactly.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ class Format(NamedTuple):
 
     @property
     def num_bits(self) -> int:
-        """The width of a score."""
+        """The number of bits of the integers."""
         return torch.iinfo(self.integer).bits
 
     @property
     def largest(self) -> int:
-        """The largest signed integer of the width; as a bit mask, the bits of the magnitude."""
+        """The largest integer. As a bit mask it selects the magnitude: all bits but the sign."""
         return torch.iinfo(self.integer).max
 
     @property
@@ -61,7 +61,7 @@ class Format(NamedTuple):
         return self.infinity >> (self.mantissa + 1)
 
     @property
-    def rotation(self) -> int:
+    def raw_offset(self) -> int:
         """The offset of raw keys, which moves `-inf` to the bottom and negative NaNs to the top."""
         return self.infinity - self.largest
 
@@ -95,14 +95,14 @@ FORMATS = {
 """The format of every dtype that scores may have."""
 
 LARGEST_INT64 = 2**53
-"""float64 holds every integer up to here, and no int64 score may be larger."""
+"""float64 holds every integer up to this magnitude. No int64 score may have a larger one."""
 
 
 def to_bits(scores: Tensor, form: Format) -> Tensor:
     """Read scores as the integers of a format.
 
     Args:
-        scores: any shape; of the dtype of the format, or integers, which are converted to it.
+        scores: any shape. They have the dtype of the format, or are integers and are converted.
         form: the format.
 
     Returns:
@@ -153,35 +153,36 @@ def raw_keys(bits: Tensor, form: Format, *, absolute: bool, out: Tensor) -> Tens
     if absolute:
         return torch.bitwise_and(bits, form.largest, out=out)
     torch.bitwise_right_shift(bits, form.num_bits - 1, out=out)  # all ones where negative
-    return out.bitwise_and_(form.largest).bitwise_xor_(bits).add_(form.rotation)
+    return out.bitwise_and_(form.largest).bitwise_xor_(bits).add_(form.raw_offset)
 
 
 @functools.lru_cache(maxsize=2**10)
 def raw_bounds(
-    low: int, high: int, form: Format, common: Format, *, absolute: bool
+    low: int, high: int, raw_format: Format, key_format: Format, *, absolute: bool
 ) -> tuple[int, int]:
-    """Return the range of raw keys of the scores whose keys are from `low` to `high`.
+    """Turn a range of keys into a range of raw keys.
 
     Args:
-        low: the lowest key, in the common format.
+        low: the lowest key.
         high: the highest key, not below `low`.
-        form: the format of the raw keys.
-        common: the format of the keys.
+        raw_format: the format of the raw keys.
+        key_format: the format of `low` and `high`: the same, or float64.
         absolute: whether the raw keys are those of absolute values.
 
     Returns:
-        The least and the greatest raw key: a score is in the range if and only if its raw key is.
+        The least and the greatest raw key. The raw key of a score is between them if and only if
+        its key is from `low` to `high`.
     """
-    if form != common:
-        low, is_exact = round_down(low, form)
-        low, (high, _) = low + (not is_exact), round_down(high, form)
-    if not form.is_float:
+    if raw_format != key_format:
+        low, is_exact = round_down(low, raw_format)
+        low, (high, _) = low + (not is_exact), round_down(high, raw_format)
+    if not raw_format.is_float:
         return low - absolute, high - absolute
-    is_nan = high == form.nan
-    if not absolute:  # before the rotation, a negative -m has the raw key -m - 1, and -0.0 has -1
-        low = (low if low > 0 else low - 1) + form.rotation
-        high = (high if high >= 0 else high - 1) + form.rotation
-    return low, form.largest if is_nan else high
+    is_nan = high == raw_format.nan
+    if not absolute:  # before the offset, a negative -m has the raw key -m - 1, and -0.0 has -1
+        low = (low if low > 0 else low - 1) + raw_format.raw_offset
+        high = (high if high >= 0 else high - 1) + raw_format.raw_offset
+    return low, raw_format.largest if is_nan else high
 
 
 def to_float64_keys(keys: Tensor, form: Format) -> Tensor:

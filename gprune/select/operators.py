@@ -6,13 +6,14 @@ a fake rule (shapes, for tracing, `meta` and export) and a batching rule (for `v
 gradient: masks are piecewise constant, and the inputs are detached before they get here. The
 operators are `cudagraph_unsafe`, because the host reads counts.
 
-The last two arguments are for DTensors. A public function passes a description of its `call`.
-If an operator gets DTensors, `gprune.select.dtensors` calls it again with their local shards and
-with a description of their `layout`.
+The arguments `call` and `layout` are for DTensors, and only operators that take DTensors have them.
+A public function passes `call`, which names the function and the leaves. If an operator gets
+DTensors, `gprune.select.dtensors` calls it again with their local shards and with a description of
+their `layout`.
 
-Under `vmap` an operator is called once for each element of the batch, with two faster cases. The
+Under `vmap` an operator is called once for each element of the batch, with three faster cases. The
 entries of small models become the rows of one matrix, which one operator prunes. Many amounts of
-one model become one search for many thresholds.
+one model become one search for many thresholds. `all_finite` checks the whole batch at once.
 
 Errors about values, such as an amount that is out of range, are raised here, in eager and in
 compiled code.
@@ -31,8 +32,7 @@ from torch import Tensor
 from gprune.select import blocks, rows
 from gprune.select.blocks import RankedLeaves
 from gprune.select.counter_rng import draw
-from gprune.select.counts import apportion as share_out
-from gprune.select.counts import resolve_amount, resolve_sparsity
+from gprune.select.counts import resolve_amount, resolve_sparsity, share_out
 from gprune.select.partition import empty_masks
 from gprune.select.refine import OneProcess, Reduce
 from gprune.select.search import find_thresholds, select_into, write_at
@@ -64,8 +64,9 @@ def prepare(
         needs_masks: whether new masks are needed.
 
     Returns:
-        A context manager. It yields the leaves that are ranked, the sum over the processes, and new
-        masks, if they are needed. Errors inside its block are raised on all ranks.
+        A context manager. It yields the leaves that are ranked, the object that sums counts over
+        the processes, and new masks, if they are needed. Errors inside its block are raised on all
+        ranks.
     """
     if layout:
         from gprune.select.shards import open_shards
@@ -161,7 +162,7 @@ def num_to_prune(amount: Tensor, candidates: int) -> Tensor:
 @torch.library.custom_op("gprune::random_scores", mutates_args=(), tags=TAGS)
 def random_scores(leaves: list[Tensor], seed: Tensor, call: str, layout: str = "") -> list[Tensor]:
     """Draw the scores that `select` ranks if it has a seed. No messages are sent."""
-    number, slices = int(seed.item()), None
+    seed_value, slices = int(seed.item()), None
     if layout:
         from gprune.select.shards import from_text
 
@@ -170,7 +171,7 @@ def random_scores(leaves: list[Tensor], seed: Tensor, call: str, layout: str = "
     for i, leaf in enumerate(leaves):
         index = torch.arange(leaf.numel(), device=leaf.device)
         index = index if slices is None else slices[i].leaf_index(index)
-        drawn.append(draw(number, i, index).view(leaf.shape))
+        drawn.append(draw(seed_value, i, index).view(leaf.shape))
     return drawn
 
 
@@ -238,7 +239,7 @@ def apportion(
 # --- batching rules: what `vmap` does with an operator -------------------------------------------
 
 
-def by_loop(operator: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
+def vmap_by_loop(operator: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
     """Make the rule that calls an operator for each element of the batch and stacks the results.
 
     Args:
@@ -250,8 +251,8 @@ def by_loop(operator: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         if info.batch_size == 0:
-            raise ValueError("nothing can be selected from an empty batch")
-        calls = [operator(*_slice(args, in_dims, i)) for i in range(info.batch_size)]
+            raise ValueError("torch.vmap got an empty batch; gprune needs at least one element")
+        calls = [operator(*_element(args, in_dims, i)) for i in range(info.batch_size)]
         if isinstance(calls[0], Tensor):
             return torch.stack(calls), 0
         stacked = [torch.stack(outputs) for outputs in zip(*calls, strict=True)]
@@ -260,7 +261,7 @@ def by_loop(operator: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
     return rule
 
 
-def of_find_threshold(find_threshold: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
+def vmap_of_find_threshold(find_threshold: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
     """Make the rule of `find_threshold`: many amounts in one search, many models in a loop.
 
     Args:
@@ -269,7 +270,7 @@ def of_find_threshold(find_threshold: Callable[..., Any]) -> Callable[..., tuple
     Returns:
         The rule that `register_vmap` takes.
     """
-    loop = by_loop(find_threshold)
+    loop = vmap_by_loop(find_threshold)
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         scores, masks, amount, absolute, sparsity, call = args
@@ -281,7 +282,7 @@ def of_find_threshold(find_threshold: Callable[..., Any]) -> Callable[..., tuple
     return rule
 
 
-def of_select(
+def vmap_of_select(
     select: Callable[..., list[Tensor]],
     select_rows: Callable[..., Tensor],
     find_threshold: Callable[..., tuple[Tensor, Tensor]],
@@ -298,7 +299,7 @@ def of_select(
     Returns:
         The rule that `register_vmap` takes.
     """
-    loop = by_loop(select)
+    loop = vmap_by_loop(select)
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         scores, masks, amounts, seed, absolute, sparsity, call = args
@@ -340,11 +341,11 @@ def _joined(leaves: list[Tensor]) -> Tensor:
     return torch.cat([leaf.reshape(len(leaf), math.prod(leaf.shape[1:])) for leaf in leaves], dim=1)
 
 
-def _slice(arg: Any, in_dim: Any, i: int) -> Any:
+def _element(arg: Any, in_dim: Any, i: int) -> Any:
     """Return the arguments with element i of every batched tensor, also inside lists."""
     if isinstance(arg, list | tuple):
         dims = in_dim if isinstance(in_dim, list | tuple) else [in_dim] * len(arg)
-        return [_slice(one, dim, i) for one, dim in zip(arg, dims, strict=True)]
+        return [_element(one, dim, i) for one, dim in zip(arg, dims, strict=True)]
     return arg if in_dim is None else arg.select(in_dim, i)
 
 
@@ -375,8 +376,8 @@ apportion.register_fake(
     lambda sparsity, sizes, *_: [torch.empty((), dtype=torch.float64, device="cpu") for _ in sizes]
 )
 
-select.register_vmap(of_select(select, select_rows, find_threshold, masks_from_threshold))
-find_threshold.register_vmap(of_find_threshold(find_threshold))
+select.register_vmap(vmap_of_select(select, select_rows, find_threshold, masks_from_threshold))
+find_threshold.register_vmap(vmap_of_find_threshold(find_threshold))
 for _operator in (
     select_rows,
     masks_from_threshold,
@@ -385,5 +386,5 @@ for _operator in (
     count_pruned,
     apportion,
 ):
-    _operator.register_vmap(by_loop(_operator))
+    _operator.register_vmap(vmap_by_loop(_operator))
 all_finite.register_vmap(lambda info, in_dims, *args: (all_finite(*args), None))

@@ -1,9 +1,9 @@
 """The ranks that hold the shards: summing their counts, and raising errors on all of them.
 
 Every message is an all-reduce (sum or maximum) of a few integers, along one axis of the mesh after
-the other. All work between two messages is part of computing the second one. If it raises an error
-on one rank, that rank still sends a message, which says that it has failed. So no rank waits for a
-message that never comes.
+the other. Only the text of an error is sent by an all-gather. All work between two messages is part
+of computing the second one. If it raises an error on one rank, that rank still sends a message,
+which says that it has failed. So no rank waits for a message that never comes.
 """
 
 from __future__ import annotations
@@ -21,11 +21,18 @@ from torch.distributed import distributed_c10d
 
 from gprune.inputs import LeafError
 
+ASPECTS = {
+    "call": "the function or the paths of the leaves",
+    "leaves": "the shapes, dtypes or placements of the tensors",
+    "arguments": "the amounts, seeds or other arguments",
+}
+"""What must be the same on all ranks, and how errors name it."""
+
 
 class Mesh(NamedTuple):
     """A mesh of ranks, as values that are the same on all of them.
 
-    Nothing here is specific to one rank, so a graph that was compiled on one rank can be loaded by
+    The fields are the same on all ranks, so a graph that was compiled on one rank can be loaded by
     another.
 
     Attributes:
@@ -59,7 +66,7 @@ class Mesh(NamedTuple):
         return [_find_group(ranks, self.device) for ranks in self._neighbours()]
 
     def _neighbours(self) -> list[list[int]]:
-        """Return, for each axis, the ranks whose other coordinates are those of this one."""
+        """Return, for each axis, the ranks that differ from this rank along that axis only."""
         place, stride, found = self.ranks.index(dist.get_rank()), 1, list[list[int]]()
         for size, at in zip(reversed(self.shape), reversed(self.coordinate), strict=True):
             first = place - at * stride
@@ -69,7 +76,20 @@ class Mesh(NamedTuple):
 
 
 def _find_group(ranks: list[int], device: str) -> dist.ProcessGroup:
-    """Return the first process group of these ranks. All ranks create groups in the same order."""
+    """Return the first process group of these ranks.
+
+    All ranks create groups in the same order, so all of them find the same group.
+
+    Args:
+        ranks: the global ranks of the group.
+        device: the device type of its messages.
+
+    Returns:
+        The group.
+
+    Raises:
+        RuntimeError: if there is no such group.
+    """
     for group in distributed_c10d._world.pg_map:
         if sorted(dist.get_process_group_ranks(group)) == sorted(ranks) and any(
             kind.type == device for kind in group._device_types
@@ -94,33 +114,32 @@ class Ranks:
         """Check that all ranks make the same call, and none has found an error in its arguments.
 
         Args:
-            describe: checks the arguments of this rank, and describes what must be the same on all
-                ranks: `structure`, `leaves` and `arguments`.
+            describe: checks the arguments of this rank, and describes each of the `ASPECTS`.
 
         Raises:
             ValueError: if a description differs between ranks.
             RuntimeError: if a rank is lost.
             Exception: if `describe` raises it on some rank.
         """
-        aspects = "structure", "leaves", "arguments"
-        failure, digests = None, [0] * len(aspects)
+        failure, digests = None, [0] * len(ASPECTS)
         try:
             described = describe()
-            digests = [_digest(described[aspect]) for aspect in aspects]
+            digests = [_digest(described[aspect]) for aspect in ASPECTS]
         except Exception as error:
             failure = error
         numbers = [int(failure is not None), *digests, *(-digest for digest in digests)]
         message = torch.tensor(numbers, device=self._device)
-        phase = "checking that all ranks are called alike"
+        phase = "checking that all ranks make the same call"
         found = self._all_reduce(phase, message, dist.ReduceOp.MAX).tolist()
         if found[0]:
             raise self._shared_error(failure)
-        highest, lowest = found[1 : 1 + len(aspects)], found[1 + len(aspects) :]
-        differ = [a for a, high, low in zip(aspects, highest, lowest, strict=True) if high != -low]
+        highest, lowest = found[1 : 1 + len(ASPECTS)], found[1 + len(ASPECTS) :]
+        rows = zip(ASPECTS.values(), highest, lowest, strict=True)
+        differ = [aspect for aspect, high, low in rows if high != -low]
         if differ:
             raise ValueError(
-                f"all ranks must be called alike, got different {' and '.join(differ)}; paths, "
-                "shapes, dtypes, placements, amounts and seeds must be equal on all ranks"
+                f"all ranks must make the same call, but {' and '.join(differ)} differ "
+                "between ranks"
             )
 
     def sum(self, phase: str, size: int, count: Callable[[], Tensor]) -> Tensor:

@@ -1,9 +1,9 @@
 """Radix select: the n-th smallest of integers that are spread over processes, from counts alone.
 
 Every process counts its integers by their most significant digit. The counts are summed. They tell
-which digit the n-th integer has, and every process goes on with the integers that have it, and with
-the next digit. When only a few are left, the processes send these. So messages are small, however
-many integers there are.
+which digit the n-th integer has. Every process keeps only its integers with that digit, and counts
+them by the next digit. When only a few are left, the processes send these. So messages are small,
+however many integers there are.
 
 The keys of scores are integers, and so are tree indices: one function finds the key of a threshold
 and then its tree index. Many queries advance in lockstep and share their messages.
@@ -42,7 +42,7 @@ class Reduce(Protocol):
     max_counts: int
 
     def sum(self, phase: str, size: int, count: Callable[[], Tensor]) -> Tensor:
-        """Sum `size` int64 counts. If `count` raises an error in one process, all processes do."""
+        """Sum `size` int64 counts. An error that `count` raises in one process is raised in all."""
         ...
 
 
@@ -81,7 +81,7 @@ class Interval(NamedTuple):
 
 
 class Once(Generic[T]):
-    """A function without arguments that is computed when it is first called, and never again."""
+    """A function without arguments whose result is computed at the first call, and then stored."""
 
     def __init__(self, compute: Callable[[], T]) -> None:
         self._compute: Callable[[], T] | None = compute
@@ -169,17 +169,18 @@ def refine(
     Args:
         reduce: sums counts over the processes.
         phase: what the search is doing, for the error if a process is lost.
-        integers: returns the integers of this process. It is called inside `Reduce.sum`, so if it
-            raises an error, every process does.
+        integers: returns the integers of this process. It is called inside `Reduce.sum`, so an
+            error that it raises is raised in every process.
         intervals: the interval of the n-th integer of each query.
         nth: returns the n of each query, from 1, given how many integers each has. Integers below
             the interval are included in n.
-        enough: counting stops when each query has at most so many integers left.
+        enough: for each query a number of integers. Counting stops when no query has more left.
         max_bits: the most bits of a digit.
 
     Returns:
-        The narrower intervals; how many integers each query has, or nothing if none were counted;
-        and a function that returns the integers of this process that are left.
+        Three things: the narrower intervals; how many integers each query has, an empty list if
+        nothing had to be counted; and a function that returns the integers of this process that are
+        left.
     """
     num_queries = len(intervals)
     share = reduce.max_counts // num_queries

@@ -1,8 +1,8 @@
 """Many small selections at once: the rows of a matrix, each with a threshold of its own.
 
 With `dim=` a leaf has thousands of groups of a few entries, and each group is ranked alone. One
-operator finds the k-th key of every row. Flat indices have to be compared only in the rows where
-some, but not all, of the entries with the key of the threshold are pruned.
+operator finds the k-th key of every row. In most rows, either all or none of the entries with that
+key are pruned. Only in the other rows do their flat indices matter.
 """
 
 from __future__ import annotations

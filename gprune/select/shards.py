@@ -1,4 +1,4 @@
-"""DTensors as local shards: which slice of its leaf each shard is, and which rank counts it.
+"""DTensors as local shards: which slice of a leaf a rank holds, and whether the rank counts it.
 
 An operator takes only tensors, numbers and strings, so it gets the layout of the leaves as a
 string. The layout is the same on all ranks. What is specific to this rank is computed from it when
@@ -28,11 +28,11 @@ from gprune.select.partition import empty_masks
 from gprune.select.ranks import Mesh, Ranks
 
 Placed = tuple[int, int | None] | None
-"""How a leaf is placed along an axis of the mesh: the dim that is split, and the split factor of a
-`_StridedShard`; or `None` if the leaf is replicated."""
+"""How a leaf is placed along one axis of the mesh. `None` if it is replicated. Otherwise it is two
+values: the dim that is split, and the split factor of a `_StridedShard`, `None` for a `Shard`."""
 
 
-class Leaf(NamedTuple):
+class LeafLayout(NamedTuple):
     """The shape of a leaf, and how it is placed along each axis of the mesh."""
 
     shape: tuple[int, ...]
@@ -43,7 +43,7 @@ class Layout(NamedTuple):
     """The mesh and the leaves of a call, as values that are the same on all ranks."""
 
     mesh: Mesh
-    leaves: tuple[Leaf, ...]
+    leaves: tuple[LeafLayout, ...]
 
     def slices(self) -> list[ShardSlice]:
         """Return the slice of each leaf that this rank holds.
@@ -62,8 +62,8 @@ class Layout(NamedTuple):
                 raise LeafError(i, "params", str(error)) from None
         return found
 
-    def counted(self) -> list[bool]:
-        """Return, for each leaf, whether this rank counts it. Of replicas, the first rank does."""
+    def is_counted(self) -> list[bool]:
+        """Return, for each leaf, whether this rank is the one of its replicas that counts it."""
         coordinate = self.mesh.coordinate
         return [
             all(
@@ -75,7 +75,7 @@ class Layout(NamedTuple):
 
 
 @lru_cache(maxsize=2**14)
-def _slice(leaf: Leaf, mesh: tuple[int, ...], coordinate: tuple[int, ...]) -> ShardSlice:
+def _slice(leaf: LeafLayout, mesh: tuple[int, ...], coordinate: tuple[int, ...]) -> ShardSlice:
     """Compute the slice of a leaf that a rank holds.
 
     torch computes the offset and the size of a shard, but does not say whether the shard is one
@@ -106,8 +106,9 @@ def _slice(leaf: Leaf, mesh: tuple[int, ...], coordinate: tuple[int, ...]) -> Sh
         ):
             if length and first != covered:
                 raise ValueError(
-                    f"has local shards in several pieces, placed as {placements} on a mesh of "
-                    f"shape {mesh}; redistribute it so that each is one contiguous slice"
+                    f"the shards of this leaf are not contiguous slices: it is placed as "
+                    f"{placements} on a mesh of shape {mesh}; redistribute the leaf to Shard or "
+                    "Replicate"
                 )
             covered += length
     return slices[coordinate]
@@ -145,15 +146,16 @@ def layout_of(leaves: Sequence[Tensor]) -> Layout:
         LeafError: if a leaf has another mesh than the first, or is neither sharded nor replicated.
     """
     mesh = first_mesh(leaves)
-    placed = (Leaf(tuple(leaf.shape), _placed(i, leaf, mesh)) for i, leaf in enumerate(leaves))
-    return Layout(mesh_of(mesh), tuple(placed))
+    layouts = [LeafLayout(tuple(x.shape), _placed(i, x, mesh)) for i, x in enumerate(leaves)]
+    return Layout(mesh_of(mesh), tuple(layouts))
 
 
 def _placed(i: int, leaf: Tensor, mesh: DeviceMesh) -> tuple[Placed, ...]:
     if not isinstance(leaf, DTensor):
         return (None,) * mesh.ndim
     if leaf.device_mesh != mesh:
-        raise LeafError(i, "params", f"is on {leaf.device_mesh}, another leaf is on {mesh}")
+        message = f"this leaf is on {leaf.device_mesh}, another leaf is on {mesh}"
+        raise LeafError(i, "params", message)
     found: list[Placed] = []
     for placement in leaf.placements:
         if isinstance(placement, Replicate):
@@ -163,9 +165,8 @@ def _placed(i: int, leaf: Tensor, mesh: DeviceMesh) -> tuple[Placed, ...]:
         elif isinstance(placement, Shard):
             found.append((placement.dim, None))
         else:
-            raise LeafError(
-                i, "params", f"is placed as {placement}; redistribute it to Shard or Replicate"
-            )
+            message = f"this leaf is placed as {placement}; redistribute it to Shard or Replicate"
+            raise LeafError(i, "params", message)
     return tuple(found)
 
 
@@ -179,7 +180,7 @@ def from_text(text: str) -> Layout:
     """Read the layout from a string that `to_text` has written."""
     (shape, ranks, device), leaves = json.loads(text)
     placed = [
-        Leaf(tuple(size), tuple(None if p is None else tuple(p) for p in placements))
+        LeafLayout(tuple(size), tuple(None if p is None else tuple(p) for p in placements))
         for size, placements in leaves
     ]
     return Layout(Mesh(tuple(shape), tuple(ranks), device), tuple(placed))
@@ -192,11 +193,13 @@ def open_shards(
     absolute: bool,
     seed: Tensor | None,
     call: str,
-    text: str,
+    layout_text: str,
     arguments: tuple[object, ...],
     needs_masks: bool,
 ) -> Iterator[tuple[RankedLeaves, Ranks, list[Tensor]]]:
-    """Prepare a call on local shards; for the arguments see `gprune.select.operators.prepare`.
+    """Prepare a call on local shards.
+
+    For the arguments see `gprune.select.operators.prepare`; `layout_text` is its `layout`.
 
     Yields:
         The leaves that are ranked, the ranks, and new masks to be written.
@@ -204,7 +207,7 @@ def open_shards(
     Raises:
         Exception: with the attribute `is_on_all_ranks`, because every rank raises it.
     """
-    layout = from_text(text)
+    layout = from_text(layout_text)
     ready: list[tuple[RankedLeaves, list[Tensor]]] = []
 
     def describe() -> dict[str, str]:
@@ -215,15 +218,15 @@ def open_shards(
                 raise LeafError(
                     i,
                     "params",
-                    f"has a local shard of shape {tuple(local.shape)}, but by the placements of a "
-                    f"leaf of shape {leaf.shape} it must be {piece.size}",
+                    f"this leaf has a local shard of shape {tuple(local.shape)}, which must be "
+                    f"{piece.size} by the placements of a leaf of shape {leaf.shape}",
                 )
-        ranked = RankedLeaves(scores, masks, absolute, number, slices, layout.counted())
+        ranked = RankedLeaves(scores, masks, absolute, number, slices, layout.is_counted())
         ranked.check_exact()
         ready.append((ranked, empty_masks(scores) if needs_masks else []))
         values = [(x.dtype, x.tolist()) if isinstance(x, Tensor) else x for x in arguments]
         return {
-            "structure": call,
+            "call": call,
             "leaves": repr((layout, [x.dtype for x in scores], len(masks))),
             "arguments": repr((absolute, number, values)),
         }

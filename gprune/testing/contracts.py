@@ -180,8 +180,8 @@ def assert_equivariant(
         >>> assert_equivariant(first, params)
         Traceback (most recent call last):
         AssertionError: first breaks assert_equivariant:
-          masks[0] of the leaves reversed is [False, True, True], must be [True, True, False]
-          masks[0] of the leaves rotated is [False, True, True], must be [True, False, True]
+          masks[0] is [False, True, True] if the leaves are reversed, must be [True, True, False]
+          masks[0] is [False, True, True] if the leaves are rotated, must be [True, False, True]
         ...
     """
     deciding = scores if ranked_by is None else ranked_by
@@ -193,7 +193,8 @@ def assert_equivariant(
     for word, permute in {"reversed": _reversed, "rotated": _rotated}.items():
         moved = [map_leaves(permute, tree) for tree in (params, scores, masks)]
         got = prune(moved[0], moved[1], masks=moved[2], **kwargs)
-        problems += difference_errors(got, map_leaves(permute, expected), f"of the leaves {word} ")
+        condition = f"if the leaves are {word}"
+        problems += difference_errors(got, map_leaves(permute, expected), condition)
     inputs = _given(params, scores, masks, ranked_by=ranked_by)
     fail_if(problems, "assert_equivariant", prune, _call(inputs, kwargs), **inputs, **kwargs)
 
@@ -231,7 +232,7 @@ def assert_scale_invariant(
         >>> assert_scale_invariant(below, params)
         Traceback (most recent call last):
         AssertionError: below breaks assert_scale_invariant:
-          masks[0] of the scores times 2.0 is [True, True], must be [True, False]
+          masks[0] is [True, True] if the scores are multiplied by 2.0, must be [True, False]
         ...
     """
     if not factor > 0:
@@ -251,7 +252,7 @@ def assert_scale_invariant(
         got = prune(map_leaves(scale, params), None, masks=masks, **kwargs)
     else:
         got = prune(params, map_leaves(scale, scores), masks=masks, **kwargs)
-    problems = difference_errors(got, expected, f"of the scores times {factor} ")
+    problems = difference_errors(got, expected, f"if the scores are multiplied by {factor}")
     inputs = _given(params, scores, masks, factor=factor)
     fail_if(problems, "assert_scale_invariant", prune, _call(inputs, kwargs), **inputs, **kwargs)
 

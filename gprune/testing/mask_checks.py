@@ -122,13 +122,13 @@ def exact_scores(params: Tree, scores: Tree) -> list[Tensor]:
     return [score.detach().double().reshape(-1) for leaf, score in pairs if leaf is not None]
 
 
-def difference_errors(got: Tree, expected: Tree, which: str) -> list[str]:
-    """Return which masks differ from the expected ones, one line for each."""
+def difference_errors(got: Tree, expected: Tree, condition: str) -> list[str]:
+    """Return which masks differ from the expected ones under a condition, one line for each."""
     (have, other), (want, treedef) = flatten(got), flatten(expected)
     if other != treedef:
-        return [f"the masks {which}have the structure {other}, must have {treedef}"]
+        return [f"the masks have the structure {other} {condition}, must have {treedef}"]
     return [
-        f"{name} {which}is {a.tolist()}, must be {b.tolist()}"
+        f"{name} is {a.tolist()} {condition}, must be {b.tolist()}"
         for name, a, b in zip(leaf_names(treedef, "masks"), have, want, strict=True)
         if a is not None and not torch.equal(a, b)
     ]

@@ -75,7 +75,7 @@ class TensorState(NamedTuple):
 
     @classmethod
     def of(cls, tensor: Tensor) -> TensorState:
-        """Record a tensor. If it is not strided or has no memory, record only its version."""
+        """Record a tensor; only its version if it is sparse, nested or not initialised."""
         if not _is_plain(tensor):
             return cls(tensor, tensor, {"version": tensor._version})
         return cls(tensor, tensor.detach().clone(), _properties(tensor))

@@ -15,6 +15,7 @@ from torch.nn.utils import prune as torch_prune
 import gprune as gp
 import gprune.adapter as prune
 from tests.support.adapter_state import assert_same_state, identities, num_zero
+from tests.support.assertions import assert_same
 
 L1 = torch_prune.L1Unstructured
 
@@ -443,6 +444,18 @@ def test_where_says_what_is_pruned_and_what_counts():
     assert num_pruned(net) == 62 + 3
 
 
+def test_prior_masks_leave_out_what_is_pruned_elsewhere():
+    net = prune.prune_(make(), sparsity=0.5)
+    weights = gp.prunable(prune.params_of(net), "inner.*weight")
+    priors = prune.prior_masks(net, "inner.*weight")
+    assert [name for name, mask in priors.items() if mask is not None] == ["inner.0.weight"]
+    assert torch.equal(priors["inner.0.weight"], prune.masks_of(net)["inner.0.weight"])
+    expected = gp.global_unstructured(weights, masks=priors, sparsity=0.9)
+    assert_same(gp.global_unstructured(prune.params_of(net), masks=priors, sparsity=0.9), expected)
+    prune.prune_(net, sparsity=0.9, where="inner.*weight")
+    assert torch.equal(prune.masks_of(net)["inner.0.weight"], expected["inner.0.weight"])
+
+
 def test_prune_by_another_method():
     @gp.pruning_method("unstructured")
     def negative(param, scores=None, *, mask=None, amount):
@@ -518,13 +531,12 @@ def test_prior_masks_of_fresh_half_pruned_and_pruned_modules():
     prune.attach_masks_(net, {"inner.0.weight": mask, "inner.0.bias": bias})
     half = prune.prior_masks(net)
     assert torch.equal(half["inner.0.weight"], mask)
-    assert torch.equal(half["inner.0.bias"], bias)  # pruned already, whatever is prunable
+    assert half["inner.0.bias"] is None  # pruned already, but not prunable by default
+    assert torch.equal(prune.prior_masks(net, "*.bias")["inner.0.bias"], bias)
     assert half["embed.weight"].all()
     assert half["rnn.bias_ih_l0"] is None
     only = prune.prior_masks(net, "rnn.bias*")
     assert sorted(name for name, mask in only.items() if mask is not None) == [
-        "inner.0.bias",
-        "inner.0.weight",
         "rnn.bias_hh_l0",
         "rnn.bias_ih_l0",
     ]
@@ -532,7 +544,8 @@ def test_prior_masks_of_fresh_half_pruned_and_pruned_modules():
     prune.prune_(net, amount=0)
     pruned = prune.prior_masks(net)
     masks = prune.masks_of(net)
-    assert all((m is None) == (masks[name] is None) for name, m in pruned.items())
+    assert sorted(name for name, m in pruned.items() if m is not None) == PRUNABLE
+    assert all(torch.equal(pruned[name], masks[name]) for name in PRUNABLE)
     assert torch.equal(pruned["inner.0.weight"], mask)
 
 

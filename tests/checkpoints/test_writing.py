@@ -283,7 +283,27 @@ def test_a_full_disk_leaves_the_old_output(
     done = prune(source, old, "--force")
     assert_refused(done, code=1)
     assert "No space left" in done.stderr
+    assert f"; {old} has not changed\n" in done.stderr
     assert contents(source.parent) == before
+
+
+def test_an_error_after_the_rename_does_not_say_that_nothing_changed(
+    pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, old = pair
+
+    def fail_on_the_folder(path: Path, sync: Any = writing._sync) -> None:
+        if path == old.parent:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        sync(path)
+
+    before = bytes_of(old)
+    monkeypatch.setattr(writing, "_sync", fail_on_the_folder)
+    done = prune(source, old, "--force")
+    assert_refused(done, code=1)
+    assert "error" in done.stderr
+    assert "has not changed" not in done.stderr
+    assert bytes_of(old) != before
 
 
 def test_a_rename_that_fails_puts_the_old_folder_back(

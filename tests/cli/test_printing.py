@@ -1,6 +1,7 @@
 """Names from files are printed as text, and can do nothing to the terminal."""
 
 from pathlib import Path
+from unittest import mock
 
 import torch
 from typer.testing import CliRunner
@@ -18,6 +19,17 @@ def test_table(tmp_path: Path) -> None:
     assert "\x1b" not in done.stdout
     assert "0.7500" in done.stdout
     assert "Written to" in done.stdout
+
+
+def test_an_error_of_the_system_speaks_of_what_the_command_has() -> None:
+    """`gprune report` has no output path."""
+
+    def fail(path: Path) -> None:
+        raise OSError("the disk is gone")
+
+    with mock.patch("gprune.checkpoints.read_tensors", fail):
+        done = CliRunner().invoke(app, ["report", "x.pt"])
+    assert (done.exit_code, done.stderr) == (1, "gprune: the disk is gone\n")
 
 
 def test_no_more_than_the_file_is_run_or_said(tmp_path: Path) -> None:

@@ -81,4 +81,11 @@ FAULTS = [
         "first[id(site.dense)] = site",
         "tests/adapter/test_modules.py",
     ),
+    fault(
+        "what is pruned elsewhere has a prior mask",
+        "adapter/modules.py",
+        "name: mask if mask is None or pruned[name] is None else pruned[name]",
+        "name: mask if pruned[name] is None else pruned[name]",
+        "tests/adapter/test_modules.py::test_prior_masks_leave_out_what_is_pruned_elsewhere",
+    ),
 ]

@@ -34,8 +34,8 @@ FAULTS = [
     fault(
         "the old folder is not put back",
         "checkpoints/writing.py",
-        "                replaced.rename(out)\n",
-        "                pass\n",
+        "            replaced.rename(out)\n",
+        "            pass\n",
         "tests/checkpoints/test_writing.py::test_a_rename_that_fails_puts_the_old_folder_back",
     ),
     fault(
@@ -79,5 +79,17 @@ FAULTS = [
         "norm = math.hypot(*norms)",
         "norm = max(norms, default=0.0)",
         "tests/checkpoints/test_writing.py::test_the_norm_is_that_of_all_blocks",
+    ),
+    fault(
+        "an error after the rename says that nothing has changed",
+        "checkpoints/writing.py",
+        "    _sync(out.parent)\n\n\ndef _rename(",
+        "    try:\n"
+        "        _sync(out.parent)\n"
+        "    except OSError as error:\n"
+        '        error.add_note(f"{out} has not changed")\n'
+        "        raise\n\n\ndef _rename(",
+        "tests/checkpoints/test_writing.py::"
+        "test_an_error_after_the_rename_does_not_say_that_nothing_changed",
     ),
 ]

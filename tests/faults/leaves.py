@@ -13,15 +13,15 @@ FAULTS = [
     fault(
         "scores at `None` leaves shift the others",
         "inputs.py",
-        "ranked = None if scores is None else [given[i].detach() for i in ranked_indices]",
-        "ranked = None if scores is None else [x.detach() for x in given if x is not "
+        "= None if scores is None else [given[i].detach() for i in ranked_indices]",
+        "= None if scores is None else [x.detach() for x in given if x is not "
         "None][: len(ranked_indices)]",
         "tests/test_inputs.py::test_scores_and_amounts_at_leaves_that_are_not_ranked_do_not_matter",
     ),
     fault(
         "a mask at a `None` leaf is accepted",
         "inputs.py",
-        'return None if other is None else "is a tensor, its parameter is None (not prunable)"',
+        'return None if leaf is None else f"is a tensor, {param_name} is None (not prunable)"',
         "return None",
         "tests/test_masks.py::test_a_mask_at_a_none_leaf_is_refused",
     ),
@@ -55,9 +55,16 @@ FAULTS = [
         "tests/test_trees.py::test_prunable",
     ),
     fault(
+        "an error speaks of scores that were not given",
+        "inputs.py",
+        'tree = "params" if error.tree == "scores" and leaves.scores is None else error.tree',
+        "tree = error.tree",
+        "tests/test_inputs.py::test_an_error_about_what_ranks_names_the_tree_that_was_given",
+    ),
+    fault(
         "masks may be placed in another way",
         "inputs.py",
-        "if _placement(other) != _placement(param):",
+        "if _placement(leaf) != _placement(param):",
         "if False:",
         "tests/select/test_ranks.py::test_what_cannot_be_sharded_is_refused",
     ),

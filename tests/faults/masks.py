@@ -52,4 +52,12 @@ FAULTS = [
         "list(self.leaves)",
         "tests/test_summaries.py::test_summary",
     ),
+    fault(
+        "errors about two trees of masks name the first",
+        "masks.py",
+        "_check(ours, theirs, treedef, names[1], other_masks=names[0])",
+        "_check(ours, theirs, treedef, names[0], other_masks=names[0])",
+        "tests/test_masks.py::test_an_error_of_intersect_names_the_trees",
+        "tests/test_summaries.py::test_an_error_of_agreement_names_the_trees",
+    ),
 ]

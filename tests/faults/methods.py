@@ -21,9 +21,9 @@ FAULTS = [
     fault(
         "the first channels of a tie are kept",
         "methods/structured.py",
-        "    channels = leaves._replace(scores=norms, ranked=norms, masks=_alive(leaves, dim))",
+        "    channels = leaves._replace(scores=norms, ranked_by=norms, masks=_alive(leaves, dim))",
         "    norms = [x.flip(0) for x in norms]\n"
-        "    channels = leaves._replace(scores=norms, ranked=norms, masks=_alive(leaves, dim))",
+        "    channels = leaves._replace(scores=norms, ranked_by=norms, masks=_alive(leaves, dim))",
         "tests/methods/test_structured.py",
     ),
     fault(
@@ -127,8 +127,8 @@ FAULTS = [
     fault(
         "a user's method under layerwise is given all numbers",
         "methods/method.py",
-        "key: value[i] if key in PER_LEAF",
-        "key: value[0] if key in PER_LEAF",
+        "key: value[i] if key in NUMBER_ARGUMENTS",
+        "key: value[0] if key in NUMBER_ARGUMENTS",
         "tests/methods/test_method.py::test_a_users_method_is_given_the_number_of_its_leaf",
     ),
     fault(
@@ -160,5 +160,20 @@ FAULTS = [
         "return [_masks_of_one(*pair, leaves) for pair in pairs]",
         "return [_masks_of_one(value[0], index[0], leaves) for _ in pairs]",
         "tests/test_prune.py",
+    ),
+    fault(
+        "a method can be changed",
+        "methods/method.py",
+        "    def __setattr__(self, name: str, value: Any) -> None:\n",
+        "    def _setattr(self, name: str, value: Any) -> None:\n",
+        "tests/methods/test_method.py::"
+        "test_a_method_is_a_small_object_that_stands_for_its_function",
+    ),
+    fault(
+        "an error of a structured method does not name it",
+        "methods/structured.py",
+        "require_unsharded(leaves.ranked_by, method)",
+        'require_unsharded(leaves.ranked_by, "a structured method")',
+        "tests/select/test_ranks.py::test_what_cannot_be_sharded_is_refused",
     ),
 ]

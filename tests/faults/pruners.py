@@ -6,7 +6,7 @@ FAULTS = [
     fault(
         "gradual prunes at every step",
         "pruners/gradual.py",
-        "sparsity = zero_unless(is_due(due, state.step), target)",
+        "sparsity = zero_unless(is_due(due, state.step), target, name)",
         "sparsity = target",
         "tests/pruners/test_gradual.py",
     ),
@@ -94,5 +94,12 @@ FAULTS = [
         "(exact * n.to(exact.device)).floor()",
         "tests/pruners/test_sparse_evolution.py",
         "tests/pruners/test_rigl.py",
+    ),
+    fault(
+        "an error about a fraction speaks of a sparsity",
+        "pruners/rigl.py",
+        '"fraction(step)"',
+        '"sparsity"',
+        "tests/pruners/test_pruner.py::test_an_error_about_a_schedule_names_it",
     ),
 ]

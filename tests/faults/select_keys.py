@@ -19,7 +19,7 @@ FAULTS = [
         "tests/select/test_keys.py::test_keys_beside_those_of_a_narrow_format_are_rounded_down",
     ),
     fault(
-        "the rotation moves -inf to the top",
+        "the offset moves -inf to the top",
         "select/keys.py",
         "return self.infinity - self.largest",
         "return self.infinity - self.largest - 1",
@@ -105,7 +105,7 @@ FAULTS = [
     fault(
         "a bracket up to NaN has one NaN",
         "select/keys.py",
-        "return low, form.largest if is_nan else high",
+        "return low, raw_format.largest if is_nan else high",
         "return low, high",
         "tests/select/test_keys.py::test_raw_keys_are_divided_as_the_scores_are",
     ),

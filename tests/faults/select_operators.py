@@ -6,8 +6,8 @@ FAULTS = [
     fault(
         "random scores are the same in all leaves",
         "select/operators.py",
-        "draw(number, i, index)",
-        "draw(number, 0, index)",
+        "draw(seed_value, i, index)",
+        "draw(seed_value, 0, index)",
         "tests/select/test_operators.py::test_random_scores_are_the_draws_of_each_leaf",
     ),
     fault(

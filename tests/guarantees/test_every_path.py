@@ -83,7 +83,7 @@ PATHS: dict[str, Line] = {
     "rows with prior masks": Line("rows.py", "keys = keys.where(prior"),
     "rows in blocks": Line("rows.py", "rows = slice(start,", "start > 0"),
     "models side by side": Line("operators.py", "parts = torch.split(kept, sizes, dim=1)"),
-    "models in turn": Line("operators.py", "calls = [operator(*_slice("),
+    "models in turn": Line("operators.py", "calls = [operator(*_element("),
     "many amounts of one model": Line("operators.py", "many = amounts[0].movedim("),
     "random draws": Line("blocks.py", "bits = draw_integers("),
     # --- without a search -----------------------------------------------------------------------

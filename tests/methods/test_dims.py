@@ -14,7 +14,7 @@ import gprune as gp
         (2, ValueError, r"dim is 2 for a leaf of shape \(2, 3\)"),
         (-3, ValueError, "dim is -3"),
         ((0, -2), ValueError, "each dim once"),
-        ("x", TypeError, "an int, a tuple of ints or a function .* got 'x'"),
+        ("x", TypeError, "an int, a tuple of ints, or a function .* got 'x'"),
         (True, TypeError, "an int"),
         ((), TypeError, "an int"),
         (1.0, TypeError, "an int"),

@@ -93,5 +93,5 @@ def test_an_error_within_groups_names_the_leaf() -> None:
         gp.layerwise(params, amount=3, dim=-1)
     integers = {"a": torch.ones(2, 3, dtype=torch.int64), "b": torch.full((2, 3), 2**60)}
     for kwargs in ({"amount": 1, "dim": -1}, {"pruning_method": gp.n_of_m, "n": 1, "m": 2}):
-        with pytest.raises(ValueError, match=r"^scores\['b'\]: int64 scores"):
+        with pytest.raises(ValueError, match=r"^params\['b'\]: int64 scores"):
             gp.layerwise(integers, **kwargs)

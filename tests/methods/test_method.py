@@ -78,6 +78,13 @@ def test_a_method_is_a_small_object_that_stands_for_its_function(method: Any) ->
     function = method.__wrapped__
     assert inspect.isfunction(function)
     assert (method.__name__, method.__doc__) == (function.__name__, function.__doc__)
+    for change in (
+        lambda: setattr(method, "PRUNING_TYPE", "structured"),
+        lambda: setattr(method, "note", 1),
+        lambda: delattr(method, "select"),
+    ):
+        with pytest.raises(AttributeError, match=f"^{method.__name__} is immutable"):
+            change()
     assert inspect.signature(method) == inspect.signature(function)
     assert list(inspect.signature(method).parameters)[:3] == ["param", "scores", "mask"]
     text = pydoc.plain(pydoc.render_doc(method))

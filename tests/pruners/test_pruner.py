@@ -1,6 +1,7 @@
 """What all pruners share: what is due, fractions, and whole runs in one compiled step."""
 
 import io
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -153,3 +154,32 @@ def test_the_fraction_is_taken_at_its_exact_value_and_held_to_its_range(build: A
         exchanged(2.0)
     with pytest.raises(ValueError, match="negative"):
         exchanged(-0.5)
+
+
+def half_in_words(step: torch.Tensor) -> Any:
+    return "half"
+
+
+@pytest.mark.parametrize(
+    ("build", "name"),
+    [
+        (
+            lambda: gp.pruners.gradual(half_in_words, due=always),
+            "the sparsity that schedule and allocation give",
+        ),
+        (
+            lambda: gp.pruners.rigl(0.5, fraction=half_in_words, due=always, seed=0),
+            "fraction(step)",
+        ),
+        (
+            lambda: gp.pruners.sparse_evolution(0.5, fraction=half_in_words, due=always, seed=0),
+            "fraction(step)",
+        ),
+    ],
+    ids=["gradual", "rigl", "sparse_evolution"],
+)
+def test_an_error_about_a_schedule_names_it(build: Callable[[], Any], name: str) -> None:
+    params, pruner = {"weight": torch.ones(2, 4)}, build()
+    message = f"^{re.escape(name)} must be an int or a float, got 'half'"
+    with pytest.raises(TypeError, match=message):
+        pruner.update(params, pruner.init(params), params)

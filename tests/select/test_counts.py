@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gprune.select import counts
-from gprune.select.counts import apportion
+from gprune.select.counts import share_out
 from tests.support import reference, reference_patterns
 
 
@@ -18,14 +18,14 @@ from tests.support import reference, reference_patterns
     ("amount", "sparsity", "expected"),
     [(0, None, (0, False)), (None, 0.0, (0.0, True)), (0.5, None, (0.5, False))],
 )
-def test_one_of_amount_and_sparsity(amount: Any, sparsity: Any, expected: Any) -> None:
-    assert counts.one_of(amount, sparsity, "prune") == expected
+def test_amount_or_sparsity(amount: Any, sparsity: Any, expected: Any) -> None:
+    assert counts.amount_or_sparsity(amount, sparsity, "prune") == expected
 
 
 @pytest.mark.parametrize(("number", "got"), [(None, "neither"), (1, "both")])
 def test_both_or_neither_are_refused(number: Any, got: str) -> None:
     with pytest.raises(TypeError, match=rf"prune\(\) takes exactly one .* got {got}"):
-        counts.one_of(number, number, "prune")
+        counts.amount_or_sparsity(number, number, "prune")
 
 
 @pytest.mark.parametrize("number", [0, 1, -3, 2**53 + 1, 2**63 - 1, True + 1])
@@ -161,43 +161,43 @@ def shares(draw: st.DrawFn) -> Shares:
 
 @given(shares())
 def test_apportioning_is_the_queue_of_webster(given: Shares) -> None:
-    assert apportion(*given) == reference_patterns.seats(*given)
+    assert share_out(*given) == reference_patterns.seats(*given)
 
 
 @given(shares())
 def test_nobody_loses_when_there_is_more_to_share_out(given: Shares) -> None:
     if given.total < sum(given.high):
-        more = apportion(*given._replace(total=given.total + 1))
-        gains = [b - a for a, b in zip(apportion(*given), more, strict=True)]
+        more = share_out(*given._replace(total=given.total + 1))
+        gains = [b - a for a, b in zip(share_out(*given), more, strict=True)]
         assert sorted(gains) == [0] * (len(gains) - 1) + [1]
 
 
 def test_equal_rates_go_to_the_first() -> None:
     """The second seat of the party of 3 votes has the rate of the only seat of the party of 1."""
-    assert apportion(2, [1.0, 3.0], [0, 0], [9, 9]) == [1, 1]
+    assert share_out(2, [1.0, 3.0], [0, 0], [9, 9]) == [1, 1]
 
 
 def test_seats_that_bisection_does_not_tell_apart() -> None:
     """A tiny party makes the range of rates so wide that many seats are handed out one by one."""
     for total in range(63):
         given = Shares(total, [1e-9, 1e6, 3e6], [0, 0, 0], [2, 30, 30])
-        assert apportion(*given) == reference_patterns.seats(*given)
+        assert share_out(*given) == reference_patterns.seats(*given)
 
 
 def test_largest_remainders_would_not_be_monotone() -> None:
     """The paradox of Alabama: by largest remainders [4, 4, 2] of 10 becomes [5, 5, 1] of 11."""
     weights, free = [6.0, 6.0, 2.0], ([0] * 3, [99] * 3)
-    assert [apportion(total, weights, *free) for total in (10, 11)] == [[5, 4, 1], [5, 5, 1]]
+    assert [share_out(total, weights, *free) for total in (10, 11)] == [[5, 4, 1], [5, 5, 1]]
 
 
 def test_large_parties_are_not_favoured() -> None:
     """Quotas 9.5 and ten of 0.5 each, of 14.5: rounded down first, the large one would get 13."""
-    counts = apportion(15, [19.0] + [1.0] * 10, [0] * 11, [99] * 11)
+    counts = share_out(15, [19.0] + [1.0] * 10, [0] * 11, [99] * 11)
     assert counts == reference_patterns.seats(15, [19.0] + [1.0] * 10, [0] * 11, [99] * 11)
     assert counts[0] == 10
 
 
 def test_a_billion_entries() -> None:
-    counts = apportion(123_456_789, [3.0, 7e6, 1.0], [0, 0, 1], [99, 2**30, 2**30])
+    counts = share_out(123_456_789, [3.0, 7e6, 1.0], [0, 0, 1], [99, 2**30, 2**30])
     assert sum(counts) == 123_456_789
     assert counts[0] == round(3 * 123_456_789 / 7e6)

@@ -84,7 +84,7 @@ def test_errors_of_values_name_the_leaf() -> None:
     integers = {"a": torch.ones(2, dtype=torch.int64), "b": torch.tensor([2**60])}
     for prune in (gp.global_unstructured, gp.layerwise, gp.find_threshold):
         with pytest.raises(
-            ValueError, match=r"scores\['b'\]: int64 scores must be at most 2\*\*53"
+            ValueError, match=r"params\['b'\]: int64 scores must be at most 2\*\*53"
         ):
             prune(integers, amount=1)
 
@@ -263,7 +263,7 @@ def which(params: Any, in_dims: Any, **much: Any) -> list[str]:
         return call
 
     names = ["select", "select_rows", "find_threshold", "masks_from_threshold"]
-    rule = operators.of_select(*map(note, names))
+    rule = operators.vmap_of_select(*map(note, names))
     info = mock.Mock(batch_size=SIZE)
     amounts = much.pop("amounts", [torch.tensor(1)])
     batched = much.pop("amount_dims", [None] * len(amounts))

@@ -63,33 +63,53 @@ def too_large(mesh: Any) -> Any:
 
 ONE_RANK: dict[str, tuple[str, str, dict[str, Any]]] = {
     "amount of a wrong type": ("TypeError", "amount must be", {"amount": constant("many")}),
-    "amount out of range": ("ValueError", "got different arguments", {"amount": constant(10**6)}),
-    "another amount": ("ValueError", "got different arguments", {"amount": constant(4)}),
+    "amount out of range": (
+        "ValueError",
+        "other arguments differ",
+        {"amount": constant(10**6)},
+    ),
+    "another amount": (
+        "ValueError",
+        "other arguments differ",
+        {"amount": constant(4)},
+    ),
     "no amount": ("TypeError", "exactly one of", {"amount": constant(None)}),
     "an unknown argument": ("TypeError", "unexpected keyword", {"temperature": constant(1)}),
     "another method": (
         "ValueError",
-        "different structure",
+        "the function or the paths",
         {"pruning_method": constant(gp.l1_unstructured)},
     ),
-    "another shape": ("ValueError", "different leaves", {"params": tree(a=leaf(6, 2), b=leaf(6))}),
+    "another shape": (
+        "ValueError",
+        "the shapes, dtypes",
+        {"params": tree(a=leaf(6, 2), b=leaf(6))},
+    ),
     "another dtype": (
         "ValueError",
-        "different leaves",
+        "the shapes, dtypes",
         {"params": tree(a=leaf(6, 2), b=leaf(5, dtype=torch.float64))},
     ),
     "another structure": (
         "ValueError",
-        "different structure",
+        "the function or the paths",
         {"params": tree(a=leaf(6, 2), c=leaf(5))},
     ),
     "another hole": (
         "ValueError",
-        "different structure",
+        "the function or the paths",
         {"params": tree(a=leaf(6, 2), b=constant(None))},
     ),
-    "a missing leaf": ("ValueError", "different structure", {"params": tree(a=leaf(6, 2))}),
-    "scores": ("ValueError", "different arguments", {"scores": tree(a=leaf(6, 2), b=leaf(5))}),
+    "a missing leaf": (
+        "ValueError",
+        "the function or the paths",
+        {"params": tree(a=leaf(6, 2))},
+    ),
+    "scores": (
+        "ValueError",
+        "other arguments differ",
+        {"scores": tree(a=leaf(6, 2), b=leaf(5))},
+    ),
     "a mask of a wrong dtype": (
         "TypeError",
         r"masks['a'] has dtype",
@@ -236,21 +256,21 @@ def refusals() -> list[tuple[str, str]]:
 
 
 REFUSALS = [
-    "params[1]: is placed as P(sum); redistribute it to Shard or Replicate",
-    "params[1]: has local shards in several pieces",
-    "params[1]: has a local shard of shape (1,)",
-    "params[1]: is on DeviceMesh",
+    "params[1]: this leaf is placed as P(sum); redistribute it to Shard or Replicate",
+    "params[1]: the shards of this leaf are not contiguous slices",
+    "params[1]: this leaf has a local shard of shape (1,)",
+    "params[1]: this leaf is on DeviceMesh",
     "scores[0] is placed as None, its parameter as ((Shard(dim=0),)",
     "scores[0] is placed as ((Shard(dim=0),)",
     "masks[0] is placed as None",
     "masks[0] is placed as None",
-    "needs unsharded leaves",
-    "needs unsharded leaves",
-    "dim needs unsharded leaves, these are DTensors",
-    "n_of_m needs unsharded leaves, these are DTensors",
-    "blocks needs unsharded leaves, these are DTensors",
-    "a structured method needs unsharded leaves, these are DTensors",
-    "lamp needs unsharded leaves, these are DTensors",
+    "<lambda> needs whole leaves, got DTensors",
+    "<lambda> needs whole leaves, got DTensors",
+    "lowest_unstructured with dim= needs whole leaves, got DTensors",
+    "n_of_m needs whole leaves, got DTensors",
+    "blocks needs whole leaves, got DTensors",
+    "ln_structured needs whole leaves, got DTensors",
+    "lamp needs whole leaves, got DTensors",
     "masks[0] keeps more than 2 of 4 along dim 0 in 1 of 1 groups",
     "amount[1]: amount must be at most the number of candidates, 4",
     "amount must be at most the number of candidates, 8",
@@ -291,7 +311,7 @@ def lose_a_rank(phase: str) -> tuple[str, str, str, float] | None:
 @pytest.mark.parametrize(
     ("phase", "name"),
     [
-        ("gprune.select.shards.RankedLeaves", "checking that all ranks are called alike"),
+        ("gprune.select.shards.RankedLeaves", "checking that all ranks make the same call"),
         ("gprune.select.partition.PartitionPass.run", "counting around the brackets"),
         (
             "gprune.select.blocks.RankedLeaves.tree_index",

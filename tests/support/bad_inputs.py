@@ -708,7 +708,7 @@ ON_MASKS = [
         bad(gp.scores.random, what, T, f"params{words}", value, seed=0),
         bad(gp.num_pruned, what, T, f"masks{words}", value),
         bad(gp.sparsity, what, T, f"masks{words}", value),
-        bad(gp.intersect, what, T, f"masks{words}", value),
+        bad(gp.intersect, what, T, f"masks[0]{words}", value),
     )
 ]
 KEEP_THREE = Make(lambda: [torch.ones(3).bool()])
@@ -716,17 +716,24 @@ REST = [
     bad(gp.num_pruned, "scores", T, "masks[0] float32 bool", Make(lambda: [torch.ones(2)])),
     bad(gp.sparsity, "scores", T, "masks[0] float32 bool", Make(lambda: [torch.ones(2)])),
     bad(gp.intersect, "nothing", T, "intersect() at least one"),
-    bad(gp.intersect, "other `None` leaves", V, "masks[0] None", KEEP_TWO, [None]),
+    bad(
+        gp.intersect,
+        "other `None` leaves",
+        V,
+        "masks[1][0] None masks[0][0] tensor",
+        KEEP_TWO,
+        [None],
+    ),
     bad(
         gp.intersect,
         "other shapes",
         V,
-        "masks[0] (3,) (2,)",
+        "masks[1][0] (3,) masks[0][0] (2,)",
         KEEP_TWO,
         Make(lambda: [torch.ones(3).bool()]),
     ),
-    bad(gp.intersect, "other structures", V, "masks structure", KEEP_TWO, []),
-    bad(gp.intersect, "floats", T, "masks[0] float32", KEEP_TWO, Make(lambda: [torch.ones(2)])),
+    bad(gp.intersect, "other structures", V, "masks[1] structure masks[0]", KEEP_TWO, []),
+    bad(gp.intersect, "floats", T, "masks[1][0] float32", KEEP_TWO, Make(lambda: [torch.ones(2)])),
     bad(gp.prunable, "a number", T, "where 3", PARAMS, 3),
     bad(gp.prunable, "a list with a number", T, "where ['a', 3]", PARAMS, ["a", 3]),
     bad(gp.prunable, "a tensor", T, "where tensor", PARAMS, Make(lambda: torch.ones(2))),
@@ -1212,8 +1219,8 @@ PRUNERS = (
         bad(P.iterative, "a negative rewind_to", V, "rewind_to -1", 0.5, due=ALWAYS, rewind_to=-1),
         bad(P.static_sparse, "a string sparsity", T, "sparsity 'x'", "x", seed=0),
         bad(P.rigl, "a schedule for a sparsity", T, "sparsity function", HALF, **EXCHANGE),
-        bad(gp.agreement, "other `None` leaves", V, "masks[0] None", KEEP_TWO, [None]),
-        bad(gp.agreement, "other shapes", V, "masks[0] (3,) (2,)", KEEP_TWO, KEEP_THREE),
+        bad(gp.agreement, "other `None` leaves", V, "others[0] None masks[0]", KEEP_TWO, [None]),
+        bad(gp.agreement, "other shapes", V, "others[0] (3,) masks[0] (2,)", KEEP_TWO, KEEP_THREE),
         bad(gp.agreement, "other structures", V, "others structure", KEEP_TWO, []),
         bad(gp.agreement, "scores", T, "masks[0] float32", Make(lambda: [torch.ones(2)]), KEEP_TWO),
     ]
