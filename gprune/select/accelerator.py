@@ -1,10 +1,10 @@
 """The steps of a search on an accelerator: its sample, its pass, and its last step.
 
 The host queues operators, and an accelerator runs them later. Whenever the host reads a value, it
-waits until all operators before it have run. So no shape here depends on a value. A pass stores the
-candidates that are inside a bracket in a fixed number of *slots* for each block. The sample says
-how many are enough, and the counts tell afterwards whether they were. The host reads values twice:
-the sample, and the counts of the pass.
+waits until all operators before it have run. So the operators of a pass have no shape that depends
+on a value: they store the candidates that are inside a bracket in a fixed number of *slots* for
+each block. The sample says how many are enough, and the counts tell afterwards how many are used.
+The host reads values twice: the sample, and the counts of the pass.
 
 Each operator has a fixed cost, so there are few of them, and blocks are large. The collected
 candidates are sorted, because a stable sort also ranks equal keys by their positions.
@@ -13,7 +13,6 @@ candidates are sorted, because a stable sort also ranks equal keys by their posi
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import NamedTuple
@@ -25,7 +24,7 @@ from gprune.select.blocks import Block, Query, RankedLeaves
 from gprune.select.counter_rng import draw_integers
 from gprune.select.counting import concatenate
 from gprune.select.finish import KeyThreshold
-from gprune.select.keys import raw_bounds, raw_keys, to_bits
+from gprune.select.keys import Format, raw_bounds, raw_keys, to_bits
 from gprune.select.partition import Candidates, CountedBlock, write_block
 from gprune.select.refine import Interval, Reduce
 from gprune.select.sampling import entries_at, sample_size
@@ -91,7 +90,9 @@ class AcceleratorSample:
         pieces, keys = self._pieces[query], self._keys[query]
         inside = (keys >= low).logical_and_(keys <= high)
         ends = torch.tensor([0, *accumulate(len(piece.entries) for piece in pieces)], device="cpu")
-        before = torch.cat([torch.zeros(1, dtype=torch.int64), inside.cumsum(0)])[ends]
+        before = torch.cat([torch.zeros(1, dtype=torch.int64, device="cpu"), inside.cumsum(0)])[
+            ends
+        ]
         found: dict[int, int] = {}
         for piece, number in zip(pieces, before.diff().tolist(), strict=True):
             found[piece.start] = found.get(piece.start, 0) + number
@@ -162,24 +163,32 @@ def _keys_of(ranked: RankedLeaves, pieces: Sequence[Piece]) -> Tensor:
 # --- the pass -----------------------------------------------------------------------------------
 
 
-class Slots(NamedTuple):
-    """The slots of a block: its candidates inside the bracket of a query, then unused ones.
+class InBlock(NamedTuple):
+    """The candidates of a block that are inside the bracket of a query.
 
     Attributes:
         query: the number of the query.
-        block: the block, without its bits and its prior mask, which take memory.
-        local: the indices of the candidates in the block, ascending int64; 0 in unused slots.
-        bits: the scores at these indices, as integers.
+        start: the position of the first entry of the block.
+        leaves: the leaves of the block.
+        sizes: how many entries of each leaf are in the block.
+        offset: the flat index of the first entry, in its leaf or its local shard.
+        form: the format of the bits.
+        places: the indices of the candidates in the block, ascending int64.
+        bits: their scores as integers.
     """
 
     query: int
-    block: Block
-    local: Tensor
+    start: int
+    leaves: list[int]
+    sizes: list[int]
+    offset: int
+    form: Format
+    places: Tensor
     bits: Tensor
 
 
 class AcceleratorPass:
-    """A pass that divides the candidates of each query by its bracket, without reading a value.
+    """A pass that divides the candidates of each query by its bracket, and reads values once.
 
     It does for leaves on any device what `PartitionPass` does for leaves on the CPU.
 
@@ -211,44 +220,45 @@ class AcceleratorPass:
         self.queries, self.brackets = queries, brackets
         self.num_counts = 3 * len(queries)
         self._ranked, self._masks, self._num_slots = ranked, masks, num_slots
-        self._slots: list[Slots] = []
-        self._blocks: list[tuple[int, int, int]] = []  # the query, the start and the stop of each
-        self._num_inside = torch.empty(0, dtype=torch.int64, device="cpu")
+        self._counted: list[list[CountedBlock]] = [[] for _ in queries]
+        self._collected: list[InBlock] = []
 
     def collects(self, query: int) -> bool:
         """Return whether the candidates in a bracket are collected: not if it is a single key."""
         low, high = self.brackets[query]
         return low < high
 
+    def counted(self, query: int) -> list[CountedBlock]:
+        """Return how many candidates of each block are inside the bracket of a query."""
+        return self._counted[query]
+
     def run(self) -> Tensor:
         """Make the pass.
 
         Returns:
-            The counts that `PartitionPass.run` returns.
+            The counts that `PartitionPass.run` returns, on the CPU.
         """
-        counts, room, device = list[Tensor](), list[int](), self._ranked.device
-        for number, query in enumerate(self.queries):
-            for block in self._ranked.blocks(query.leaves):
-                above, inside = self._divide(block, self.brackets[number])
+        counts, device = list[Tensor](), self._ranked.device
+        blocks, filled = list[tuple[int, int, int]](), list[InBlock | None]()
+        for query, (leaves, _, _) in enumerate(self.queries):
+            for block in self._ranked.blocks(leaves):
+                above, inside = self._divide(block, self.brackets[query])
                 counts += [above.count_nonzero().to(device), inside.count_nonzero().to(device)]
-                self._blocks.append((number, block.start, block.stop))
-                room.append(block.bits.numel())
-                if self.collects(number):
-                    room[-1] = self._num_slots[number][block.start]
-                    local = torch.nonzero_static(inside, size=room[-1], fill_value=0).view(-1)
-                    bits = block.bits.index_select(0, local)
-                    nothing = block.bits[:0]
-                    self._slots.append(
-                        Slots(number, block._replace(bits=nothing, prior=None), local, bits)
-                    )
-        totals = torch.zeros(len(self.queries), 3, dtype=torch.int64, device=device)
-        if counts:
-            above_counts, self._num_inside = torch.stack(counts).view(-1, 2).unbind(1)
-            numbers = torch.tensor([[number for number, _, _ in self._blocks], room]).to(device)
-            is_full = self._num_inside > numbers[1]
-            of_blocks = [above_counts + self._num_inside, self._num_inside, is_full]
-            totals.index_add_(0, numbers[0], torch.stack(of_blocks, dim=1))
-        return totals.t().reshape(-1)
+                blocks.append((query, block.start, block.stop))
+                filled.append(self._collect(query, block, inside) if self.collects(query) else None)
+        values = torch.stack(counts).tolist() if counts else []  # here the host waits
+        totals = torch.zeros(3, len(self.queries), dtype=torch.int64, device="cpu")
+        rows = zip(blocks, filled, values[::2], values[1::2], strict=True)
+        for (query, start, stop), own, num_above, num_inside in rows:
+            self._counted[query].append(CountedBlock(start, stop, num_inside))
+            totals[0, query] += num_above + num_inside
+            totals[1, query] += num_inside
+            if own is not None and num_inside > own.places.numel():
+                totals[2, query] = 1
+            elif own is not None:
+                used = own._replace(places=own.places[:num_inside], bits=own.bits[:num_inside])
+                self._collected.append(used)
+        return totals.view(-1)
 
     def _divide(self, block: Block, bracket: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Return which candidates of a block are above and which are inside a bracket."""
@@ -271,48 +281,45 @@ class AcceleratorPass:
             write_block(block, above, masks)
         return above, inside
 
-    def counted(self, query: int) -> list[CountedBlock]:
-        """Return how many candidates of each block are inside the bracket of a query."""
-        counts = self._num_inside.tolist()
-        return [
-            CountedBlock(start, stop, count)
-            for (number, start, stop), count in zip(self._blocks, counts, strict=True)
-            if number == query
-        ]
+    def _collect(self, query: int, block: Block, inside: Tensor) -> InBlock:
+        """Store the candidates inside the bracket in slots; those that are not used have index 0.
+
+        Args:
+            query: the number of the query.
+            block: the block.
+            inside: which candidates are inside the bracket, 1-D bool.
+
+        Returns:
+            The slots of the block.
+        """
+        size = self._num_slots[query][block.start]
+        index = torch.nonzero_static(inside, size=size, fill_value=0).view(-1)
+        bits = block.bits.index_select(0, index)
+        place = block.start, block.leaves, block.sizes, block.offset, block.form
+        return InBlock(query, *place, index, bits)
 
     def candidates(self, queries: list[int]) -> Candidates:
         """Copy the candidates of some queries to the CPU; the queries are numbered anew from 0."""
-        ranked, renumbered = self._ranked, {query: i for i, query in enumerate(queries)}
-        counts = [
-            count
-            for (number, _, _), count in zip(self._blocks, self._num_inside.tolist(), strict=True)
-            if self.collects(number)
-        ]
-        found = [
-            (own, count)
-            for own, count in zip(self._slots, counts, strict=True)
-            if own.query in renumbered
-        ]
-        keys = [ranked.keys(own.bits[:count], own.block.form) for own, count in found]
-        positions = [own.local[:count] + own.block.start for own, count in found]
-        joined = concatenate([part.to(ranked.device) for part in keys]).cpu()
-        where = concatenate([part.to(ranked.device) for part in positions]).cpu()
-        table = torch.tensor([(renumbered[own.query], count) for own, count in found])
-        numbers, sizes = table.to(torch.int32).view(-1, 2).unbind(1)
-        of_query = numbers.repeat_interleave(sizes) if len(queries) > 1 else None
-        return Candidates(joined, where, of_query)
+        ranked, numbers = self._ranked, {query: i for i, query in enumerate(queries)}
+        parts = [own for own in self._collected if own.query in numbers]
+        keys = [ranked.keys(own.bits, own.form).to(ranked.device) for own in parts]
+        positions = [(own.places + own.start).to(ranked.device) for own in parts]
+        table = [(numbers[own.query], own.places.numel()) for own in parts]
+        order, sizes = torch.tensor(table, dtype=torch.int32, device="cpu").view(-1, 2).unbind(1)
+        of_query = order.repeat_interleave(sizes) if len(queries) > 1 else None
+        return Candidates(concatenate(keys).cpu(), concatenate(positions).cpu(), of_query)
 
     def can_finish(self, reduce: Reduce) -> bool:
-        """Return whether `finish` can be called: the candidates are in one memory."""
-        return reduce.num_processes == 1 and self._ranked.device.type != "cpu"
+        """Return whether `finish` can be called: all candidates are in one memory."""
+        return reduce.num_processes == 1 and len({x.device for x in self._ranked.scores}) == 1
 
     def finish(
         self, queries: list[int], intervals: list[Interval], masks: list[Tensor] | None
     ) -> list[KeyThreshold | None]:
-        """Find the thresholds of collected queries in one process, and write the masks.
+        """Find the thresholds of collected queries in one memory, and write the masks.
 
         Args:
-            queries: the numbers of the queries, whose candidates are all on one accelerator.
+            queries: the numbers of the queries, ascending.
             intervals: the intervals of the keys of their thresholds, which are their brackets.
             masks: one contiguous bool mask per leaf, to be written; or `None`.
 
@@ -320,62 +327,46 @@ class AcceleratorPass:
             The thresholds. If there are masks they are `None`, because the host would have to wait
             for them.
         """
-        slots = [own for own in self._slots if own.query in queries]
-        sizes = [own.local.numel() for own in slots]
-        starts = [0, *accumulate(sizes)]
-        keys = self._keys_in_slots(slots, starts)
+        parts = [own for own in self._collected if own.query in queries]
+        sizes = [own.places.numel() for own in parts]
+        keys = self._keys(parts)
         order = keys.sort(stable=True).indices
         if len(queries) > 1:  # a second stable sort puts the queries one after the other
-            table = torch.tensor([[own.query for own in slots], sizes]).to(keys.device)
-            numbers = table[0].repeat_interleave(table[1], output_size=starts[-1])
-            by_query = numbers.index_select(0, order).sort(stable=True).indices
+            numbers = torch.tensor([own.query for own in parts], dtype=torch.int32, device="cpu")
+            repeats = torch.tensor(sizes, device="cpu").to(keys.device)
+            query = numbers.to(keys.device).repeat_interleave(repeats, output_size=sum(sizes))
+            by_query = query.index_select(0, order).sort(stable=True).indices
             order = order.index_select(0, by_query)
         kept, last, first = list[Tensor](), list[int](), 0
-        for query, interval in zip(queries, intervals, strict=True):
-            num_pruned = self.queries[query].k - interval.num_below
-            kept.append(order[first + num_pruned : first + interval.num_inside])
+        for query_number, known in zip(queries, intervals, strict=True):
+            num_pruned = self.queries[query_number].k - known.num_below
+            kept.append(order[first + num_pruned : first + known.num_inside])
             last.append(first + num_pruned - 1)
-            first += sum(own.local.numel() for own in slots if own.query == query)
+            first += known.num_inside
         if masks is not None:
-            # adding 0 in the unused slots, which all have index 0, changes nothing
-            added = torch.zeros(starts[-1], dtype=torch.uint8, device=keys.device)
-            added.index_fill_(0, torch.cat(kept), 1)
-            for own, part in zip(slots, torch.split(added, sizes), strict=True):
-                _add_to_masks(own, part, masks)
+            is_kept = torch.zeros(keys.shape, dtype=torch.bool, device=keys.device)
+            is_kept.index_fill_(0, torch.cat(kept), True)
+            for own, part in zip(parts, torch.split(is_kept, sizes), strict=True):
+                _write_inside(own, part, masks)
             return [None] * len(queries)
-        slot = order.index_select(0, torch.tensor(last).to(order.device))
-        local = torch.cat([own.local for own in slots]).index_select(0, slot)
-        rows = torch.stack([keys.index_select(0, slot).to(torch.int64), slot, local], dim=1)
-        return [
-            KeyThreshold(key, slots[bisect_right(starts, number) - 1].block.start + index)
-            for key, number, index in rows.tolist()
-        ]
+        chosen = order.index_select(0, torch.tensor(last, device="cpu").to(order.device))
+        positions = torch.cat([own.places + own.start for own in parts]).index_select(0, chosen)
+        pairs = torch.stack([keys.index_select(0, chosen).to(torch.int64), positions], dim=1)
+        return [KeyThreshold(key, index) for key, index in pairs.tolist()]
 
-    def _keys_in_slots(self, slots: Sequence[Slots], starts: list[int]) -> Tensor:
-        """Return the keys of some slots; the highest integer in those that are not used."""
-        ranked = self._ranked
-        if len({own.block.form for own in slots}) == 1:
-            keys = ranked.keys(torch.cat([own.bits for own in slots]), slots[0].block.form)
-        else:
-            keys = torch.cat([ranked.keys(own.bits, own.block.form) for own in slots])
-        block_of = {block[:2]: number for number, block in enumerate(self._blocks)}
-        blocks = [block_of[own.query, own.block.start] for own in slots]
-        sizes = [own.local.numel() for own in slots]
-        table = torch.tensor([blocks, starts[:-1], sizes]).to(keys.device)
-        ends = self._num_inside.index_select(0, table[0]).add_(table[1])
-        ends = ends.repeat_interleave(table[2], output_size=starts[-1])
-        is_used = torch.arange(starts[-1], device=keys.device) < ends
-        return torch.where(is_used, keys, torch.iinfo(keys.dtype).max)
+    def _keys(self, parts: Sequence[InBlock]) -> Tensor:
+        """Return the keys of collected candidates. Those of one format are converted together."""
+        ranked, forms = self._ranked, {own.form for own in parts}
+        if len(forms) == 1:
+            return ranked.keys(torch.cat([own.bits for own in parts]), forms.pop())
+        return torch.cat([ranked.keys(own.bits, own.form) for own in parts])
 
 
-def _add_to_masks(slots: Slots, added: Tensor, masks: list[Tensor]) -> None:
-    """Add 0 or 1 to the mask of every candidate in some slots."""
-    block = slots.block
-    flat = [masks[leaf].view(-1) for leaf in block.leaves]
+def _write_inside(own: InBlock, is_kept: Tensor, masks: list[Tensor]) -> None:
+    """Write the masks of the candidates of a block that are inside the bracket."""
+    flat = [masks[leaf].view(-1) for leaf in own.leaves]
     if len(flat) == 1:
-        mask = flat[0][block.offset : block.offset + block.sizes[0]]
-        mask.view(torch.uint8).index_add_(0, slots.local, added)
+        flat[0][own.offset : own.offset + own.sizes[0]].index_copy_(0, own.places, is_kept)
         return
-    joined = torch.cat(flat)
-    joined.view(torch.uint8).index_add_(0, slots.local, added)
-    torch.split_with_sizes_copy(joined, block.sizes, out=flat)
+    joined = torch.cat(flat).index_copy_(0, own.places, is_kept)
+    torch.split_with_sizes_copy(joined, own.sizes, out=flat)

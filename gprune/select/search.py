@@ -176,8 +176,8 @@ def count_candidates(ranked: RankedLeaves, scopes: list[range], reduce: Reduce) 
 
     def count() -> Tensor:
         before = pad(ranked.num_candidates().cumsum(0), (1, 0))
-        ends = torch.tensor([(leaves.start, leaves.stop) for leaves in scopes]).to(before.device)
-        return before[ends].diff(dim=1).view(-1)
+        ends = torch.tensor([(leaves.start, leaves.stop) for leaves in scopes], device="cpu")
+        return before[ends.to(before.device)].diff(dim=1).view(-1)
 
     found: list[int] = reduce.sum("counting the candidates", len(scopes), count).tolist()
     return found
