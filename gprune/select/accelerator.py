@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import torch
@@ -96,10 +96,12 @@ class AcceleratorSample:
         found: dict[int, int] = {}
         for piece, number in zip(pieces, before.diff().tolist(), strict=True):
             found[piece.start] = found.get(piece.start, 0) + number
-        step = max(len(p.entries) and p.entries.step for p in pieces)
-        return {
-            start: math.ceil(step * (number + MARGIN * math.sqrt(number) + 2 * MARGIN))
+        expected = {
+            start: number + MARGIN * math.sqrt(number) + 2 * MARGIN
             for start, number in found.items()
+        }
+        return {
+            piece.start: math.ceil(expected[piece.start] * piece.entries.step) for piece in pieces
         }
 
 
@@ -330,13 +332,7 @@ class AcceleratorPass:
         parts = [own for own in self._collected if own.query in queries]
         sizes = [own.places.numel() for own in parts]
         keys = self._keys(parts)
-        order = keys.sort(stable=True).indices
-        if len(queries) > 1:  # a second stable sort puts the queries one after the other
-            numbers = torch.tensor([own.query for own in parts], dtype=torch.int32, device="cpu")
-            repeats = torch.tensor(sizes, device="cpu").to(keys.device)
-            query = numbers.to(keys.device).repeat_interleave(repeats, output_size=sum(sizes))
-            by_query = query.index_select(0, order).sort(stable=True).indices
-            order = order.index_select(0, by_query)
+        order = _order(keys, intervals)
         kept, last, first = list[Tensor](), list[int](), 0
         for query_number, known in zip(queries, intervals, strict=True):
             num_pruned = self.queries[query_number].k - known.num_below
@@ -360,6 +356,36 @@ class AcceleratorPass:
         if len(forms) == 1:
             return ranked.keys(torch.cat([own.bits for own in parts]), forms.pop())
         return torch.cat([ranked.keys(own.bits, own.form) for own in parts])
+
+
+def _order(keys: Tensor, intervals: Sequence[Interval]) -> Tensor:
+    """Sort the keys of each query, and equal keys by their positions.
+
+    Args:
+        keys: the keys of the first query in the order of their positions, then those of the next.
+        intervals: for each query its lowest and highest key, and how many keys it has.
+
+    Returns:
+        The indices of the sorted keys, query after query.
+    """
+    sizes = [interval.num_inside for interval in intervals]
+    if len(sizes) == 1:
+        return keys.sort(stable=True).indices
+    width = max(interval.high - interval.low for interval in intervals) + 1
+    firsts = [i * width - interval.low for i, interval in enumerate(intervals)]
+    places = [0, *accumulate(sizes[:-1])]
+    if width * len(sizes) + max(map(abs, firsts)) > 2**62:  # shifted keys might not fit
+        pairs = zip(torch.split(keys, sizes), places, strict=True)
+        return torch.cat([part.sort(stable=True).indices + place for part, place in pairs])
+    # shift the keys of each query above those of the one before, by the cumulative sum of steps
+    is_narrow = width * len(sizes) <= torch.iinfo(keys.dtype).max
+    steps = [b - a for a, b in pairwise([0, *firsts])]
+    step, place = (torch.tensor(x, device="cpu").to(keys.device) for x in (steps, places))
+    dtype = keys.dtype if is_narrow else torch.int64
+    shifts = torch.zeros(keys.numel() + 1, dtype=dtype, device=keys.device)
+    shifts.index_add_(0, place, step.to(dtype))
+    shifted = shifts[:-1].cumsum(0, dtype=dtype).add_(keys)
+    return shifted.sort(stable=True).indices
 
 
 def _write_inside(own: InBlock, is_kept: Tensor, masks: list[Tensor]) -> None:

@@ -67,7 +67,7 @@ CHOICES: dict[str, Sequence[Any]] = {
     "max_sent": [0, 1, 2, 16],
     "on_accelerator": [False, False, True],
     "slots": [0, 5, 40, 200, 1000, 2**22],
-    "margin": [-5, 0, 0, 5],
+    "margin": [0, 0, 1, 5],
 }
 """What each limit is drawn from. A large leaf has too many blocks of fewer than 16 entries."""
 
