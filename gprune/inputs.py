@@ -266,6 +266,17 @@ def _listed(problems: list[tuple[int, str, str]], treedef: TreeDef) -> str:
     return "; ".join(f"{names[tree][i]} {problem}" for i, tree, problem in problems)
 
 
+def float64_device(device: torch.device) -> torch.device:
+    """Return the device, or the CPU if the device has no float64."""
+    if device.type == "mps":
+        return torch.device("cpu")
+    try:
+        torch.empty(0, dtype=torch.float64, device=device)
+    except TypeError:
+        return torch.device("cpu")
+    return device
+
+
 def unwrap(leaves: Sequence[Any]) -> Sequence[Any]:
     """Return the tensors inside those that `torch.func.grad` or `vmap` has wrapped.
 

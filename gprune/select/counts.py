@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gprune.inputs import float64_device
+
 
 def amount_or_sparsity(amount: Any, sparsity: Any, caller: str) -> tuple[Any, bool]:
     """Return the one of amount and sparsity that is given.
@@ -179,6 +181,33 @@ def resolve_sparsity(sparsity: Tensor, entries: int, candidates: int) -> int:
     number = float(sparsity.item())
     _check_fraction(number, "sparsity", "")
     return max(0, round(number * entries) - (entries - candidates))
+
+
+def resolve_each(number: Tensor, entries: int, candidates: Tensor, is_sparsity: bool) -> Tensor:
+    """Return how many candidates of each of many groups an amount or a sparsity prunes.
+
+    Args:
+        number: 0-dim tensor.
+        entries: how many prunable entries each group has.
+        candidates: how many of them are not pruned yet, int64 of any shape.
+        is_sparsity: whether the number is a sparsity.
+
+    Returns:
+        int64 of the shape and on the device of `candidates`.
+
+    Raises:
+        ValueError: if the value is out of range.
+    """
+    if is_sparsity:
+        num_kept = entries - resolve_sparsity(number, entries, entries)
+        return candidates.sub(num_kept).clamp_(min=0)
+    if number.is_floating_point():
+        fraction = number.item()
+        _check_fraction(fraction, "amount", " when it is a float")
+        exact = candidates.to(float64_device(candidates.device)).to(torch.float64)
+        return exact.mul_(fraction).round_().to(torch.int64).to(candidates.device)
+    fewest = int(candidates.min()) if candidates.numel() else entries
+    return torch.full_like(candidates, resolve_amount(number, fewest))
 
 
 def _check_fraction(number: float, name: str, when: str) -> None:
