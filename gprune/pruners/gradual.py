@@ -29,6 +29,7 @@ from gprune.pruners.pruner import (
     Pruner,
     ScoreFn,
     by_magnitude,
+    can_skip,
     check_functions,
     first_step,
     is_due,
@@ -69,11 +70,14 @@ def update(
     prune: Callable[..., Tree],
 ) -> tuple[Tree, GradualState]:
     """Prune to the sparsity of the schedule, if the step is due."""
+    step_is_due = is_due(due, state.step)
+    if can_skip(step_is_due):
+        return apply_masks(params, state.masks), state._replace(step=state.step + 1)
     weights = prunable_params(params, state.masks, "state.masks")
     scores = score_fn(params, grads) if scores is None else scores
     target = allocation(weights, sparsity=schedule(state.step))
     name = "the sparsity that schedule and allocation give"
-    sparsity = zero_unless(is_due(due, state.step), target, name)  # 0 prunes nothing more
+    sparsity = zero_unless(step_is_due, target, name)  # 0 prunes nothing more
     masks = prune(weights, scores, masks=state.masks, sparsity=sparsity)
     return apply_masks(params, masks), GradualState(masks, state.step + 1)
 

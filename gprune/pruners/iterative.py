@@ -26,6 +26,7 @@ from gprune.pruners.pruner import (
     Pruner,
     ScoreFn,
     by_magnitude,
+    can_skip,
     check_functions,
     first_step,
     is_due,
@@ -50,8 +51,7 @@ class IterativeState(NamedTuple):
 
 def init(params: Tree, *, where: Where) -> IterativeState:
     """Keep every weight, and store a copy of the parameters."""
-    copies = map_leaves(lambda leaf: None if leaf is None else leaf.detach().clone(), params)
-    return IterativeState(keep_all(prunable(params, where)), first_step(), copies)
+    return IterativeState(keep_all(prunable(params, where)), first_step(), _copied(params))
 
 
 def update(
@@ -67,12 +67,15 @@ def update(
     prune: Callable[..., Tree],
 ) -> tuple[Tree, IterativeState]:
     """At the end of a round, prune and rewind. At other steps, apply the masks."""
+    ends_round, is_rewind_step = is_due(due, state.step), state.step + 1 == rewind_to
+    if can_skip(ends_round):
+        rewind_params = state.rewind_params if can_skip(is_rewind_step) else _copied(params)
+        masked = apply_masks(params, state.masks)
+        return masked, IterativeState(state.masks, state.step + 1, rewind_params)
     weights = prunable_params(params, state.masks, "state.masks")
     scores = score_fn(params, grads) if scores is None else scores
-    ends_round = is_due(due, state.step)
     amount_now = zero_unless(ends_round, amount, "amount")
     masks = prune(weights, scores, masks=state.masks, amount=amount_now)
-    is_rewind_step = state.step + 1 == rewind_to
     rewind_params = _choose(is_rewind_step, _detached(params), state.rewind_params)
     params = _choose(ends_round, rewind_params, params)
     return apply_masks(params, masks), IterativeState(masks, state.step + 1, rewind_params)
@@ -141,6 +144,10 @@ def iterative(
             prune=prune,
         ),
     )
+
+
+def _copied(params: Tree) -> Tree:
+    return map_leaves(lambda leaf: None if leaf is None else leaf.detach().clone(), params)
 
 
 def _detached(params: Tree) -> Tree:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gprune.inputs import mismatch, score_problem
+from gprune.masks import count_pruned, mask_leaves
 from gprune.methods import random_unstructured
 from gprune.prune import layerwise
 from gprune.select.counts import as_scalar, as_seed
@@ -22,6 +23,7 @@ from gprune.trees import (
     map_leaves,
     prunable,
     unflatten,
+    unflatten_like,
 )
 
 Due: TypeAlias = Callable[[Tensor], Tensor | bool]
@@ -160,6 +162,23 @@ def is_due(due: Due, step: Tensor) -> Tensor:
     return answer
 
 
+def can_skip(step_is_due: Tensor) -> bool:
+    """Return whether a step only applies the masks, because it is not due.
+
+    While compiling and under `vmap` the answer is not known, and a step that is not due prunes 0
+    more.
+
+    Args:
+        step_is_due: 0-dim bool tensor.
+
+    Returns:
+        Whether the step is known not to be due.
+    """
+    if torch.compiler.is_compiling() or torch._C._functorch.is_batchedtensor(step_is_due):
+        return False
+    return not bool(step_is_due)
+
+
 def zero_unless(step_is_due: Tensor, numbers: Tree, name: str) -> Tree:
     """Return a number, or a tree of numbers, as tensors: unchanged if the step is due, else 0.
 
@@ -213,17 +232,18 @@ def gradients_of(weights: Tree, grads: Tree) -> Tree:
 
 
 def count_kept(masks: Tree) -> Tree:
-    """Count the weights that each mask keeps: a 0-dim int64 tensor for each leaf."""
-    return map_leaves(lambda mask: None if mask is None else mask.sum(), masks)
+    """Count the weights that each mask keeps: a 0-dim int64 tensor on the CPU for each leaf."""
+    leaves, treedef = flatten(masks)
+    found = mask_leaves(masks, "state.masks")
+    counts = count_pruned(found).cpu()  # all counts are copied together
+    kept = [mask.numel() - n for mask, n in zip(found, counts.unbind(), strict=True)]
+    return unflatten_like(treedef, leaves, kept)
 
 
 def round_fraction(counts: Tree, fraction: Tensor) -> Tree:
-    """Return round(fraction * count) for each count, in float64, half to even."""
-    exact = fraction.to(torch.float64)
-    return map_leaves(
-        lambda n: None if n is None else (exact * n.to(exact.device)).round().to(torch.int64),
-        counts,
-    )
+    """Return round(fraction * count) for each count, in float64, half to even, on the CPU."""
+    exact = fraction.cpu().to(torch.float64)
+    return map_leaves(lambda n: None if n is None else (exact * n).round().to(torch.int64), counts)
 
 
 def union(survivors: Tree, free: Tree, still_free: Tree) -> Tree:

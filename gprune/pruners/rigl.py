@@ -27,6 +27,7 @@ from gprune.pruners.pruner import (
     ScoreFn,
     bind_random_masks,
     by_magnitude,
+    can_skip,
     check_functions,
     count_kept,
     first_step,
@@ -71,8 +72,12 @@ def update(
     if grads is None:
         raise TypeError("rigl grows by gradients: update(params, state, grads), got None for grads")
     weights = prunable_params(params, state.masks, "state.masks")
+    gradients = gradients_of(weights, grads)
+    step_is_due = is_due(due, state.step)
+    if can_skip(step_is_due):
+        return apply_masks(params, state.masks), state._replace(step=state.step + 1)
     scores = score_fn(params, grads) if scores is None else scores
-    fraction_now = zero_unless(is_due(due, state.step), fraction(state.step), "fraction(step)")
+    fraction_now = zero_unless(step_is_due, fraction(state.step), "fraction(step)")
     k = round_fraction(count_kept(state.masks), fraction_now)
 
     survivors = layerwise(weights, scores, masks=state.masks, amount=k)
@@ -80,9 +85,7 @@ def update(
     # The free entries with the largest |gradient| are grown. They are selected by pruning k entries
     # from the mask of free entries, those with the lowest -|gradient| first.
     free = map_leaves(lambda mask: None if mask is None else ~mask, survivors)
-    growth_scores = map_leaves(
-        lambda grad: None if grad is None else -grad.abs(), gradients_of(weights, grads)
-    )
+    growth_scores = map_leaves(lambda grad: None if grad is None else -grad.abs(), gradients)
     still_free = layerwise(weights, growth_scores, masks=free, amount=k)
     masks = union(survivors, free, still_free)
     # weights kept before and after the step keep their values; grown weights start at zero

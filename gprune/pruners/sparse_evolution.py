@@ -31,6 +31,7 @@ from gprune.pruners.pruner import (
     ScoreFn,
     bind_random_masks,
     by_magnitude,
+    can_skip,
     check_functions,
     count_kept,
     first_step,
@@ -75,9 +76,12 @@ def update(
     score_fn: ScoreFn,
 ) -> tuple[Tree, SparseEvolutionState]:
     """Drop the weights with the lowest scores and grow as many at random, if the step is due."""
+    step_is_due = is_due(due, state.step)
+    if can_skip(step_is_due):
+        return apply_masks(params, state.masks), state._replace(step=state.step + 1)
     weights = prunable_params(params, state.masks, "state.masks")
     scores = score_fn(params, grads) if scores is None else scores
-    fraction_now = zero_unless(is_due(due, state.step), fraction(state.step), "fraction(step)")
+    fraction_now = zero_unless(step_is_due, fraction(state.step), "fraction(step)")
     num_kept = count_kept(state.masks)
     k = map_leaves(_limit_to_zeros, round_fraction(num_kept, fraction_now), num_kept, state.masks)
 
@@ -156,7 +160,6 @@ def _limit_to_zeros(k: Tensor | None, num_kept: Tensor, mask: Tensor) -> Tensor 
     """Limit k to the number of zeros of a leaf, because no more than these can be grown."""
     if k is None:
         return None
-    num_kept = num_kept.to(k.device)
     limited = torch.minimum(k, mask.numel() - num_kept)
     # a fraction above 1 gives a k above num_kept: leave it, so that layerwise raises an error
     return torch.where(k > num_kept, k, limited)

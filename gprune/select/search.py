@@ -66,6 +66,9 @@ BATCH = 2**21
 FEW = 2**16
 """If a query has at most this many candidates, all are collected, without a sample."""
 
+MIN_FEW = 2**10
+"""On an accelerator FEW is divided among the queries of a search, but each has at least so many."""
+
 DIRECT = 2**18
 """If leaves have at most this many entries, a single process makes masks without a search."""
 
@@ -113,8 +116,8 @@ def select_into(
         else:
             queries.append(Query(leaves, k, num_candidates))
     # a single process has no messages to share, and collects less if it has one query at a time
-    most = BATCH if ranked.is_on_cpu else MAX_SLOTS
-    for some in [[query] for query in queries] if is_local else batches(queries, most, reduce):
+    most, few = (BATCH, FEW) if ranked.is_on_cpu else (MAX_SLOTS, 0)
+    for some in [[query] for query in queries] if is_local else batches(queries, most, few, reduce):
         Search(ranked, some, reduce, masks).run()
 
 
@@ -183,12 +186,13 @@ def count_candidates(ranked: RankedLeaves, scopes: list[range], reduce: Reduce) 
     return found
 
 
-def batches(queries: Sequence[Query], most: int, reduce: Reduce) -> Iterator[list[Query]]:
+def batches(queries: Sequence[Query], most: int, few: int, reduce: Reduce) -> Iterator[list[Query]]:
     """Split queries into groups whose collected candidates fit into memory.
 
     Args:
         queries: the thresholds to find.
         most: the most candidates that a process should collect for a group.
+        few: if a query has at most this many candidates, all are collected.
         reduce: the sum over the processes, which knows how many there are.
 
     Yields:
@@ -197,7 +201,7 @@ def batches(queries: Sequence[Query], most: int, reduce: Reduce) -> Iterator[lis
     run, held = list[Query](), 0
     for query in queries:
         total = query.num_candidates
-        expected = total if total <= FEW else expected_inside(total)
+        expected = total if total <= few else expected_inside(total)
         if run and held + expected > most * reduce.num_processes:
             yield run
             run, held = [], 0
@@ -228,6 +232,8 @@ class Search:
         self._ranked, self._queries, self._reduce, self._masks = ranked, queries, reduce, masks
         self._intervals = [Interval(*ranked.key_range, 0, q.num_candidates) for q in queries]
         self._num_sharing = Counter(query.leaves for query in queries)
+        # on an accelerator the slots of all queries are in memory together
+        self._few = FEW if ranked.is_on_cpu else max(FEW // max(1, len(queries)), MIN_FEW)
         self._sample = AcceleratorSample(ranked)
         self._sampled: list[int] = []
 
@@ -296,7 +302,7 @@ class Search:
             most = share if self._ranked.is_on_cpu else self._most_on_accelerator(i)
             low, high, expected = choose_bracket(self._intervals[i], guesses.get(i), most)
             if not self._ranked.is_on_cpu and (low, high) == self._intervals[i][:2]:
-                most = FEW  # the sample does not say how many slots each block needs
+                most = self._few  # the sample does not say how many slots each block needs
             group = crowded if expected > most and low < high else brackets
             group[i] = low, high
         return brackets, crowded
@@ -306,7 +312,7 @@ class Search:
         if len(self._queries) == 1:
             return MAX_SLOTS * self._reduce.num_processes
         total = self._queries[query].num_candidates
-        return total if total <= FEW else 2 * expected_inside(total)
+        return total if total <= self._few else 2 * expected_inside(total)
 
     def _finish(
         self, made: PartitionPass | AcceleratorPass, pending: list[int], settled: list[int]
@@ -339,7 +345,7 @@ class Search:
         many = [
             i
             for i, query in enumerate(self._queries)
-            if query.num_candidates > FEW and self._num_sharing[query.leaves] == 1
+            if query.num_candidates > self._few and self._num_sharing[query.leaves] == 1
         ]
         if not many:
             return {}

@@ -540,7 +540,7 @@ def test_batches_hold_what_may_be_collected() -> None:
     def sizes(counts: list[int], most: int = 100, processes: int = 1) -> list[list[int]]:
         queries = [Query(range(1), 1, n) for n in counts]
         reduce = mock.Mock(num_processes=processes)
-        found = batches(queries, most, reduce)
+        found = batches(queries, most, search.FEW, reduce)
         return [[query.num_candidates for query in run] for run in found]
 
     with patched(Limits(limit=100, few=50)):

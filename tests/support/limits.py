@@ -95,6 +95,7 @@ def patched(small: Limits) -> Iterator[None]:
         "LIMIT": small.limit,
         "BATCH": small.limit,
         "FEW": small.few,
+        "MIN_FEW": small.few,
         "DIRECT": small.direct,
         "GUESSES": small.guesses,
         "MAX_SLOTS": small.slots,
