@@ -110,7 +110,7 @@ def _pieces(ranked: RankedLeaves, leaves: range) -> list[Piece]:
     # of all rows and columns.
     num_entries = ranked.tree_starts[leaves.stop] - ranked.tree_starts[leaves.start]
     shapes = {size for leaf in leaves for size in ranked.scores[leaf].shape}
-    step = _prime(math.ceil(num_entries / sample_size(num_entries)), shapes)
+    step = _prime(math.ceil(num_entries / max(1, sample_size(num_entries))), shapes)
     pieces = []
     for start, leaf, first, stop in ranked.spans(leaves):
         # of leaves that are shorter than a step, only some have an entry in the sample

@@ -6,8 +6,8 @@ FAULTS = [
     fault(
         "gradual prunes at every step",
         "pruners/gradual.py",
-        "sparsity = zero_unless(is_due(due, state.step), target, name)",
-        "sparsity = target",
+        "zero_unless(step_is_due, target, name)",
+        "target",
         "tests/pruners/test_gradual.py",
     ),
     fault(
@@ -27,8 +27,8 @@ FAULTS = [
     fault(
         "late rewinding is one step late",
         "pruners/iterative.py",
-        "is_rewind_step = state.step + 1 == rewind_to",
-        "is_rewind_step = state.step == rewind_to",
+        "state.step + 1 == rewind_to",
+        "state.step == rewind_to",
         "tests/pruners/test_iterative.py",
     ),
     fault(
@@ -90,8 +90,8 @@ FAULTS = [
     fault(
         "the number that is exchanged is rounded down",
         "pruners/pruner.py",
-        "(exact * n.to(exact.device)).round()",
-        "(exact * n.to(exact.device)).floor()",
+        "(exact * n).round()",
+        "(exact * n).floor()",
         "tests/pruners/test_sparse_evolution.py",
         "tests/pruners/test_rigl.py",
     ),

@@ -91,8 +91,8 @@ FAULTS = [
     fault(
         "pruned entries are candidates",
         "select/blocks.py",
-        "self.priors[leaf].count_nonzero().to(self.device)",
-        "torch.tensor(self.priors[leaf].numel())",
+        "prior.count_nonzero().to(self.device)",
+        "torch.tensor(prior.numel())",
         "tests/select/test_blocks.py::test_candidates_are_counted",
     ),
     fault(
@@ -119,15 +119,15 @@ FAULTS = [
     fault(
         "joined blocks are longer than a block",
         "select/blocks.py",
-        "return is_small and is_alike and self.starts[leaf + 1] - self.starts[group[0]] <= BLOCK",
+        "return is_small and is_alike and self.starts[leaf + 1] - self.starts[group[0]] <= size",
         "return is_small and is_alike",
         "tests/select/test_blocks.py::test_joined_blocks_are_never_too_long",
     ),
     fault(
         "random draws are joined",
         "select/blocks.py",
-        " <= BLOCK // 8 and self.seed is None",
-        " <= BLOCK // 8",
+        " <= size // 8 and self.seed is None",
+        " <= size // 8",
         "tests/select/test_blocks.py::test_random_draws_are_joined_with_nothing",
     ),
     fault(

@@ -34,15 +34,15 @@ FAULTS = [
     fault(
         "a pass that overflows settles all queries",
         "select/search.py",
-        "(low == high or not counts[-1])",
+        "(low == high or not is_full)",
         "True",
         "tests/select/test_search.py::test_what_is_known_after_a_bracket_that_missed",
     ),
     fault(
         "a pass that overflows settles no query",
         "select/search.py",
-        "(low == high or not counts[-1])",
-        "not counts[-1]",
+        "(low == high or not is_full)",
+        "not is_full",
         "tests/select/test_search.py::test_a_bracket_of_one_key_needs_no_collecting",
     ),
     fault(
@@ -62,8 +62,8 @@ FAULTS = [
     fault(
         "a single key is counted in bins",
         "select/search.py",
-        "group = crowded if expected > share and low < high else",
-        "group = crowded if expected > share else",
+        "group = crowded if expected > most and low < high else",
+        "group = crowded if expected > most else",
         "tests/select/test_search.py::test_equal_scores_take_one_pass",
     ),
     fault(
@@ -83,7 +83,7 @@ FAULTS = [
     fault(
         "few candidates are sampled",
         "select/search.py",
-        "query.num_candidates > FEW and",
+        "query.num_candidates > self._few and",
         "query.num_candidates > 0 and",
         "tests/select/test_search.py::test_queries_that_share_their_leaves_are_not_sampled",
     ),
@@ -153,8 +153,8 @@ FAULTS = [
     fault(
         "a batch has what one process may collect",
         "select/search.py",
-        "> BATCH * reduce.num_processes:",
-        "> BATCH:",
+        "> most * reduce.num_processes:",
+        "> most:",
         "tests/select/test_search.py::test_batches_hold_what_may_be_collected",
     ),
     fault(
@@ -244,8 +244,8 @@ FAULTS = [
     fault(
         "sampled keys count from 0",
         "select/sampling.py",
-        "draw_sample(ranked, query.leaves).sub_(ranked.key_range[0])",
-        "draw_sample(ranked, query.leaves)",
+        "[own - ranked.key_range[0] for own in keys] * 2",
+        "keys * 2",
         "tests/select/test_sampling.py::test_guesses_are_what_the_sample_says",
     ),
     fault(
@@ -272,8 +272,8 @@ FAULTS = [
     fault(
         "every process draws the whole sample",
         "select/sampling.py",
-        "LARGEST) * (last - first) / num_entries)",
-        "LARGEST))",
+        "sample_size(num_entries) * (last - first) / num_entries)",
+        "sample_size(num_entries))",
         "tests/select/test_sampling.py::test_processes_draw_their_shares",
     ),
     fault(

@@ -139,6 +139,33 @@ def test_sparsities_out_of_range(number: float) -> None:
     assert counts.resolve_sparsity(torch.tensor(0.0), 5, 3) == 0
 
 
+@given(
+    st.integers(1, 60),
+    st.lists(st.integers(0, 60), max_size=9),
+    st.floats(0, 1) | st.integers(0, 9),
+    st.booleans(),
+)
+def test_groups_are_resolved_as_one_is(
+    entries: int, found: list[int], number: float, is_sparsity: bool
+) -> None:
+    candidates = [min(n, entries) for n in found]
+    if is_sparsity:
+        number = min(number, 1)
+    elif isinstance(number, int):
+        number = min([number, entries, *candidates])
+    one = torch.tensor(number, dtype=_dtype(number))
+    each = counts.resolve_each(one, entries, torch.tensor(candidates).long(), is_sparsity)
+    assert each.dtype == torch.int64
+    assert each.tolist() == [counts.resolve(one, entries, n, is_sparsity) for n in candidates]
+
+
+def test_the_smallest_group_bounds_an_amount() -> None:
+    with pytest.raises(ValueError, match=r"number of candidates, 2 .*, got 3"):
+        counts.resolve_each(torch.tensor(3), 9, torch.tensor([5, 2, 7]), False)
+    with pytest.raises(ValueError, match="number of candidates, 9 "):
+        counts.resolve_each(torch.tensor(10), 9, torch.empty(0, dtype=torch.int64), False)
+
+
 # --- apportioning --------------------------------------------------------------------------------
 
 

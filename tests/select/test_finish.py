@@ -23,56 +23,12 @@ from gprune.select.partition import Candidates, CountedBlock, PartitionPass, emp
 from gprune.select.refine import Interval, OneProcess, Reduce
 from tests.support import fuzz, ranked
 from tests.support.limits import Limits, limits, patched
+from tests.support.queries import flat, interval_of, mask_at, settled, threshold
 
 DTYPES = [*fuzz.FLOATING, *fuzz.INTEGER]
 
 
-def threshold(own: ranked.Ranked, query: Query) -> KeyThreshold:
-    last = int(own.order(query.leaves)[query.k - 1])
-    return KeyThreshold(int(own.keys[last]), last)
-
-
-def mask_at(own: ranked.Ranked, query: Query) -> list[bool]:
-    """The mask of the entries of a query's leaves."""
-    kept = own.prior.copy()
-    kept[own.order(query.leaves)[: query.k]] = False
-    found: list[bool] = kept[own.span(query.leaves)].tolist()
-    return found
-
-
-def flat(masks: list[torch.Tensor], leaves: range) -> list[bool]:
-    parts = [masks[leaf].view(-1) for leaf in leaves]
-    return torch.cat(parts).tolist() if parts else []
-
-
-def interval_of(own: ranked.Ranked, query: Query, low: int, high: int) -> Interval:
-    """What a pass says of the bracket from `low` to `high`."""
-    keys = own.keys[own.candidates(query.leaves)]
-    inside = int(((keys >= low) & (keys <= high)).sum())
-    return Interval(low, high, int((keys < low).sum()), inside)
-
-
 # --- after a pass -------------------------------------------------------------------------------
-
-
-@st.composite
-def settled(draw: st.DrawFn, own: ranked.Ranked, is_single: bool) -> list[tuple[Query, Interval]]:
-    """Queries whose threshold is in their bracket, which is a single key or not."""
-    everything, *each = ranked.scopes(len(own.leaves.scores))
-    scopes = draw(st.sampled_from([[everything], each, [everything, *each, everything]]))
-    lowest, highest = own.leaves.key_range
-    drawn = []
-    for leaves in scopes:
-        if not (n := len(own.candidates(leaves))):
-            continue
-        query = Query(leaves, draw(st.integers(1, n)), n)
-        low = high = threshold(own, query).key
-        if not is_single:
-            low = max(lowest, low - draw(st.sampled_from([0, 1, 2**9, 2**30, 2**64])))
-            high = min(highest, high + draw(st.sampled_from([1, 2**9, 2**30, 2**64])))
-            low = low if low < high else low - 1  # the highest key alone
-        drawn.append((query, interval_of(own, query, low, high)))
-    return drawn
 
 
 @given(ranked.trees, limits(), st.booleans(), st.none() | st.integers(0, 9), st.data())

@@ -27,38 +27,9 @@ from gprune.select.partition import (
 )
 from tests.support import fuzz, ranked
 from tests.support.limits import Limits, patched
+from tests.support.queries import asked, brackets
 
 sizes = st.integers(1, 100) | st.sampled_from([1024, 2048])
-
-
-@st.composite
-def brackets(draw: st.DrawFn, own: ranked.Ranked) -> tuple[int, int]:
-    """The ends of a bracket: keys that there are, keys beside them, or all keys."""
-    lowest, highest = own.leaves.key_range
-    if not len(own.keys) or draw(st.integers(0, 5)) == 0:
-        return lowest, highest
-    # a key below all scores or above them is an end of a bracket that missed
-    near = st.sampled_from(sorted(set(own.keys.tolist()))[:: max(1, len(own.keys) // 50)])
-    key = st.builds(lambda x, d: min(max(x + d, lowest), highest), near, st.integers(-1, 1))
-    low, high = sorted([draw(key), draw(key)])
-    if not own.leaves.common.is_float:
-        high = min(high, 2**62)
-    return low, high
-
-
-@st.composite
-def asked(draw: st.DrawFn, own: ranked.Ranked, distinct: bool = False) -> list[Query]:
-    """Queries of all leaves and of single ones, several of the same leaves; or of distinct ones."""
-    everything, *each = ranked.scopes(len(own.leaves.scores))
-    scopes = st.sampled_from([everything, *each])
-    if not distinct:
-        drawn = draw(st.lists(scopes, min_size=1, max_size=5))
-    elif draw(st.booleans()):
-        drawn = [everything]
-    else:
-        drawn = draw(st.lists(st.sampled_from(each), min_size=1, max_size=4, unique_by=str))
-        drawn.sort(key=lambda leaves: leaves.start)
-    return [Query(x, 1, len(own.candidates(x))) for x in drawn]
 
 
 @given(ranked.trees, sizes, st.integers(0, 60), st.booleans(), st.data())

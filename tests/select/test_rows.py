@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gprune as gp
-from gprune.select.rows import prune_rows
+from gprune.select.rows import _by_comparing, _by_sorting, _by_threshold, prune_rows
 from gprune.testing import SCORE_DTYPES
 from tests.support import fuzz
+from tests.support.accelerator import DEVICE, measured
 from tests.support.limits import Limits, patched
 
 
@@ -93,3 +94,33 @@ def test_an_amount_above_the_candidates_of_one_row_is_refused() -> None:
     mask = torch.tensor([[True, True, True], [True, False, False]])
     with pytest.raises(ValueError, match="candidates, 1"):
         prune_rows(torch.ones(2, 3), mask, torch.tensor(2), absolute=False, is_sparsity=False)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.booleans())
+def test_the_ways_to_prune_rows_agree(seed: int, size: int, is_each: bool) -> None:
+    """Of few equal keys, so that ties are everywhere, with one k for all rows or one for each."""
+    rng = np.random.default_rng(seed)
+    keys = rng.integers(0, 4, (30, size))
+    ks = rng.integers(0, size + 1, (30, 1)) if is_each else np.full((30, 1), rng.integers(size + 1))
+    expected = np.ones(keys.shape, bool)
+    for row, (own, [k]) in enumerate(zip(keys, ks, strict=True)):
+        expected[row, np.argsort(own, kind="stable")[:k]] = False
+    number = torch.from_numpy(ks) if is_each else int(ks[0, 0])
+    for prune in (_by_comparing, _by_sorting, _by_threshold):
+        assert prune(torch.from_numpy(keys), number).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("size", [4, 40])
+def test_an_accelerator_is_not_waited_for(size: int) -> None:
+    scores = torch.randn(50, size, generator=torch.Generator().manual_seed(0))
+    prior = torch.rand(50, size, generator=torch.Generator().manual_seed(1)) < 0.7
+    for amount, is_sparsity in ((torch.tensor(0.3), False), (torch.tensor(0.7), True)):
+        for mask in (None, prior):
+            given = {"absolute": True, "is_sparsity": is_sparsity}
+            expected = prune_rows(scores, mask, amount, **given)
+            prior_there = None if mask is None else mask.to(DEVICE)
+            on_device = scores.to(DEVICE)
+            with measured() as cost:
+                got = prune_rows(on_device, prior_there, amount, **given)
+            assert cost.waits == 0, cost.waits_at
+            assert got.cpu().equal(expected)

@@ -31,6 +31,7 @@ from gprune.select.search import (
 )
 from tests.support import fuzz, ranked
 from tests.support.limits import Limits, limits, patched
+from tests.support.queries import threshold
 
 more = settings(max_examples=(2 if settings().max_examples < 100 else 4) * settings().max_examples)
 
@@ -47,11 +48,6 @@ def asked(draw: st.DrawFn, own: ranked.Ranked, kind: str) -> list[Query]:
         ks = draw(st.lists(st.integers(1, n), max_size=most, unique=True)) if n else []
         queries += [Query(scope, k, n) for k in ks]
     return queries
-
-
-def threshold(own: ranked.Ranked, query: Query) -> KeyThreshold:
-    last = int(own.order(query.leaves)[query.k - 1])
-    return KeyThreshold(int(own.keys[last]), last)
 
 
 def masks_at(own: ranked.Ranked, query: Query) -> np.ndarray:
@@ -634,11 +630,11 @@ def test_selections_of_several_processes(alone: bool) -> None:
 
     with patched(Limits(block=8, limit=9, few=3, power=0.5)):
         results = ranked.Processes(2).run(run)
-    for process, (masks, threshold) in enumerate(results):
+    for process, (masks, got) in enumerate(results):
         first, last = split.ends[0][process : process + 2]
         assert masks[0].equal(expected[0][:, first:last])
         assert masks[1].equal(expected[1])
-        assert threshold == found
+        assert got == found
 
 
 @given(ranked.trees, limits(), st.booleans(), st.none() | st.integers(0, 9), st.data())
