@@ -3,9 +3,10 @@
 A large leaf is streamed in several blocks. Small neighbouring leaves are joined into one block, so
 a model of ten thousand tiny leaves costs little more than one of a few large ones.
 
-A *flat index* numbers the entries of a leaf in row-major order. A *tree index* numbers the entries
-of all leaves, one leaf after the other. A *position* numbers only the entries that this process
-counts. Without DTensors, positions and tree indices are the same.
+A *flat index* numbers the entries of one leaf in row-major order. A *tree index* numbers the
+entries of all leaves, one leaf after the other; it is the `flat_index` of a `Threshold`. A
+*position* numbers only the entries that this process counts. Without DTensors, positions and tree
+indices are the same.
 """
 
 from __future__ import annotations
@@ -63,22 +64,22 @@ class ShardSlice(NamedTuple):
         """The number of entries of the leaf."""
         return math.prod(self.shape)
 
-    def leaf_index(self, positions: Tensor) -> Tensor:
+    def leaf_index(self, slice_indices: Tensor) -> Tensor:
         """Convert flat indices in the slice to flat indices in the leaf.
 
         Args:
-            positions: flat indices in the slice, int64.
+            slice_indices: flat indices in the slice, int64.
 
         Returns:
             A new tensor of the same shape. Ascending positions give ascending indices.
         """
         dims = self._merged_dims()
-        found, stride = positions.new_zeros(()), 1
+        found, stride = slice_indices.new_zeros(()), 1
         for full, first, length in reversed(dims[1:]):
-            found = (positions % length + first) * stride + found
-            positions = positions // length
+            found = (slice_indices % length + first) * stride + found
+            slice_indices = slice_indices // length
             stride *= full
-        return (positions + dims[0][1]) * stride + found
+        return (slice_indices + dims[0][1]) * stride + found
 
     def num_before(self, leaf_index: int) -> int:
         """Return how many entries of the slice have a flat index in the leaf below `leaf_index`."""
@@ -151,12 +152,13 @@ class RankedLeaves:
     """The leaves that are ranked, and how they are ranked.
 
     Attributes:
-        scores: one tensor per prunable leaf, of any shape and layout; of a DTensor its local shard.
+        scores: one tensor per ranked leaf, of any shape and memory layout; for a DTensor its local
+            shard.
         priors: the prior mask of each leaf, or an empty list if nothing is pruned yet.
         absolute: whether to rank by absolute value.
         seed: if given, random draws are ranked, and the values of `scores` are ignored.
-        slices: for each local shard its slice of the leaf; empty without DTensors.
-        counted: for each leaf whether this process counts its entries. A replicated leaf is counted
+        slices: the slice of its leaf that each local shard is; empty without DTensors.
+        counted: whether this process counts the entries of each leaf. A replicated leaf is counted
             by one process only. Empty if all leaves are counted.
         exact: whether the keys are float64 keys, even if all leaves share another dtype.
     """
@@ -186,7 +188,7 @@ class RankedLeaves:
             return self.starts
         return [0, *accumulate(piece.num_entries for piece in self.slices)]
 
-    def check_exact(self) -> None:
+    def check_int64_range(self) -> None:
         """Raise an error for int64 scores that float64 may not hold exactly.
 
         Raises:
@@ -284,7 +286,8 @@ class RankedLeaves:
 
         Returns:
             The numbers of the leaves in each group. A large leaf is a group by itself, and small
-            neighbours are joined. Empty leaves are in no group.
+            neighbours are joined. Empty leaves, and leaves that another process counts, are in no
+            group.
         """
         if len(leaves) == 1:
             [leaf] = leaves
@@ -305,8 +308,10 @@ class RankedLeaves:
 
     def _can_join(self, group: list[int], leaf: int) -> bool:
         first, scores = self.scores[group[0]], self.scores[leaf]
+        if self.seed is not None:
+            return False
         size = block_size(first.device)
-        is_small = max(first.numel(), scores.numel()) <= size // 8 and self.seed is None
+        is_small = max(first.numel(), scores.numel()) <= size // 8
         is_alike = scores.dtype == first.dtype and scores.device == first.device
         return is_small and is_alike and self.starts[leaf + 1] - self.starts[group[0]] <= size
 
@@ -375,7 +380,7 @@ class RankedLeaves:
         return torch.empty_like(found).index_copy_(0, order, found)
 
     def last_position(self, tree_index: int) -> int:
-        """Return the highest position whose tree index is at most `tree_index`, or -1."""
+        """Return the position up to which all tree indices are at most `tree_index`."""
         if not self.slices:
             return tree_index
         return -1 + sum(

@@ -1,8 +1,9 @@
-"""Counting: histograms, and how many of some bools are true, and where.
+"""Counting: histograms, the number of true entries of bool tensors, and their indices.
 
 A pass finds few entries of each block, so nearly all bools of a block are false. Read as 64-bit
 words, the bools have an eighth of the elements, and nearly all words are zero, which makes counting
-and finding faster. *Packed* bools are padded to a multiple of eight, so that they can be read so.
+and finding faster. *Packed* bools are padded to a multiple of eight entries, so that they can be
+read as words.
 """
 
 from __future__ import annotations
@@ -15,23 +16,24 @@ WORD = 8
 """How many bools a 64-bit word holds."""
 
 LANE = 128
-"""How many words are summed at once. Each adds at most 1 to a byte, so no byte overflows."""
+"""How many words are summed at once. The sum adds each byte of the words, which is 0 or 1, to the
+byte at its place. So a byte of the sum is at most 128, and does not overflow."""
 
 
 def count_packed(bools: Tensor) -> Tensor:
     """Return how many of some packed bools are true, 0-dim int64."""
     words = bools.view(torch.int64)
-    lanes = words.numel() // LANE * LANE
-    sums = words[:lanes].view(-1, LANE).sum(1) if lanes else words[:0]
-    return sums.view(torch.uint8).sum() + bools[lanes * WORD :].sum()
+    num_summed = words.numel() // LANE * LANE
+    sums = words[:num_summed].view(-1, LANE).sum(1) if num_summed else words[:0]
+    return sums.view(torch.uint8).sum() + bools[num_summed * WORD :].sum()
 
 
 def packed_positions(bools: Tensor) -> Tensor:
     """Return the indices of the true entries of packed bools, ascending int64."""
     words = bools.view(torch.int64)
-    some = words.nonzero().view(-1)
-    single = words.index_select(0, some).view(torch.bool).nonzero().view(-1)
-    return some.index_select(0, single >> 3).mul_(WORD).add_(single & (WORD - 1))
+    nonzero = words.nonzero().view(-1)
+    true = words.index_select(0, nonzero).view(torch.bool).nonzero().view(-1)
+    return nonzero.index_select(0, true >> 3).mul_(WORD).add_(true & (WORD - 1))
 
 
 def find_true(bools: Tensor) -> Tensor:

@@ -137,18 +137,20 @@ def finish_counted(
     reduce: Reduce,
     made: Pass,
     numbers: list[int],
-    keys: list[Interval],
+    intervals: list[Interval],
     masks: list[Tensor] | None,
 ) -> list[KeyThreshold]:
     """Find the thresholds of queries whose brackets are single keys; see `finish_collected`."""
     queries = [made.queries[n] for n in numbers]
     blocks = [made.counted(n) for n in numbers]
-    ties = [_narrow_ties(ranked, reduce, *pair) for pair in zip(queries, keys, blocks, strict=True)]
-    nth = [query.k - key.num_below for query, key in zip(queries, keys, strict=True)]
+    ties = [
+        _narrow_ties(ranked, reduce, *pair) for pair in zip(queries, intervals, blocks, strict=True)
+    ]
+    nth = [query.k - key.num_below for query, key in zip(queries, intervals, strict=True)]
 
     def tie_offsets() -> Integers:
         parts = []
-        for query, key, tie in zip(queries, keys, ties, strict=True):
+        for query, key, tie in zip(queries, intervals, ties, strict=True):
             found = [*tied_indices(ranked, query.leaves, key.low, tie.low, tie.high)]
             parts.append((concatenate(found) - tie.low).cpu())
         sizes = torch.tensor([part.numel() for part in parts], device="cpu")
@@ -157,7 +159,7 @@ def finish_counted(
 
     phase = "finding the flat indices of the thresholds"
     indices = find_nth(reduce, phase, tie_offsets, ties, nth)
-    pairs = zip(keys, indices, strict=True)
+    pairs = zip(intervals, indices, strict=True)
     thresholds = [KeyThreshold(key.low, index.low) for key, index in pairs]
 
     def write(masks: list[Tensor]) -> Tensor:
@@ -174,10 +176,11 @@ def finish_counted(
 def _narrow_ties(
     ranked: RankedLeaves, reduce: Reduce, query: Query, key: Interval, blocks: list[CountedBlock]
 ) -> Interval:
-    """Narrow the interval of the tree index of the last pruned tie, until it has few ties.
+    """Narrow the interval in which the last pruned candidate with a given key is.
 
-    A single process knows from the pass how many ties each block has, and looks up the tie in its
-    block. Several processes have different blocks, so they count the ties in bins of tree indices.
+    A single process knows from the pass how many of these candidates each block has, and finds the
+    last one in its block. Several processes have different blocks. They count the candidates in
+    bins of tree indices, until at most `MAX_TIES` are left.
 
     Args:
         ranked: the leaves that are ranked.

@@ -70,7 +70,7 @@ class Format(NamedTuple):
         if self.is_float:
             return (0 if absolute else -self.infinity), self.nan
         lowest, highest = -self.largest - 1, self.largest
-        if self == INT64:  # see `RankedLeaves.check_exact`
+        if self == INT64:  # see `RankedLeaves.check_int64_range`
             lowest, highest = -LARGEST_INT64, LARGEST_INT64
         return (0, -lowest) if absolute else (lowest, highest)
 

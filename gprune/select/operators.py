@@ -73,7 +73,7 @@ def prepare(
 
         return open_shards(scores, masks, absolute, seed, call, layout, arguments, needs_masks)
     ranked = RankedLeaves(scores, masks, absolute, None if seed is None else int(seed.item()))
-    ranked.check_exact()
+    ranked.check_int64_range()
     return nullcontext((ranked, OneProcess(), empty_masks(scores) if needs_masks else []))
 
 
@@ -115,7 +115,7 @@ def select_rows(
     scores: Tensor, masks: list[Tensor], amount: Tensor, absolute: bool, is_sparsity: bool
 ) -> Tensor:
     """Prune each row of a matrix by an amount; `masks` has the prior mask, or is empty."""
-    RankedLeaves([scores], masks).check_exact()
+    RankedLeaves([scores], masks).check_int64_range()
     prior = masks[0] if masks else None
     return rows.prune_rows(scores, prior, amount, absolute=absolute, is_sparsity=is_sparsity)
 
@@ -311,7 +311,7 @@ def vmap_of_select(
             calls = [masks_from_threshold(*one, scores, masks, absolute, call) for one in found]
             return [torch.stack(outputs) for outputs in zip(*calls, strict=True)], [0] * len(scores)
         alike = len({(leaf.dtype, leaf.device) for leaf in scores}) == 1
-        RankedLeaves(scores, []).check_exact()  # an error names the leaf
+        RankedLeaves(scores, []).check_int64_range()  # an error names the leaf
         leaves = [_batched(*pair, info) for pair in zip(scores, in_dims[0], strict=True)]
         sizes = [leaf[0].numel() for leaf in leaves]
         if in_dims[2][0] is not None or not alike or sum(sizes) > blocks.BLOCK // 8:

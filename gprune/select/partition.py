@@ -47,7 +47,7 @@ class Bins(NamedTuple):
 
     Attributes:
         first: the lowest integer of the first bin, a multiple of the width.
-        shift: the width, as a power of two.
+        shift: the exponent of the width, which is 2**shift.
         num_bins: how many bins there are.
     """
 
@@ -64,7 +64,7 @@ class Bins(NamedTuple):
         return Bins((low >> shift) << shift, shift, num_bins)
 
     def numbers(self, integers: Tensor) -> Tensor:
-        """Return the bin of each integer from 1: 0 is below all bins, `num_bins + 1` above all."""
+        """Return each integer's bin: 1 to `num_bins`; 0 below all, `num_bins + 1` above all."""
         below = (self.first >> self.shift) - 1
         numbers = (integers >> self.shift).clamp_(below, below + self.num_bins + 1)
         return numbers.sub_(below)
@@ -300,12 +300,12 @@ def _compare(
     """
     least, greatest = raw_bounds(*bracket, block.form, ranked.common, absolute=ranked.absolute)
     size, device = block.bits.numel(), block.bits.device
-    padded = -(-size // WORD) * WORD  # whole words, of undefined values at the end
+    padded = -(-size // WORD) * WORD  # rounded up to whole words; the last values are undefined
     raw = buffers.get("raw", padded, block.form.integer, device)
     raw_keys(block.bits, block.form, absolute=ranked.absolute, out=raw[:size])
     # Comparing into the dtype of the keys and copying the result to bool is faster than comparing
-    # into bool. If the block is a part of one mask that consists of whole words, the result is
-    # written straight into that mask.
+    # into bool. If the block is a part of one leaf, and begins and ends at a word of its mask, the
+    # result is written straight into the mask.
     compared = buffers.get("compared", padded, raw.dtype, device)
     is_whole_words = len(block.leaves) == 1 and size == padded and block.offset % WORD == 0
     if masks is not None and is_whole_words:
@@ -335,7 +335,7 @@ def count_keys(ranked: RankedLeaves, queries: Sequence[Query], bins: Sequence[Bi
     Args:
         ranked: the leaves that are ranked.
         queries: the thresholds to find.
-        bins: the bins of each query, of the same number for every query.
+        bins: the bins of each query. Every query has the same number of bins.
 
     Returns:
         int64 counts, 1-D; for each query `num_bins + 2`: below all bins, in each, above all.
@@ -360,7 +360,7 @@ def count_keys(ranked: RankedLeaves, queries: Sequence[Query], bins: Sequence[Bi
 def count_ties(
     ranked: RankedLeaves, leaves: range, key: int, first: int, last: int, bins: Bins
 ) -> Tensor:
-    """Count the candidates that have one key in bins of tree indices; see `tied_indices`."""
+    """Count the candidates with a given key, in bins of tree indices; see `tied_indices`."""
     counts = torch.zeros(bins.num_bins, dtype=torch.int64, device=ranked.device)
     for found in tied_indices(ranked, leaves, key, first, last):
         numbers = (found - bins.first) >> bins.shift
@@ -371,7 +371,7 @@ def count_ties(
 def tied_indices(
     ranked: RankedLeaves, leaves: range, key: int, first: int, last: int
 ) -> Iterator[Tensor]:
-    """Yield the tree indices of the candidates that have one key, block by block.
+    """Yield the tree indices of the candidates with a given key, block by block.
 
     Args:
         ranked: the leaves that are ranked.
@@ -400,7 +400,7 @@ def empty_masks(scores: list[Tensor]) -> list[Tensor]:
 
 
 def copy_priors(ranked: RankedLeaves, leaves: range, masks: list[Tensor]) -> None:
-    """Write the masks that prune nothing more."""
+    """Copy the prior masks of some leaves into the masks; without prior masks, keep everything."""
     for leaf in leaves:
         if ranked.priors:
             masks[leaf].copy_(ranked.priors[leaf])

@@ -27,7 +27,7 @@ POWER = 2 / 3
 """Of N entries, N^POWER are sampled. The larger the sample, the more it costs, and the narrower is
 the bracket: it holds about N / sqrt(sample) candidates. The sum of both costs is lowest at 2/3."""
 
-LARGEST = 2**18
+MAX_SAMPLED = 2**18
 """The most entries of a sample."""
 
 SEED = 0x5EED
@@ -36,11 +36,13 @@ MISSES = 1 / 200
 """The fraction of searches in which a bracket misses its threshold."""
 
 SIGMAS = 5
-"""A bracket holds fewer than SIGMAS * sqrt(n) of n sampled keys, for up to a thousand queries."""
+"""A bracket holds about SIGMAS * sqrt(n) of n distinct sampled keys, or fewer, for up to a thousand
+queries. `expected_inside` adds a constant, because the ends of a bracket are rounded."""
 
 COARSE = 2**10
-"""An end of a bracket is searched until at most 1 / COARSE of the sample is in its interval. The
-bracket is a little wider than between two sampled keys, and the search needs fewer messages."""
+"""The search for an end of a bracket stops when at most 1 / COARSE of the sample, or four keys, are
+in its interval. So the bracket is a little wider than between two sampled keys, and the search
+needs fewer messages."""
 
 
 class Guess(NamedTuple):
@@ -50,7 +52,8 @@ class Guess(NamedTuple):
         low: the lowest key of the bracket.
         high: the highest key of the bracket.
         at_low: estimated number of candidates that have the lowest key; 0 if it is not known.
-        at_high: the same for the highest key; 0 if it is not known, or is the lowest key.
+        at_high: estimated number of candidates that have the highest key; 0 if the number is not
+            known, or if the highest key is the lowest key.
         between: estimated number of the other candidates in the bracket.
     """
 
@@ -82,14 +85,14 @@ def guess_brackets(
     size = len(queries)
 
     def both_ranks(sizes: list[int]) -> list[int]:
-        pairs = [bracket_ranks(*pair, size) for pair in zip(sizes, queries * 2, strict=True)]
+        pairs = [bracket_places(*pair, size) for pair in zip(sizes, queries * 2, strict=True)]
         ranks = [low for low, _ in pairs[:size]] + [high for _, high in pairs[size:]]
         return [min(max(rank, 1), n) for rank, n in zip(ranks, sizes, strict=True)]
 
     # The lower and the upper end of each bracket are queries of their own: first all lower ends,
     # then all upper ends. A message has two rows for each bracket, so digits have one bit less. The
     # sizes of the samples are known after the first count.
-    unknown = [Interval(*ranked.key_range, 0, LARGEST)] * (2 * size)
+    unknown = [Interval(*ranked.key_range, 0, MAX_SAMPLED)] * (2 * size)
     num_sampled = [sample_size(query.num_candidates) for query in queries] * 2
     enough = [max(int(n) // COARSE, 4) for n in num_sampled]
     sample = functools.partial(_sampled_offsets, ranked, queries, draw)
@@ -123,7 +126,7 @@ def _to_guess(
     (low, high), before, up_to, at_low, at_high = key_range, 0, size, 0, 0
     if size == 0:
         return Guess(low, high, 0, 0, query.num_candidates)
-    ranks = bracket_ranks(size, query, num_queries)
+    ranks = bracket_places(size, query, num_queries)
     if ranks[0] >= 1:
         low, before = lower.low, lower.num_below
         at_low = lower.num_inside if low == lower.high else 0
@@ -135,8 +138,8 @@ def _to_guess(
     return Guess(low, high, *(math.ceil(n * scale) for n in (at_low, at_high, between)))
 
 
-def bracket_ranks(size: int, query: Query, num_queries: int) -> tuple[int, int]:
-    """Return two ranks in a sample between which the k-th of all candidates probably is.
+def bracket_places(size: int, query: Query, num_queries: int) -> tuple[int, int]:
+    """Return two places in the sorted sample between which the k-th candidate probably is.
 
     Args:
         size: how many candidates are sampled.
@@ -144,8 +147,8 @@ def bracket_ranks(size: int, query: Query, num_queries: int) -> tuple[int, int]:
         num_queries: how many queries the search has. `MISSES` is shared among them.
 
     Returns:
-        The lower rank, or 0 if no sampled candidate is low enough; and the upper rank, or
-        `size + 1` if none is high enough.
+        The lower and the upper place, from 1. The lower is 0 if the k-th candidate may be below the
+        whole sample. The upper is `size + 1` if it may be above.
     """
     q = (query.k - 0.5) / query.num_candidates
     sigmas = NormalDist().inv_cdf(1 - MISSES / 2 / num_queries)
@@ -155,14 +158,23 @@ def bracket_ranks(size: int, query: Query, num_queries: int) -> tuple[int, int]:
 
 
 def expected_inside(total: int) -> int:
-    """Return an upper bound of the candidates in a bracket, for up to a thousand queries."""
+    """Return how many candidates a bracket holds at most, for up to a thousand queries.
+
+    With equal scores a bracket may hold more.
+
+    Args:
+        total: how many candidates there are.
+
+    Returns:
+        The number.
+    """
     size = sample_size(total)
     return math.ceil(total * (SIGMAS / math.sqrt(size) + 12 / size))
 
 
 def sample_size(num_entries: int) -> float:
     """Return how many of some entries are sampled, over all processes."""
-    return float(min(num_entries**POWER, LARGEST))
+    return float(min(num_entries**POWER, MAX_SAMPLED))
 
 
 def _sampled_offsets(ranked: RankedLeaves, queries: list[Query], draw: Draw | None) -> Integers:
@@ -178,7 +190,7 @@ def _sampled_offsets(ranked: RankedLeaves, queries: list[Query], draw: Draw | No
 
 
 def draw_sample(ranked: RankedLeaves, leaves: range) -> Tensor:
-    """Draw some of the candidates.
+    """Draw the keys of some candidates, or numbers that are spread as these keys are.
 
     Args:
         ranked: the leaves that are ranked, on the CPU.
@@ -194,7 +206,7 @@ def draw_sample(ranked: RankedLeaves, leaves: range) -> Tensor:
         return torch.empty(0, dtype=torch.int64, device="cpu")
     size = math.ceil(sample_size(num_entries) * (last - first) / num_entries)
     jitter = draw(SEED, 0, torch.arange(size, device="cpu"))
-    if ranked.seed is not None:  # draws are uniform, so evenly spaced integers are a sample
+    if ranked.seed is not None:  # random keys are uniform: evenly spaced ones stand for them
         even = jitter.add_(torch.arange(size, device="cpu")).mul_(2**NUM_BITS / size)
         return even.to(torch.int64)
     strata = jitter.add_(torch.arange(size, device="cpu")).mul_((last - first) / size)

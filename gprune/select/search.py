@@ -5,19 +5,21 @@ scores counts the candidates below the bracket, writes "above the bracket" into 
 collects the few candidates inside. The threshold is one of those. Radix select finds its key, and
 then, among the candidates with that key, its flat index.
 
-Two things can go wrong. If the threshold is not in the bracket, the counts say on which side it is,
-and another pass follows. If the bracket holds too many candidates to collect them, there are two
-cases. Many of them may have the same key: then the bracket becomes this key, and its candidates are
-only counted. Otherwise a pass counts the keys in bins, and the bracket becomes the bin that has the
-threshold.
+Two things can go wrong. First, the threshold may not be in the bracket. The counts then say on
+which side it is, and another pass follows. Second, the bracket may hold too many candidates to
+collect. If many of them have the same key, the bracket becomes this key, and its candidates are
+only counted. Otherwise the next pass divides the bracket into bins of keys and counts each bin, and
+the bracket becomes the bin that has the threshold.
 
 After `GUESSES` passes the sample is not used any more. Each pass over bins then finds
 `max_pass_bits` bits of the key, until the bracket is a single key, or its candidates can be
 collected. So for any scores a search finds its key in at most
-`GUESSES + ceil(bits / max_pass_bits) + 3` passes. Nearly always it takes one. If queries of
-different leaves overflow together, each must be narrowed again, which takes up to
-`ceil(bits / max_pass_bits) + 1` passes more. A search holds one block, the sample, and at most
-`LIMIT` candidates in memory, or `BATCH` if it has several queries.
+`GUESSES + ceil(bits / max_pass_bits) + 3` passes. If its queries are sampled, it nearly always
+takes one. Queries that share their leaves are not sampled. If the brackets of several leaves
+together hold more candidates than may be collected, each bracket is narrowed again. That takes up
+to `ceil(bits / max_pass_bits) + 1` more passes. A search holds one block, the sample, and at most
+`LIMIT` candidates in memory, or `BATCH` if it has several queries; on an accelerator, some
+`MAX_SLOTS` candidates.
 
 Counts are summed over the processes that hold the leaves, so every process finds the same
 thresholds. With one process the sum is the count itself.
@@ -70,7 +72,7 @@ MIN_FEW = 2**10
 """On an accelerator FEW is divided among the queries of a search, but each has at least so many."""
 
 DIRECT = 2**18
-"""If leaves have at most this many entries, a single process makes masks without a search."""
+"""If leaves on the CPU have at most this many entries, one process ranks all of them at once."""
 
 GUESSES = 3
 """How many passes use the brackets of the sample."""
@@ -98,7 +100,7 @@ def select_into(
     """
     all_leaves = range(len(ranked.scores))
     scopes = [all_leaves] if len(amounts) == 1 else [range(leaf, leaf + 1) for leaf in all_leaves]
-    is_local = reduce.num_processes == 1 and ranked.is_on_cpu
+    is_one_cpu_process = reduce.num_processes == 1 and ranked.is_on_cpu
     queries = []
     pairs = zip(amounts, scopes, count_candidates(ranked, scopes, reduce), strict=True)
     for number, (amount, leaves, num_candidates) in enumerate(pairs):
@@ -111,14 +113,15 @@ def select_into(
             raise LeafError(number, "sparsity" if is_sparsity else "amount", str(error)) from None
         if k == 0:
             copy_priors(ranked, leaves, masks)
-        elif is_local and entries <= DIRECT:
+        elif is_one_cpu_process and entries <= DIRECT:
             prune_few(ranked, leaves, k, masks)
         else:
             queries.append(Query(leaves, k, num_candidates))
     # a single process has no messages to share, and collects less if it has one query at a time
     most, few = (BATCH, FEW) if ranked.is_on_cpu else (MAX_SLOTS, 0)
-    for some in [[query] for query in queries] if is_local else batches(queries, most, few, reduce):
-        Search(ranked, some, reduce, masks).run()
+    alone = [[query] for query in queries]
+    for group in alone if is_one_cpu_process else batches(queries, most, few, reduce):
+        Search(ranked, group, reduce, masks).run()
 
 
 def find_thresholds(
@@ -252,13 +255,13 @@ class Search:
         while pending:
             num_passes += 1
             sampled = guesses if num_passes <= GUESSES else {}
-            brackets, crowded = self._choose_brackets(pending, sampled, share)
-            if crowded:
-                self._count_in_bins(crowded)
+            brackets, too_full = self._choose_brackets(pending, sampled, share)
+            if too_full:
+                self._count_in_bins(too_full)
                 continue
             made = self._prepare_pass(brackets, limit)
             counts = reduce.sum("counting around the brackets", made.num_counts, made.run).tolist()
-            if any(counts[2 * len(pending) :]):  # a process has only its own limit
+            if any(counts[2 * len(pending) :]):  # one process may hold all, and has one limit
                 share = limit // len(pending)
             found |= self._finish(made, pending, self._settle(made, pending, counts))
             pending = [i for i in pending if i not in found]
@@ -295,17 +298,19 @@ class Search:
             share: how many candidates may be collected for a query.
 
         Returns:
-            The brackets, and those that probably hold too many candidates to collect them.
+            Two dicts by the numbers of the queries: the brackets whose candidates are collected or
+            counted, and the brackets that probably hold too many candidates, and must be narrowed
+            first.
         """
-        brackets, crowded = dict[int, tuple[int, int]](), dict[int, tuple[int, int]]()
+        brackets, too_full = dict[int, tuple[int, int]](), dict[int, tuple[int, int]]()
         for i in pending:
             most = share if self._ranked.is_on_cpu else self._most_on_accelerator(i)
             low, high, expected = choose_bracket(self._intervals[i], guesses.get(i), most)
             if not self._ranked.is_on_cpu and (low, high) == self._intervals[i][:2]:
                 most = self._few  # the sample does not say how many slots each block needs
-            group = crowded if expected > most and low < high else brackets
+            group = too_full if expected > most and low < high else brackets
             group[i] = low, high
-        return brackets, crowded
+        return brackets, too_full
 
     def _most_on_accelerator(self, query: int) -> int:
         """Return how many candidates of a query may be collected on accelerators."""
@@ -396,7 +401,7 @@ class Search:
             known, query = self._intervals[i], self._queries[i]
             k, below = query.k, query.num_candidates - not_below
             end = known.num_below + known.num_inside
-            if (low, high) != known[:2]:  # else all of it is known already
+            if (low, high) != known[:2]:  # if equal, the counts say nothing new
                 if k <= below:
                     known = Interval(known.low, low - 1, known.num_below, below - known.num_below)
                 elif k > below + inside:
@@ -418,8 +423,9 @@ def choose_bracket(interval: Interval, guess: Guess | None, share: int) -> tuple
         share: how many candidates may be collected for the query.
 
     Returns:
-        The lowest and the highest key of the bracket, and how many candidates it probably holds. A
-        bracket of a single key has the count of the wider bracket that it was made from.
+        The lowest and the highest key of the bracket, and how many candidates it probably holds. If
+        the bracket was narrowed to a single key, the number is that of the wider bracket. It is not
+        used then, because a single key is not collected.
     """
     if guess is None or guess.high < interval.low or guess.low > interval.high:
         return interval.low, interval.high, interval.num_inside

@@ -222,7 +222,7 @@ def open_shards(
                     f"{piece.size} by the placements of a leaf of shape {leaf.shape}",
                 )
         ranked = RankedLeaves(scores, masks, absolute, number, slices, layout.is_counted())
-        ranked.check_exact()
+        ranked.check_int64_range()
         ready.append((ranked, empty_masks(scores) if needs_masks else []))
         values = [(x.dtype, x.tolist()) if isinstance(x, Tensor) else x for x in arguments]
         return {

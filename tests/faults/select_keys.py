@@ -282,22 +282,22 @@ FAULTS = [
     fault(
         "bools after the last lane are not counted",
         "select/counting.py",
-        ".sum() + bools[lanes * WORD :].sum()",
+        ".sum() + bools[num_summed * WORD :].sum()",
         ".sum()",
         "tests/select/test_counting.py::test_packed_bools_are_counted_and_found",
     ),
     fault(
         "words are found at half their place",
         "select/counting.py",
-        "single >> 3",
-        "single >> 4",
+        "true >> 3",
+        "true >> 4",
         "tests/select/test_counting.py::test_packed_bools_are_counted_and_found",
     ),
     fault(
         "bools are found at the start of their word",
         "select/counting.py",
-        "single & (WORD - 1)",
-        "single & 0",
+        "true & (WORD - 1)",
+        "true & 0",
         "tests/select/test_counting.py::test_packed_bools_are_counted_and_found",
     ),
     fault(

@@ -62,8 +62,8 @@ FAULTS = [
     fault(
         "a single key is counted in bins",
         "select/search.py",
-        "group = crowded if expected > most and low < high else",
-        "group = crowded if expected > most else",
+        "group = too_full if expected > most and low < high else",
+        "group = too_full if expected > most else",
         "tests/select/test_search.py::test_equal_scores_take_one_pass",
     ),
     fault(
@@ -160,22 +160,22 @@ FAULTS = [
     fault(
         "a single process searches for the first query only",
         "select/search.py",
-        "[[query] for query in queries] if is_local else",
-        "[queries[:1]] if is_local else",
+        "alone = [[query] for query in queries]",
+        "alone = [queries[:1]]",
         "tests/select/test_search.py::test_masks_of_any_amounts",
     ),
     fault(
         "several processes prune small leaves alone",
         "select/search.py",
-        "is_local = reduce.num_processes == 1 and ",
-        "is_local = ",
+        "is_one_cpu_process = reduce.num_processes == 1 and ",
+        "is_one_cpu_process = ",
         "tests/select/test_search.py::test_small_leaves_take_no_search",
     ),
     fault(
         "a leaf of DIRECT entries is searched",
         "select/search.py",
-        "is_local and entries <= DIRECT",
-        "is_local and entries < DIRECT",
+        "is_one_cpu_process and entries <= DIRECT",
+        "is_one_cpu_process and entries < DIRECT",
         "tests/select/test_search.py::test_small_leaves_take_no_search",
     ),
     fault(
@@ -288,6 +288,6 @@ FAULTS = [
         "select/sampling.py",
         "inv_cdf(1 - MISSES / 2 / num_queries)",
         "inv_cdf(1 - MISSES / 2)",
-        "tests/select/test_sampling.py::test_bracket_ranks_in_figures",
+        "tests/select/test_sampling.py::test_bracket_places_in_figures",
     ),
 ]

@@ -157,11 +157,11 @@ PATHS: dict[str, Line] = {
         one_heavy_key_at_the_high_end="at_low < at_high and low < high",
     ),
     "the sample is no longer asked": Line(
-        "search.py", "brackets, crowded = self._choose_brackets(", "guesses and not sampled"
+        "search.py", "brackets, too_full = self._choose_brackets(", "guesses and not sampled"
     ),
     "a guess guides a later pass": Line(
         "search.py",
-        "brackets, crowded = self._choose_brackets(",
+        "brackets, too_full = self._choose_brackets(",
         "num_passes > 1 and any(i in sampled for i in pending)",
     ),
     "the bracket misses above the threshold": Line("search.py", "Interval(known.low, low - 1,"),
@@ -196,9 +196,9 @@ PATHS: dict[str, Line] = {
     # --- bins -----------------------------------------------------------------------------------
     **lines(
         "search.py",
-        "self._count_in_bins(crowded)",
-        a_crowded_bracket_of_the_sample="any(i in sampled for i in crowded)",
-        crowded_brackets_and_others="len(brackets) > 0",
+        "self._count_in_bins(too_full)",
+        a_too_full_bracket_of_the_sample="any(i in sampled for i in too_full)",
+        too_full_brackets_and_others="len(brackets) > 0",
     ),
     **lines(
         "search.py",

@@ -132,9 +132,9 @@ def check_every_count(ranks: tuple[int, int] | None, limit: int) -> list[str]:
     masks = [(torch.arange(40) % 3 > 0).view(2, 20), torch.ones(3) > 0]
     small = Limits(block=7, few=0, limit=limit, guesses=1, power=1.0, coarse=1)
     mine, prior = placed(scores, sharding), placed(masks, sharding)
-    guess = {"return_value": ranks} if ranks else {"wraps": sampling.bracket_ranks}
+    guess = {"return_value": ranks} if ranks else {"wraps": sampling.bracket_places}
     problems = []
-    with patched(small), mock.patch("gprune.select.sampling.bracket_ranks", **guess):
+    with patched(small), mock.patch("gprune.select.sampling.bracket_places", **guess):
         for k in range(1 + sum(int(mask.sum()) for mask in masks)):
             expected = gp.global_unstructured(scores, scores, masks=masks, amount=k)
             got = gp.global_unstructured(mine, mine, masks=prior, amount=k)

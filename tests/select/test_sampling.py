@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gprune.select import sampling
 from gprune.select.blocks import Query, RankedLeaves
 from gprune.select.refine import OneProcess, Reduce
-from gprune.select.sampling import Guess, bracket_ranks, draw_sample, guess_brackets
+from gprune.select.sampling import Guess, bracket_places, draw_sample, guess_brackets
 from tests.support import fuzz, ranked
 from tests.support.limits import Limits, limits, patched
 
@@ -98,25 +98,25 @@ def test_processes_draw_their_shares(tree: fuzz.Tree, small: Limits, data: st.Da
 
 
 @given(st.integers(1, 10**6), st.integers(1, 10**9), st.data())
-def test_bracket_ranks_are_around_the_quantile(
+def test_bracket_places_are_around_the_quantile(
     size: int, candidates: int, data: st.DataObject
 ) -> None:
     k = data.draw(st.integers(1, candidates))
-    low, high = bracket_ranks(size, Query(range(1), k, candidates), 1)
+    low, high = bracket_places(size, Query(range(1), k, candidates), 1)
     middle = (k - 0.5) / candidates * size
     assert 0 <= low <= middle + 1
     assert middle <= high <= size + 1
     assert low < high
-    wide = bracket_ranks(size, Query(range(1), k, candidates), 100)
+    wide = bracket_places(size, Query(range(1), k, candidates), 100)
     assert wide[0] <= low
     assert wide[1] >= high
 
 
-def test_bracket_ranks_in_figures() -> None:
+def test_bracket_places_in_figures() -> None:
     """2.807 sigmas of sqrt(10,000 / 4) are 140, and two more; for 100 queries 4.056 sigmas."""
-    assert bracket_ranks(10_000, Query(range(1), 500_000, 10**6), 1) == (4858, 5144)
-    assert bracket_ranks(10_000, Query(range(1), 500_000, 10**6), 100) == (4796, 5206)
-    assert bracket_ranks(0, Query(range(1), 1, 10), 1) == (0, 1)
+    assert bracket_places(10_000, Query(range(1), 500_000, 10**6), 1) == (4858, 5144)
+    assert bracket_places(10_000, Query(range(1), 500_000, 10**6), 100) == (4796, 5206)
+    assert bracket_places(0, Query(range(1), 1, 10), 1) == (0, 1)
 
 
 def test_nearly_all_brackets_hold_the_threshold() -> None:
@@ -142,7 +142,7 @@ def check(guess: Guess, drawn: np.ndarray, query: Query, num: int, own: ranked.R
     if size == 0:
         assert guess == Guess(lowest, highest, 0, 0, query.num_candidates)
         return
-    ranks = bracket_ranks(size, query, num)
+    ranks = bracket_places(size, query, num)
     # the ends are known to a few samples, or to one key
     enough = max(size // sampling.COARSE, 4)
     assert lowest <= guess.low <= guess.high <= highest
