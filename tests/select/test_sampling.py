@@ -71,7 +71,7 @@ def test_no_stride_hides_from_the_sample() -> None:
 
 
 def test_the_sample_has_a_largest_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampling, "LARGEST", 7)
+    monkeypatch.setattr(sampling, "MAX_SAMPLED", 7)
     assert len(draw_sample(RankedLeaves([torch.arange(1000)], []), range(1))) == 7
 
 
