@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import optree
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -112,6 +113,47 @@ BY_DUE: list[Callable[[Any], gp.pruners.Pruner]] = [
     lambda due: gp.pruners.sparse_evolution(0.5, fraction=HALF, due=due, seed=0),
     lambda due: gp.pruners.rigl(0.5, fraction=HALF, due=due, seed=0),
 ]
+
+
+@pytest.mark.parametrize("how", ["compiled", "vmap"])
+@pytest.mark.parametrize("build", BY_DUE)
+def test_due_and_not_due_steps_where_the_answer_is_not_known(
+    build: Callable[[Any], gp.pruners.Pruner], how: str
+) -> None:
+    """While compiling and under `vmap` a step prunes 0 more; eager code skips it."""
+    pruner = build(lambda step: step % 2 == 1)
+    params = {"w": torch.arange(1.0, 13.0).view(3, 4)}
+    grads = {"w": torch.arange(12.0, 0, -1).view(3, 4)}
+    start = pruner.init(params)
+    steps = torch.arange(4)
+    states = [start._replace(step=step) for step in steps]
+    expected = [pruner.update(params, state, grads) for state in states]
+    if how == "compiled":
+        torch.compiler.reset()
+        update = torch.compile(pruner.update, fullgraph=True, backend="eager")
+        got = [update(params, state, grads) for state in states]
+    else:
+
+        def at(step: torch.Tensor) -> Any:
+            return pruner.update(params, start._replace(step=step), grads)
+
+        stacked = torch.vmap(at)(steps)
+        got = [optree.tree_map(lambda x, i=i: x[i], stacked) for i in range(len(steps))]
+    for ours, wanted in zip(got, expected, strict=True):
+        assert_same(ours, wanted)
+    assert len({tuple(new.masks["w"].view(-1).tolist()) for _, new in expected}) > 1
+
+
+def test_a_step_that_is_not_due_keeps_a_copy_to_rewind_to() -> None:
+    """The optimizer may change the parameters in place afterwards."""
+    pruner = gp.pruners.iterative(0.5, due=lambda step: step == 2, rewind_to=1)
+    params = {"w": torch.arange(1.0, 5.0).view(2, 2)}
+    _, state = pruner.update(params, pruner.init(params))
+    early = params["w"].clone()
+    params["w"].mul_(10)
+    assert state.rewind_params["w"].equal(early)
+    _, state = pruner.update(params, state)  # not due, and nothing to copy
+    assert state.rewind_params["w"].equal(early)
 
 
 @pytest.mark.parametrize("build", BY_DUE)

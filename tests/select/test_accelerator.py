@@ -68,6 +68,22 @@ def test_the_pieces_of_a_sample_are_in_their_blocks(tree: fuzz.Tree, small: Limi
             assert not scores.numel() or drawn or scores.numel() < parts[0].step
 
 
+def test_pruned_entries_are_not_sampled() -> None:
+    leaves = RankedLeaves([torch.arange(6.0)], [torch.arange(6) % 2 == 0])
+    with patched(Limits(power=1.0)):
+        [keys] = AcceleratorSample(leaves).draw([Query(range(1), 1, 3)])
+    assert keys.view(torch.float32).tolist() == [0, 2, 4]
+
+
+def test_the_leaves_of_a_block_share_its_slots() -> None:
+    leaves = RankedLeaves([torch.ones(3), torch.ones(4), torch.zeros(2)], [])
+    one = int(torch.ones(1).view(torch.int32))
+    with patched(Limits(power=1.0, margin=0)):
+        sample = AcceleratorSample(leaves)
+        sample.draw([Query(range(3), 1, 9)])
+        assert sample.num_slots(0, one, one + 1) == {0: 7}
+
+
 def test_a_sample_has_entries_of_every_row_and_column() -> None:
     scores = torch.arange(96.0).repeat(1000, 1)  # each column is a constant
     leaves = RankedLeaves([scores], [])
@@ -237,6 +253,32 @@ def test_a_pass_is_finished(
         assert flat(masks or [], queries[n].leaves) == mask_at(own, queries[n])
 
 
+def test_joined_leaves_are_written_and_their_threshold_is_found() -> None:
+    scores = [torch.tensor([4.0, 1, 5]), torch.tensor([[2.0, 2], [3, 0]]), torch.tensor([2.0, 9])]
+    leaves, low = RankedLeaves(scores, []), int(torch.tensor(2.0).view(torch.int32))
+    query = Query(range(3), 4, 9)  # 1, 0 and two of the three twos
+    known = Interval(low, int(torch.tensor(4.0).view(torch.int32)), 2, 5)
+    for masks in (empty_masks(scores), None):
+        made = AcceleratorPass(leaves, [query], [known[:2]], masks, [{0: 9}])
+        made.run()
+        found = made.finish([0], [known], masks)
+        if masks is None:
+            assert found == [(low, 4)]
+        else:
+            assert [mask.tolist() for mask in masks] == [
+                [True, False, True],
+                [[False, False], [True, False]],
+                [True, True],
+            ]
+
+
+@pytest.mark.parametrize("gap", [2**29, 2**31 - 2])
+def test_int32_keys_of_wide_brackets_are_shifted_in_64_bits(gap: int) -> None:
+    keys = torch.tensor([gap, 0, gap, 0, 0, gap], dtype=torch.int32)
+    intervals = [Interval(0, gap, 0, 2)] * 3
+    assert _order(keys, intervals).tolist() == [1, 0, 3, 2, 4, 5]
+
+
 wide = st.integers(-(2**62), 2**62)
 
 
@@ -251,7 +293,7 @@ def test_keys_are_ordered_query_by_query(
 ) -> None:
     """However wide the intervals are: shifted keys fit into 32 bits, into 64, or into neither."""
     if is_narrow:
-        scale, shifts = min(scale, 2**20), [shift >> 33 for shift in shifts]
+        scale, shifts = min(scale, 2**28), [shift >> 33 for shift in shifts]
     rows = [
         [min(max(x * scale + shift, -(2**63)), 2**63 - 1) for x in row]
         for row, shift in zip(rows, shifts, strict=False)
