@@ -1,8 +1,9 @@
 """Show that the tests notice every fault of this folder: `python -m tests.faults`.
 
 The faults are planted one at a time in a copy in a temporary folder, where the tests that a fault
-names must fail. First the same tests must pass without a fault. Every run draws its own examples,
-as many as in the quick profile. They are not shrunk, because only the failure counts.
+names must fail. First the same tests must pass without a fault. Every run draws its own examples:
+as many as in the quick profile without a fault, and eight times as many with one. They are not
+shrunk, because only the failure counts.
 
 The exit code is 1 if a fault survives, if it no longer applies, or if its tests break otherwise
 than by a failure.
@@ -38,6 +39,7 @@ FAULTS: list[Fault] = [
 ]
 COPIED = ("gprune", "tests", "pyproject.toml")
 TIMEOUT = 300
+EXAMPLES = 25
 
 # appended to tests/conftest.py of the copy
 WITHOUT_SHRINKING = """
@@ -46,6 +48,7 @@ from hypothesis import Phase
 settings.register_profile(
     "faults",
     settings.get_profile("quick"),
+    max_examples=int(os.environ["EXAMPLES"]),
     phases=[Phase.explicit, Phase.generate],
     database=None,
 )
@@ -86,13 +89,14 @@ def copy_tree(source: Path, target: Path) -> None:
             shutil.copy(source / name, target / name)
 
 
-def run_tests(folder: Path, tests: Sequence[str]) -> tuple[int, str]:
+def run_tests(folder: Path, tests: Sequence[str], examples: int) -> tuple[int, str]:
     """Run tests in a copy; give pytest's exit code (-1 if out of time) and its output."""
     environment = {
         **os.environ,
         "PYTHONPATH": str(folder),
         "PYTHONDONTWRITEBYTECODE": "1",
         "HYPOTHESIS_PROFILE": "quick",
+        "EXAMPLES": str(examples),
         "OMP_NUM_THREADS": "1",
     }
     options = [
@@ -130,7 +134,7 @@ def plant(fault: Fault, pristine: Path) -> Result:
         copy_tree(pristine, Path(folder))
         (Path(folder) / fault.file).write_text(planted(fault, pristine), encoding="utf-8")
         start = time.perf_counter()
-        code, output = run_tests(Path(folder), fault.tests)
+        code, output = run_tests(Path(folder), fault.tests, EXAMPLES * 8)
         seconds = time.perf_counter() - start
     if code == 0:
         return Result("survived", ", ".join(fault.tests), seconds)
@@ -153,7 +157,8 @@ def run_all(faults: Sequence[Fault], jobs: int, console: Console) -> dict[str, R
         with (pristine / "tests" / "conftest.py").open("a", encoding="utf-8") as conftest:
             conftest.write(WITHOUT_SHRINKING)
         bar = progress.add_task("without a fault", total=len(faults))
-        code, output = run_tests(pristine, sorted({test for one in faults for test in one.tests}))
+        tests = sorted({test for one in faults for test in one.tests})
+        code, output = run_tests(pristine, tests, EXAMPLES)
         if code:
             console.print(output[-3000:], markup=False, highlight=False)
             return None

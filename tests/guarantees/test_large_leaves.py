@@ -10,6 +10,7 @@ import torch
 
 import gprune as gp
 from gprune.select import blocks
+from tests.bench.measure import peak, python
 from tests.support import reference
 from tests.support.assertions import fail_if
 
@@ -165,3 +166,23 @@ def test_several_thresholds_are_each_what_it_is_alone(dtype: torch.dtype, pruned
     alone = [gp.find_threshold(params, masks=masks, amount=amount) for amount in amounts]
     assert together.value.equal(torch.stack([one.value for one in alone]))
     assert together.flat_index.equal(torch.stack([one.flat_index for one in alone]))
+
+
+HUGE = """
+import torch, gprune as gp
+gp.global_unstructured([torch.ones(9)], amount=1)  # loads what a first call loads
+torch.manual_seed(0)
+size, part = 2**31 + 8, torch.randn(2**20).bfloat16()
+leaf = torch.empty(size, dtype=torch.bfloat16)
+for start in range(0, size, 2**20):
+    leaf[start : start + 2**20] = part[: size - start]
+"""
+
+
+@pytest.mark.long
+def test_a_leaf_of_more_entries_than_an_int32_counts() -> None:
+    """The count is exact, and what is needed beyond the leaf and its mask is small."""
+    amount = 2**30 + 12_345
+    call = f"gp.global_unstructured([leaf], amount={amount})"
+    assert int(python(f"{HUGE}\nprint(int(gp.num_pruned({call})))")) == amount
+    assert peak(HUGE, call) - 2**31 / 2**20 <= 64

@@ -247,6 +247,17 @@ def test_the_magnitude_of_the_lowest_int32_is_collected() -> None:
     assert made.candidates([0]).keys.tolist() == [2**31, 2**31 - 1]
 
 
+def test_the_candidates_of_some_queries_are_numbered_anew() -> None:
+    own = RankedLeaves([torch.ones(2), torch.ones(3), torch.ones(1)], [])
+    queries = [Query(range(i, i + 1), 1, 3) for i in range(3)]
+    made = PartitionPass(own, queries, [own.key_range] * 3, None, 9)
+    made.run()
+    candidates = made.candidates([1, 2])
+    assert candidates.query is not None
+    assert candidates.query.tolist() == [0, 0, 0, 1]
+    assert candidates.positions.tolist() == [2, 3, 4, 5]
+
+
 def test_too_many_candidates_of_one_query_leave_the_counts_right() -> None:
     """What is collected is of no use, but a bracket of one key needs only its counts."""
     own = ranked.of(RankedLeaves([torch.arange(100) % 10], []))
