@@ -1,0 +1,384 @@
+"""Triton kernels for the passes over all scores, on NVIDIA's and AMD's GPUs.
+
+The kernel `divide_tile` does what `AcceleratorPass` does in torch operators, in one read of the
+scores and one write of the masks: 5 bytes per float32 score, and 12 for each collected candidate.
+
+One launch is for many leaves. A table has a row for each block: the addresses of its scores, prior
+mask and mask, and the bracket of its query. A block is divided into *tiles*, and each tile has a
+program. Addresses and positions are 64-bit integers, so a leaf may have more than 2^31 entries.
+
+A program reserves slots for its candidates by adding their number to a cursor of the query. Which
+program comes first varies from run to run, so the collected candidates are sorted afterwards.
+
+Triton is imported here only, and this file is imported only where a GPU needs it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, pairwise
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gprune.select.blocks import ACCELERATOR_BLOCK, Block, Query, RankedLeaves
+from gprune.select.keys import Format, bounds_in
+from gprune.select.partition import DividedBlock
+
+TILE = 4096
+"""How many entries a program handles."""
+
+NUM_WARPS = 8
+"""How many warps a program has."""
+
+ALIGNMENT = 16
+"""If addresses and numbers of entries are multiples of this, they are read as vectors."""
+
+
+# --- kernels ------------------------------------------------------------------------------------
+
+
+class Row(NamedTuple):
+    """What the programs of a block must know, 64-bit integers.
+
+    Attributes:
+        scores: the address of the scores.
+        prior: the address of the prior mask, or 0.
+        mask: the address of the mask to be written, or 0.
+        num_entries: how many entries the block has.
+        first_program: the number of its first program.
+        low: the lowest key of the bracket, in the format of the scores.
+        high: the highest key of the bracket.
+        label: the label of the first entry. A collected candidate is stored with its label, which
+            tells its query and position.
+        cursor: the number of the cursor, which is that of the query.
+        first_slot: the first slot of the query.
+        end_slot: the slot after its last one.
+    """
+
+    scores: int
+    prior: int
+    mask: int
+    num_entries: int
+    first_program: int
+    low: int
+    high: int
+    label: int
+    cursor: int
+    first_slot: int
+    end_slot: int
+
+
+NUM_FIELDS = tl.constexpr(len(Row._fields))
+
+
+@triton.jit
+def pointer(address, DTYPE: tl.constexpr, IS_ALIGNED: tl.constexpr):
+    """Turn an address into a pointer."""
+    typed = address.to(tl.pointer_type(DTYPE))
+    return tl.multiple_of(typed, 16) if IS_ALIGNED else typed
+
+
+@triton.jit
+def keys_of_bits(bits, LARGEST: tl.constexpr, NAN: tl.constexpr, ABSOLUTE: tl.constexpr):
+    """Turn bits into keys, as `keys.keys_of` does. NAN is 0 for integers."""
+    if NAN == 0:
+        keys = bits.to(tl.int64)  # so that the magnitude of the lowest integer does not wrap
+        if ABSOLUTE:
+            keys = tl.abs(keys)
+    else:
+        keys = tl.minimum(bits & LARGEST, NAN)
+        if not ABSOLUTE:
+            keys = tl.where((bits < 0) & (keys < NAN), -keys, keys)
+    return keys
+
+
+@triton.jit
+def divide_tile(
+    table,
+    row_of_program,
+    counts,
+    cursors,
+    slot_labels,
+    slot_bits,
+    BITS: tl.constexpr,
+    LARGEST: tl.constexpr,
+    NAN: tl.constexpr,
+    ABSOLUTE: tl.constexpr,
+    HAS_PRIOR: tl.constexpr,
+    HAS_MASK: tl.constexpr,
+    IS_ALIGNED: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Divide the candidates of a tile by a bracket, and collect those that are inside.
+
+    Args:
+        table: a `Row` for each block.
+        row_of_program: the number of the row of each program.
+        counts: for each row how many candidates are above, and how many are inside.
+        cursors: for each query how many candidates are inside.
+        slot_labels: the labels of collected candidates.
+        slot_bits: their scores as integers of dtype BITS. All other tensors are int64.
+        BITS: the dtype of the scores as integers.
+        LARGEST: `Format.largest`.
+        NAN: `Format.nan` of floats, or 0.
+        ABSOLUTE: whether to rank by absolute value.
+        HAS_PRIOR: whether there are prior masks.
+        HAS_MASK: whether "above the bracket" is written into masks.
+        IS_ALIGNED: whether addresses and numbers of entries are multiples of 16.
+        TILE: how many entries a program handles.
+    """
+    program = tl.program_id(0)
+    number = tl.load(row_of_program + program)
+    row = table + number * NUM_FIELDS
+    scores, prior, mask = tl.load(row), tl.load(row + 1), tl.load(row + 2)
+    num_entries, first_program = tl.load(row + 3), tl.load(row + 4)
+    low, high, label = tl.load(row + 5), tl.load(row + 6), tl.load(row + 7)
+    cursor, first_slot, end_slot = tl.load(row + 8), tl.load(row + 9), tl.load(row + 10)
+
+    first = (program - first_program) * TILE  # int64, like the row
+    index = first + tl.arange(0, TILE)
+    if IS_ALIGNED:
+        num_entries = tl.multiple_of(num_entries, 16)
+    is_entry = index < num_entries
+    bits = tl.load(pointer(scores, BITS, IS_ALIGNED) + index, mask=is_entry, other=0)
+    keys = keys_of_bits(bits, LARGEST, NAN, ABSOLUTE)
+    low, high = low.to(keys.dtype), high.to(keys.dtype)
+    above, inside = keys > high, (keys >= low) & (keys <= high)
+    is_candidate = is_entry
+    if HAS_PRIOR:
+        kept = tl.load(pointer(prior, tl.int8, IS_ALIGNED) + index, mask=is_entry, other=0)
+        is_candidate = kept != 0
+    above, inside = above & is_candidate, inside & is_candidate
+    if HAS_MASK:
+        tl.store(pointer(mask, tl.int8, IS_ALIGNED) + index, above.to(tl.int8), mask=is_entry)
+
+    num_above, num_inside = tl.sum(above.to(tl.int32)), tl.sum(inside.to(tl.int32))
+    tl.atomic_add(counts + 2 * number, num_above.to(tl.int64), sem="relaxed")
+    tl.atomic_add(counts + 2 * number + 1, num_inside.to(tl.int64), sem="relaxed")
+    reserved = tl.atomic_add(cursors + cursor, num_inside.to(tl.int64), sem="relaxed")
+    slot = first_slot + reserved + tl.cumsum(inside.to(tl.int32)) - 1
+    has_slot = inside & (slot < end_slot)
+    tl.store(slot_labels + slot, label + index, mask=has_slot)
+    tl.store(slot_bits + slot, bits, mask=has_slot)
+
+
+DTYPES = {
+    torch.int8: tl.int8,
+    torch.int16: tl.int16,
+    torch.int32: tl.int32,
+    torch.int64: tl.int64,
+}
+"""Triton's names of the dtypes that bits may have."""
+
+
+# --- launches -----------------------------------------------------------------------------------
+
+
+class Slots(NamedTuple):
+    """The slots for candidates of one format on one device.
+
+    Attributes:
+        labels: the labels of the collected candidates, int64.
+        bits: their scores as integers.
+        cursors: for each query how many of them are inside its bracket, int64.
+        ends: 0, and then for each query where its slots end and those of the next begin.
+    """
+
+    labels: Tensor
+    bits: Tensor
+    cursors: Tensor
+    ends: list[int]
+
+
+Home = tuple[torch.device, Format]
+"""The device and the format of a block. Blocks that share both may share a launch and slots."""
+
+
+def divide(
+    ranked: RankedLeaves,
+    queries: Sequence[Query],
+    brackets: Sequence[tuple[int, int]],
+    masks: list[Tensor] | None,
+    num_slots: Sequence[dict[int, int]],
+) -> list[DividedBlock]:
+    """Divide the candidates of each query by its bracket, and write "above it" into the masks.
+
+    Args:
+        ranked: the leaves that are ranked.
+        queries: the thresholds to find.
+        brackets: the lowest and the highest key of each query's bracket.
+        masks: one contiguous bool mask per leaf, to be written, or `None`.
+        num_slots: for each query how many candidates inside the bracket are expected, by the
+            position of the first entry of each block of `RankedLeaves.blocks`.
+
+    Returns:
+        The blocks of each query, in the order of their positions. Each is a part of one leaf.
+    """
+    slots = _slots(ranked, queries, brackets, num_slots)
+    divided, counts = list[DividedBlock](), list[Tensor]()
+    for batch in _batches(ranked, queries):
+        groups: dict[tuple[Home, bool], list[Row]] = {}
+        members: dict[tuple[Home, bool], list[DividedBlock]] = {}
+        for query, block in batch:
+            home = block.bits.device, block.form
+            own = slots[home]
+            row = _row(ranked, query, block, brackets[query], masks, own.ends)
+            sizes = row.scores, row.prior, row.mask, row.num_entries
+            group = home, not any(size % ALIGNMENT for size in sizes)
+            groups.setdefault(group, []).append(row)
+            empty = DividedBlock.of(query, block, own.labels[:0], own.bits[:0])
+            members.setdefault(group, []).append(empty)
+        for (home, is_aligned), rows in groups.items():
+            found = _launch(ranked, rows, home, is_aligned, masks is not None, slots[home])
+            counts.append(found.to(ranked.device))
+            divided += members[home, is_aligned]
+    totals = torch.cat(counts).tolist() if counts else []  # here the host waits
+    divided = [own.with_counts(*row) for own, row in zip(divided, totals, strict=True)]
+    divided.sort(key=lambda own: (own.query, own.start))
+    _collect(ranked, divided, slots)
+    return divided
+
+
+def _batches(
+    ranked: RankedLeaves, queries: Sequence[Query]
+) -> Iterator[list[tuple[int, Block]]]:
+    """Yield the blocks of all queries, as many at a time as fit into memory if they are copies."""
+    batch, num_copied = list[tuple[int, Block]](), 0
+    for query, (leaves, _, _) in enumerate(queries):
+        for leaf in (x for x in leaves if ranked.starts[x] < ranked.starts[x + 1]):
+            for block in ranked.leaf_blocks(leaf):
+                batch.append((query, block))
+                memory = ranked.scores[leaf].untyped_storage().data_ptr()
+                is_view = block.bits.untyped_storage().data_ptr() == memory
+                num_copied += 0 if is_view else block.bits.numel()
+                if num_copied >= ACCELERATOR_BLOCK:
+                    yield batch
+                    batch, num_copied = [], 0
+    if batch:
+        yield batch
+
+
+def _slots(
+    ranked: RankedLeaves,
+    queries: Sequence[Query],
+    brackets: Sequence[tuple[int, int]],
+    num_slots: Sequence[dict[int, int]],
+) -> dict[Home, Slots]:
+    """Allocate slots for each device and format; none for a query whose bracket is one key."""
+    sizes: dict[Home, list[int]] = {}
+    for query, (leaves, _, _) in enumerate(queries):
+        first_leaf = {start: leaf for start, leaf, _, _ in ranked.spans(leaves)}
+        for start, leaf in first_leaf.items():
+            home = ranked.scores[leaf].device, ranked.form(leaf)
+            low, high = brackets[query]
+            num = num_slots[query][start] if low < high else 0
+            sizes.setdefault(home, [0] * len(queries))[query] += num
+    slots = {}
+    for (device, form), own in sizes.items():
+        ends = [0, *accumulate(own)]
+        labels = torch.empty(ends[-1], dtype=torch.int64, device=device)
+        bits = torch.empty(ends[-1], dtype=form.integer, device=device)
+        cursors = torch.zeros(len(queries), dtype=torch.int64, device=device)
+        slots[device, form] = Slots(labels, bits, cursors, ends)
+    return slots
+
+
+def _label(ranked: RankedLeaves, query: int, start: int) -> int:
+    """Return the label of a position: labels number the positions of all queries."""
+    return query * ranked.starts[-1] + start
+
+
+def _row(
+    ranked: RankedLeaves,
+    query: int,
+    block: Block,
+    bracket: tuple[int, int],
+    masks: list[Tensor] | None,
+    ends: list[int],
+) -> Row:
+    """Return the row of a block, without its first program."""
+    low, high = bounds_in(*bracket, block.form, ranked.common)
+    return Row(
+        scores=block.bits.data_ptr(),
+        prior=0 if block.prior is None else block.prior.data_ptr(),
+        mask=0 if masks is None else masks[block.leaves[0]].data_ptr() + block.offset,
+        num_entries=block.bits.numel(),
+        first_program=0,
+        low=low,
+        high=high,
+        label=_label(ranked, query, block.start),
+        cursor=query,
+        first_slot=ends[query],
+        end_slot=ends[query + 1],
+    )
+
+
+def _launch(
+    ranked: RankedLeaves,
+    rows: list[Row],
+    home: Home,
+    is_aligned: bool,
+    has_mask: bool,
+    slots: Slots,
+) -> Tensor:
+    """Launch the kernel for some blocks.
+
+    Returns:
+        For each row how many candidates are above the bracket and how many are inside it, int64,
+        of shape (rows, 2).
+    """
+    device, form = home
+    num_programs = [triton.cdiv(row.num_entries, TILE) for row in rows]
+    firsts = [0, *accumulate(num_programs)]
+    numbered = [
+        row._replace(first_program=first) for row, first in zip(rows, firsts, strict=False)
+    ]
+    table = torch.tensor(numbered, dtype=torch.int64, device="cpu").to(device)
+    repeats = torch.tensor(num_programs, dtype=torch.int64, device="cpu").to(device)
+    row_of_program = torch.repeat_interleave(repeats, output_size=firsts[-1])
+    counts = torch.zeros(len(rows), 2, dtype=torch.int64, device=device)
+    with torch.cuda.device_of(table):  # Triton launches on the current device
+        divide_tile[(firsts[-1],)](
+            table,
+            row_of_program,
+            counts,
+            slots.cursors,
+            slots.labels,
+            slots.bits,
+            BITS=DTYPES[form.integer],
+            LARGEST=form.largest,
+            NAN=form.nan if form.is_float else 0,
+            ABSOLUTE=ranked.absolute,
+            HAS_PRIOR=bool(ranked.priors),
+            HAS_MASK=has_mask,
+            IS_ALIGNED=is_aligned,
+            TILE=TILE,
+            num_warps=NUM_WARPS,
+        )
+    return counts
+
+
+def _collect(ranked: RankedLeaves, divided: list[DividedBlock], slots: dict[Home, Slots]) -> None:
+    """Sort the collected candidates by their labels, and give each block its own."""
+    for home, own in slots.items():
+        members = [i for i, x in enumerate(divided) if (x.places.device, x.form) == home]
+        inside = Counter[int]()
+        for i in members:
+            inside[divided[i].query] += divided[i].num_inside
+        spaces = [(query, first, end - first) for query, (first, end) in enumerate(pairwise(own.ends))]
+        used = {q: slice(first, first + inside[q]) for q, first, size in spaces if inside[q] <= size}
+        members = [i for i in members if divided[i].query in used]
+        labels, order = torch.cat([own.labels[:0], *(own.labels[x] for x in used.values())]).sort()
+        bits = torch.cat([own.bits[:0], *(own.bits[x] for x in used.values())])[order]
+        sizes = [divided[i].num_inside for i in members]
+        firsts = [_label(ranked, divided[i].query, divided[i].start) for i in members]
+        columns = torch.tensor([firsts, sizes], dtype=torch.int64, device="cpu").to(labels.device)
+        labels -= columns[0].repeat_interleave(columns[1], output_size=labels.numel())
+        rows = zip(members, labels.split(sizes), bits.split(sizes), strict=True)
+        for i, places, of_block in rows:
+            divided[i] = divided[i]._replace(places=places, bits=of_block)
