@@ -27,7 +27,7 @@ from gprune.select.blocks import Block, Query, RankedLeaves
 from gprune.select.counter_rng import draw_integers
 from gprune.select.counting import concatenate
 from gprune.select.finish import KeyThreshold
-from gprune.select.keys import Format, raw_bounds, raw_keys, to_bits
+from gprune.select.keys import raw_bounds, raw_keys, to_bits
 from gprune.select.partition import Candidates, CountedBlock, DividedBlock, write_block
 from gprune.select.refine import Interval, Reduce
 from gprune.select.sampling import entries_at, sample_size
@@ -168,15 +168,14 @@ def _keys_of(ranked: RankedLeaves, pieces: Sequence[Piece]) -> Tensor:
 # --- kernels ------------------------------------------------------------------------------------
 
 T = TypeVar("T")
+
 _without_kernels = set[torch.device]()
+"""The devices on which the kernels have failed."""
 
 
 def has_kernels(device: torch.device) -> bool:
-    """Return whether the kernels of kernels.py can run on a device: a GPU for which Triton is there.
-
-    AMD's GPUs also have the type `cuda` in torch.
-    """
-    is_gpu = device.type == "cuda" and device not in _without_kernels
+    """Return whether a device is a GPU, and Triton is there to compile kernels.py for it."""
+    is_gpu = device.type == "cuda" and device not in _without_kernels  # or AMD's, also `cuda`
     return is_gpu and importlib.util.find_spec("triton") is not None
 
 
@@ -191,6 +190,9 @@ def with_kernels(ranked: RankedLeaves, run: Callable[[ModuleType], T]) -> T | No
 
     Returns:
         What the function returns, or `None` if torch operators must do the work.
+
+    Raises:
+        OutOfMemoryError: if the device has too little memory, also for torch operators.
     """
     devices = {leaf.device for leaf in ranked.scores}
     if not all(map(has_kernels, devices)):

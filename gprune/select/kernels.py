@@ -29,7 +29,7 @@ from gprune.select.blocks import ACCELERATOR_BLOCK, Block, Query, RankedLeaves
 from gprune.select.keys import Format, bounds_in
 from gprune.select.partition import DividedBlock
 
-TILE = 4096
+TILE = 2048
 """How many entries a program handles."""
 
 NUM_WARPS = 8
@@ -77,9 +77,9 @@ NUM_FIELDS = tl.constexpr(len(Row._fields))
 
 
 @triton.jit
-def pointer(address, DTYPE: tl.constexpr, IS_ALIGNED: tl.constexpr):
-    """Turn an address into a pointer."""
-    typed = address.to(tl.pointer_type(DTYPE))
+def pointer(address, DTYPE: tl.constexpr, first, IS_ALIGNED: tl.constexpr):
+    """Return a pointer to the entry number `first` of the memory at an address."""
+    typed = address.to(tl.pointer_type(DTYPE)) + first
     return tl.multiple_of(typed, 16) if IS_ALIGNED else typed
 
 
@@ -141,30 +141,34 @@ def divide_tile(
     cursor, first_slot, end_slot = tl.load(row + 8), tl.load(row + 9), tl.load(row + 10)
 
     first = (program - first_program) * TILE  # int64, like the row
-    index = first + tl.arange(0, TILE)
+    num_left = tl.minimum(num_entries - first, TILE).to(tl.int32)
     if IS_ALIGNED:
-        num_entries = tl.multiple_of(num_entries, 16)
-    is_entry = index < num_entries
-    bits = tl.load(pointer(scores, BITS, IS_ALIGNED) + index, mask=is_entry, other=0)
+        num_left = tl.multiple_of(num_left, 16)
+    index = tl.arange(0, TILE)
+    is_entry = index < num_left
+    bits = tl.load(pointer(scores, BITS, first, IS_ALIGNED) + index, mask=is_entry, other=0)
     keys = keys_of_bits(bits, LARGEST, NAN, ABSOLUTE)
     low, high = low.to(keys.dtype), high.to(keys.dtype)
-    above, inside = keys > high, (keys >= low) & (keys <= high)
     is_candidate = is_entry
     if HAS_PRIOR:
-        kept = tl.load(pointer(prior, tl.int8, IS_ALIGNED) + index, mask=is_entry, other=0)
+        kept = tl.load(pointer(prior, tl.int8, first, IS_ALIGNED) + index, mask=is_entry, other=0)
         is_candidate = kept != 0
-    above, inside = above & is_candidate, inside & is_candidate
+    above = is_candidate & (keys > high)
+    inside = is_candidate & (keys >= low) & (keys <= high)
     if HAS_MASK:
-        tl.store(pointer(mask, tl.int8, IS_ALIGNED) + index, above.to(tl.int8), mask=is_entry)
+        to_write = pointer(mask, tl.int8, first, IS_ALIGNED) + index
+        tl.store(to_write, above.to(tl.int8), mask=is_entry)
 
     num_above, num_inside = tl.sum(above.to(tl.int32)), tl.sum(inside.to(tl.int32))
     tl.atomic_add(counts + 2 * number, num_above.to(tl.int64), sem="relaxed")
     tl.atomic_add(counts + 2 * number + 1, num_inside.to(tl.int64), sem="relaxed")
     reserved = tl.atomic_add(cursors + cursor, num_inside.to(tl.int64), sem="relaxed")
-    slot = first_slot + reserved + tl.cumsum(inside.to(tl.int32)) - 1
-    has_slot = inside & (slot < end_slot)
-    tl.store(slot_labels + slot, label + index, mask=has_slot)
-    tl.store(slot_bits + slot, bits, mask=has_slot)
+    slot = first_slot + reserved
+    num_free = tl.minimum(tl.maximum(end_slot - slot, 0), TILE).to(tl.int32)
+    place = tl.cumsum(inside.to(tl.int32)) - 1
+    has_slot = inside & (place < num_free)
+    tl.store(slot_labels + slot + place, label + first + index, mask=has_slot)
+    tl.store(slot_bits + slot + place, bits, mask=has_slot)
 
 
 DTYPES = {
@@ -226,12 +230,12 @@ def divide(
         members: dict[tuple[Home, bool], list[DividedBlock]] = {}
         for query, block in batch:
             home = block.bits.device, block.form
-            own = slots[home]
-            row = _row(ranked, query, block, brackets[query], masks, own.ends)
+            row = _row(ranked, query, block, brackets[query], masks, slots[home].ends)
             sizes = row.scores, row.prior, row.mask, row.num_entries
             group = home, not any(size % ALIGNMENT for size in sizes)
             groups.setdefault(group, []).append(row)
-            empty = DividedBlock.of(query, block, own.labels[:0], own.bits[:0])
+            none = slots[home].labels[:0], slots[home].bits[:0]
+            empty = DividedBlock.of(query, block, *none)
             members.setdefault(group, []).append(empty)
         for (home, is_aligned), rows in groups.items():
             found = _launch(ranked, rows, home, is_aligned, masks is not None, slots[home])
@@ -244,9 +248,7 @@ def divide(
     return divided
 
 
-def _batches(
-    ranked: RankedLeaves, queries: Sequence[Query]
-) -> Iterator[list[tuple[int, Block]]]:
+def _batches(ranked: RankedLeaves, queries: Sequence[Query]) -> Iterator[list[tuple[int, Block]]]:
     """Yield the blocks of all queries, as many at a time as fit into memory if they are copies."""
     batch, num_copied = list[tuple[int, Block]](), 0
     for query, (leaves, _, _) in enumerate(queries):
@@ -335,9 +337,7 @@ def _launch(
     device, form = home
     num_programs = [triton.cdiv(row.num_entries, TILE) for row in rows]
     firsts = [0, *accumulate(num_programs)]
-    numbered = [
-        row._replace(first_program=first) for row, first in zip(rows, firsts, strict=False)
-    ]
+    numbered = [row._replace(first_program=first) for row, first in zip(rows, firsts, strict=False)]
     table = torch.tensor(numbered, dtype=torch.int64, device="cpu").to(device)
     repeats = torch.tensor(num_programs, dtype=torch.int64, device="cpu").to(device)
     row_of_program = torch.repeat_interleave(repeats, output_size=firsts[-1])
@@ -364,21 +364,32 @@ def _launch(
 
 
 def _collect(ranked: RankedLeaves, divided: list[DividedBlock], slots: dict[Home, Slots]) -> None:
-    """Sort the collected candidates by their labels, and give each block its own."""
+    """Sort the collected candidates by their labels, and give each block its own.
+
+    Args:
+        ranked: the leaves that are ranked.
+        divided: the blocks, ascending by query and position, to be updated.
+        slots: the slots of each device and format.
+    """
     for home, own in slots.items():
-        members = [i for i, x in enumerate(divided) if (x.places.device, x.form) == home]
+        blocks = [i for i, x in enumerate(divided) if (x.places.device, x.form) == home]
         inside = Counter[int]()
-        for i in members:
+        for i in blocks:
             inside[divided[i].query] += divided[i].num_inside
-        spaces = [(query, first, end - first) for query, (first, end) in enumerate(pairwise(own.ends))]
-        used = {q: slice(first, first + inside[q]) for q, first, size in spaces if inside[q] <= size}
-        members = [i for i in members if divided[i].query in used]
-        labels, order = torch.cat([own.labels[:0], *(own.labels[x] for x in used.values())]).sort()
-        bits = torch.cat([own.bits[:0], *(own.bits[x] for x in used.values())])[order]
-        sizes = [divided[i].num_inside for i in members]
-        firsts = [_label(ranked, divided[i].query, divided[i].start) for i in members]
-        columns = torch.tensor([firsts, sizes], dtype=torch.int64, device="cpu").to(labels.device)
+        used = {
+            query: slice(start, start + inside[query])
+            for query, (start, end) in enumerate(pairwise(own.ends))
+            if inside[query] <= end - start
+        }
+        blocks = [i for i in blocks if divided[i].query in used]
+        if not blocks:
+            continue
+        labels, order = torch.cat([own.labels[part] for part in used.values()]).sort()
+        bits = torch.cat([own.bits[part] for part in used.values()]).index_select(0, order)
+        first = [_label(ranked, divided[i].query, divided[i].start) for i in blocks]
+        sizes = [divided[i].num_inside for i in blocks]
+        columns = torch.tensor([first, sizes], dtype=torch.int64, device="cpu").to(labels.device)
         labels -= columns[0].repeat_interleave(columns[1], output_size=labels.numel())
-        rows = zip(members, labels.split(sizes), bits.split(sizes), strict=True)
+        rows = zip(blocks, torch.split(labels, sizes), torch.split(bits, sizes), strict=True)
         for i, places, of_block in rows:
             divided[i] = divided[i]._replace(places=places, bits=of_block)

@@ -77,12 +77,10 @@ class DividedBlock(NamedTuple):
         return DividedBlock(query, *place, block.form, 0, 0, places, bits)
 
     def with_counts(self, num_above: int, num_inside: int) -> DividedBlock:
-        """Return the block with its counts. Slots that are not used are left out; all if too few."""
+        """Return the block with its counts, and with the slots that are used: none if too few."""
         used = num_inside if num_inside <= self.places.numel() else 0
         places, bits = self.places[:used], self.bits[:used]
-        return self._replace(
-            num_above=num_above, num_inside=num_inside, places=places, bits=bits
-        )
+        return self._replace(num_above=num_above, num_inside=num_inside, places=places, bits=bits)
 
 
 class Bins(NamedTuple):
