@@ -226,21 +226,20 @@ def divide(
     slots = _slots(ranked, queries, brackets, num_slots)
     divided, counts = list[DividedBlock](), list[Tensor]()
     for batch in _batches(ranked, queries):
-        groups: dict[tuple[Home, bool], list[Row]] = {}
-        members: dict[tuple[Home, bool], list[DividedBlock]] = {}
+        launches: dict[tuple[Home, bool], list[tuple[Row, DividedBlock]]] = {}
         for query, block in batch:
             home = block.bits.device, block.form
-            row = _row(ranked, query, block, brackets[query], masks, slots[home].ends)
-            sizes = row.scores, row.prior, row.mask, row.num_entries
-            group = home, not any(size % ALIGNMENT for size in sizes)
-            groups.setdefault(group, []).append(row)
-            none = slots[home].labels[:0], slots[home].bits[:0]
-            empty = DividedBlock.of(query, block, *none)
-            members.setdefault(group, []).append(empty)
-        for (home, is_aligned), rows in groups.items():
+            own = slots[home]
+            row = _row(ranked, query, block, brackets[query], masks, own.ends)
+            numbers = row.scores, row.prior, row.mask, row.num_entries
+            is_aligned = not any(number % ALIGNMENT for number in numbers)
+            empty = DividedBlock.of(query, block, own.labels[:0], own.bits[:0])
+            launches.setdefault((home, is_aligned), []).append((row, empty))
+        for (home, is_aligned), members in launches.items():
+            rows = [row for row, _ in members]
             found = _launch(ranked, rows, home, is_aligned, masks is not None, slots[home])
             counts.append(found.to(ranked.device))
-            divided += members[home, is_aligned]
+            divided += [block for _, block in members]
     totals = torch.cat(counts).tolist() if counts else []  # here the host waits
     divided = [own.with_counts(*row) for own, row in zip(divided, totals, strict=True)]
     divided.sort(key=lambda own: (own.query, own.start))
@@ -253,11 +252,13 @@ def _batches(ranked: RankedLeaves, queries: Sequence[Query]) -> Iterator[list[tu
     batch, num_copied = list[tuple[int, Block]](), 0
     for query, (leaves, _, _) in enumerate(queries):
         for leaf in (x for x in leaves if ranked.starts[x] < ranked.starts[x + 1]):
+            memory = ranked.scores[leaf].untyped_storage().data_ptr()
             for block in ranked.leaf_blocks(leaf):
-                batch.append((query, block))
-                memory = ranked.scores[leaf].untyped_storage().data_ptr()
-                is_view = block.bits.untyped_storage().data_ptr() == memory
-                num_copied += 0 if is_view else block.bits.numel()
+                bits = block.bits.contiguous()  # a leaf of one dim may have gaps
+                prior = None if block.prior is None else block.prior.contiguous()
+                batch.append((query, block._replace(bits=bits, prior=prior)))
+                is_copy = bits.untyped_storage().data_ptr() != memory
+                num_copied += bits.numel() if is_copy else 0
                 if num_copied >= ACCELERATOR_BLOCK:
                     yield batch
                     batch, num_copied = [], 0
