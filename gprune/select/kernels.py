@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -178,6 +178,12 @@ DTYPES = {
     torch.int64: tl.int64,
 }
 """Triton's names of the dtypes that bits may have."""
+
+
+def constants_of(form: Format) -> dict[str, Any]:
+    """Return what a kernel must know of a format."""
+    nan = form.nan if form.is_float else 0
+    return {"BITS": DTYPES[form.integer], "LARGEST": form.largest, "NAN": nan}
 
 
 # --- launches -----------------------------------------------------------------------------------
@@ -351,9 +357,7 @@ def _launch(
             slots.cursors,
             slots.labels,
             slots.bits,
-            BITS=DTYPES[form.integer],
-            LARGEST=form.largest,
-            NAN=form.nan if form.is_float else 0,
+            **constants_of(form),
             ABSOLUTE=ranked.absolute,
             HAS_PRIOR=bool(ranked.priors),
             HAS_MASK=has_mask,
