@@ -390,7 +390,8 @@ def _collect(ranked: RankedLeaves, divided: list[DividedBlock], slots: dict[Home
         if not blocks:
             continue
         labels, order = torch.cat([own.labels[part] for part in used.values()]).sort()
-        bits = torch.cat([own.bits[part] for part in used.values()]).index_select(0, order)
+        bits = torch.cat([own.bits[part] for part in used.values()])
+        bits = bits.index_select(0, order)
         first = [_label(ranked, divided[i].query, divided[i].start) for i in blocks]
         sizes = [divided[i].num_inside for i in blocks]
         columns = torch.tensor([first, sizes], dtype=torch.int64, device="cpu").to(labels.device)

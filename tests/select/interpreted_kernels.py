@@ -23,6 +23,7 @@ import gprune as gp
 from gprune.select import accelerator
 from gprune.select.accelerator import AcceleratorPass
 from gprune.select.blocks import Query, RankedLeaves
+from gprune.select.keys import FORMATS
 from gprune.select.partition import empty_masks
 from gprune.select.refine import OneProcess
 from gprune.select.search import Search, select_into
@@ -33,22 +34,35 @@ from tests.support.limits import Limits, limits, patched
 
 @contextmanager
 def kernels_used(tile: int = 64, num_copied: int = 100) -> Iterator[Counter[str]]:
-    """Let the kernels rank leaves on the CPU, in small tiles, and count the launches."""
+    """Let the kernels rank leaves on the CPU, in small tiles, and count the launches.
+
+    The programs of a launch come in reverse order, since on a GPU they come in any order.
+    """
+    from triton.runtime.interpreter import interpreter_builder
+
     from gprune.select import kernels
 
     launches: Counter[str] = Counter()
+    launch, set_index = kernels._launch, interpreter_builder.set_grid_idx
 
-    def launch(*args: Any) -> Any:
+    def noted(*args: Any) -> Any:
         launches["divide"] += 1
-        return original(*args)
+        _, rows, _, is_aligned, *_ = args
+        for row in rows:
+            addresses = row.scores, row.prior, row.mask
+            assert is_aligned == all(number % 16 == 0 for number in (*addresses, row.num_entries))
+        return launch(*args)
 
-    original = kernels._launch
+    def reverse(x: int, y: int, z: int) -> None:
+        set_index(interpreter_builder.grid_dim[0] - 1 - x, y, z)
+
     with ExitStack() as stack:
         for target, name, value in [
             (accelerator, "has_kernels", lambda device: True),
             (kernels, "TILE", tile),
             (kernels, "ACCELERATOR_BLOCK", num_copied),
-            (kernels, "_launch", launch),
+            (kernels, "_launch", noted),
+            (interpreter_builder, "set_grid_idx", reverse),
         ]:
             stack.enter_context(mock.patch.object(target, name, value))
         yield launches
@@ -121,34 +135,67 @@ def test_the_pass_is_that_of_the_operators(
     assert results[0] == results[1]
 
 
-@pytest.mark.parametrize("num", [0, 1, 99, 100])
+SPECIAL = {
+    torch.float16: torch.tensor([0x7E01, -1, 0x7C00, -0x400, 0, -0x8000, 1, -0x7FFF, 0x7BFF]),
+    torch.bfloat16: torch.tensor([0x7FC1, -1, 0x7F80, -0x80, 0, -0x8000, 1, -0x7FFF, 0x7F7F]),
+    torch.float32: torch.tensor([0x7FC00001, -1, 0x7F800000, 0, -(2**31), 1, -(2**31) + 1]),
+    torch.float64: torch.tensor([2**63 - 1, -1, 0x7FF << 52, 0, -(2**63), 1, -(2**63) + 1]),
+    torch.int8: torch.tensor([-128, -127, -1, 0, 1, 127]),
+    torch.uint8: torch.tensor([0, 1, 127, 128, 255]),
+    torch.int16: torch.tensor([-(2**15), -1, 0, 2**15 - 1]),
+    torch.int32: torch.tensor([-(2**31), -1, 0, 2**31 - 1]),
+    torch.int64: torch.tensor([-(2**53), -1, 0, 2**53]),
+}
+"""NaNs of both signs, infinities, zeros and denormals of both signs, as bits; lowest integers."""
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+@pytest.mark.parametrize("dtype", SPECIAL)
+def test_special_values(dtype: torch.dtype, absolute: bool) -> None:
+    """Around every key that they have."""
+    bits = SPECIAL[dtype]
+    form = FORMATS[dtype]
+    scores = bits.to(form.integer).view(dtype) if form.is_float else bits.to(dtype)
+    own = ranked.of(RankedLeaves([scores], [], absolute))
+    query, size = Query(range(1), 1, len(bits)), len(bits)
+    for key in own.keys.tolist():
+        masks = [torch.empty(size, dtype=torch.bool)]
+        with kernels_used():
+            made = AcceleratorPass(own.leaves, [query], [(key, key)], masks, [{0: size}])
+            not_below, inside, _ = made.run().tolist()
+        assert not_below == (own.keys >= key).sum()
+        assert inside == (own.keys == key).sum()
+        assert masks[0].tolist() == (own.keys > key).tolist()
+
+
+@pytest.mark.parametrize("num", [0, 1, 80, 100])
 def test_too_few_slots(num: int) -> None:
     """Nothing is written behind the slots of a query, and the masks and counts are right."""
     from gprune.select import kernels
 
     leaves = RankedLeaves([torch.arange(200.0), torch.arange(50.0, 250.0)], [])
     queries = [Query(range(i, i + 1), 50, 200) for i in range(2)]
-    keys = [int(torch.tensor(value).view(torch.int32)) for value in (50.0, 149.0)]
-    num_slots = [{0: num}, {200: 100}]
-    masks = empty_masks(leaves.scores)
-    held: list[Any] = []
+    low, middle, high = torch.tensor([50.0, 59.0, 149.0]).view(torch.int32).tolist()
+    masks, held = empty_masks(leaves.scores), list[Any]()
     allocate = kernels._slots
 
     def noting(*args: Any) -> Any:
-        slots = allocate(*args)
-        held.extend(slots.values())
-        return slots
+        [(home, slots)] = allocate(*args).items()
+        slots.labels.fill_(-1)
+        held.append(slots)
+        return {home: slots}
 
+    num_slots = [{0: num}, {200: 100}]
     with kernels_used(16), mock.patch.object(kernels, "_slots", noting):
-        made = AcceleratorPass(leaves, queries, [(keys[0], keys[1])] * 2, masks, num_slots)
+        chosen = [(low, high), (low, middle)]
+        made = AcceleratorPass(leaves, queries, chosen, masks, num_slots)
         counts = made.run().view(3, 2).tolist()
-    assert counts == [[150, 200], [100, 100], [int(num < 100), 0]]
-    assert torch.cat(masks).tolist() == [x > 149 for x in [*range(200), *range(50, 250)]]
-    second = made.candidates([1])
-    assert second.positions.tolist() == list(range(200, 300))
-    assert [x.places.numel() for x in made._collected] == [100] * (1 + (num == 100))
-    [slots] = held
-    assert slots.labels.numel() == num + 100
+    assert counts == [[150, 200], [100, 10], [int(num < 100), 0]]
+    expected = [*(x > 149 for x in range(200)), *(x > 59 for x in range(50, 250))]
+    assert torch.cat(masks).tolist() == expected
+    assert made.candidates([1]).positions.tolist() == list(range(200, 210))
+    assert made.candidates([0]).positions.tolist() == (list(range(50, 150)) if num == 100 else [])
+    assert held[0].labels[num + 10 :].tolist() == [-1] * 90
 
 
 def test_leaves_of_one_dtype_share_a_launch() -> None:

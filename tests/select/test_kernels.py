@@ -26,15 +26,18 @@ from tests.support.limits import Limits, patched
 pytest.importorskip("triton")
 
 CASES = Path(__file__).with_name("interpreted_kernels.py")
+IN_INTERPRETER = "test_in_the_interpreter"
 NAMES = re.findall(r"^def (test_\w+)", CASES.read_text(encoding="utf-8"), re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
-def interpreted() -> str:
-    """What pytest says about the tests in the interpreter."""
+def interpreted(request: pytest.FixtureRequest) -> str:
+    """What pytest says about those tests in the interpreter that this session runs."""
+    items = [x for x in request.session.items if getattr(x, "originalname", "") == IN_INTERPRETER]
+    tests = [f"{CASES}::{x.callspec.params['name']}" for x in items]
     options = ["-n", "0", "-q", "-rA", "-p", "no:cacheprovider", "--tb=short"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, str(CASES)],
+        [sys.executable, "-m", "pytest", *options, *tests],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
