@@ -23,12 +23,13 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from gprune.select import partition
 from gprune.select.blocks import Block, Query, RankedLeaves
 from gprune.select.counter_rng import draw_integers
 from gprune.select.counting import concatenate
 from gprune.select.finish import KeyThreshold
 from gprune.select.keys import raw_bounds, raw_keys, to_bits
-from gprune.select.partition import Candidates, CountedBlock, DividedBlock, write_block
+from gprune.select.partition import Bins, Candidates, CountedBlock, DividedBlock, write_block
 from gprune.select.refine import Interval, Reduce
 from gprune.select.sampling import entries_at, sample_size
 
@@ -212,6 +213,23 @@ def with_kernels(ranked: RankedLeaves, run: Callable[[ModuleType], T]) -> T | No
             stacklevel=2,
         )
         return None
+
+
+def count_keys(ranked: RankedLeaves, queries: Sequence[Query], bins: Sequence[Bins]) -> Tensor:
+    """Count the candidates of every query in bins of keys, on any device.
+
+    Args:
+        ranked: the leaves that are ranked.
+        queries: the thresholds to find.
+        bins: the bins of each query, of the same number for every query.
+
+    Returns:
+        The counts that `partition.count_keys` returns.
+    """
+    counts = None  # the kernel does not convert keys to those of another format
+    if all(ranked.form(leaf) == ranked.common for leaf in range(len(ranked.scores))):
+        counts = with_kernels(ranked, lambda kernels: kernels.count(ranked, queries, bins))
+    return partition.count_keys(ranked, queries, bins) if counts is None else counts
 
 
 # --- the pass -----------------------------------------------------------------------------------

@@ -27,10 +27,13 @@ from torch import Tensor
 
 from gprune.select.blocks import ACCELERATOR_BLOCK, Block, Query, RankedLeaves
 from gprune.select.keys import Format, bounds_in
-from gprune.select.partition import DividedBlock
+from gprune.select.partition import Bins, DividedBlock
 
 TILE = 2048
 """How many entries a program handles."""
+
+NUM_TILES = 16
+"""How many tiles a program counts in bins before it adds its histogram to that of all."""
 
 NUM_WARPS = 8
 """How many warps a program has."""
@@ -98,6 +101,31 @@ def keys_of_bits(bits, LARGEST: tl.constexpr, NAN: tl.constexpr, ABSOLUTE: tl.co
 
 
 @triton.jit
+def load_tile(
+    scores,
+    prior,
+    num_entries,
+    first,
+    BITS: tl.constexpr,
+    HAS_PRIOR: tl.constexpr,
+    IS_ALIGNED: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Return the bits of a tile, which of them are entries, and which are candidates."""
+    num_left = tl.minimum(num_entries - first, TILE).to(tl.int32)
+    if IS_ALIGNED:
+        num_left = tl.multiple_of(num_left, 16)
+    index = tl.arange(0, TILE)
+    is_entry = index < num_left
+    bits = tl.load(pointer(scores, BITS, first, IS_ALIGNED) + index, mask=is_entry, other=0)
+    is_candidate = is_entry
+    if HAS_PRIOR:
+        kept = tl.load(pointer(prior, tl.int8, first, IS_ALIGNED) + index, mask=is_entry, other=0)
+        is_candidate = kept != 0
+    return bits, is_entry, is_candidate
+
+
+@triton.jit
 def divide_tile(
     table,
     row_of_program,
@@ -141,18 +169,12 @@ def divide_tile(
     cursor, first_slot, end_slot = tl.load(row + 8), tl.load(row + 9), tl.load(row + 10)
 
     first = (program - first_program) * TILE  # int64, like the row
-    num_left = tl.minimum(num_entries - first, TILE).to(tl.int32)
-    if IS_ALIGNED:
-        num_left = tl.multiple_of(num_left, 16)
+    bits, is_entry, is_candidate = load_tile(
+        scores, prior, num_entries, first, BITS, HAS_PRIOR, IS_ALIGNED, TILE
+    )
     index = tl.arange(0, TILE)
-    is_entry = index < num_left
-    bits = tl.load(pointer(scores, BITS, first, IS_ALIGNED) + index, mask=is_entry, other=0)
     keys = keys_of_bits(bits, LARGEST, NAN, ABSOLUTE)
     low, high = low.to(keys.dtype), high.to(keys.dtype)
-    is_candidate = is_entry
-    if HAS_PRIOR:
-        kept = tl.load(pointer(prior, tl.int8, first, IS_ALIGNED) + index, mask=is_entry, other=0)
-        is_candidate = kept != 0
     above = is_candidate & (keys > high)
     inside = is_candidate & (keys >= low) & (keys <= high)
     if HAS_MASK:
@@ -169,6 +191,95 @@ def divide_tile(
     has_slot = inside & (place < num_free)
     tl.store(slot_labels + slot + place, label + first + index, mask=has_slot)
     tl.store(slot_bits + slot + place, bits, mask=has_slot)
+
+
+class BinRow(NamedTuple):
+    """What the programs of a block must know to count its keys in bins, 64-bit integers.
+
+    Attributes:
+        scores: the address of the scores.
+        prior: the address of the prior mask, or 0.
+        num_entries: how many entries the block has.
+        first_program: the number of its first program.
+        lowest: the lowest key of all bins, divided by the width of a bin.
+        shift: the width of a bin, as a power of two.
+        num_bins: how many bins there are.
+        first_count: the number of the count of keys below all bins. Those of the bins follow, and
+            then that of keys above all bins.
+    """
+
+    scores: int
+    prior: int
+    num_entries: int
+    first_program: int
+    lowest: int
+    shift: int
+    num_bins: int
+    first_count: int
+
+
+NUM_BIN_FIELDS = tl.constexpr(len(BinRow._fields))
+
+
+@triton.jit
+def count_tiles(
+    table,
+    row_of_program,
+    counts,
+    BITS: tl.constexpr,
+    LARGEST: tl.constexpr,
+    NAN: tl.constexpr,
+    ABSOLUTE: tl.constexpr,
+    HAS_PRIOR: tl.constexpr,
+    IS_ALIGNED: tl.constexpr,
+    TILE: tl.constexpr,
+    NUM_TILES: tl.constexpr,
+    NUM_BINS: tl.constexpr,
+):
+    """Count the candidates of some tiles in bins of keys.
+
+    The histogram of a program is in its own memory, and is added to the counts at the end.
+
+    Args:
+        table: a `BinRow` for each block, int64.
+        row_of_program: the number of the row of each program, int64.
+        counts: the counts of all rows, int64.
+        BITS: as in `divide_tile`, like the next five.
+        LARGEST: as above.
+        NAN: as above.
+        ABSOLUTE: as above.
+        HAS_PRIOR: as above.
+        IS_ALIGNED: as above.
+        TILE: how many entries are counted at a time.
+        NUM_TILES: how many tiles a program counts.
+        NUM_BINS: a power of two, at least the number of bins.
+    """
+    program = tl.program_id(0)
+    row = table + tl.load(row_of_program + program) * NUM_BIN_FIELDS
+    scores, prior, num_entries = tl.load(row), tl.load(row + 1), tl.load(row + 2)
+    first_program, lowest, shift = tl.load(row + 3), tl.load(row + 4), tl.load(row + 5)
+    num_bins, own = tl.load(row + 6), counts + tl.load(row + 7)
+
+    first = (program - first_program) * (TILE * NUM_TILES)
+    below = tl.zeros([TILE], tl.int32)
+    above = tl.zeros([TILE], tl.int32)
+    in_bins = tl.zeros([NUM_BINS], tl.int32)
+    for _ in range(NUM_TILES):
+        bits, _, is_candidate = load_tile(
+            scores, prior, num_entries, first, BITS, HAS_PRIOR, IS_ALIGNED, TILE
+        )
+        keys = keys_of_bits(bits, LARGEST, NAN, ABSOLUTE)
+        bins = (keys.to(tl.int64) >> shift) - lowest
+        is_below, is_above = is_candidate & (bins < 0), is_candidate & (bins >= num_bins)
+        below += is_below.to(tl.int32)
+        above += is_above.to(tl.int32)
+        is_in_bins = is_candidate & (bins >= 0) & (bins < num_bins)
+        in_bins += tl.histogram(bins.to(tl.int32), NUM_BINS, mask=is_in_bins)
+        first += TILE
+    tl.atomic_add(own, tl.sum(below).to(tl.int64), sem="relaxed")
+    tl.atomic_add(own + 1 + num_bins, tl.sum(above).to(tl.int64), sem="relaxed")
+    number = tl.arange(0, NUM_BINS)
+    tl.atomic_add(own + 1 + number, in_bins.to(tl.int64), mask=in_bins > 0, sem="relaxed")
 
 
 DTYPES = {
@@ -205,8 +316,18 @@ class Slots(NamedTuple):
     ends: list[int]
 
 
-Home = tuple[torch.device, Format]
-"""The device and the format of a block. Blocks that share both may share a launch and slots."""
+class Launch(NamedTuple):
+    """What the blocks of one launch have in common.
+
+    Attributes:
+        device: their device.
+        form: the format of their bits.
+        is_aligned: whether addresses and numbers of entries are multiples of ALIGNMENT.
+    """
+
+    device: torch.device
+    form: Format
+    is_aligned: bool
 
 
 def divide(
@@ -231,19 +352,19 @@ def divide(
     """
     slots = _slots(ranked, queries, brackets, num_slots)
     divided, counts = list[DividedBlock](), list[Tensor]()
-    for batch in _batches(ranked, queries):
-        launches: dict[tuple[Home, bool], list[tuple[Row, DividedBlock]]] = {}
+    for batch in _batches(ranked, [query.leaves for query in queries]):
+        launches: dict[Launch, list[tuple[Row, DividedBlock]]] = {}
         for query, block in batch:
-            home = block.bits.device, block.form
-            own = slots[home]
+            own = slots[block.bits.device, block.form]
             row = _row(ranked, query, block, brackets[query], masks, own.ends)
-            numbers = row.scores, row.prior, row.mask, row.num_entries
-            is_aligned = not any(number % ALIGNMENT for number in numbers)
             empty = DividedBlock.of(query, block, own.labels[:0], own.bits[:0])
-            launches.setdefault((home, is_aligned), []).append((row, empty))
-        for (home, is_aligned), members in launches.items():
-            rows = [row for row, _ in members]
-            found = _launch(ranked, rows, home, is_aligned, masks is not None, slots[home])
+            launches.setdefault(_launch_of(block, row.mask), []).append((row, empty))
+        for launch, members in launches.items():
+            own = slots[launch.device, launch.form]
+            found = torch.zeros(len(members), 2, dtype=torch.int64, device=launch.device)
+            tensors, rows = (found, own.cursors, own.labels, own.bits), [row for row, _ in members]
+            constants = {"HAS_MASK": masks is not None, "TILE": TILE}
+            _launch(divide_tile, ranked, launch, rows, TILE, tensors, constants)
             counts.append(found.to(ranked.device))
             divided += [block for _, block in members]
     totals = torch.cat(counts).tolist() if counts else []  # here the host waits
@@ -253,10 +374,48 @@ def divide(
     return divided
 
 
-def _batches(ranked: RankedLeaves, queries: Sequence[Query]) -> Iterator[list[tuple[int, Block]]]:
-    """Yield the blocks of all queries, as many at a time as fit into memory if they are copies."""
+def count(ranked: RankedLeaves, queries: Sequence[Query], bins: Sequence[Bins]) -> Tensor:
+    """Count the candidates of every query in bins of keys; see `partition.count_keys`.
+
+    Args:
+        ranked: the leaves that are ranked, all in the common format.
+        queries: the thresholds to find.
+        bins: the bins of each query, of the same number for every query.
+
+    Returns:
+        int64 counts, 1-D; for each query `num_bins + 2`: below all bins, in each, above all.
+    """
+    pairs = [(query.leaves, own) for query, own in zip(queries, bins, strict=True)]
+    unique = list(dict.fromkeys(pairs))  # queries of the same leaves often have the same bins
+    size = bins[0].num_bins + 2
+    counts = torch.zeros(len(unique), size, dtype=torch.int64, device=ranked.device)
+    num_bins = triton.next_power_of_2(bins[0].num_bins)
+    constants = {"TILE": TILE, "NUM_TILES": NUM_TILES, "NUM_BINS": num_bins}
+    for batch in _batches(ranked, [leaves for leaves, _ in unique]):
+        launches: dict[Launch, list[BinRow]] = {}
+        for number, block in batch:
+            row = _bin_row(block, unique[number][1], number * size)
+            launches.setdefault(_launch_of(block, 0), []).append(row)
+        for launch, rows in launches.items():
+            found = torch.zeros_like(counts, device=launch.device)
+            _launch(count_tiles, ranked, launch, rows, TILE * NUM_TILES, (found,), constants)
+            counts += found.to(counts.device)
+    numbers = torch.tensor([unique.index(pair) for pair in pairs], device="cpu")
+    return counts.index_select(0, numbers.to(counts.device)).view(-1)
+
+
+def _batches(ranked: RankedLeaves, scopes: Sequence[range]) -> Iterator[list[tuple[int, Block]]]:
+    """Yield the blocks of all queries, as many at a time as fit into memory if they are copies.
+
+    Args:
+        ranked: the leaves that are ranked.
+        scopes: the leaves of each query.
+
+    Yields:
+        Blocks, each with the number of its query.
+    """
     batch, num_copied = list[tuple[int, Block]](), 0
-    for query, (leaves, _, _) in enumerate(queries):
+    for query, leaves in enumerate(scopes):
         for leaf in (x for x in leaves if ranked.starts[x] < ranked.starts[x + 1]):
             memory = ranked.scores[leaf].untyped_storage().data_ptr()
             for block in ranked.leaf_blocks(leaf):
@@ -277,9 +436,9 @@ def _slots(
     queries: Sequence[Query],
     brackets: Sequence[tuple[int, int]],
     num_slots: Sequence[dict[int, int]],
-) -> dict[Home, Slots]:
+) -> dict[tuple[torch.device, Format], Slots]:
     """Allocate slots for each device and format; none for a query whose bracket is one key."""
-    sizes: dict[Home, list[int]] = {}
+    sizes: dict[tuple[torch.device, Format], list[int]] = {}
     for query, (leaves, _, _) in enumerate(queries):
         first_leaf = {start: leaf for start, leaf, _, _ in ranked.spans(leaves)}
         for start, leaf in first_leaf.items():
@@ -314,7 +473,7 @@ def _row(
     low, high = bounds_in(*bracket, block.form, ranked.common)
     return Row(
         scores=block.bits.data_ptr(),
-        prior=0 if block.prior is None else block.prior.data_ptr(),
+        prior=_address(block.prior),
         mask=0 if masks is None else masks[block.leaves[0]].data_ptr() + block.offset,
         num_entries=block.bits.numel(),
         first_program=0,
@@ -327,48 +486,76 @@ def _row(
     )
 
 
-def _launch(
-    ranked: RankedLeaves,
-    rows: list[Row],
-    home: Home,
-    is_aligned: bool,
-    has_mask: bool,
-    slots: Slots,
-) -> Tensor:
-    """Launch the kernel for some blocks.
+def _bin_row(block: Block, bins: Bins, first_count: int) -> BinRow:
+    """Return the row of a block, without its first program."""
+    return BinRow(
+        scores=block.bits.data_ptr(),
+        prior=_address(block.prior),
+        num_entries=block.bits.numel(),
+        first_program=0,
+        lowest=bins.first >> bins.shift,
+        shift=bins.shift,
+        num_bins=bins.num_bins,
+        first_count=first_count,
+    )
 
-    Returns:
-        For each row how many candidates are above the bracket and how many are inside it, int64,
-        of shape (rows, 2).
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _launch_of(block: Block, mask: int) -> Launch:
+    """Return the launch of a block whose mask has this address."""
+    numbers = block.bits.data_ptr(), _address(block.prior), mask, block.bits.numel()
+    is_aligned = not any(number % ALIGNMENT for number in numbers)
+    return Launch(block.bits.device, block.form, is_aligned)
+
+
+def _launch(
+    kernel: Any,
+    ranked: RankedLeaves,
+    launch: Launch,
+    rows: Sequence[Row | BinRow],
+    num_entries: int,
+    tensors: Sequence[Tensor],
+    constants: dict[str, Any],
+) -> None:
+    """Launch a kernel for some blocks.
+
+    Args:
+        kernel: the kernel.
+        ranked: the leaves that are ranked.
+        launch: what the blocks have in common.
+        rows: the rows of the blocks, without their first programs.
+        num_entries: how many entries a program handles.
+        tensors: the arguments of the kernel after the table and the rows of programs.
+        constants: the compile-time constants that only this kernel has.
     """
-    device, form = home
-    num_programs = [triton.cdiv(row.num_entries, TILE) for row in rows]
+    num_programs = [triton.cdiv(row.num_entries, num_entries) for row in rows]
     firsts = [0, *accumulate(num_programs)]
     numbered = [row._replace(first_program=first) for row, first in zip(rows, firsts, strict=False)]
-    table = torch.tensor(numbered, dtype=torch.int64, device="cpu").to(device)
-    repeats = torch.tensor(num_programs, dtype=torch.int64, device="cpu").to(device)
+    table = torch.tensor(numbered, dtype=torch.int64, device="cpu").to(launch.device)
+    repeats = torch.tensor(num_programs, dtype=torch.int64, device="cpu").to(launch.device)
     row_of_program = torch.repeat_interleave(repeats, output_size=firsts[-1])
-    counts = torch.zeros(len(rows), 2, dtype=torch.int64, device=device)
     with torch.cuda.device_of(table):  # Triton launches on the current device
-        divide_tile[(firsts[-1],)](
+        kernel[(firsts[-1],)](
             table,
             row_of_program,
-            counts,
-            slots.cursors,
-            slots.labels,
-            slots.bits,
-            **constants_of(form),
+            *tensors,
+            **constants_of(launch.form),
             ABSOLUTE=ranked.absolute,
             HAS_PRIOR=bool(ranked.priors),
-            HAS_MASK=has_mask,
-            IS_ALIGNED=is_aligned,
-            TILE=TILE,
+            IS_ALIGNED=launch.is_aligned,
+            **constants,
             num_warps=NUM_WARPS,
         )
-    return counts
 
 
-def _collect(ranked: RankedLeaves, divided: list[DividedBlock], slots: dict[Home, Slots]) -> None:
+def _collect(
+    ranked: RankedLeaves,
+    divided: list[DividedBlock],
+    slots: dict[tuple[torch.device, Format], Slots],
+) -> None:
     """Sort the collected candidates by their labels, and give each block its own.
 
     Args:

@@ -156,6 +156,7 @@ def raw_keys(bits: Tensor, form: Format, *, absolute: bool, out: Tensor) -> Tens
     return out.bitwise_and_(form.largest).bitwise_xor_(bits).add_(form.raw_offset)
 
 
+@functools.lru_cache(maxsize=2**10)
 def bounds_in(low: int, high: int, form: Format, key_format: Format) -> tuple[int, int]:
     """Turn a range of keys of one format into a range of keys of another.
 

@@ -10,7 +10,7 @@ FAULTS = [
         "select/kernels.py",
         "above = is_candidate & (keys > high)",
         "above = is_entry & (keys > high)",
-        f"{INTERPRETED}[test_the_pass_is_that_of_the_operators]",
+        f"{INTERPRETED}[test_public_functions]",
     ),
     fault(
         "the lowest key of a bracket is outside",
@@ -59,15 +59,14 @@ FAULTS = [
         "select/kernels.py",
         "bits = bits.index_select(0, order)",
         "bits = bits.clone()",
-        f"{INTERPRETED}[test_the_pass_is_that_of_the_operators]",
-        f"{INTERPRETED}[test_masks]",
+        f"{INTERPRETED}[test_public_functions]",
     ),
     fault(
         "queries of the same leaves share their labels",
         "select/kernels.py",
         "return query * ranked.starts[-1] + start",
         "return start",
-        f"{INTERPRETED}[test_public_functions]",
+        f"{INTERPRETED}[test_queries_of_the_same_leaves]",
     ),
     fault(
         "a leaf with gaps is read without them",
@@ -79,9 +78,23 @@ FAULTS = [
     fault(
         "a number of entries that is odd is read as vectors",
         "select/kernels.py",
-        "numbers = row.scores, row.prior, row.mask, row.num_entries",
-        "numbers = row.scores, row.prior, row.mask",
+        "_address(block.prior), mask, block.bits.numel()",
+        "_address(block.prior), mask",
         f"{INTERPRETED}[test_public_functions]",
+    ),
+    fault(
+        "a kernel counts the keys above all bins in the last bin",
+        "select/kernels.py",
+        "own + 1 + num_bins,",
+        "own + num_bins,",
+        f"{INTERPRETED}[test_counting_is_one_launch_for_queries_of_the_same_bins]",
+    ),
+    fault(
+        "a program counts its first tile again and again",
+        "select/kernels.py",
+        "first += TILE",
+        "first += 0",
+        f"{INTERPRETED}[test_counting_is_one_launch_for_queries_of_the_same_bins]",
     ),
     fault(
         "kernels are tried again after they failed",

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import gprune as gp
-from gprune.select import accelerator
+from gprune.select import accelerator, partition
 from gprune.select.accelerator import AcceleratorPass
 from gprune.select.blocks import Query, RankedLeaves
 from gprune.select.keys import FORMATS
@@ -45,13 +45,12 @@ def kernels_used(tile: int = 64, num_copied: int = 100) -> Iterator[Counter[str]
     launches: Counter[str] = Counter()
     launch, set_index = kernels._launch, interpreter_builder.set_grid_idx
 
-    def noted(*args: Any) -> Any:
-        launches["divide"] += 1
-        _, rows, _, is_aligned, *_ = args
+    def noted(kernel: Any, leaves: Any, own: Any, rows: Any, *args: Any) -> None:
+        launches[kernel.fn.__name__] += 1
         for row in rows:
-            addresses = row.scores, row.prior, row.mask
-            assert is_aligned == all(number % 16 == 0 for number in (*addresses, row.num_entries))
-        return launch(*args)
+            numbers = [row.scores, row.prior, getattr(row, "mask", 0), row.num_entries]
+            assert own.is_aligned == all(number % 16 == 0 for number in numbers)
+        launch(kernel, leaves, own, rows, *args)
 
     def reverse(x: int, y: int, z: int) -> None:
         set_index(interpreter_builder.grid_dim[0] - 1 - x, y, z)
@@ -60,6 +59,7 @@ def kernels_used(tile: int = 64, num_copied: int = 100) -> Iterator[Counter[str]
         for target, name, value in [
             (accelerator, "has_kernels", lambda device: True),
             (kernels, "TILE", tile),
+            (kernels, "NUM_TILES", 3),
             (kernels, "ACCELERATOR_BLOCK", num_copied),
             (kernels, "_launch", noted),
             (interpreter_builder, "set_grid_idx", reverse),
@@ -69,6 +69,7 @@ def kernels_used(tile: int = 64, num_copied: int = 100) -> Iterator[Counter[str]
 
 
 tiles = st.sampled_from([16, 64, 1024])
+large_tiles = st.sampled_from([256, 1024])
 
 
 # --- the pass -----------------------------------------------------------------------------------
@@ -198,13 +199,26 @@ def test_too_few_slots(num: int) -> None:
     assert held[0].labels[num + 10 :].tolist() == [-1] * 90
 
 
+def test_queries_of_the_same_leaves() -> None:
+    """Their brackets overlap, and each collects its own candidates, ascending by position."""
+    leaves = RankedLeaves([torch.arange(60.0), torch.arange(30.0, 90.0)], [])
+    queries = [Query(range(2), k, 120) for k in (50, 60)]
+    ends = [(20.0, 39.0), (35.0, 44.0)]
+    chosen = [tuple(torch.tensor(pair).view(torch.int32).tolist()) for pair in ends]
+    with kernels_used(16):
+        made = AcceleratorPass(leaves, queries, chosen, None, [{0: 120}] * 2)
+        made.run()
+    assert made.candidates([0]).positions.tolist() == [*range(20, 40), *range(60, 70)]
+    assert made.candidates([1]).positions.tolist() == [*range(35, 45), *range(65, 75)]
+
+
 def test_leaves_of_one_dtype_share_a_launch() -> None:
     scores = [torch.randn(16 * n) for n in range(1, 40)]
     leaves = RankedLeaves(scores, [])
     queries = [Query(range(39), 5, leaves.starts[-1])]
     with kernels_used() as launches:
         AcceleratorPass(leaves, queries, [(0, 10)], empty_masks(scores), [{0: 9}]).run()
-    assert launches == {"divide": 1}
+    assert launches == {"divide_tile": 1}
 
 
 def test_copies_of_leaves_are_few_at_a_time() -> None:
@@ -214,10 +228,10 @@ def test_copies_of_leaves_are_few_at_a_time() -> None:
     queries = [Query(range(4), 5, 400)]
     with kernels_used(num_copied=200) as launches:
         AcceleratorPass(leaves, queries, [(0, 10)], empty_masks(scores), [{0: 9}]).run()
-    assert launches == {"divide": 2}
+    assert launches == {"divide_tile": 2}
 
 
-# --- searches -----------------------------------------------------------------------------------
+# --- counting in bins ---------------------------------------------------------------------------
 
 
 @given(
@@ -225,6 +239,59 @@ def test_copies_of_leaves_are_few_at_a_time() -> None:
     limits(),
     st.sampled_from(["all", "single", "both"]),
     tiles,
+    st.none() | st.integers(0, 9),
+    st.integers(1, 70),
+    st.data(),
+)
+def test_counts_in_bins_are_those_of_the_operators(
+    tree: fuzz.Tree,
+    small: Limits,
+    kind: str,
+    tile: int,
+    seed: int | None,
+    num_bins: int,
+    data: st.DataObject,
+) -> None:
+    own = ranked.rank(tree, seed)
+    queries = data.draw(asked(own, kind))
+    if not queries:
+        return
+    chosen = data.draw(brackets(own, len(queries)))
+    bins = [partition.Bins.covering(low, high, num_bins) for low, high in chosen]
+    expected = partition.count_keys(own.leaves, queries, bins)
+    with patched(small._replace(on_accelerator=True)), kernels_used(tile) as launches:
+        found = accelerator.count_keys(own.leaves, queries, bins)
+    assert found.tolist() == expected.tolist()
+    formats = {own.leaves.form(leaf) for leaf in range(len(own.leaves.scores))}
+    assert launches["count_tiles"] > 0 or formats != {own.leaves.common}
+
+
+def test_counting_is_one_launch_for_queries_of_the_same_bins() -> None:
+    """And the weights are read once."""
+    leaves = RankedLeaves([torch.arange(4096.0), torch.arange(160.0)], [])
+    queries = [Query(range(2), k, 4256) for k in (7, 9, 11)]
+    bins = [partition.Bins.covering(0, 2**31, 2**11)] * 3
+    with kernels_used(1024) as launches, counted_bytes() as moved:
+        found = accelerator.count_keys(leaves, queries, bins)
+    assert found.tolist() == partition.count_keys(leaves, queries, bins).tolist()
+    assert launches == {"count_tiles": 1}
+    assert moved["load"] <= 4.1 * 4256
+
+
+# --- searches -----------------------------------------------------------------------------------
+
+
+def few_passes(small: Limits) -> Limits:
+    """Let every pass find some bits of a key, since a pass takes long in the interpreter."""
+    max_pass_bits = max(6, small.max_pass_bits)
+    return small._replace(on_accelerator=True, max_pass_bits=max_pass_bits, max_counts=2**20)
+
+
+@given(
+    ranked.trees,
+    limits(),
+    st.sampled_from(["all", "single", "both"]),
+    large_tiles,
     st.none() | st.integers(0, 9),
     st.data(),
 )
@@ -234,12 +301,12 @@ def test_thresholds(
     own = ranked.rank(tree, seed)
     queries = data.draw(asked(own, kind))
     if queries:
-        with patched(small._replace(on_accelerator=True)), kernels_used(tile):
+        with patched(few_passes(small)), kernels_used(tile):
             found = Search(own.leaves, queries, OneProcess()).run()
         assert found == [threshold(own, query) for query in queries]
 
 
-@given(ranked.trees, limits(), st.booleans(), tiles, st.none() | st.integers(0, 9), st.data())
+@given(ranked.trees, limits(), st.booleans(), large_tiles, st.none() | st.integers(0, 9), st.data())
 def test_masks(
     tree: fuzz.Tree, small: Limits, alone: bool, tile: int, seed: int | None, data: st.DataObject
 ) -> None:
@@ -249,7 +316,7 @@ def test_masks(
     scopes = scopes[1:] if alone and len(scopes) > 2 else scopes[:1]
     ks = [data.draw(st.integers(0, len(own.candidates(leaves)))) for leaves in scopes]
     masks = empty_masks(own.leaves.scores)
-    with patched(small._replace(on_accelerator=True)), kernels_used(tile):
+    with patched(few_passes(small)), kernels_used(tile):
         select_into(masks, own.leaves, [torch.tensor(k) for k in ks], False, OneProcess())
     for leaves, k in zip(scopes, ks, strict=True):
         got = torch.cat([masks[leaf].view(-1) for leaf in leaves]) if leaves else torch.empty(0)
@@ -280,7 +347,7 @@ def test_public_functions(dtype: torch.dtype) -> None:
     small = Limits(on_accelerator=True, few=0)
     with patched(small), kernels_used(512) as launches:
         found = select()
-    assert launches["divide"] >= 4
+    assert launches["divide_tile"] >= 4
     assert all(a.equal(b) for a, b in zip(expected, found, strict=True))
 
 
@@ -322,7 +389,7 @@ def test_a_float32_weight_costs_at_most_6_bytes() -> None:
     with patched(small), kernels_used(kernels.TILE) as launches, counted_bytes() as moved:
         found = gp.global_unstructured([params], amount=0.5)
     assert found[0].equal(expected[0])
-    assert launches["divide"] == 1
+    assert launches["divide_tile"] == 1
     print(f"{moved.total() / params.numel():.3f} bytes per weight: {dict(moved)}")
     assert 5 <= moved.total() / params.numel() <= 6
 

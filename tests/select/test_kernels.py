@@ -21,6 +21,7 @@ import torch
 import gprune as gp
 from gprune.select import accelerator
 from gprune.select.keys import FORMATS
+from gprune.select.search import MAX_BITS
 from tests.support.limits import Limits, patched
 
 pytest.importorskip("triton")
@@ -88,6 +89,8 @@ def compiled(
 
     kernel, form = getattr(kernels, name), FORMATS[dtype]
     constants = {**kernels.constants_of(form), **switches, "TILE": kernels.TILE}
+    if name == "count_tiles":
+        constants |= {"NUM_TILES": kernels.NUM_TILES, "NUM_BINS": 2**MAX_BITS}
     names = kernel.arg_names
     of_bits = f"*i{form.num_bits}"
     types = {x: of_bits if x == "slot_bits" else "*i64" for x in names if x not in constants}
@@ -158,6 +161,20 @@ def test_dividing_compiles(
     assert (stores_bytes is None) == is_aligned
     assert re.search(r"arith\.muli .*: i64", made.triton_ir)
     assert not re.search(r"arith\.muli .*: i32", made.triton_ir)  # else 2^31 entries overflow
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int32])
+def test_counting_compiles(target: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """The histogram of a program fits into the memory that its threads share."""
+    switches = {"ABSOLUTE": True, "HAS_PRIOR": True, "IS_ALIGNED": True}
+    made = compiled("count_tiles", target, dtype, tmp_path, **switches)
+    print(target, dtype, *made[2:])
+    assert made.spilled == 0
+    assert made.shared <= 48 * 2**10
+    assert made.registers <= 256  # else not even one program of eight warps fits
+    assert not re.search(r"arith\.muli .*: i32", made.triton_ir)
 
 
 # --- where they run -----------------------------------------------------------------------------
