@@ -15,7 +15,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -287,6 +287,7 @@ def few_passes(small: Limits) -> Limits:
     return small._replace(on_accelerator=True, max_pass_bits=max_pass_bits, max_counts=2**20)
 
 
+@settings(max_examples=settings().max_examples // 2)
 @given(
     ranked.trees,
     limits(),

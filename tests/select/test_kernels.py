@@ -29,6 +29,7 @@ pytest.importorskip("triton")
 CASES = Path(__file__).with_name("interpreted_kernels.py")
 IN_INTERPRETER = "test_in_the_interpreter"
 NAMES = re.findall(r"^def (test_\w+)", CASES.read_text(encoding="utf-8"), re.MULTILINE)
+LONG = ("test_thresholds", "test_masks")  # whole searches of random trees
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +48,10 @@ def interpreted(request: pytest.FixtureRequest) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(x, marks=pytest.mark.long if x in LONG else pytest.mark.slow) for x in NAMES],
+)
 def test_in_the_interpreter(interpreted: str, name: str) -> None:
     outcomes = re.findall(rf"^([A-Z]+) \S+::{name}\b", interpreted, re.MULTILINE)
     assert set(outcomes) == {"PASSED"}, interpreted[-20_000:]
