@@ -41,6 +41,7 @@ TESTED_ELSEWHERE = {
 LIBRARIES = {
     "optree": {"trees.py", "testing/strategies.py"},  # the latter registers a custom node
     "torch.library": {"select/operators.py"},
+    "triton": {"select/kernels.py"},  # which is imported only where a GPU needs it
     "torch.distributed": {"select/dtensors.py", "select/ranks.py", "select/shards.py"},
     "hypothesis": {"testing/strategies.py", "testing/tensors.py"},
     "numpy": {f"testing/{stem}.py" for stem in ("purity", "reports", "strategies", "tensors")},

@@ -12,20 +12,24 @@ candidates are sorted, because a stable sort also ranks equal keys by their posi
 
 from __future__ import annotations
 
+import importlib.util
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
-from typing import NamedTuple
+from types import ModuleType
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from gprune.select import partition
 from gprune.select.blocks import Block, Query, RankedLeaves
 from gprune.select.counter_rng import draw_integers
 from gprune.select.counting import concatenate
 from gprune.select.finish import KeyThreshold
-from gprune.select.keys import Format, raw_bounds, raw_keys, to_bits
-from gprune.select.partition import Candidates, CountedBlock, write_block
+from gprune.select.keys import raw_bounds, raw_keys, to_bits
+from gprune.select.partition import Bins, Candidates, CountedBlock, DividedBlock, write_block
 from gprune.select.refine import Interval, Reduce
 from gprune.select.sampling import entries_at, sample_size
 
@@ -162,31 +166,73 @@ def _keys_of(ranked: RankedLeaves, pieces: Sequence[Piece]) -> Tensor:
     return concatenate(found)
 
 
-# --- the pass -----------------------------------------------------------------------------------
+# --- kernels ------------------------------------------------------------------------------------
+
+T = TypeVar("T")
+
+_without_kernels = set[torch.device]()
+"""The devices on which the kernels have failed."""
 
 
-class InBlock(NamedTuple):
-    """The candidates of a block that are inside the bracket of a query.
+def has_kernels(device: torch.device) -> bool:
+    """Return whether a device is a GPU, and Triton is there to compile kernels.py for it."""
+    is_gpu = device.type == "cuda" and device not in _without_kernels  # or AMD's, also `cuda`
+    return is_gpu and importlib.util.find_spec("triton") is not None
 
-    Attributes:
-        query: the number of the query.
-        start: the position of the first entry of the block.
-        leaves: the leaves of the block.
-        sizes: how many entries of each leaf are in the block.
-        offset: the flat index of the first entry, in its leaf or its local shard.
-        form: the format of the bits.
-        places: the indices of the candidates in the block, ascending int64.
-        bits: their scores as integers.
+
+def with_kernels(ranked: RankedLeaves, run: Callable[[ModuleType], T]) -> T | None:
+    """Call a function with the module kernels.py if its kernels can run on the devices of leaves.
+
+    If the kernels fail, a warning says so, and they are not tried again on these devices.
+
+    Args:
+        ranked: the leaves.
+        run: a function of the module.
+
+    Returns:
+        What the function returns, or `None` if torch operators must do the work.
+
+    Raises:
+        OutOfMemoryError: if the device has too little memory, also for torch operators.
     """
+    devices = {leaf.device for leaf in ranked.scores}
+    if not all(map(has_kernels, devices)):
+        return None
+    try:
+        from gprune.select import kernels
 
-    query: int
-    start: int
-    leaves: list[int]
-    sizes: list[int]
-    offset: int
-    form: Format
-    places: Tensor
-    bits: Tensor
+        return run(kernels)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of any type: compilers, drivers and linkers all have their own
+        _without_kernels.update(devices)
+        warnings.warn(
+            f"gprune's Triton kernels fail on {', '.join(sorted(map(str, devices)))}, so torch "
+            f"operators rank the scores, which is slower: {error!r}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+
+
+def count_keys(ranked: RankedLeaves, queries: Sequence[Query], bins: Sequence[Bins]) -> Tensor:
+    """Count the candidates of every query in bins of keys, on any device.
+
+    Args:
+        ranked: the leaves that are ranked.
+        queries: the thresholds to find.
+        bins: the bins of each query, of the same number for every query.
+
+    Returns:
+        The counts that `partition.count_keys` returns.
+    """
+    counts = None  # the kernel does not convert keys to those of another format
+    if all(ranked.form(leaf) == ranked.common for leaf in range(len(ranked.scores))):
+        counts = with_kernels(ranked, lambda kernels: kernels.count(ranked, queries, bins))
+    return partition.count_keys(ranked, queries, bins) if counts is None else counts
+
+
+# --- the pass -----------------------------------------------------------------------------------
 
 
 class AcceleratorPass:
@@ -223,7 +269,7 @@ class AcceleratorPass:
         self.num_counts = 3 * len(queries)
         self._ranked, self._masks, self._num_slots = ranked, masks, num_slots
         self._counted: list[list[CountedBlock]] = [[] for _ in queries]
-        self._collected: list[InBlock] = []
+        self._collected: list[DividedBlock] = []
 
     def collects(self, query: int) -> bool:
         """Return whether the candidates in a bracket are collected: not if it is a single key."""
@@ -240,27 +286,32 @@ class AcceleratorPass:
         Returns:
             The counts that `PartitionPass.run` returns, on the CPU.
         """
+        given = self._ranked, self.queries, self.brackets, self._masks, self._num_slots
+        blocks = with_kernels(self._ranked, lambda kernels: kernels.divide(*given))
+        totals = torch.zeros(3, len(self.queries), dtype=torch.int64, device="cpu")
+        for own in self._divide_blocks() if blocks is None else blocks:
+            query, stop = own.query, own.start + sum(own.sizes)
+            self._counted[query].append(CountedBlock(own.start, stop, own.num_inside))
+            totals[0, query] += own.num_above + own.num_inside
+            totals[1, query] += own.num_inside
+            if self.collects(query) and own.places.numel() < own.num_inside:
+                totals[2, query] = 1
+            elif self.collects(query):
+                self._collected.append(own)
+        return totals.view(-1)
+
+    def _divide_blocks(self) -> list[DividedBlock]:
+        """Divide the blocks of all queries by torch operators."""
         counts, device = list[Tensor](), self._ranked.device
-        blocks, filled = list[tuple[int, int, int]](), list[InBlock | None]()
+        blocks = list[DividedBlock]()
         for query, (leaves, _, _) in enumerate(self.queries):
             for block in self._ranked.blocks(leaves):
                 above, inside = self._divide(block, self.brackets[query])
                 counts += [above.count_nonzero().to(device), inside.count_nonzero().to(device)]
-                blocks.append((query, block.start, block.stop))
-                filled.append(self._collect(query, block, inside) if self.collects(query) else None)
+                blocks.append(self._collect(query, block, inside))
         values = torch.stack(counts).tolist() if counts else []  # here the host waits
-        totals = torch.zeros(3, len(self.queries), dtype=torch.int64, device="cpu")
-        rows = zip(blocks, filled, values[::2], values[1::2], strict=True)
-        for (query, start, stop), own, num_above, num_inside in rows:
-            self._counted[query].append(CountedBlock(start, stop, num_inside))
-            totals[0, query] += num_above + num_inside
-            totals[1, query] += num_inside
-            if own is not None and num_inside > own.places.numel():
-                totals[2, query] = 1
-            elif own is not None:
-                used = own._replace(places=own.places[:num_inside], bits=own.bits[:num_inside])
-                self._collected.append(used)
-        return totals.view(-1)
+        rows = zip(blocks, values[::2], values[1::2], strict=True)
+        return [own.with_counts(above, inside) for own, above, inside in rows]
 
     def _divide(self, block: Block, bracket: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Return which candidates of a block are above and which are inside a bracket."""
@@ -283,7 +334,7 @@ class AcceleratorPass:
             write_block(block, above, masks)
         return above, inside
 
-    def _collect(self, query: int, block: Block, inside: Tensor) -> InBlock:
+    def _collect(self, query: int, block: Block, inside: Tensor) -> DividedBlock:
         """Store the candidates inside the bracket in slots; those that are not used have index 0.
 
         Args:
@@ -292,13 +343,14 @@ class AcceleratorPass:
             inside: which candidates are inside the bracket, 1-D bool.
 
         Returns:
-            The slots of the block.
+            The block with its slots. There are none if the bracket is a single key.
         """
+        if not self.collects(query):
+            index = torch.empty(0, dtype=torch.int64, device=inside.device)
+            return DividedBlock.of(query, block, index, block.bits[:0])
         size = self._num_slots[query][block.start]
         index = torch.nonzero_static(inside, size=size, fill_value=0).view(-1)
-        bits = block.bits.index_select(0, index)
-        place = block.start, block.leaves, block.sizes, block.offset, block.form
-        return InBlock(query, *place, index, bits)
+        return DividedBlock.of(query, block, index, block.bits.index_select(0, index))
 
     def candidates(self, queries: list[int]) -> Candidates:
         """Copy the candidates of some queries to the CPU; the queries are numbered anew from 0."""
@@ -350,7 +402,7 @@ class AcceleratorPass:
         pairs = torch.stack([keys.index_select(0, chosen).to(torch.int64), positions], dim=1)
         return [KeyThreshold(key, index) for key, index in pairs.tolist()]
 
-    def _keys(self, parts: Sequence[InBlock]) -> Tensor:
+    def _keys(self, parts: Sequence[DividedBlock]) -> Tensor:
         """Return the keys of collected candidates. Those of one format are converted together."""
         ranked, forms = self._ranked, {own.form for own in parts}
         if len(forms) == 1:
@@ -388,7 +440,7 @@ def _order(keys: Tensor, intervals: Sequence[Interval]) -> Tensor:
     return shifted.sort(stable=True).indices
 
 
-def _write_inside(own: InBlock, is_kept: Tensor, masks: list[Tensor]) -> None:
+def _write_inside(own: DividedBlock, is_kept: Tensor, masks: list[Tensor]) -> None:
     """Write the masks of the candidates of a block that are inside the bracket."""
     flat = [masks[leaf].view(-1) for leaf in own.leaves]
     if len(flat) == 1:

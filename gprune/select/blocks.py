@@ -274,7 +274,7 @@ class RankedLeaves:
             if len(group) > 1:
                 yield self.joined_block(group)
                 continue
-            for block in self._leaf_blocks(group[0]):
+            for block in self.leaf_blocks(group[0]):
                 if block.stop > first and block.start < end:
                     yield block
 
@@ -350,7 +350,8 @@ class RankedLeaves:
         start = self.starts[group[0]]
         return Block(start, to_bits(scores, form), form, prior, group, sizes, 0)
 
-    def _leaf_blocks(self, leaf: int) -> Iterator[Block]:
+    def leaf_blocks(self, leaf: int) -> Iterator[Block]:
+        """Stream the entries of one leaf, of which none are joined with those of others."""
         form, offset = self.form(leaf), 0
         own = self.scores[leaf], *self.priors[leaf : leaf + 1]
         for scores, *prior in flat_blocks(*own, size=block_size(own[0].device)):

@@ -157,6 +157,26 @@ def raw_keys(bits: Tensor, form: Format, *, absolute: bool, out: Tensor) -> Tens
 
 
 @functools.lru_cache(maxsize=2**10)
+def bounds_in(low: int, high: int, form: Format, key_format: Format) -> tuple[int, int]:
+    """Turn a range of keys of one format into a range of keys of another.
+
+    Args:
+        low: the lowest key.
+        high: the highest key, not below `low`.
+        form: the format of the result.
+        key_format: the format of `low` and `high`: the same, or float64.
+
+    Returns:
+        The least and the greatest key of the format whose values are in the range. The least is
+        above the greatest if there are none.
+    """
+    if form == key_format:
+        return low, high
+    least, is_exact = round_down(low, form)
+    return least + (not is_exact), round_down(high, form)[0]
+
+
+@functools.lru_cache(maxsize=2**10)
 def raw_bounds(
     low: int, high: int, raw_format: Format, key_format: Format, *, absolute: bool
 ) -> tuple[int, int]:
@@ -173,9 +193,7 @@ def raw_bounds(
         The least and the greatest raw key. The raw key of a score is between them if and only if
         its key is from `low` to `high`.
     """
-    if raw_format != key_format:
-        low, is_exact = round_down(low, raw_format)
-        low, (high, _) = low + (not is_exact), round_down(high, raw_format)
+    low, high = bounds_in(low, high, raw_format, key_format)
     if not raw_format.is_float:
         return low - absolute, high - absolute
     is_nan = high == raw_format.nan

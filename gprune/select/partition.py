@@ -25,7 +25,7 @@ from gprune.select.counting import (
     histogram,
     packed_positions,
 )
-from gprune.select.keys import raw_bounds, raw_keys
+from gprune.select.keys import Format, raw_bounds, raw_keys
 
 
 class CountedBlock(NamedTuple):
@@ -40,6 +40,47 @@ class CountedBlock(NamedTuple):
     start: int
     stop: int
     num_inside: int
+
+
+class DividedBlock(NamedTuple):
+    """A block whose candidates are divided by the bracket of a query.
+
+    Attributes:
+        query: the number of the query.
+        start: the position of the first entry of the block.
+        leaves: the leaves of the block.
+        sizes: how many entries of each leaf are in the block.
+        offset: the flat index of the first entry, in its leaf or its local shard.
+        form: the format of the bits.
+        num_above: how many candidates are above the bracket.
+        num_inside: how many candidates are inside it.
+        places: the indices in the block of those inside, ascending int64; none if there were too
+            many to collect.
+        bits: their scores as integers.
+    """
+
+    query: int
+    start: int
+    leaves: list[int]
+    sizes: list[int]
+    offset: int
+    form: Format
+    num_above: int
+    num_inside: int
+    places: Tensor
+    bits: Tensor
+
+    @staticmethod
+    def of(query: int, block: Block, places: Tensor, bits: Tensor) -> DividedBlock:
+        """Return a block whose candidates are not counted yet."""
+        place = block.start, block.leaves, block.sizes, block.offset
+        return DividedBlock(query, *place, block.form, 0, 0, places, bits)
+
+    def with_counts(self, num_above: int, num_inside: int) -> DividedBlock:
+        """Return the block with its counts, and with the slots that are used: none if too few."""
+        used = num_inside if num_inside <= self.places.numel() else 0
+        places, bits = self.places[:used], self.bits[:used]
+        return self._replace(num_above=num_above, num_inside=num_inside, places=places, bits=bits)
 
 
 class Bins(NamedTuple):

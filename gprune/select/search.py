@@ -37,7 +37,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from gprune.inputs import LeafError
-from gprune.select.accelerator import MAX_SLOTS, AcceleratorPass, AcceleratorSample
+from gprune.select.accelerator import MAX_SLOTS, AcceleratorPass, AcceleratorSample, count_keys
 from gprune.select.blocks import Query, RankedLeaves
 from gprune.select.counts import resolve
 from gprune.select.finish import KeyThreshold, finish_collected, finish_counted, prune_few
@@ -53,7 +53,6 @@ from gprune.select.partition import (
     Bins,
     PartitionPass,
     copy_priors,
-    count_keys,
     write_masks,
 )
 from gprune.select.refine import Interval, Reduce, pick
@@ -73,6 +72,10 @@ MIN_FEW = 2**10
 
 DIRECT = 2**18
 """If leaves on the CPU have at most this many entries, one process ranks all of them at once."""
+
+MAX_BITS = 11
+"""The most bits of a digit that a pass on an accelerator finds: so many bins fit into the memory
+that the threads of a program share."""
 
 GUESSES = 3
 """How many passes use the brackets of the sample."""
@@ -363,7 +366,10 @@ class Search:
         """Make a pass that counts keys in bins, and narrow each query's interval to one bin."""
         chosen = [self._queries[i] for i in brackets]
         max_bins = max(2, self._reduce.max_counts // len(chosen))
-        num_bins = min(1 << self._reduce.max_pass_bits, max_bins)
+        max_bits = self._reduce.max_pass_bits
+        if not self._ranked.is_on_cpu:
+            max_bits = min(max_bits, MAX_BITS)
+        num_bins = min(1 << max_bits, max_bins)
         bins = [Bins.covering(low, high, num_bins) for low, high in brackets.values()]
         count = functools.partial(count_keys, self._ranked, chosen, bins)
         counts = self._reduce.sum("counting keys in bins", len(chosen) * (num_bins + 2), count)

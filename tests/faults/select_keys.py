@@ -112,8 +112,8 @@ FAULTS = [
     fault(
         "the lower end is rounded down",
         "select/keys.py",
-        "low + (not is_exact)",
-        "low",
+        "least + (not is_exact)",
+        "least",
         "tests/select/test_keys.py::test_raw_keys_are_divided_at_float64_keys",
     ),
     fault(
