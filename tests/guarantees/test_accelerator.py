@@ -1,9 +1,11 @@
 """On an accelerator everything gives what it gives on the CPU, bit by bit, where the leaves are.
 
 The accelerator is the simulated one of tests/support/accelerator.py. It runs the kernels of the
-CPU, so that even sums of floats are the same.
+CPU, so that even sums of floats are the same. `GPRUNE_TEST_DEVICE=cuda` runs the tests on a GPU, where
+sums of floats may differ.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,7 +18,8 @@ import gprune as gp
 from gprune import adapter
 from gprune.testing import assert_compiles, assert_pure, assert_vmaps
 from tests.guarantees.test_contracts import COMPILES_SLOWLY, EXAMPLES, inputs_for, of_one_tree
-from tests.support.accelerator import DEVICE, without_float64
+from tests.support import accelerator
+from tests.support.accelerator import without_float64
 from tests.support.assertions import assert_same
 from tests.support.cases import METHODS, Case, cases, map_tensors
 from tests.support.limits import Limits, limits, patched
@@ -25,6 +28,7 @@ from tests.support.public import examples_per_row
 from tests.support.public_rows import ROWS, Row
 
 CPU = torch.device("cpu")
+DEVICE = torch.empty(0, device=os.environ.get("GPRUNE_TEST_DEVICE", str(accelerator.DEVICE))).device
 INPUTS = ("params", "scores", "masks")
 
 OWN_TENSORS = {"ln_structured, nuclear"}
