@@ -1,8 +1,8 @@
 """On an accelerator everything gives what it gives on the CPU, bit by bit, where the leaves are.
 
 The accelerator is the simulated one of tests/support/accelerator.py. It runs the kernels of the
-CPU, so that even sums of floats are the same. `GPRUNE_TEST_DEVICE=cuda` runs the tests on a GPU, where
-sums of floats may differ.
+CPU, so that even sums of floats are the same. `GPRUNE_TEST_DEVICE=cuda` runs the tests on a GPU,
+where sums of floats may differ.
 """
 
 import os
