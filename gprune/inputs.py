@@ -267,8 +267,11 @@ def _listed(problems: list[tuple[int, str, str]], treedef: TreeDef) -> str:
 
 
 def float64_device(device: torch.device) -> torch.device:
-    """Return the device, or the CPU if the device has no float64."""
-    if device.type == "mps":
+    """Return the device, or the CPU if the device has no float64.
+
+    What needs float64 is computed there, so that the result does not depend on the device.
+    """
+    if device.type in ("cpu", "mps"):  # while tracing, an empty tensor on MPS raises no error
         return torch.device("cpu")
     try:
         torch.empty(0, dtype=torch.float64, device=device)

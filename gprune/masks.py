@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gprune.inputs import mask_problem, mismatch
+from gprune.inputs import float64_device, mask_problem, mismatch
 from gprune.select import operators
 from gprune.sharding import (
     is_sharded,
@@ -163,7 +163,8 @@ def sparsity(masks: Tree) -> Tensor:
         masks: pytree of bool masks and `None`s.
 
     Returns:
-        0-dim float64 tensor, 0 to 1; 0 where there are no entries.
+        0-dim float64 tensor, 0 to 1; 0 where there are no entries. It is on the device of the first
+        mask, or on the CPU if that device has no float64.
 
     Raises:
         TypeError: if a mask is not a bool tensor.
@@ -173,7 +174,8 @@ def sparsity(masks: Tree) -> Tensor:
         tensor(0.7500, dtype=torch.float64)
     """
     entries = sum(mask.numel() for mask in mask_leaves(masks))
-    return num_pruned(masks).to(torch.float64) / max(1, entries)
+    pruned = num_pruned(masks)
+    return pruned.to(float64_device(pruned.device)).to(torch.float64) / max(1, entries)
 
 
 def intersect(*masks: Tree) -> Tree:

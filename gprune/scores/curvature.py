@@ -78,7 +78,8 @@ def hessian_diagonal(
     """Estimate the diagonal of the Hessian by Hutchinson's method: the mean of v ⊙ Hv.
 
     Each probe v has independent entries ±1, so the expected value is the diagonal. The error falls
-    as 1/√probes. It comes from the off-diagonal entries of H: if they are 0, it is 0.
+    as 1/√probes. It comes from the off-diagonal entries of H: if they are 0, it is 0. The probes
+    are drawn on the CPU if the device has no float64.
 
     Args:
         loss_fn: `loss_fn(params, *args)`, to a 0-dim floating point tensor, twice differentiable by
@@ -149,7 +150,7 @@ def _signs(like: list[Tensor], seed: Tensor) -> list[Tensor]:
     """Draw +1 or -1 for each entry."""
     coins = random(like, seed=seed)
     return [
-        torch.where(coin < 0.5, -1, 1).to(leaf.dtype)
+        torch.where(coin < 0.5, -1, 1).to(leaf.device, leaf.dtype)
         for coin, leaf in zip(coins, like, strict=True)
     ]
 

@@ -29,6 +29,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
+from gprune.inputs import float64_device
 from gprune.select import blocks, rows
 from gprune.select.blocks import RankedLeaves
 from gprune.select.counter_rng import draw
@@ -169,7 +170,8 @@ def random_scores(leaves: list[Tensor], seed: Tensor, call: str, layout: str = "
         slices = from_text(layout).slices()
     drawn = []
     for i, leaf in enumerate(leaves):
-        index = torch.arange(leaf.numel(), device=leaf.device)
+        # on the CPU where the device of the leaf has no float64
+        index = torch.arange(leaf.numel(), device=float64_device(leaf.device))
         index = index if slices is None else slices[i].leaf_index(index)
         drawn.append(draw(seed_value, i, index).view(leaf.shape))
     return drawn
@@ -361,7 +363,9 @@ def _fake_threshold(
 
 
 def _fake_draws(leaves: list[Tensor], *_: object) -> list[Tensor]:
-    return [torch.empty(x.shape, dtype=torch.float64, device=x.device) for x in leaves]
+    return [
+        torch.empty(x.shape, dtype=torch.float64, device=float64_device(x.device)) for x in leaves
+    ]
 
 
 select.register_fake(lambda scores, *_: empty_masks(scores))
