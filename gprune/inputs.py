@@ -14,6 +14,7 @@ from torch import Tensor
 from gprune.trees import (
     Tree,
     TreeDef,
+    describe_first,
     dotted_paths,
     flatten,
     leaf_names,
@@ -263,7 +264,7 @@ def _nothing_to_rank(flat: list[Any], names: tuple[str, str, str]) -> str:
 
 def _listed(problems: list[tuple[int, str, str]], treedef: TreeDef) -> str:
     names = {tree: leaf_names(treedef, tree) for tree in {tree for _, tree, _ in problems}}
-    return "; ".join(f"{names[tree][i]} {problem}" for i, tree, problem in problems)
+    return describe_first(problems, lambda found: f"{names[found[1]][found[0]]} {found[2]}")
 
 
 def float64_device(device: torch.device) -> torch.device:

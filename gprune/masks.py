@@ -18,6 +18,7 @@ from gprune.sharding import (
 from gprune.trees import (
     Tree,
     TreeDef,
+    describe_first,
     flatten,
     leaf_names,
     leaves_like,
@@ -109,12 +110,16 @@ def straight_through(params: Tree, masks: Tree) -> Tree:
     """
     leaves, treedef = flatten(params)
     float8 = [
-        f"{name} has dtype {leaf.dtype}, which has no arithmetic; cast it to bfloat16"
-        for name, leaf in zip(leaf_names(treedef, "params"), leaves, strict=True)
+        i
+        for i, leaf in enumerate(leaves)
         if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dtype.itemsize == 1
     ]
     if float8:
-        raise TypeError("; ".join(float8))
+        names = leaf_names(treedef, "params")
+        problem = "which has no arithmetic; cast it to bfloat16"
+        raise TypeError(
+            describe_first(float8, lambda i: f"{names[i]} has dtype {leaves[i].dtype}, {problem}")
+        )
     return _map_with_masks(_straight_through, params, masks)
 
 
@@ -304,7 +309,7 @@ def _check(
     wrong = [i for i, mask in enumerate(masks) if mask is not None and mask_problem(mask)]
     if wrong:
         names = leaf_names(treedef, name)
-        raise TypeError("; ".join(f"{names[i]} {mask_problem(masks[i])}" for i in wrong))
+        raise TypeError(describe_first(wrong, lambda i: f"{names[i]} {mask_problem(masks[i])}"))
     wrong = [
         i
         for i, (leaf, mask) in enumerate(zip(leaves, masks, strict=True))
@@ -313,5 +318,8 @@ def _check(
     if wrong:
         names = leaf_names(treedef, name)
         others = leaf_names(treedef, other_masks) if other_masks else ["its parameter"] * len(names)
-        problems = (f"{names[i]} {mismatch(masks[i], leaves[i], others[i])}" for i in wrong)
-        raise ValueError("; ".join(problems))
+        raise ValueError(
+            describe_first(
+                wrong, lambda i: f"{names[i]} {mismatch(masks[i], leaves[i], others[i])}"
+            )
+        )

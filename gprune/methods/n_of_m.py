@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,15 +16,14 @@ from gprune.methods.lowest import select_rows
 from gprune.methods.method import built_in, select_on_one_leaf
 from gprune.select.counts import as_scalar
 from gprune.sharding import is_sharded, require_unsharded
-from gprune.trees import Tree, dotted_paths, flatten, leaf_names
+from gprune.trees import Tree, describe_first, dotted_paths, flatten, leaf_names
 
 
 def _select(leaves: Leaves, *, per_leaf: bool, n: Any, m: Any, dim: Any = None) -> list[Tensor]:
     _check_pattern(n, m)
     require_unsharded(leaves.ranked_by, "n_of_m")
-    dim = _default_dim if dim is None else dim
     masks = []
-    for i, given in enumerate(value_per_leaf(dim, leaves.paths, leaves.params)):
+    for i, given in enumerate(_dims(dim, leaves.paths, leaves.params)):
         scores = leaves.ranked_by[i]
         try:
             along = _group_dim(given, scores.shape, m)
@@ -99,8 +99,8 @@ def check_n_of_m(masks: Tree, *, n: int, m: int, dim: int | DimFunction | None =
 
     Raises:
         TypeError: if a mask is not a bool tensor, or n, m or the dim is not an int.
-        ValueError: if n or m is out of range; or, with the name of every such leaf, if a group
-            keeps more, there is no such dim, or the dim has a single entry and m is above 1.
+        ValueError: if n or m is out of range; or, with the names of such leaves, if a group keeps
+            more, there is no such dim, or the dim has a single entry and m is above 1.
 
     Example:
         >>> check_n_of_m([torch.tensor([True, False, True, True])], n=2, m=4)
@@ -110,33 +110,36 @@ def check_n_of_m(masks: Tree, *, n: int, m: int, dim: int | DimFunction | None =
     _check_pattern(n, m)
     mask_leaves(masks)
     flat, treedef = flatten(masks)
-    names = leaf_names(treedef, "masks")
     leaves = [(i, mask) for i, mask in enumerate(flat) if mask is not None]
-    dims = value_per_leaf(
-        _default_dim if dim is None else dim,
-        lambda: [dotted_paths(treedef)[i] for i, _ in leaves],
-        [mask for _, mask in leaves],
-    )
-    problems = []
+
+    def paths() -> list[str]:
+        pairs = zip(dotted_paths(treedef), flat, strict=True)
+        return [path for path, mask in pairs if mask is not None]
+
+    dims = _dims(dim, paths, [mask for _, mask in leaves])
+    problems: list[tuple[int, str]] = []
     for (i, mask), given in zip(leaves, dims, strict=True):
         try:
             along = _group_dim(given, mask.shape, m)
         except ValueError as error:
-            problems.append(f"{names[i]}: {error}")
+            problems.append((i, f": {error}"))
             continue
         full = mask.full_tensor() if is_sharded([mask]) else mask
         too_many = _groups(full, m, along).sum(1) > n
         if too_many.any():
-            problems.append(
-                f"{names[i]} keeps more than {n} of {m} along dim {along} "
-                f"in {int(too_many.sum())} of {too_many.numel()} groups"
-            )
+            num_wrong, num_groups = int(too_many.sum()), too_many.numel()
+            where = f"along dim {along} in {num_wrong} of {num_groups} groups"
+            problems.append((i, f" keeps more than {n} of {m} {where}"))
     if problems:
-        raise ValueError("; ".join(problems))
+        names = leaf_names(treedef, "masks")
+        raise ValueError(describe_first(problems, lambda found: f"{names[found[0]]}{found[1]}"))
 
 
-def _default_dim(path: str, leaf: Tensor) -> int:
-    return 1 if leaf.dim() > 1 else 0
+def _dims(dim: Any, paths: Callable[[], list[str]], leaves: list[Tensor]) -> list[Any]:
+    """Return the dim of each leaf, which is not checked: by default 1, and 0 for a vector."""
+    if dim is None:
+        return [1 if leaf.dim() > 1 else 0 for leaf in leaves]
+    return value_per_leaf(dim, paths, leaves)
 
 
 def _check_pattern(n: Any, m: Any) -> None:

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from gprune.inputs import float64_device
 from gprune.scores.losses import flatten_function
 from gprune.scores.score_map import floating_leaves, score_leaves, upcast, upcast_dtype
-from gprune.trees import Tree, leaf_names, leaves_like, map_leaves
+from gprune.trees import Tree, describe_first, leaf_names, leaves_like, map_leaves
 
 LAYERS = (F.linear, F.conv1d, F.conv2d, F.conv3d)
 """The observed functions. Each is linear in its second argument, the weight."""
@@ -51,8 +51,7 @@ def wanda(params: Tree, input_norms: Tree) -> Tree:
     norms = leaves_like(input_norms, treedef, "input_norms")
     unseen = [i for i, leaf in enumerate(leaves) if leaf is not None and norms[i] is None]
     if unseen:
-        names = leaf_names(treedef, "params")
-        wrong = ", ".join(names[i] for i in unseen)
+        wrong = describe_first(unseen, leaf_names(treedef, "params").__getitem__, ", ")
         raise ValueError(
             f"{wrong} was not the weight of a linear or convolution layer, so there are no "
             "input_norms for it; put None in its place with prunable()"
