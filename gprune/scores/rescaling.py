@@ -11,6 +11,10 @@ from gprune.sharding import require_unsharded
 from gprune.trees import Tree, flatten
 
 
+INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
+"""The integers of the size of a float."""
+
+
 def normalize_l2(scores: Tree) -> Tree:
     """Divide the scores of each leaf by their norm: s / ‖s‖₂.
 
@@ -72,13 +76,16 @@ def lamp(params: Tree) -> Tree:
     """
 
     def equation(leaf: Tensor) -> Tensor:
-        exact = _scaled(leaf.to(float64_device(leaf.device)).double())
-        squares, order = exact.square().flatten().sort(stable=True)
-        rest = squares.flip(0).cumsum(0).flip(0)
-        shares = torch.where(rest == 0, 0, squares / rest).to(leaf.dtype)
-        return (
-            torch.zeros_like(shares).scatter(0, order, shares).reshape(leaf.shape).to(leaf.device)
-        )
+        magnitudes = leaf.to(float64_device(leaf.device)).flatten().abs()
+        # magnitudes have the order of their bits, which torch sorts faster as integers
+        bits, order = magnitudes.view(INTEGERS[leaf.dtype]).sort(stable=True)
+        # from the largest on, so that the sums of all that is not smaller are one cumulative sum
+        ordered, order = bits.flip(0).view(leaf.dtype), order.flip(0)
+        squares = _scaled(ordered.double()).square_()
+        # the largest square is 1, so that a sum is 1 at least, or all squares are 0
+        shares = squares.div_(squares.cumsum(0).clamp_(min=1)).to(leaf.dtype)
+        scores = torch.empty_like(shares).scatter(0, order, shares)
+        return scores.reshape(leaf.shape).to(leaf.device)
 
     require_unsharded(flatten(params)[0], "lamp")
     return score_leaves(equation, params=params)

@@ -183,10 +183,18 @@ def all_finite(leaves: list[Tensor], call: str, layout: str = "") -> Tensor:
 
     def count() -> Tensor:
         # aminmax returns NaN if there is one, and takes one pass; isfinite takes several
-        ends = [
-            torch.stack(x.aminmax()) if x.numel() else torch.zeros(2, device="cpu") for x in leaves
+        found = [
+            torch.stack(x.aminmax()).isfinite().all() if x.numel() else torch.ones((), device="cpu")
+            for x in leaves
         ]
-        return torch.tensor([int(not end.isfinite().all()) for end in ends], device="cpu")
+        by_device: dict[torch.device, list[int]] = {}
+        for i, is_finite in enumerate(found):
+            by_device.setdefault(is_finite.device, []).append(i)
+        wrong = torch.zeros(len(leaves), dtype=torch.int64, device="cpu")
+        for numbers in by_device.values():  # all leaves of a device are read together
+            finite = torch.stack([found[i].to(torch.bool) for i in numbers]).cpu()
+            wrong[torch.tensor(numbers, device="cpu")] = finite.logical_not().to(torch.int64)
+        return wrong
 
     with prepare(leaves, [], False, None, call, layout) as (_, reduce, _):
         return reduce.sum("checking that all entries are finite", len(leaves), count) == 0
