@@ -38,7 +38,13 @@ from gprune.inputs import LeafError
 from gprune.select.accelerator import MAX_SLOTS, AcceleratorPass, AcceleratorSample
 from gprune.select.blocks import Query, RankedLeaves
 from gprune.select.counts import resolve
-from gprune.select.finish import KeyThreshold, finish_collected, finish_counted, prune_few
+from gprune.select.finish import (
+    KeyThreshold,
+    finish_collected,
+    finish_counted,
+    prune_few,
+    prune_small,
+)
 from gprune.select.keys import (
     FORMATS,
     LARGEST_INT64,
@@ -72,6 +78,9 @@ MIN_FEW = 2**10
 DIRECT = 2**18
 """If leaves have at most this many entries, a single process makes masks without a search."""
 
+SMALL = 2**9
+"""Leaves with at most this many entries are pruned together, in one sort."""
+
 GUESSES = 3
 """How many passes use the brackets of the sample."""
 
@@ -99,9 +108,9 @@ def select_into(
     all_leaves = range(len(ranked.scores))
     scopes = [all_leaves] if len(amounts) == 1 else [range(leaf, leaf + 1) for leaf in all_leaves]
     is_local = reduce.num_processes == 1 and ranked.is_on_cpu
-    queries = []
-    pairs = zip(amounts, scopes, count_candidates(ranked, scopes, reduce), strict=True)
-    for number, (amount, leaves, num_candidates) in enumerate(pairs):
+    queries, small = [], dict[torch.dtype, list[tuple[int, int]]]()
+    rows = zip(amounts, scopes, count_candidates(ranked, scopes, reduce), strict=True)
+    for number, (amount, leaves, num_candidates) in enumerate(rows):
         entries = ranked.tree_starts[leaves.stop] - ranked.tree_starts[leaves.start]
         try:
             k = resolve(amount, entries, num_candidates, is_sparsity)
@@ -111,14 +120,23 @@ def select_into(
             raise LeafError(number, "sparsity" if is_sparsity else "amount", str(error)) from None
         if k == 0:
             copy_priors(ranked, leaves, masks)
+        elif is_local and entries <= min(SMALL, DIRECT) and len(leaves) == 1:
+            small.setdefault(ranked.scores[number].dtype, []).append((number, k))
         elif is_local and entries <= DIRECT:
             prune_few(ranked, leaves, k, masks)
         else:
             queries.append(Query(leaves, k, num_candidates))
+    for pairs in small.values():  # several leaves of a dtype in one sort
+        step = max(1, DIRECT // SMALL)
+        for start in range(0, len(pairs), step):
+            some = pairs[start : start + step]
+            prune_small(ranked, [leaf for leaf, _ in some], [k for _, k in some], masks)
     # a single process has no messages to share, and collects less if it has one query at a time
     most, few = (BATCH, FEW) if ranked.is_on_cpu else (MAX_SLOTS, 0)
-    for some in [[query] for query in queries] if is_local else batches(queries, most, few, reduce):
-        Search(ranked, some, reduce, masks).run()
+    for group in (
+        [[query] for query in queries] if is_local else batches(queries, most, few, reduce)
+    ):
+        Search(ranked, group, reduce, masks).run()
 
 
 def find_thresholds(
