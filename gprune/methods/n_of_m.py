@@ -18,25 +18,69 @@ from gprune.select.counts import as_scalar
 from gprune.sharding import is_sharded, require_unsharded
 from gprune.trees import Tree, describe_first, dotted_paths, flatten, leaf_names
 
+BLOCK = 2**18
+"""The most entries of several leaves that are pruned as one matrix."""
+
+SMALL = 2**12
+"""The most entries of a leaf that is pruned in one matrix with others."""
+
 
 def _select(leaves: Leaves, *, per_leaf: bool, n: Any, m: Any, dim: Any = None) -> list[Tensor]:
     _check_pattern(n, m)
     require_unsharded(leaves.ranked_by, "n_of_m")
-    masks = []
+    dims = []
     for i, given in enumerate(_dims(dim, leaves.paths, leaves.params)):
-        scores = leaves.ranked_by[i]
         try:
-            along = _group_dim(given, scores.shape, m)
+            dims.append(_group_dim(given, leaves.ranked_by[i].shape, m))
         except (TypeError, ValueError) as error:
             raise LeafError(i, "params", str(error), type(error)) from None
-        groups = _groups(scores, m, along)
-        size = groups.shape[1]
+    masks: dict[int, Tensor] = {}
+    for numbers in _batches(leaves.ranked_by, dims, m):
+        scores = [_groups(leaves.ranked_by[i], m, dims[i]) for i in numbers]
+        priors = [_prior_groups(leaves, i, m, dims[i]) for i in numbers]
+        size = scores[0].shape[1]
         sparsity = as_scalar((size - min(n, size)) / size, "sparsity")
-        priors = _prior_groups(scores, leaves.masks[i : i + 1], m, along)
-        absolute = leaves.scores is None
-        kept = select_rows(i, groups, priors, sparsity, absolute=absolute, name="sparsity")
-        masks.append(_ungroup(kept, scores, along))
-    return masks
+        kept = select_rows(
+            numbers[0],
+            _joined(scores),
+            [] if all(prior is None for prior in priors) else [_joined_priors(priors, scores)],
+            sparsity,
+            absolute=leaves.scores is None,
+            name="sparsity",
+        )
+        parts = torch.split(kept, [len(groups) for groups in scores])
+        for i, part in zip(numbers, parts, strict=True):
+            masks[i] = _ungroup(part, leaves.ranked_by[i], dims[i])
+    return [masks[i] for i in range(len(dims))]
+
+
+def _batches(tensors: list[Tensor], dims: list[int], m: int) -> list[list[int]]:
+    """Group the leaves whose rows are pruned in one matrix: small ones of a dtype and a device.
+
+    Args:
+        tensors: the scores of the leaves.
+        dims: the dim that the groups of each leaf run along.
+        m: the size of a group.
+
+    Returns:
+        The numbers of the leaves in each batch. A leaf of int64 is alone, so that an error about
+        its values names it; and while compiling, so is every leaf.
+    """
+    batches: list[list[int]] = []
+    open_batches: dict[Any, tuple[list[int], int]] = {}
+    for i, (tensor, dim) in enumerate(zip(tensors, dims, strict=True)):
+        is_large = torch.compiler.is_compiling() or tensor.numel() > SMALL
+        if is_large or tensor.dtype == torch.int64:
+            batches.append([i])
+            continue
+        kind = max(1, min(m, tensor.shape[dim])), tensor.dtype, tensor.device
+        batch, num_entries = open_batches.get(kind, ([], 0))
+        if not batch or num_entries + tensor.numel() > BLOCK:
+            batch, num_entries = [], 0
+            batches.append(batch)
+        batch.append(i)
+        open_batches[kind] = batch, num_entries + tensor.numel()
+    return batches
 
 
 @built_in("semi_structured", _select)
@@ -172,10 +216,25 @@ def _ungroup(rows: Tensor, like: Tensor, dim: int) -> Tensor:
     return padded[..., : moved.shape[-1]].movedim(-1, dim).contiguous()
 
 
-def _prior_groups(scores: Tensor, priors: list[Tensor], m: int, dim: int) -> list[Tensor]:
-    """Return the prior mask of the groups, in which padding counts as pruned."""
-    if priors:
-        return [_groups(priors[0], m, dim)]
-    if scores.shape[dim] % m:
-        return [_groups(torch.ones_like(scores, dtype=torch.bool), m, dim)]
-    return []
+def _prior_groups(leaves: Leaves, i: int, m: int, dim: int) -> Tensor | None:
+    """Return the prior mask of the groups, in which padding counts as pruned; `None` keeps all."""
+    scores = leaves.ranked_by[i]
+    if leaves.masks:
+        return _groups(leaves.masks[i], m, dim)
+    size = scores.shape[dim]
+    if size > m and size % m:  # a shorter dim is one group without padding
+        return _groups(torch.ones_like(scores, dtype=torch.bool), m, dim)
+    return None
+
+
+def _joined(rows: list[Tensor]) -> Tensor:
+    """Return matrices of one width as one matrix."""
+    return rows[0] if len(rows) == 1 else torch.cat(rows)
+
+
+def _joined_priors(priors: list[Tensor | None], groups: list[Tensor]) -> Tensor:
+    """Return the prior masks of groups as one matrix, `True` where there is none."""
+    pairs = zip(priors, groups, strict=True)
+    return _joined(
+        [torch.ones_like(x, dtype=torch.bool) if prior is None else prior for prior, x in pairs]
+    )

@@ -10,7 +10,6 @@ from gprune.scores.score_map import score_leaves
 from gprune.sharding import require_unsharded
 from gprune.trees import Tree, flatten
 
-
 INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
 """The integers of the size of a float."""
 
