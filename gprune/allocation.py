@@ -15,7 +15,15 @@ from torch import Tensor
 
 from gprune.select import operators
 from gprune.select.counts import as_scalar
-from gprune.trees import Tree, dotted_paths, flatten, predicate, require_tensors, unflatten_like
+from gprune.trees import (
+    Tree,
+    describe_first,
+    dotted_paths,
+    flatten,
+    predicate,
+    require_tensors,
+    unflatten_like,
+)
 
 __all__ = ["erdos_renyi", "uniform"]
 
@@ -139,7 +147,8 @@ def _override_per_path(paths: list[str], overrides: Mapping[str, float]) -> list
     matches = {glob: predicate(glob) for glob in overrides}
     unused = [glob for glob in overrides if not any(matches[glob](path, None) for path in paths)]
     if unused:
-        raise ValueError(f"overrides match no prunable leaf: {', '.join(map(repr, unused))}")
+        found = describe_first(unused, repr, ", ")
+        raise ValueError(f"overrides match no prunable leaf: {found}")
     return [
         next((overrides[glob] for glob in overrides if matches[glob](path, None)), None)
         for path in paths

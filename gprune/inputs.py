@@ -14,6 +14,7 @@ from torch import Tensor
 from gprune.trees import (
     Tree,
     TreeDef,
+    describe_first,
     dotted_paths,
     flatten,
     leaf_names,
@@ -263,12 +264,15 @@ def _nothing_to_rank(flat: list[Any], names: tuple[str, str, str]) -> str:
 
 def _listed(problems: list[tuple[int, str, str]], treedef: TreeDef) -> str:
     names = {tree: leaf_names(treedef, tree) for tree in {tree for _, tree, _ in problems}}
-    return "; ".join(f"{names[tree][i]} {problem}" for i, tree, problem in problems)
+    return describe_first(problems, lambda found: f"{names[found[1]][found[0]]} {found[2]}")
 
 
 def float64_device(device: torch.device) -> torch.device:
-    """Return the device, or the CPU if the device has no float64."""
-    if device.type == "mps":
+    """Return the device, or the CPU if the device has no float64.
+
+    What needs float64 is computed there, so that the result does not depend on the device.
+    """
+    if device.type in ("cpu", "mps"):  # while tracing, an empty tensor on MPS raises no error
         return torch.device("cpu")
     try:
         torch.empty(0, dtype=torch.float64, device=device)

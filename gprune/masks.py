@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gprune.inputs import mask_problem, mismatch
+from gprune.inputs import float64_device, mask_problem, mismatch
 from gprune.select import operators
 from gprune.sharding import (
     is_sharded,
@@ -18,6 +18,7 @@ from gprune.sharding import (
 from gprune.trees import (
     Tree,
     TreeDef,
+    describe_first,
     flatten,
     leaf_names,
     leaves_like,
@@ -109,12 +110,16 @@ def straight_through(params: Tree, masks: Tree) -> Tree:
     """
     leaves, treedef = flatten(params)
     float8 = [
-        f"{name} has dtype {leaf.dtype}, which has no arithmetic; cast it to bfloat16"
-        for name, leaf in zip(leaf_names(treedef, "params"), leaves, strict=True)
+        i
+        for i, leaf in enumerate(leaves)
         if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dtype.itemsize == 1
     ]
     if float8:
-        raise TypeError("; ".join(float8))
+        names = leaf_names(treedef, "params")
+        problem = "which has no arithmetic; cast it to bfloat16"
+        raise TypeError(
+            describe_first(float8, lambda i: f"{names[i]} has dtype {leaves[i].dtype}, {problem}")
+        )
     return _map_with_masks(_straight_through, params, masks)
 
 
@@ -163,7 +168,8 @@ def sparsity(masks: Tree) -> Tensor:
         masks: pytree of bool masks and `None`s.
 
     Returns:
-        0-dim float64 tensor, 0 to 1; 0 where there are no entries.
+        0-dim float64 tensor, 0 to 1; 0 where there are no entries. It is on the device of the first
+        mask, or on the CPU if that device has no float64.
 
     Raises:
         TypeError: if a mask is not a bool tensor.
@@ -173,7 +179,8 @@ def sparsity(masks: Tree) -> Tensor:
         tensor(0.7500, dtype=torch.float64)
     """
     entries = sum(mask.numel() for mask in mask_leaves(masks))
-    return num_pruned(masks).to(torch.float64) / max(1, entries)
+    pruned = num_pruned(masks)
+    return pruned.to(float64_device(pruned.device)).to(torch.float64) / max(1, entries)
 
 
 def intersect(*masks: Tree) -> Tree:
@@ -302,7 +309,7 @@ def _check(
     wrong = [i for i, mask in enumerate(masks) if mask is not None and mask_problem(mask)]
     if wrong:
         names = leaf_names(treedef, name)
-        raise TypeError("; ".join(f"{names[i]} {mask_problem(masks[i])}" for i in wrong))
+        raise TypeError(describe_first(wrong, lambda i: f"{names[i]} {mask_problem(masks[i])}"))
     wrong = [
         i
         for i, (leaf, mask) in enumerate(zip(leaves, masks, strict=True))
@@ -311,5 +318,8 @@ def _check(
     if wrong:
         names = leaf_names(treedef, name)
         others = leaf_names(treedef, other_masks) if other_masks else ["its parameter"] * len(names)
-        problems = (f"{names[i]} {mismatch(masks[i], leaves[i], others[i])}" for i in wrong)
-        raise ValueError("; ".join(problems))
+        raise ValueError(
+            describe_first(
+                wrong, lambda i: f"{names[i]} {mismatch(masks[i], leaves[i], others[i])}"
+            )
+        )

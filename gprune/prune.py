@@ -18,7 +18,7 @@ from gprune.methods.method import NUMBER_ARGUMENTS, check_arguments, unwrap_part
 from gprune.select import operators
 from gprune.select.counts import amount_or_sparsity, as_scalar
 from gprune.sharding import describe_call, load_dtensor_rules, raise_on_all_ranks
-from gprune.trees import Tree, is_single_leaf, leaves_like, unflatten_like
+from gprune.trees import Tree, describe_first, is_single_leaf, leaves_like, unflatten_like
 
 
 class Threshold(NamedTuple):
@@ -308,8 +308,8 @@ def _numbers_per_leaf(value: Any, name: str, leaves: Leaves) -> list[Any] | None
     numbers = leaves_like(value, leaves.treedef, name)
     pairs = zip(numbers, leaves.flat, strict=True)
     numbers = [number for number, leaf in pairs if leaf is not None]
-    if any(number is None for number in numbers):
-        names = zip(leaves.names(name), numbers, strict=True)
-        missing = ", ".join(path for path, number in names if number is None)
-        raise ValueError(f"{missing} must be a number where params has a tensor")
+    missing = [i for i, number in enumerate(numbers) if number is None]
+    if missing:
+        found = describe_first(missing, leaves.names(name).__getitem__, ", ")
+        raise ValueError(f"{found} must be a number where params has a tensor")
     return numbers

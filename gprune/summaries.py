@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from gprune.inputs import float64_device
 from gprune.masks import count_pruned, paired_masks, paired_with_masks
 from gprune.sharding import raise_on_all_ranks
 from gprune.trees import Tree, dotted_paths, unflatten_like
@@ -127,7 +128,8 @@ class Agreement(NamedTuple):
     Attributes:
         hamming: the number of entries that one mask keeps and the other does not, 0-dim int64.
         jaccard: the number of entries that both masks keep over the number that at least one keeps,
-            0-dim float64; 1 if neither keeps any.
+            0-dim float64; 1 if neither keeps any. It is on the device of the first mask, or on the
+            CPU if that device has no float64.
     """
 
     hamming: Tree
@@ -165,8 +167,9 @@ def agreement(masks: Tree, others: Tree) -> Agreement:
     # what either mask keeps. It sums over all ranks; sum() of a DTensor counts only this rank's.
     counts = count_pruned([a == b for a, b in pairs] + [~(a | b) for a, b in pairs])
     hamming = [count.clone() for count in counts[: len(pairs)].unbind()]
-    num_either = counts[len(pairs) :].clamp(min=1).unbind()
-    both = zip(hamming, num_either, strict=True)
+    differ, either = counts.to(float64_device(counts.device)).view(2, -1)
+    either = either.clamp(min=1)
     # one division of two integers, because 1 - 9/10 in float64 is not 1/10
-    jaccard = [(either - differ).to(torch.float64) / either for differ, either in both]
+    ratios = (either - differ).to(torch.float64) / either
+    jaccard = [ratio.clone() for ratio in ratios.unbind()]  # which share no memory
     return Agreement(unflatten_like(treedef, ours, hamming), unflatten_like(treedef, ours, jaccard))

@@ -17,7 +17,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import translate
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import optree
 import torch
@@ -29,6 +29,14 @@ Tree: TypeAlias = Any
 
 Where: TypeAlias = Callable[[str, Any], bool] | str | Sequence[str] | None
 """Which leaves: a predicate `(path, leaf) -> bool`, a glob, a list of globs, or the default."""
+
+Item = TypeVar("Item")
+
+MOST_NAMED = 10
+"""The most leaves that one error names."""
+
+MOST_SHOWN = 500
+"""The most characters of a structure that an error shows."""
 
 _NOT_WEIGHTS = ("bias", "norm", "token", "tokens", "pos", "position", "positions")
 """Parts of the names of parameters that are not weights: `in_proj_bias`, `cls_token`, ..."""
@@ -208,15 +216,22 @@ def leaves_like(tree: Tree, treedef: TreeDef, name: str, reference: str = "param
     if other == treedef:
         return leaves
     has, wants = leaf_names(other, ""), leaf_names(treedef, "")
-    missing = [path for path in wants if path not in has]
-    extra = [path for path in has if path not in wants]
+    known, wanted = set(has), set(wants)
+    missing = [path for path in wants if path not in known]
+    extra = [path for path in has if path not in wanted]
     if missing:
         detail = f"{name}{missing[0]} is missing"
     elif extra:
         detail = f"{reference} has nothing at {name}{extra[0]}"
     else:
-        detail = f"{name} is {other}, {reference} is {treedef}"
+        detail = f"{name} is {_shown(other)}, {reference} is {_shown(treedef)}"
     raise ValueError(f"{name} must have the structure of {reference}: {detail}")
+
+
+def _shown(treedef: TreeDef) -> str:
+    """Return a structure as text, cut off if it is long."""
+    text = str(treedef)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 def leaf_names(treedef: TreeDef, root: str) -> list[str]:
@@ -269,7 +284,26 @@ def require_tensors(leaves: list[Any], treedef: TreeDef, root: str) -> None:
             f"{root} must be a tree of tensors, got a module; pass dict(module.named_parameters())"
         )
     names = leaf_names(treedef, root)
-    raise TypeError("; ".join(f"{names[i]} {tensor_problem(leaves[i])}" for i in wrong))
+    raise TypeError(describe_first(wrong, lambda i: f"{names[i]} {tensor_problem(leaves[i])}"))
+
+
+def describe_first(
+    wrong: Sequence[Item], describe: Callable[[Item], str], separator: str = "; "
+) -> str:
+    """Describe the first ten of the things that are wrong, and say how many more there are.
+
+    Args:
+        wrong: what is wrong, such as the indices of leaves.
+        describe: a function of one of them, called for the first ten only.
+        separator: what is put between the descriptions.
+
+    Returns:
+        The descriptions, as one text.
+    """
+    described = [describe(item) for item in wrong[:MOST_NAMED]]
+    if len(wrong) > MOST_NAMED:
+        described.append(f"... and {len(wrong) - MOST_NAMED:,} more")
+    return separator.join(described)
 
 
 def predicate(where: Where, name: str = "where") -> Callable[[str, Any], bool]:

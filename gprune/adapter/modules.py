@@ -23,7 +23,7 @@ from gprune.adapter.state import (
 from gprune.masks import keep_all
 from gprune.methods import lowest_unstructured
 from gprune.select.counts import amount_or_sparsity
-from gprune.trees import Where, prunable
+from gprune.trees import MOST_NAMED, Where, describe_first, prunable
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -132,7 +132,7 @@ def attach_masks_(module: M, masks: Mapping[str, Tensor | None]) -> M:
     by_path = {site.path: site.dense for site in sites}
     errors = list(_mask_errors(masks, by_path))
     if errors:
-        raise type(errors[0])("\n".join(map(str, errors)))
+        raise type(errors[0])(describe_first(errors, str, "\n"))
     keep: dict[int, Tensor] = {}
     for path, mask in masks.items():
         if mask is not None:
@@ -290,10 +290,13 @@ def _intersect(masks: dict[int, Tensor], dense: Tensor, mask: Tensor) -> None:
 def _mask_errors(
     masks: Mapping[str, Any], by_path: Mapping[str, nn.Parameter]
 ) -> Iterator[Exception]:
+    num_unknown = 0
     for path, mask in masks.items():
         if path not in by_path:
-            near = difflib.get_close_matches(str(path), by_path, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {list(by_path)}"
+            num_unknown += 1  # hints for names that the error does not show would take long
+            near = num_unknown <= MOST_NAMED and difflib.get_close_matches(str(path), by_path, n=1)
+            names = describe_first(list(by_path), repr, ", ")
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {names}"
             yield ValueError(f"masks[{path!r}]: the module has no such parameter; {hint}")
         elif mask is None:
             continue

@@ -4,7 +4,7 @@ A score function takes one weight and yields the scores of its entries as consec
 that only one block is in memory at a time. The temporary file has no name, so it disappears with
 the process.
 
-`l2` needs memory for one block only. `lamp` sorts, and needs 53 bytes for each entry of the weight
+`l2` needs memory for one block only. `lamp` sorts, and needs 40 bytes for each entry of the weight
 that it scores. Magnitudes are not written: the search computes them from the weights.
 """
 

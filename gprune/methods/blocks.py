@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from gprune.inputs import LeafError, Leaves
+from gprune.inputs import LeafError, Leaves, float64_device
 from gprune.methods.lowest import select_lowest
 from gprune.methods.method import built_in, select_on_one_leaf
 from gprune.sharding import require_unsharded
@@ -26,11 +26,12 @@ def _select(
     pairs = zip(leaves.ranked_by, sizes, strict=True)
     means = [_block_means(scores, size, absolute) for scores, size in pairs]
     # leaves.masks is empty if there are no prior masks
-    alive = [_tiles(mask, size).any(-1) for mask, size in zip(leaves.masks, sizes, strict=False)]
+    rows = zip(leaves.masks, sizes, means, strict=False)
+    alive = [_tiles(mask, size).any(-1).to(mean.device) for mask, size, mean in rows]
     ranked = leaves._replace(scores=means, ranked_by=means, masks=alive)
     kept = select_lowest(ranked, amount, sparsity, per_leaf=per_leaf, method="blocks")
     masks = [
-        _entry_mask(blocks, size, param.shape)
+        _entry_mask(blocks.to(param.device), size, param.shape)
         for blocks, size, param in zip(kept, sizes, leaves.params, strict=True)
     ]
     if not leaves.masks:
@@ -59,7 +60,7 @@ def blocks(
         param: a tensor with at least one dimension.
         scores: its scores, of that shape, larger = more important, sign included; float16 to
             float64, uint8, or int8 to int64. Without them the magnitude of `param` ranks. Means are
-            computed in float64, over pruned entries too.
+            computed in float64, over pruned entries too; on the CPU if the device has no float64.
         mask: prior bool mask of that shape; what it has pruned stays pruned, and a block with no
             entry left is no candidate.
         shape: the size of a block along each of the last dims. Along the other dims it is 1.
@@ -121,7 +122,7 @@ def _tiles(tensor: Tensor, block: list[int]) -> Tensor:
 
 
 def _block_means(scores: Tensor, block: list[int], absolute: bool) -> Tensor:
-    exact = scores.to(torch.float64)
+    exact = scores.to(float64_device(scores.device)).to(torch.float64)
     sums = _tiles(exact.abs() if absolute else exact, block).sum(-1)
     return sums / _tiles(torch.ones_like(exact), block).sum(-1)
 

@@ -77,13 +77,14 @@ def select_lowest(
         )
     require_unsharded(scores, f"{method} with dim=")
     if seed is not None:  # draws depend on the flat index in the leaf, not on the groups
-        scores = operators.random_scores(scores, seed, "")
+        scores = operators.random_scores(scores, seed, "")  # on the CPU, if need be
     masks = []
     for i, dims in enumerate(dims_per_leaf(dim, leaves)):
         if problem := single_entry_problem(scores[i].shape, dims):
             raise LeafError(i, "params", problem)
-        priors = leaves.masks[i : i + 1]
-        masks.append(_select_in_groups(i, scores[i], priors, dims, amounts[i], absolute, name))
+        priors = [prior.to(scores[i].device) for prior in leaves.masks[i : i + 1]]
+        mask = _select_in_groups(i, scores[i], priors, dims, amounts[i], absolute, name)
+        masks.append(mask.to(leaves.params[i].device))
     return masks
 
 

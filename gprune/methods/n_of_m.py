@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,28 +16,71 @@ from gprune.methods.lowest import select_rows
 from gprune.methods.method import built_in, select_on_one_leaf
 from gprune.select.counts import as_scalar
 from gprune.sharding import is_sharded, require_unsharded
-from gprune.trees import Tree, dotted_paths, flatten, leaf_names
+from gprune.trees import Tree, describe_first, dotted_paths, flatten, leaf_names
+
+BLOCK = 2**18
+"""The most entries of several leaves that are pruned as one matrix."""
+
+SMALL = 2**12
+"""The most entries of a leaf that is pruned in one matrix with others."""
 
 
 def _select(leaves: Leaves, *, per_leaf: bool, n: Any, m: Any, dim: Any = None) -> list[Tensor]:
     _check_pattern(n, m)
     require_unsharded(leaves.ranked_by, "n_of_m")
-    dim = _default_dim if dim is None else dim
-    masks = []
-    for i, given in enumerate(value_per_leaf(dim, leaves.paths, leaves.params)):
-        scores = leaves.ranked_by[i]
+    dims = []
+    for i, given in enumerate(_dims(dim, leaves.paths, leaves.params)):
         try:
-            along = _group_dim(given, scores.shape, m)
+            dims.append(_group_dim(given, leaves.ranked_by[i].shape, m))
         except (TypeError, ValueError) as error:
             raise LeafError(i, "params", str(error), type(error)) from None
-        groups = _groups(scores, m, along)
-        size = groups.shape[1]
+    masks: dict[int, Tensor] = {}
+    for numbers in _batches(leaves.ranked_by, dims, m):
+        scores = [_groups(leaves.ranked_by[i], m, dims[i]) for i in numbers]
+        priors = [_prior_groups(leaves, i, m, dims[i]) for i in numbers]
+        size = scores[0].shape[1]
         sparsity = as_scalar((size - min(n, size)) / size, "sparsity")
-        priors = _prior_groups(scores, leaves.masks[i : i + 1], m, along)
-        absolute = leaves.scores is None
-        kept = select_rows(i, groups, priors, sparsity, absolute=absolute, name="sparsity")
-        masks.append(_ungroup(kept, scores, along))
-    return masks
+        kept = select_rows(
+            numbers[0],
+            _joined(scores),
+            [] if all(prior is None for prior in priors) else [_joined_priors(priors, scores)],
+            sparsity,
+            absolute=leaves.scores is None,
+            name="sparsity",
+        )
+        parts = torch.split(kept, [len(groups) for groups in scores])
+        for i, part in zip(numbers, parts, strict=True):
+            masks[i] = _ungroup(part, leaves.ranked_by[i], dims[i])
+    return [masks[i] for i in range(len(dims))]
+
+
+def _batches(tensors: list[Tensor], dims: list[int], m: int) -> list[list[int]]:
+    """Group the leaves whose rows are pruned in one matrix: small ones of a dtype and a device.
+
+    Args:
+        tensors: the scores of the leaves.
+        dims: the dim that the groups of each leaf run along.
+        m: the size of a group.
+
+    Returns:
+        The numbers of the leaves in each batch. A leaf of int64 is alone, so that an error about
+        its values names it; and while compiling, so is every leaf.
+    """
+    batches: list[list[int]] = []
+    open_batches: dict[Any, tuple[list[int], int]] = {}
+    for i, (tensor, dim) in enumerate(zip(tensors, dims, strict=True)):
+        is_large = torch.compiler.is_compiling() or tensor.numel() > SMALL
+        if is_large or tensor.dtype == torch.int64:
+            batches.append([i])
+            continue
+        kind = max(1, min(m, tensor.shape[dim])), tensor.dtype, tensor.device
+        batch, num_entries = open_batches.get(kind, ([], 0))
+        if not batch or num_entries + tensor.numel() > BLOCK:
+            batch, num_entries = [], 0
+            batches.append(batch)
+        batch.append(i)
+        open_batches[kind] = batch, num_entries + tensor.numel()
+    return batches
 
 
 @built_in("semi_structured", _select)
@@ -99,8 +143,8 @@ def check_n_of_m(masks: Tree, *, n: int, m: int, dim: int | DimFunction | None =
 
     Raises:
         TypeError: if a mask is not a bool tensor, or n, m or the dim is not an int.
-        ValueError: if n or m is out of range; or, with the name of every such leaf, if a group
-            keeps more, there is no such dim, or the dim has a single entry and m is above 1.
+        ValueError: if n or m is out of range; or, with the names of such leaves, if a group keeps
+            more, there is no such dim, or the dim has a single entry and m is above 1.
 
     Example:
         >>> check_n_of_m([torch.tensor([True, False, True, True])], n=2, m=4)
@@ -110,33 +154,36 @@ def check_n_of_m(masks: Tree, *, n: int, m: int, dim: int | DimFunction | None =
     _check_pattern(n, m)
     mask_leaves(masks)
     flat, treedef = flatten(masks)
-    names = leaf_names(treedef, "masks")
     leaves = [(i, mask) for i, mask in enumerate(flat) if mask is not None]
-    dims = value_per_leaf(
-        _default_dim if dim is None else dim,
-        lambda: [dotted_paths(treedef)[i] for i, _ in leaves],
-        [mask for _, mask in leaves],
-    )
-    problems = []
+
+    def paths() -> list[str]:
+        pairs = zip(dotted_paths(treedef), flat, strict=True)
+        return [path for path, mask in pairs if mask is not None]
+
+    dims = _dims(dim, paths, [mask for _, mask in leaves])
+    problems: list[tuple[int, str]] = []
     for (i, mask), given in zip(leaves, dims, strict=True):
         try:
             along = _group_dim(given, mask.shape, m)
         except ValueError as error:
-            problems.append(f"{names[i]}: {error}")
+            problems.append((i, f": {error}"))
             continue
         full = mask.full_tensor() if is_sharded([mask]) else mask
         too_many = _groups(full, m, along).sum(1) > n
         if too_many.any():
-            problems.append(
-                f"{names[i]} keeps more than {n} of {m} along dim {along} "
-                f"in {int(too_many.sum())} of {too_many.numel()} groups"
-            )
+            num_wrong, num_groups = int(too_many.sum()), too_many.numel()
+            where = f"along dim {along} in {num_wrong} of {num_groups} groups"
+            problems.append((i, f" keeps more than {n} of {m} {where}"))
     if problems:
-        raise ValueError("; ".join(problems))
+        names = leaf_names(treedef, "masks")
+        raise ValueError(describe_first(problems, lambda found: f"{names[found[0]]}{found[1]}"))
 
 
-def _default_dim(path: str, leaf: Tensor) -> int:
-    return 1 if leaf.dim() > 1 else 0
+def _dims(dim: Any, paths: Callable[[], list[str]], leaves: list[Tensor]) -> list[Any]:
+    """Return the dim of each leaf, which is not checked: by default 1, and 0 for a vector."""
+    if dim is None:
+        return [1 if leaf.dim() > 1 else 0 for leaf in leaves]
+    return value_per_leaf(dim, paths, leaves)
 
 
 def _check_pattern(n: Any, m: Any) -> None:
@@ -169,10 +216,25 @@ def _ungroup(rows: Tensor, like: Tensor, dim: int) -> Tensor:
     return padded[..., : moved.shape[-1]].movedim(-1, dim).contiguous()
 
 
-def _prior_groups(scores: Tensor, priors: list[Tensor], m: int, dim: int) -> list[Tensor]:
-    """Return the prior mask of the groups, in which padding counts as pruned."""
-    if priors:
-        return [_groups(priors[0], m, dim)]
-    if scores.shape[dim] % m:
-        return [_groups(torch.ones_like(scores, dtype=torch.bool), m, dim)]
-    return []
+def _prior_groups(leaves: Leaves, i: int, m: int, dim: int) -> Tensor | None:
+    """Return the prior mask of the groups, in which padding counts as pruned; `None` keeps all."""
+    scores = leaves.ranked_by[i]
+    if leaves.masks:
+        return _groups(leaves.masks[i], m, dim)
+    size = scores.shape[dim]
+    if size > m and size % m:  # a shorter dim is one group without padding
+        return _groups(torch.ones_like(scores, dtype=torch.bool), m, dim)
+    return None
+
+
+def _joined(rows: list[Tensor]) -> Tensor:
+    """Return matrices of one width as one matrix."""
+    return rows[0] if len(rows) == 1 else torch.cat(rows)
+
+
+def _joined_priors(priors: list[Tensor | None], groups: list[Tensor]) -> Tensor:
+    """Return the prior masks of groups as one matrix, `True` where there is none."""
+    pairs = zip(priors, groups, strict=True)
+    return _joined(
+        [torch.ones_like(x, dtype=torch.bool) if prior is None else prior for prior, x in pairs]
+    )

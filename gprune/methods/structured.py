@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gprune.inputs import LeafError, Leaves
+from gprune.inputs import LeafError, Leaves, float64_device
 from gprune.methods.lowest import select_lowest
 from gprune.methods.method import built_in, select_on_one_leaf
 from gprune.select.counts import as_float, as_seed
@@ -35,8 +35,11 @@ def _select_ln(
             )
             raise LeafError(i, "params", message)
     norms = [_norms(scores, order, dim % scores.dim()) for scores in leaves.ranked_by]
-    channels = leaves._replace(scores=norms, ranked_by=norms, masks=_alive(leaves, dim))
+    pairs = zip(_alive(leaves, dim), norms, strict=False)  # there may be no prior masks
+    alive = [channels.to(norm.device) for channels, norm in pairs]
+    channels = leaves._replace(scores=norms, ranked_by=norms, masks=alive)
     kept = select_lowest(channels, amount, sparsity, per_leaf=per_leaf, method="ln_structured")
+    kept = [channels.to(x.device) for channels, x in zip(kept, leaves.params, strict=True)]
     return _entry_masks(kept, leaves, dim)
 
 
@@ -55,9 +58,10 @@ def ln_structured(
 
     The norm of channel c is ‖scores[..., c, ...]‖ₙ over all of its entries, also over those that
     the prior mask has pruned. (torch sets those to zero first; use `apply_masks` to do the same.)
-    The norm is computed in float64 for dtypes other than float32 and float64. Among equal norms the
-    lowest index is pruned first. A channel with a NaN is pruned last, except with n = 0, for which
-    a NaN is an entry that is not zero. The nuclear norm of a channel with infinity is NaN too.
+    The norm is computed in float64 for dtypes other than float32 and float64, on the CPU if the
+    device has no float64. Among equal norms the lowest index is pruned first. A channel with a NaN
+    is pruned last, except with n = 0, for which a NaN is an entry that is not zero. The nuclear
+    norm of a channel with infinity is NaN too.
 
     Args:
         param: a tensor with at least two dimensions.
@@ -192,7 +196,7 @@ def _entry_masks(kept: list[Tensor], leaves: Leaves, dim: int) -> list[Tensor]:
 def _norms(scores: Tensor, n: float | str, dim: int) -> Tensor:
     """Return the norm of every channel."""
     if scores.dtype not in (torch.float32, torch.float64):
-        scores = scores.to(torch.float64)
+        scores = scores.to(float64_device(scores.device)).to(torch.float64)
     others = _other_dims(scores, dim)
     if scores.numel() == 0:  # torch defines no norm of some orders for an empty tensor
         return scores.new_zeros(scores.shape[dim])

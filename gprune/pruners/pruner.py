@@ -16,7 +16,9 @@ from gprune.prune import layerwise
 from gprune.select.counts import as_scalar, as_seed
 from gprune.trees import (
     Tree,
+    TreeDef,
     Where,
+    describe_first,
     flatten,
     leaf_names,
     leaves_like,
@@ -215,18 +217,13 @@ def gradients_of(weights: Tree, grads: Tree) -> Tree:
     """
     leaves, treedef = flatten(weights)
     found = leaves_like(grads, treedef, "grads")
-    names = leaf_names(treedef, "grads")
-    rows = [
-        (name, leaf, grad)
-        for name, leaf, grad in zip(names, leaves, found, strict=True)
-        if leaf is not None
-    ]
-    problems = [(name, score_problem(grad) or _grad_dtype_problem(grad)) for name, _, grad in rows]
-    if any(problem for _, problem in problems):
-        raise TypeError(_join_problems(problems))
-    problems = [(name, mismatch(grad, leaf)) for name, leaf, grad in rows]
-    if any(problem for _, problem in problems):
-        raise ValueError(_join_problems(problems))
+    ranked = [i for i, leaf in enumerate(leaves) if leaf is not None]
+    problems = {i: score_problem(found[i]) or _grad_dtype_problem(found[i]) for i in ranked}
+    if any(problems.values()):
+        raise TypeError(_describe(problems, treedef))
+    problems = {i: mismatch(found[i], leaves[i]) for i in ranked}
+    if any(problems.values()):
+        raise ValueError(_describe(problems, treedef))
     pairs = zip(leaves, found, strict=True)
     return unflatten(treedef, [None if leaf is None else grad for leaf, grad in pairs])
 
@@ -285,5 +282,7 @@ def _grad_dtype_problem(grad: Tensor) -> str | None:
     return f"has dtype {grad.dtype}, a gradient must have a floating point dtype"
 
 
-def _join_problems(problems: list[tuple[str, str | None]]) -> str:
-    return "; ".join(f"{name} {problem}" for name, problem in problems if problem)
+def _describe(problems: dict[int, str | None], treedef: TreeDef) -> str:
+    """Say what is wrong with which gradients, given the problem of each or `None`."""
+    names, wrong = leaf_names(treedef, "grads"), [i for i, problem in problems.items() if problem]
+    return describe_first(wrong, lambda i: f"{names[i]} {problems[i]}")

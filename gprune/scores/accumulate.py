@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from gprune.scores.score_map import score_leaves
-from gprune.trees import Tree, flatten, leaf_names, leaves_like
+from gprune.trees import Tree, describe_first, flatten, leaf_names, leaves_like
 
 
 def accumulate(
@@ -62,10 +62,9 @@ def _require_same_none_leaves(grads: Tree, total: Tree) -> None:
     """Raise a ValueError if a leaf is `None` in some batches only: its mean would ignore them."""
     before, treedef = flatten(total)
     now = leaves_like(grads, treedef, "grads", reference="the gradients of the first batch")
-    names = leaf_names(treedef, "grads")
     changed = [i for i, t in enumerate(before) if (t is None) != (now[i] is None)]
     if changed:
-        paths = ", ".join(names[i] for i in changed)
+        paths = describe_first(changed, leaf_names(treedef, "grads").__getitem__, ", ")
         raise ValueError(
             f"{paths} is None in some batches only; return zeros there, or None in all batches"
         )

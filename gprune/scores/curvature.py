@@ -12,7 +12,15 @@ from torch import Tensor
 from gprune.scores.losses import gradient_function, hessian_product
 from gprune.scores.random import random
 from gprune.scores.score_map import require_positive, score_leaves, upcast
-from gprune.trees import Tree, TreeDef, flatten, leaf_names, require_tensors, unflatten
+from gprune.trees import (
+    Tree,
+    TreeDef,
+    describe_first,
+    flatten,
+    leaf_names,
+    require_tensors,
+    unflatten,
+)
 
 
 def fisher(loss_fn: Callable[..., Tensor], params: Tree, *args: Any, chunk_size: int = 32) -> Tree:
@@ -78,7 +86,8 @@ def hessian_diagonal(
     """Estimate the diagonal of the Hessian by Hutchinson's method: the mean of v ⊙ Hv.
 
     Each probe v has independent entries ±1, so the expected value is the diagonal. The error falls
-    as 1/√probes. It comes from the off-diagonal entries of H: if they are 0, it is 0.
+    as 1/√probes. It comes from the off-diagonal entries of H: if they are 0, it is 0. The probes
+    are drawn on the CPU if the device has no float64.
 
     Args:
         loss_fn: `loss_fn(params, *args)`, to a 0-dim floating point tensor, twice differentiable by
@@ -149,7 +158,7 @@ def _signs(like: list[Tensor], seed: Tensor) -> list[Tensor]:
     """Draw +1 or -1 for each entry."""
     coins = random(like, seed=seed)
     return [
-        torch.where(coin < 0.5, -1, 1).to(leaf.dtype)
+        torch.where(coin < 0.5, -1, 1).to(leaf.device, leaf.dtype)
         for coin, leaf in zip(coins, like, strict=True)
     ]
 
@@ -157,12 +166,13 @@ def _signs(like: list[Tensor], seed: Tensor) -> list[Tensor]:
 def _count(examples: list[Any], treedef: TreeDef) -> int:
     """Return the number of examples: the size of the first dim, equal in all tensors."""
     require_tensors(examples, treedef, "args")
-    names = leaf_names(treedef, "args")
-    sizes = {n: tuple(x.shape[:1]) for n, x in zip(names, examples, strict=True) if x is not None}
+    sizes = {i: tuple(x.shape[:1]) for i, x in enumerate(examples) if x is not None}
     if len(set(sizes.values())) != 1 or not next(iter(sizes.values())):
+        names = leaf_names(treedef, "args")
+        found = describe_first(list(sizes), lambda i: f"{names[i]}: {sizes[i]}", ", ")
         raise ValueError(
             "all tensors in args must have the same first dimension, the number of examples, "
-            f"got {sizes}"
+            f"got {{{found}}}"
         )
     num_examples: int = next(iter(sizes.values()))[0]
     if num_examples == 0:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gprune.inputs import RANKABLE_DTYPES
-from gprune.trees import Tree, flatten, leaf_names, require_tensors, unflatten_like
+from gprune.trees import Tree, describe_first, flatten, leaf_names, require_tensors, unflatten_like
 
 
 def magnitude(params: Tree) -> Tree:
@@ -35,12 +35,16 @@ def magnitude(params: Tree) -> Tree:
     leaves, treedef = flatten(params)
     require_tensors(leaves, treedef, "params")
     unfit = [
-        f"{name} has dtype {leaf.dtype}, whose magnitude cannot be ranked; cast it"
-        for name, leaf in zip(leaf_names(treedef, "params"), leaves, strict=True)
+        i
+        for i, leaf in enumerate(leaves)
         if leaf is not None and leaf.dtype not in RANKABLE_DTYPES and not leaf.is_complex()
     ]
     if unfit:
-        raise TypeError("; ".join(unfit))
+        names = leaf_names(treedef, "params")
+        problem = "whose magnitude cannot be ranked; cast it"
+        raise TypeError(
+            describe_first(unfit, lambda i: f"{names[i]} has dtype {leaves[i].dtype}, {problem}")
+        )
     return unflatten_like(treedef, leaves, [_absolute(leaf) for leaf in leaves if leaf is not None])
 
 

@@ -21,7 +21,8 @@ def random(params: Tree, *, seed: int | torch.Tensor) -> Tree:
         seed: a 64-bit int or a 0-dim integer tensor.
 
     Returns:
-        Scores of that structure: float64, multiples of 2^-53.
+        Scores of that structure: float64, multiples of 2^-53, on the device of each leaf, or on the
+        CPU if that device has no float64.
 
     Raises:
         TypeError: if a leaf is neither a tensor nor `None`, or the seed is not an integer.

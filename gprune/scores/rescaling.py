@@ -5,13 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gprune.inputs import float64_device
 from gprune.scores.score_map import score_leaves
 from gprune.sharding import require_unsharded
 from gprune.trees import Tree, flatten
 
+INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
+"""The integers of the size of a float."""
+
 
 def normalize_l2(scores: Tree) -> Tree:
     """Divide the scores of each leaf by their norm: s / ‖s‖₂.
+
+    The norm is computed in float64, on the CPU if the device has no float64.
 
     Args:
         scores: pytree of floating point tensors of any shape; `None` stays `None`.
@@ -34,8 +40,9 @@ def normalize_l2(scores: Tree) -> Tree:
 
     def equation(leaf: Tensor) -> Tensor:
         unit = _scaled(leaf)
-        norm = torch.linalg.vector_norm(unit, dtype=torch.float64)
-        return (unit / torch.where(norm == 0, 1, norm)).to(leaf.dtype)
+        exact = unit.to(float64_device(unit.device))
+        norm = torch.linalg.vector_norm(exact, dtype=torch.float64).to(leaf.dtype).to(leaf.device)
+        return unit / torch.where(norm == 0, 1, norm)
 
     return score_leaves(equation, scores=scores)
 
@@ -45,7 +52,8 @@ def lamp(params: Tree) -> Tree:
 
     u and v number the entries of a leaf in ascending order of magnitude, equal ones by flat index.
     So the largest entry of every leaf has the score 1, and no leaf is pruned completely before
-    all leaves are down to one entry.
+    all leaves are down to one entry. The sums are computed in float64, on the CPU if the device has
+    no float64.
 
     Args:
         params: pytree of floating point tensors of any shape; `None` stays `None`.
@@ -67,10 +75,16 @@ def lamp(params: Tree) -> Tree:
     """
 
     def equation(leaf: Tensor) -> Tensor:
-        squares, order = _scaled(leaf.double()).square().flatten().sort(stable=True)
-        rest = squares.flip(0).cumsum(0).flip(0)
-        shares = torch.where(rest == 0, 0, squares / rest)
-        return torch.zeros_like(shares).scatter(0, order, shares).reshape(leaf.shape).to(leaf.dtype)
+        magnitudes = leaf.to(float64_device(leaf.device)).flatten().abs()
+        # magnitudes have the order of their bits, which torch sorts faster as integers
+        bits, order = magnitudes.view(INTEGERS[leaf.dtype]).sort(stable=True)
+        # from the largest on, so that the sums of all that is not smaller are one cumulative sum
+        ordered, order = bits.flip(0).view(leaf.dtype), order.flip(0)
+        squares = _scaled(ordered.double()).square_()
+        # the largest square is 1, so that a sum is 1 at least, or all squares are 0
+        shares = squares.div_(squares.cumsum(0).clamp_(min=1)).to(leaf.dtype)
+        scores = torch.empty_like(shares).scatter(0, order, shares)
+        return scores.reshape(leaf.shape).to(leaf.device)
 
     require_unsharded(flatten(params)[0], "lamp")
     return score_leaves(equation, params=params)

@@ -17,7 +17,16 @@ from torch import Tensor
 from gprune.inputs import mismatch
 from gprune.select import operators
 from gprune.sharding import load_dtensor_rules, raise_on_all_ranks
-from gprune.trees import Tree, TreeDef, flatten, leaf_names, leaves_like, require_tensors, unflatten
+from gprune.trees import (
+    Tree,
+    TreeDef,
+    describe_first,
+    flatten,
+    leaf_names,
+    leaves_like,
+    require_tensors,
+    unflatten,
+)
 
 
 @raise_on_all_ranks
@@ -65,7 +74,7 @@ def floating_leaves(tree: Tree, name: str) -> tuple[list[Any], TreeDef]:
     wrong = [i for i, leaf in enumerate(leaves) if leaf is not None and not _has_arithmetic(leaf)]
     if wrong:
         names = leaf_names(treedef, name)
-        found = "; ".join(f"{names[i]} has dtype {leaves[i].dtype}" for i in wrong)
+        found = describe_first(wrong, lambda i: f"{names[i]} has dtype {leaves[i].dtype}")
         remedy = "cast it, or put None in its place; a loss function can close over the tensor"
         raise TypeError(f"{found}: only float16 to float64 can be scored; {remedy}")
     return leaves, treedef
@@ -111,9 +120,10 @@ def _matching_leaves(
     leaves = [leaf if first is not None else None for leaf, first in pairs]
     floating_leaves(unflatten(treedef, leaves), name)
     problems = [mismatch(leaf, first) for leaf, first in zip(leaves, first_leaves, strict=True)]
-    if any(problems):
-        rows = zip(leaf_names(treedef, name), problems, strict=True)
-        raise ValueError("; ".join(f"{path} {problem}" for path, problem in rows if problem))
+    wrong = [i for i, problem in enumerate(problems) if problem]
+    if wrong:
+        names = leaf_names(treedef, name)
+        raise ValueError(describe_first(wrong, lambda i: f"{names[i]} {problems[i]}"))
     return leaves
 
 
@@ -129,16 +139,16 @@ def _require_finite(scores: list[Any], columns: dict[str, list[Any]], treedef: T
     finite = operators.all_finite(found, "scores").tolist()
     wrong = [i for i, fine in zip(indices, finite, strict=True) if not fine]
     if wrong:
-        raise ValueError("; ".join(_why_not_finite(i, columns, treedef) for i in wrong))
+        names = [leaf_names(treedef, name) for name in columns]
+        rows = {i: ([paths[i] for paths in names], [c[i] for c in columns.values()]) for i in wrong}
+        raise ValueError(describe_first(wrong, lambda i: _why_not_finite(*rows[i])))
 
 
-def _why_not_finite(i: int, columns: dict[str, list[Any]], treedef: TreeDef) -> str:
-    names = {name: leaf_names(treedef, name)[i] for name in columns}
-    finite = operators.all_finite(
-        [upcast(column[i]) for column in columns.values()], "inputs"
-    ).tolist()
-    wrong = [name for name, fine in zip(names.values(), finite, strict=True) if not fine]
-    param, leaf = next(iter(names.values())), next(iter(columns.values()))[i]
+def _why_not_finite(names: list[str], leaves: list[Tensor]) -> str:
+    """Say why the score of a leaf is not finite, given the leaves that it is computed from."""
+    finite = operators.all_finite([upcast(leaf) for leaf in leaves], "inputs").tolist()
+    wrong = [name for name, fine in zip(names, finite, strict=True) if not fine]
+    param, leaf = names[0], leaves[0]
     remedy = "scale them" if leaf.dtype == torch.float64 else "cast the parameters to float64"
     if not wrong:
         return f"the score of {param} overflows; {remedy}"

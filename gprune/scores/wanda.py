@@ -11,9 +11,10 @@ from torch._C import _functorch
 from torch.nn import functional as F  # noqa: N812  torch's own name for it
 from torch.overrides import TorchFunctionMode
 
+from gprune.inputs import float64_device
 from gprune.scores.losses import flatten_function
 from gprune.scores.score_map import floating_leaves, score_leaves, upcast, upcast_dtype
-from gprune.trees import Tree, leaf_names, leaves_like, map_leaves
+from gprune.trees import Tree, describe_first, leaf_names, leaves_like, map_leaves
 
 LAYERS = (F.linear, F.conv1d, F.conv2d, F.conv3d)
 """The observed functions. Each is linear in its second argument, the weight."""
@@ -50,8 +51,7 @@ def wanda(params: Tree, input_norms: Tree) -> Tree:
     norms = leaves_like(input_norms, treedef, "input_norms")
     unseen = [i for i, leaf in enumerate(leaves) if leaf is not None and norms[i] is None]
     if unseen:
-        names = leaf_names(treedef, "params")
-        wrong = ", ".join(names[i] for i in unseen)
+        wrong = describe_first(unseen, leaf_names(treedef, "params").__getitem__, ", ")
         raise ValueError(
             f"{wrong} was not the weight of a linear or convolution layer, so there are no "
             "input_norms for it; put None in its place with prunable()"
@@ -66,7 +66,8 @@ def input_norms(forward: Callable[[Tree, Any], Any], params: Tree, batches: Iter
     through `functional_call` and under `vmap`, but not those inside a compiled function. A weight
     is recognised by identity. So a weight that is transformed before the call, or passed to a fused
     function such as `F.multi_head_attention_forward`, is not observed. No module is changed, and
-    only one batch at a time is in memory.
+    only one batch at a time is in memory. The norms are added up in float64, on the CPU if the
+    device has no float64.
 
     Args:
         forward: `forward(params, batch)`, any pure function. Its result is not used.
@@ -147,8 +148,7 @@ def _squared_inputs(
     groups = x.shape[1 - len(shape)] // shape[1] if shape[1] else 1
     squares = upcast(x).square().unsqueeze(0)  # layers take a single example without a batch, too
     squares = squares.sum(tuple(range(squares.dim() + 1 - len(shape))))
-    device = "cpu" if x.device.type == "mps" else x.device  # MPS has no float64
-    squares = squares.to(device, torch.float64).unsqueeze(0)
+    squares = squares.to(float64_device(x.device)).to(torch.float64).unsqueeze(0)
     row = squares.new_zeros(groups, *shape[1:])
     derivative = torch.func.grad(lambda row: layer(squares, row, None, *args, **kwargs).sum())
     sums: Tensor = derivative(row)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from gprune.inputs import LeafError
-from gprune.select.counter_rng import draw_integers
+from gprune.select.counter_rng import draw_integers, draw_leaves
 from gprune.select.keys import (
     FLOAT64,
     FORMATS,
@@ -308,8 +308,6 @@ class RankedLeaves:
 
     def _can_join(self, group: list[int], leaf: int) -> bool:
         first, scores = self.scores[group[0]], self.scores[leaf]
-        if self.seed is not None:
-            return False
         size = block_size(first.device)
         is_small = max(first.numel(), scores.numel()) <= size // 8
         is_alike = scores.dtype == first.dtype and scores.device == first.device
@@ -343,12 +341,21 @@ class RankedLeaves:
         """Copy several leaves into one block."""
         form, first = self.form(group[0]), self.scores[group[0]]
         sizes = [self.scores[leaf].numel() for leaf in group]
-        # autocast would cast the scores in `cat`, but not with `out`
-        scores = torch.empty(sum(sizes), dtype=first.dtype, device=first.device)
-        torch.cat([self.scores[leaf].reshape(-1) for leaf in group], out=scores)
+        if self.seed is None:
+            # autocast would cast the scores in `cat`, but not with `out`
+            scores = torch.empty(sum(sizes), dtype=first.dtype, device=first.device)
+            torch.cat([self.scores[leaf].reshape(-1) for leaf in group], out=scores)
+            bits = to_bits(scores, form)
+        else:
+            longest = torch.arange(max(sizes), device=first.device)
+            indices = [longest[:size] for size in sizes]
+            if self.slices:
+                pairs = zip(group, indices, strict=True)
+                indices = [self.slices[leaf].leaf_index(index) for leaf, index in pairs]
+            bits = draw_leaves(self.seed, group, indices)
         prior = torch.cat([self.priors[i].reshape(-1) for i in group]) if self.priors else None
         start = self.starts[group[0]]
-        return Block(start, to_bits(scores, form), form, prior, group, sizes, 0)
+        return Block(start, bits, form, prior, group, sizes, 0)
 
     def leaf_blocks(self, leaf: int) -> Iterator[Block]:
         """Stream the entries of one leaf, of which none are joined with those of others."""

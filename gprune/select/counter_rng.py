@@ -8,6 +8,8 @@ Pseudorandom Number Generators", figure 17).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -35,11 +37,35 @@ def draw_integers(seed: int, leaf: int, flat_indices: Tensor) -> Tensor:
         int64 tensor of the same shape, uniform on the integers from 0 to 2^53 - 1.
     """
     stream = _mix(_mix((seed + GAMMA) % MODULUS) + leaf * GAMMA)
-    z = flat_indices.add_(1).mul_(_signed(GAMMA)).add_(_signed(stream))
+    return _hash(flat_indices.add_(1).mul_(_signed(GAMMA)).add_(_signed(stream)))
+
+
+def _hash(z: Tensor) -> Tensor:
+    """Return the upper bits of SplitMix64's output function of a counter, which is overwritten."""
     z = z.bitwise_xor_(_shift_right(z, 30)).mul_(_signed(FIRST_MULTIPLIER))
     z = z.bitwise_xor_(_shift_right(z, 27)).mul_(_signed(SECOND_MULTIPLIER))
     z = z.bitwise_xor_(_shift_right(z, 31))
     return _shift_right(z, 64 - NUM_BITS)
+
+
+def draw_leaves(seed: int, leaves: Sequence[int], flat_indices: Sequence[Tensor]) -> Tensor:
+    """Draw integers for some entries of several leaves at once; see `draw_integers`.
+
+    Args:
+        seed: any 64-bit integer.
+        leaves: the numbers of the leaves.
+        flat_indices: for each leaf the flat indices of the entries, int64.
+
+    Returns:
+        The draws of all leaves, 1-D int64.
+    """
+    device = flat_indices[0].device
+    first = _mix((seed + GAMMA) % MODULUS)
+    streams = [_signed(_mix(first + leaf * GAMMA)) for leaf in leaves]
+    sizes = torch.tensor([index.numel() for index in flat_indices], device=device)
+    counters = torch.cat(list(flat_indices)).add_(1).mul_(_signed(GAMMA))
+    stream = torch.tensor(streams, device=device)
+    return _hash(counters.add_(stream.repeat_interleave(sizes, output_size=counters.numel())))
 
 
 def draw(seed: int, leaf: int, flat_indices: Tensor) -> Tensor:

@@ -239,6 +239,39 @@ def write_replicas(
     return torch.empty(0, dtype=torch.int64, device="cpu")
 
 
+def prune_small(
+    ranked: RankedLeaves, leaves: Sequence[int], ks: Sequence[int], masks: list[Tensor]
+) -> None:
+    """Write the masks that prune the lowest candidates of each of many small leaves.
+
+    One sort orders all of them. It is stable, so that ties have the order of their flat indices.
+
+    Args:
+        ranked: the leaves that are ranked, on the CPU, all of them in this process.
+        leaves: the numbers of leaves of one dtype, none of them empty.
+        ks: for each of them how many candidates are pruned.
+        masks: one contiguous bool mask per leaf.
+    """
+    block = ranked.joined_block(list(leaves))
+    keys = ranked.keys(block.bits, block.form)
+    if block.prior is not None:  # what is pruned comes last, so that the first k are candidates
+        keys = keys.masked_fill(block.prior.logical_not(), torch.iinfo(keys.dtype).max)
+    sizes = torch.tensor(block.sizes, device="cpu")
+    numbers = torch.arange(len(block.sizes), dtype=torch.int32, device="cpu")
+    of_entry = numbers.repeat_interleave(sizes)
+    order = keys.sort(stable=True).indices
+    order = order.index_select(0, of_entry.index_select(0, order).sort(stable=True).indices)
+    # now the entries of each leaf are where they were before, but in ascending order
+    starts = sizes.cumsum(0) - sizes
+    ends = (starts + torch.tensor(ks, device="cpu")).repeat_interleave(sizes)
+    is_kept = torch.arange(keys.numel(), device="cpu") >= ends
+    kept = torch.empty_like(is_kept).scatter_(0, order, is_kept)
+    if block.prior is not None:
+        kept.logical_and_(block.prior)
+    flat = [masks[leaf].view(-1) for leaf in leaves]
+    torch.split_with_sizes_copy(kept, block.sizes, out=flat)
+
+
 def prune_few(ranked: RankedLeaves, leaves: range, k: int, masks: list[Tensor]) -> None:
     """Write the masks that prune the k lowest of few candidates, without a pass.
 

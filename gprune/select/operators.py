@@ -29,6 +29,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
+from gprune.inputs import float64_device
 from gprune.select import blocks, rows
 from gprune.select.blocks import RankedLeaves
 from gprune.select.counter_rng import draw
@@ -169,7 +170,8 @@ def random_scores(leaves: list[Tensor], seed: Tensor, call: str, layout: str = "
         slices = from_text(layout).slices()
     drawn = []
     for i, leaf in enumerate(leaves):
-        index = torch.arange(leaf.numel(), device=leaf.device)
+        # on the CPU where the device of the leaf has no float64
+        index = torch.arange(leaf.numel(), device=float64_device(leaf.device))
         index = index if slices is None else slices[i].leaf_index(index)
         drawn.append(draw(seed_value, i, index).view(leaf.shape))
     return drawn
@@ -181,10 +183,18 @@ def all_finite(leaves: list[Tensor], call: str, layout: str = "") -> Tensor:
 
     def count() -> Tensor:
         # aminmax returns NaN if there is one, and takes one pass; isfinite takes several
-        ends = [
-            torch.stack(x.aminmax()) if x.numel() else torch.zeros(2, device="cpu") for x in leaves
+        found = [
+            torch.stack(x.aminmax()).isfinite().all() if x.numel() else torch.ones((), device="cpu")
+            for x in leaves
         ]
-        return torch.tensor([int(not end.isfinite().all()) for end in ends], device="cpu")
+        by_device: dict[torch.device, list[int]] = {}
+        for i, is_finite in enumerate(found):
+            by_device.setdefault(is_finite.device, []).append(i)
+        wrong = torch.zeros(len(leaves), dtype=torch.int64, device="cpu")
+        for numbers in by_device.values():  # all leaves of a device are read together
+            finite = torch.stack([found[i].to(torch.bool) for i in numbers]).cpu()
+            wrong[torch.tensor(numbers, device="cpu")] = finite.logical_not().to(torch.int64)
+        return wrong
 
     with prepare(leaves, [], False, None, call, layout) as (_, reduce, _):
         return reduce.sum("checking that all entries are finite", len(leaves), count) == 0
@@ -361,7 +371,9 @@ def _fake_threshold(
 
 
 def _fake_draws(leaves: list[Tensor], *_: object) -> list[Tensor]:
-    return [torch.empty(x.shape, dtype=torch.float64, device=x.device) for x in leaves]
+    return [
+        torch.empty(x.shape, dtype=torch.float64, device=float64_device(x.device)) for x in leaves
+    ]
 
 
 select.register_fake(lambda scores, *_: empty_masks(scores))

@@ -40,7 +40,13 @@ from gprune.inputs import LeafError
 from gprune.select.accelerator import MAX_SLOTS, AcceleratorPass, AcceleratorSample, count_keys
 from gprune.select.blocks import Query, RankedLeaves
 from gprune.select.counts import resolve
-from gprune.select.finish import KeyThreshold, finish_collected, finish_counted, prune_few
+from gprune.select.finish import (
+    KeyThreshold,
+    finish_collected,
+    finish_counted,
+    prune_few,
+    prune_small,
+)
 from gprune.select.keys import (
     FORMATS,
     LARGEST_INT64,
@@ -77,6 +83,9 @@ MAX_BITS = 11
 """The most bits of a digit that a pass on an accelerator finds: so many bins fit into the memory
 that the threads of a program share."""
 
+SMALL = 2**9
+"""Leaves with at most this many entries are pruned together, in one sort."""
+
 GUESSES = 3
 """How many passes use the brackets of the sample."""
 
@@ -104,9 +113,9 @@ def select_into(
     all_leaves = range(len(ranked.scores))
     scopes = [all_leaves] if len(amounts) == 1 else [range(leaf, leaf + 1) for leaf in all_leaves]
     is_one_cpu_process = reduce.num_processes == 1 and ranked.is_on_cpu
-    queries = []
-    pairs = zip(amounts, scopes, count_candidates(ranked, scopes, reduce), strict=True)
-    for number, (amount, leaves, num_candidates) in enumerate(pairs):
+    queries, small = [], dict[torch.dtype, list[tuple[int, int]]]()
+    rows = zip(amounts, scopes, count_candidates(ranked, scopes, reduce), strict=True)
+    for number, (amount, leaves, num_candidates) in enumerate(rows):
         entries = ranked.tree_starts[leaves.stop] - ranked.tree_starts[leaves.start]
         try:
             k = resolve(amount, entries, num_candidates, is_sparsity)
@@ -116,10 +125,17 @@ def select_into(
             raise LeafError(number, "sparsity" if is_sparsity else "amount", str(error)) from None
         if k == 0:
             copy_priors(ranked, leaves, masks)
+        elif is_one_cpu_process and entries <= min(SMALL, DIRECT) and len(leaves) == 1:
+            small.setdefault(ranked.scores[number].dtype, []).append((number, k))
         elif is_one_cpu_process and entries <= DIRECT:
             prune_few(ranked, leaves, k, masks)
         else:
             queries.append(Query(leaves, k, num_candidates))
+    for pairs in small.values():  # several leaves of a dtype in one sort
+        step = max(1, DIRECT // SMALL)
+        for start in range(0, len(pairs), step):
+            some = pairs[start : start + step]
+            prune_small(ranked, [leaf for leaf, _ in some], [k for _, k in some], masks)
     # a single process has no messages to share, and collects less if it has one query at a time
     most, few = (BATCH, FEW) if ranked.is_on_cpu else (MAX_SLOTS, 0)
     alone = [[query] for query in queries]

@@ -75,4 +75,18 @@ FAULTS = [
         "if param is None:",
         "tests/test_inputs.py",
     ),
+    fault(
+        "an error names every leaf",
+        "trees.py",
+        "for item in wrong[:MOST_NAMED]",
+        "for item in wrong",
+        "tests/guarantees/test_many_bad_leaves.py",
+    ),
+    fault(
+        "the paths of all leaves are computed for each leaf",
+        "methods/n_of_m.py",
+        'lambda found: f"{names[found[0]]}{found[1]}"',
+        "lambda found: f\"{leaf_names(treedef, 'masks')[found[0]]}{found[1]}\"",
+        "tests/guarantees/test_many_bad_leaves.py",
+    ),
 ]

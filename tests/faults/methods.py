@@ -21,9 +21,9 @@ FAULTS = [
     fault(
         "the first channels of a tie are kept",
         "methods/structured.py",
-        "    channels = leaves._replace(scores=norms, ranked_by=norms, masks=_alive(leaves, dim))",
+        "    channels = leaves._replace(scores=norms, ranked_by=norms, masks=alive)",
         "    norms = [x.flip(0) for x in norms]\n"
-        "    channels = leaves._replace(scores=norms, ranked_by=norms, masks=_alive(leaves, dim))",
+        "    channels = leaves._replace(scores=norms, ranked_by=norms, masks=alive)",
         "tests/methods/test_structured.py",
     ),
     fault(
@@ -175,5 +175,26 @@ FAULTS = [
         "require_unsharded(leaves.ranked_by, method)",
         'require_unsharded(leaves.ranked_by, "a structured method")',
         "tests/select/test_ranks.py::test_what_cannot_be_sharded_is_refused",
+    ),
+    fault(
+        "means of blocks on a device without float64",
+        "methods/blocks.py",
+        "scores.to(float64_device(scores.device)).to(torch.float64)",
+        "scores.to(torch.float64)",
+        "tests/guarantees/test_accelerator.py::test_float32_needs_no_float64_on_the_device",
+    ),
+    fault(
+        "norms of channels on a device without float64",
+        "methods/structured.py",
+        "scores.to(float64_device(scores.device)).to(torch.float64)",
+        "scores.to(torch.float64)",
+        "tests/guarantees/test_accelerator.py::test_methods_that_need_float64_for_some_dtypes",
+    ),
+    fault(
+        "masks of groups where the draws are",
+        "methods/lowest.py",
+        "mask.to(leaves.params[i].device)",
+        "mask",
+        "tests/guarantees/test_accelerator.py::test_methods_that_need_float64_for_some_dtypes",
     ),
 ]

@@ -146,8 +146,8 @@ FAULTS = [
     fault(
         "positions are added in float32, which autocast rounds",
         "scores/wanda.py",
-        "squares.to(device, torch.float64)",
-        "squares.to(device, torch.float32)",
+        "squares.to(float64_device(x.device)).to(torch.float64)",
+        "squares.to(float64_device(x.device)).to(torch.float32)",
         "tests/scores/test_wanda.py::test_squares_are_not_rounded_by_autocast",
     ),
     fault(
@@ -160,8 +160,8 @@ FAULTS = [
     fault(
         "lamp of what is smaller",
         "scores/rescaling.py",
-        "squares.flip(0).cumsum(0).flip(0)",
         "squares.cumsum(0)",
+        "squares.flip(0).cumsum(0).flip(0)",
         "tests/scores/test_rescaling.py::test_lamp",
     ),
     fault(

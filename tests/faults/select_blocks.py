@@ -124,11 +124,11 @@ FAULTS = [
         "tests/select/test_blocks.py::test_joined_blocks_are_never_too_long",
     ),
     fault(
-        "random draws are joined",
-        "select/blocks.py",
-        "        if self.seed is not None:\n            return False\n",
-        "",
-        "tests/select/test_blocks.py::test_random_draws_are_joined_with_nothing",
+        "all leaves of a joined block are drawn in the stream of the first",
+        "select/counter_rng.py",
+        "_signed(_mix(first + leaf * GAMMA)) for leaf in leaves",
+        "_signed(_mix(first + leaves[0] * GAMMA)) for leaf in leaves",
+        "tests/select/test_counter_rng.py",
     ),
     fault(
         "the offset is that of the last block",

@@ -6,7 +6,7 @@ where sums of floats may differ.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import pytest
@@ -46,39 +46,21 @@ OWN_FLOAT64 = {"pruning_method", "layerwise, a user's method"}
 ZEROS_OF_ANY_SIGN = {"grasp"}
 """Rows with derivatives that torch knows to be zero, and the accelerator multiplies by -0.0."""
 
-NEEDS_FLOAT64 = {
-    "blocks",
-    "sparsity",
-    "agreement",
-    "random",
-    "hessian_diagonal",
-    "normalize_l2",
-    "lamp",
-    "input_norms",
-}
-"""Rows that use float64 on the device of a float32 leaf: they fail on MPS. To be mended."""
 
-
-def rows(chosen: Callable[[Row], bool] = lambda row: True, **marks: set[str]) -> Any:
-    """Run a test on every row that is chosen, and mark those named, as `mark={names}`."""
+def rows(chosen: Callable[[Row], bool] = lambda row: True, *, long: Collection[str] = ()) -> Any:
+    """Run a test on every row that is chosen, and mark those that take long."""
     return pytest.mark.parametrize(
         "row",
         [
             pytest.param(
                 row,
                 id=row.name,
-                marks=[MARKS[mark] for mark, names in marks.items() if row.name in names],
+                marks=[pytest.mark.long] if row.name in long else [],
             )
             for row in ROWS
             if row.name not in OWN_TENSORS and chosen(row)
         ],
     )
-
-
-MARKS = {
-    "long": pytest.mark.long,
-    "fails": pytest.mark.xfail(raises=TypeError, reason="uses float64 on the device"),
-}
 
 
 def to_device(tree: Any) -> Any:
@@ -123,8 +105,7 @@ def assert_where_the_leaves_are(result: Any, params: Any) -> None:
 
 def test_the_tables_of_exceptions() -> None:
     names = {row.name for row in ROWS}
-    assert names >= OWN_TENSORS | NUMBERS_OF_MASKS | ONE_DEVICE | OWN_FLOAT64 | NEEDS_FLOAT64
-    assert names >= ZEROS_OF_ANY_SIGN
+    assert names >= OWN_TENSORS | NUMBERS_OF_MASKS | ONE_DEVICE | OWN_FLOAT64 | ZEROS_OF_ANY_SIGN
 
 
 # --- every row --------------------------------------------------------------------------------
@@ -154,14 +135,46 @@ def test_trees_on_two_devices(row: Row, first: int) -> None:
     assert_where_the_leaves_are(got, mixed[0])
 
 
-@rows(lambda row: row.name not in OWN_FLOAT64, fails=NEEDS_FLOAT64)
+@rows(lambda row: row.name not in OWN_FLOAT64)
 def test_float32_needs_no_float64_on_the_device(row: Row) -> None:
-    """As on MPS, which has none."""
+    """As on MPS, which has none. Only results in float64 are on the CPU then."""
     *trees, amount = (EXAMPLES[2][name] for name in (*INPUTS, "amount"))
     moved = [to_device(tree) for tree in trees]
     with without_float64():
         got = row.call(*moved, amount)
     assert_same_on_cpu(got, row.call(*trees, amount))
+    for tensor in tensors(got):
+        is_there = tensor.dim() > 0 or row.name in NUMBERS_OF_MASKS
+        has_float64 = tensor.dtype == torch.float64
+        assert tensor.device == (DEVICE if is_there and not has_float64 else CPU)
+
+
+METHODS_IN_FLOAT64: dict[str, dict[str, Any]] = {
+    "ln_structured": {"pruning_method": gp.ln_structured, "n": 1, "dim": 0, "amount": 0.4},
+    "blocks": {"pruning_method": gp.blocks, "shape": (2, 2), "amount": 0.4},
+    "random_unstructured": {
+        "pruning_method": gp.random_unstructured,
+        "seed": 1,
+        "dim": 0,
+        "amount": 0.4,
+    },
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.int16], ids=str)
+@pytest.mark.parametrize("has_masks", [False, True])
+@pytest.mark.parametrize("name", METHODS_IN_FLOAT64)
+def test_methods_that_need_float64_for_some_dtypes(
+    name: str, has_masks: bool, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    params = {"a": (100 * torch.randn(6, 5)).to(dtype), "b": (100 * torch.randn(4, 7)).to(dtype)}
+    masks = map_tensors(lambda leaf: torch.rand(leaf.shape) < 0.7, params) if has_masks else None
+    with without_float64():
+        moved = None if masks is None else to_device(masks)
+        got = gp.layerwise(to_device(params), masks=moved, **METHODS_IN_FLOAT64[name])
+    assert_same_on_cpu(got, gp.layerwise(params, masks=masks, **METHODS_IN_FLOAT64[name]))
+    assert {leaf.device for leaf in tensors(got)} == {DEVICE}
 
 
 @pytest.mark.long

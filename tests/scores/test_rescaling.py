@@ -8,6 +8,7 @@ from hypothesis import given
 
 import gprune as gp
 from tests.support import reference
+from tests.support.accelerator import DEVICE, measured
 from tests.support.cases import map_tensors
 from tests.support.scoring import assert_close, each_dtype, each_model, finite_trees, setting
 
@@ -50,6 +51,17 @@ def test_lamp_neither_vanishes_nor_overflows(dtype: torch.dtype, scale: float) -
     leaf = torch.tensor([3.0, -4.0], dtype=dtype) * scale
     want = torch.tensor([9 / 25, 1.0], dtype=dtype)
     torch.testing.assert_close(gp.scores.lamp(leaf), want)
+
+
+def test_lamp_waits_for_an_accelerator_once() -> None:
+    """The scores are checked together, whatever the number of leaves is."""
+    waits = []
+    for num_leaves in (1, 20):
+        params = [torch.randn(30).to(DEVICE) for _ in range(num_leaves)]
+        with measured() as cost:
+            gp.scores.lamp(params)
+        waits.append(cost.waits)
+    assert waits == [1, 1]
 
 
 def test_lamp_of_ties_and_zeros() -> None:

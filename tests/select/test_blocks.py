@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from gprune.inputs import LeafError
 from gprune.select import blocks
 from gprune.select.blocks import Block, RankedLeaves, ShardSlice, flat_blocks
+from gprune.select.counter_rng import draw_integers
 from gprune.select.keys import FLOAT32, FLOAT64, FORMATS, INT64, to_bits
 from tests.support import fuzz, ranked
 from tests.support.limits import Limits, patched
@@ -93,10 +94,13 @@ def test_joined_blocks_are_never_too_long(size: int) -> None:
         entries(leaves, list(leaves.blocks(range(60))))
 
 
-def test_random_draws_are_joined_with_nothing() -> None:
+def test_random_draws_of_small_neighbours_are_joined() -> None:
     leaves = RankedLeaves([torch.ones(3), torch.ones(2)], [], seed=1)
-    assert leaves.groups(range(2)) == [[0], [1]]
+    assert leaves.groups(range(2)) == [[0, 1]]
     assert leaves.common == INT64
+    [block] = leaves.blocks(range(2))
+    apart = [draw_integers(1, leaf, torch.arange(size)) for leaf, size in ((0, 3), (1, 2))]
+    assert block.bits.equal(torch.cat(apart))
 
 
 @given(st.integers(1, 100), st.integers(-(2**63), 2**63 - 1), ranked.trees)

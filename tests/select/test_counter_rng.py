@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import gprune as gp
-from gprune.select.counter_rng import draw, draw_integers
+from gprune.select.counter_rng import draw, draw_integers, draw_leaves
 
 
 def splitmix64(seed: int, count: int) -> list[int]:
@@ -41,6 +41,14 @@ def test_draws_are_splitmix64_in_a_stream_of_the_seed_and_the_leaf(seed: int, le
         [expected[8], expected[0]],
         [expected[3], expected[3]],
     ]
+
+
+@pytest.mark.parametrize("seed", [0, -1, 2**63 - 1])
+def test_many_leaves_are_drawn_at_once(seed: int) -> None:
+    leaves, indices = [3, 0, 2**40], [torch.tensor([5, 0]), torch.arange(0), torch.arange(4)]
+    pairs = zip(leaves, indices, strict=True)
+    apart = [draw_integers(seed, leaf, index.clone()) for leaf, index in pairs]
+    assert draw_leaves(seed, leaves, indices).equal(torch.cat(apart))
 
 
 def test_draws_are_uniform_and_differ_between_leaves_and_seeds() -> None:
