@@ -26,6 +26,8 @@ single key, and then the last pruned entry with that key is found.
     partition.py    the passes over all scores: dividing them by brackets, and writing masks
     refine.py       radix select over several processes, by summing counts
     finish.py       the last step: thresholds and masks from the collected candidates
+    accelerator.py  the sample, the pass and the last step on an accelerator, in torch operators
+    kernels.py      the passes over all scores as Triton kernels, for GPUs
     search.py       the five steps together, for several thresholds at once
     rows.py         one threshold for each row of a matrix
     operators.py    all of this as torch.library operators, with their rules for vmap

@@ -6,6 +6,7 @@ scores and one write of the masks: 5 bytes per float32 score, and 12 for each co
 One launch is for many leaves. A table has a row for each block: the addresses of its scores, prior
 mask and mask, and the bracket of its query. A block is divided into *tiles*, and each tile has a
 program. Addresses and positions are 64-bit integers, so a leaf may have more than 2^31 entries.
+The kernel `count_tiles` counts keys in bins; its programs have several tiles.
 
 A program reserves slots for its candidates by adding their number to a cursor of the query. Which
 program comes first varies from run to run, so the collected candidates are sorted afterwards.
