@@ -29,8 +29,8 @@ FAULTS = [
     fault(
         "padding of a group is a candidate",
         "methods/n_of_m.py",
-        "        return [_groups(torch.ones_like(scores, dtype=torch.bool), m, dim)]\n",
-        "        return []\n",
+        "        return _groups(torch.ones_like(scores, dtype=torch.bool), m, dim)\n",
+        "        return None\n",
         "tests/methods/test_n_of_m.py",
     ),
     fault(
