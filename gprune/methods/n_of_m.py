@@ -48,7 +48,10 @@ def _select(leaves: Leaves, *, per_leaf: bool, n: Any, m: Any, dim: Any = None) 
             absolute=leaves.scores is None,
             name="sparsity",
         )
-        parts = torch.split(kept, [len(groups) for groups in scores])
+        parts = [kept]
+        if len(numbers) > 1:  # cloned, because masks share no memory
+            sizes = [len(groups) for groups in scores]
+            parts = [part.clone() for part in torch.split(kept, sizes)]
         for i, part in zip(numbers, parts, strict=True):
             masks[i] = _ungroup(part, leaves.ranked_by[i], dims[i])
     return [masks[i] for i in range(len(dims))]

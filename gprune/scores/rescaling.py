@@ -80,9 +80,9 @@ def lamp(params: Tree) -> Tree:
         bits, order = magnitudes.view(INTEGERS[leaf.dtype]).sort(stable=True)
         # from the largest on, so that the sums of all that is not smaller are one cumulative sum
         ordered, order = bits.flip(0).view(leaf.dtype), order.flip(0)
-        squares = _scaled(ordered.double()).square_()
+        squares = _scaled(ordered.double()).square()
         # the largest square is 1, so that a sum is 1 at least, or all squares are 0
-        shares = squares.div_(squares.cumsum(0).clamp_(min=1)).to(leaf.dtype)
+        shares = squares.div_(squares.cumsum(0).clamp_min_(1)).to(leaf.dtype)
         scores = torch.empty_like(shares).scatter(0, order, shares)
         return scores.reshape(leaf.shape).to(leaf.device)
 

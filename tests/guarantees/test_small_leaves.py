@@ -58,6 +58,7 @@ def test_the_same_as_each_leaf_alone(name: str, has_masks: bool) -> None:
         prior = None if masks is None else [masks[i]]
         [alone] = gp.layerwise([param], masks=prior, **METHODS[name])
         assert got[i].equal(alone)
+    assert len({mask.untyped_storage().data_ptr() for mask in got}) == len(got)
 
 
 @pytest.mark.parametrize("prune", [gp.global_unstructured, gp.layerwise])
