@@ -67,13 +67,14 @@ def _batches(tensors: list[Tensor], dims: list[int], m: int) -> list[list[int]]:
 
     Returns:
         The numbers of the leaves in each batch. A leaf of int64 is alone, so that an error about
-        its values names it; and while compiling, so is every leaf.
+        its values names it. So is every leaf while compiling, and under autocast.
     """
+    # autocast would cast the scores in `cat`
+    is_alone = torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled()
     batches: list[list[int]] = []
     open_batches: dict[Any, tuple[list[int], int]] = {}
     for i, (tensor, dim) in enumerate(zip(tensors, dims, strict=True)):
-        is_large = torch.compiler.is_compiling() or tensor.numel() > SMALL
-        if is_large or tensor.dtype == torch.int64:
+        if is_alone or tensor.numel() > SMALL or tensor.dtype == torch.int64:
             batches.append([i])
             continue
         kind = max(1, min(m, tensor.shape[dim])), tensor.dtype, tensor.device

@@ -62,22 +62,22 @@ FAULTS = [
     fault(
         "too few slots are enough",
         "select/accelerator.py",
-        "if own is not None and num_inside > own.places.numel():",
-        "if False:",
+        "own.places.numel() < own.num_inside:",
+        "False:",
         "tests/select/test_accelerator.py::test_as_many_slots_as_candidates_are_enough",
     ),
     fault(
         "slots that are all used are too few",
-        "select/accelerator.py",
-        "num_inside > own.places.numel():",
-        "num_inside >= own.places.numel():",
+        "select/partition.py",
+        "used = num_inside if num_inside <= self.places.numel() else 0",
+        "used = num_inside if num_inside < self.places.numel() else 0",
         "tests/select/test_accelerator.py::test_as_many_slots_as_candidates_are_enough",
     ),
     fault(
         "unused slots are candidates",
-        "select/accelerator.py",
-        "own._replace(places=own.places[:num_inside], bits=own.bits[:num_inside])",
-        "own",
+        "select/partition.py",
+        "num_inside=num_inside, places=places, bits=bits)",
+        "num_inside=num_inside)",
         "tests/select/test_accelerator.py::test_an_unused_slot_is_no_candidate",
     ),
     fault(
@@ -111,8 +111,8 @@ FAULTS = [
     fault(
         "what is above is not counted on an accelerator",
         "select/accelerator.py",
-        "totals[0, query] += num_above + num_inside",
-        "totals[0, query] += num_inside",
+        "totals[0, query] += own.num_above + own.num_inside",
+        "totals[0, query] += own.num_inside",
         "tests/select/test_accelerator.py::test_a_pass_divides_every_query_by_its_bracket",
     ),
     fault(
