@@ -6,7 +6,7 @@ where sums of floats may differ.
 """
 
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -17,7 +17,7 @@ from torch import nn
 import gprune as gp
 from gprune import adapter
 from gprune.testing import assert_compiles, assert_pure, assert_vmaps
-from tests.guarantees.test_contracts import COMPILES_SLOWLY, EXAMPLES, inputs_for, of_one_tree
+from tests.guarantees.test_contracts import EXAMPLES, inputs_for, of_one_tree
 from tests.support import accelerator
 from tests.support.accelerator import without_float64
 from tests.support.assertions import assert_same
@@ -47,15 +47,14 @@ ZEROS_OF_ANY_SIGN = {"grasp"}
 """Rows with derivatives that torch knows to be zero, and the accelerator multiplies by -0.0."""
 
 
-def rows(chosen: Callable[[Row], bool] = lambda row: True, *, long: Collection[str] = ()) -> Any:
-    """Run a test on every row that is chosen, and mark those that take long."""
+def rows(chosen: Callable[[Row], bool] = lambda row: True) -> Any:
+    """Run a test on every row that is chosen."""
     return pytest.mark.parametrize(
         "row",
         [
             pytest.param(
                 row,
                 id=row.name,
-                marks=[pytest.mark.long] if row.name in long else [],
             )
             for row in ROWS
             if row.name not in OWN_TENSORS and chosen(row)
@@ -125,7 +124,7 @@ def test_the_same_as_on_the_cpu(row: Row) -> None:
 
 
 @rows(lambda row: row.name not in ONE_DEVICE)
-@pytest.mark.parametrize("first", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("first", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_trees_on_two_devices(row: Row, first: int) -> None:
     *trees, amount = (EXAMPLES[1][name] for name in (*INPUTS, "amount"))
     mixed = [on_two_devices(tree, first) for tree in trees]
@@ -199,20 +198,14 @@ def example_on_device(number: int) -> dict[str, Any]:
     return {**moved, "amount": EXAMPLES[number]["amount"]}
 
 
-A_FEW = {"global_unstructured", "apply_masks", "num_pruned"}
-
-
-@pytest.mark.slow
-@rows(
-    lambda row: "compiles" in row.contracts,
-    long={row.name for row in ROWS} - A_FEW | COMPILES_SLOWLY,
-)
+@pytest.mark.long
+@rows(lambda row: "compiles" in row.contracts)
 def test_compiles_once(row: Row) -> None:
     inputs = [example_on_device(i) for i in range(len(EXAMPLES))]
     assert_compiles(of_one_tree(row), inputs, atol=row.atol)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @rows(lambda row: "vmaps" in row.contracts and row.name not in OWN_FLOAT64)
 def test_vmaps(row: Row) -> None:
     batch = gp.trees.map_leaves(

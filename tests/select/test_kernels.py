@@ -29,7 +29,6 @@ pytest.importorskip("triton")
 CASES = Path(__file__).with_name("interpreted_kernels.py")
 IN_INTERPRETER = "test_in_the_interpreter"
 NAMES = re.findall(r"^def (test_\w+)", CASES.read_text(encoding="utf-8"), re.MULTILINE)
-LONG = ("test_thresholds", "test_masks")  # whole searches of random trees
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +47,8 @@ def interpreted(request: pytest.FixtureRequest) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(x, marks=pytest.mark.long if x in LONG else pytest.mark.slow) for x in NAMES],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("name", NAMES)
 def test_in_the_interpreter(interpreted: str, name: str) -> None:
     outcomes = re.findall(rf"^([A-Z]+) \S+::{name}\b", interpreted, re.MULTILINE)
     assert set(outcomes) == {"PASSED"}, interpreted[-20_000:]
@@ -145,11 +142,17 @@ MAX_REGISTERS = {"sm_80": 96, "sm_90": 96, "gfx942": 128}
 """With so many, two programs of eight warps fit on a multiprocessor at a time."""
 
 
+OTHER_DTYPES = [
+    pytest.param(dtype, marks=pytest.mark.long)
+    for dtype in (torch.bfloat16, torch.float64, torch.int32)
+]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("is_aligned", [True, False])
-@pytest.mark.parametrize("has_prior", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int32])
+@pytest.mark.parametrize("is_aligned", [True, pytest.param(False, marks=pytest.mark.long)])
+@pytest.mark.parametrize("has_prior", [False, pytest.param(True, marks=pytest.mark.long)])
+@pytest.mark.parametrize("dtype", [torch.float32, *OTHER_DTYPES])
 def test_dividing_compiles(
     target: str, is_aligned: bool, has_prior: bool, dtype: torch.dtype, tmp_path: Path
 ) -> None:
@@ -168,7 +171,7 @@ def test_dividing_compiles(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int32])
+@pytest.mark.parametrize("dtype", [torch.float32, *OTHER_DTYPES])
 def test_counting_compiles(target: str, dtype: torch.dtype, tmp_path: Path) -> None:
     """The histogram of a program fits into the memory that its threads share."""
     switches = {"ABSOLUTE": True, "HAS_PRIOR": True, "IS_ALIGNED": True}
