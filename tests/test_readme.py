@@ -41,7 +41,7 @@ def test_python_block_can_be_pasted_at_a_prompt(block: str) -> None:
     assert not any(statement)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_blocks_under_torchrun(tmp_path: Path) -> None:
     [block] = TOGETHER
     script = tmp_path / "train.py"

@@ -248,7 +248,7 @@ def test_a_kill_leaves_the_old_output(pair: tuple[Path, Path], moment: str) -> N
     assert bytes_of(old) != before[1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(
     sys.platform != "linux", reason="elsewhere no two folders are exchanged at once"
 )
@@ -259,7 +259,7 @@ def test_at_no_moment_is_there_no_output(tmp_path: Path) -> None:
     assert contents(old) == contents(tmp_path / "new")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @FILE_IS_LONG
 def test_a_limit_on_the_size_of_files_leaves_the_old_output(pair: tuple[Path, Path]) -> None:
     source, old = pair

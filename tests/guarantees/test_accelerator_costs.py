@@ -120,7 +120,7 @@ def row_id(value: Any) -> str:
     return f"{value.num_leaves} leaves" if isinstance(value, Tree) else str(value)
 
 
-QUICK = {("global", MANY), ("layerwise", MANY), ("2:4", MANY), ("gradual, not due", MANY)}
+QUICK = {("global", MANY), ("layerwise", MANY), ("gradual, not due", MANY)}
 ROWS = [
     pytest.param(*row, marks=pytest.mark.slow if row in QUICK else pytest.mark.long)
     for row in BOUNDS

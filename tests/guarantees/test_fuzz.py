@@ -80,7 +80,7 @@ STRUCTURES: dict[str, list[tuple[torch.dtype, tuple[int, ...]] | None]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranking", ["scores", "magnitude"])
+@pytest.mark.parametrize("ranking", ["scores", pytest.param("magnitude", marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_compiled(name: str, ranking: str) -> None:
     """One graph for all values: trees of one structure, with any values, priors and amounts."""

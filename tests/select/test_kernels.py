@@ -142,17 +142,14 @@ MAX_REGISTERS = {"sm_80": 96, "sm_90": 96, "gfx942": 128}
 """With so many, two programs of eight warps fit on a multiprocessor at a time."""
 
 
-OTHER_DTYPES = [
-    pytest.param(dtype, marks=pytest.mark.long)
-    for dtype in (torch.bfloat16, torch.float64, torch.int32)
-]
+COMPILED_DTYPES = [torch.float32, torch.bfloat16, torch.float64, torch.int32]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("is_aligned", [True, pytest.param(False, marks=pytest.mark.long)])
-@pytest.mark.parametrize("has_prior", [False, pytest.param(True, marks=pytest.mark.long)])
-@pytest.mark.parametrize("dtype", [torch.float32, *OTHER_DTYPES])
+@pytest.mark.parametrize("is_aligned", [True, False])
+@pytest.mark.parametrize("has_prior", [True, False])
+@pytest.mark.parametrize("dtype", COMPILED_DTYPES)
 def test_dividing_compiles(
     target: str, is_aligned: bool, has_prior: bool, dtype: torch.dtype, tmp_path: Path
 ) -> None:
@@ -169,9 +166,9 @@ def test_dividing_compiles(
     assert not re.search(r"arith\.muli .*: i32", made.triton_ir)  # else 2^31 entries overflow
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("dtype", [torch.float32, *OTHER_DTYPES])
+@pytest.mark.parametrize("dtype", COMPILED_DTYPES)
 def test_counting_compiles(target: str, dtype: torch.dtype, tmp_path: Path) -> None:
     """The histogram of a program fits into the memory that its threads share."""
     switches = {"ABSOLUTE": True, "HAS_PRIOR": True, "IS_ALIGNED": True}
