@@ -39,7 +39,7 @@ def interpreted(request: pytest.FixtureRequest) -> str:
     options = ["-n", "0", "-q", "-rA", "-p", "no:cacheprovider", "--tb=short"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, *tests],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTEST_ADDOPTS": ""},
         capture_output=True,
         text=True,
         check=False,
