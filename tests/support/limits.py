@@ -10,7 +10,7 @@ from unittest import mock
 import numpy as np
 from hypothesis import strategies as st
 
-from gprune.select import accelerator, blocks, finish, refine, sampling, search
+from gprune.select import accelerator, blocks, finish, refine, rows, sampling, search
 
 
 class Limits(NamedTuple):
@@ -33,6 +33,8 @@ class Limits(NamedTuple):
         on_accelerator: whether leaves on the CPU are searched as those on an accelerator are.
         slots: `accelerator.MAX_SLOTS`, slots of a pass on an accelerator.
         margin: `accelerator.MARGIN`, standard deviations that a block has in reserve.
+        short: `rows.SHORT`, entries of a row of which every two are compared.
+        small: `search.SMALL`, entries of a leaf that is pruned together with others.
     """
 
     block: int = blocks.BLOCK
@@ -50,6 +52,8 @@ class Limits(NamedTuple):
     on_accelerator: bool = False
     slots: int = accelerator.MAX_SLOTS
     margin: float = accelerator.MARGIN
+    short: int = rows.SHORT
+    small: int = search.SMALL
 
 
 CHOICES: dict[str, Sequence[Any]] = {
@@ -68,6 +72,8 @@ CHOICES: dict[str, Sequence[Any]] = {
     "on_accelerator": [False, False, True],
     "slots": [0, 5, 40, 200, 1000, 2**22],
     "margin": [0, 0, 1, 5],
+    "short": [0, 3, 8],
+    "small": [0, 5, 512],
 }
 """What each limit is drawn from. A large leaf has too many blocks of fewer than 16 entries."""
 
@@ -99,6 +105,7 @@ def patched(small: Limits) -> Iterator[None]:
         "DIRECT": small.direct,
         "GUESSES": small.guesses,
         "MAX_SLOTS": small.slots,
+        "SMALL": small.small,
     }
     with ExitStack() as stack:
         if small.on_accelerator:
@@ -107,6 +114,7 @@ def patched(small: Limits) -> Iterator[None]:
             blocks: {"BLOCK": small.block},
             search: of_search,
             accelerator: {"MARGIN": small.margin},
+            rows: {"SHORT": small.short},
             sampling: {"POWER": small.power, "MISSES": small.misses, "COARSE": small.coarse},
             refine: {"MAX_SENT": small.max_sent},
             finish: {"MAX_TIES": small.limit},
