@@ -22,6 +22,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from gprune.select import partition
 from gprune.select.blocks import Block, Query, RankedLeaves
@@ -94,11 +95,9 @@ class AcceleratorSample:
         pieces, keys = self._pieces[query], self._keys[query]
         inside = (keys >= low).logical_and_(keys <= high)
         ends = torch.tensor([0, *accumulate(len(piece.entries) for piece in pieces)], device="cpu")
-        before = torch.cat([torch.zeros(1, dtype=torch.int64, device="cpu"), inside.cumsum(0)])[
-            ends
-        ]
+        num_before = pad(inside.cumsum(0), (1, 0)).index_select(0, ends)
         found: dict[int, int] = {}
-        for piece, number in zip(pieces, before.diff().tolist(), strict=True):
+        for piece, number in zip(pieces, num_before.diff().tolist(), strict=True):
             found[piece.start] = found.get(piece.start, 0) + number
         expected = {
             start: number + MARGIN * math.sqrt(number) + 2 * MARGIN
@@ -110,8 +109,18 @@ class AcceleratorSample:
 
 
 def _pieces(ranked: RankedLeaves, leaves: range) -> list[Piece]:
-    # The step is a prime number, and no dim of a leaf is a multiple of it. So a sample has entries
-    # of all rows and columns.
+    """Choose the entries of a sample: every n-th entry of each leaf, where n is the *step*.
+
+    The step is a prime number, and no dim of a leaf is a multiple of it. So a sample has entries of
+    all rows and columns.
+
+    Args:
+        ranked: the leaves that are ranked.
+        leaves: the number of one leaf, or those of all.
+
+    Returns:
+        The sampled entries, in the order of the blocks.
+    """
     num_entries = ranked.tree_starts[leaves.stop] - ranked.tree_starts[leaves.start]
     shapes = {size for leaf in leaves for size in ranked.scores[leaf].shape}
     step = _prime(math.ceil(num_entries / max(1, sample_size(num_entries))), shapes)
@@ -381,7 +390,8 @@ class AcceleratorPass:
             The thresholds. If there are masks they are `None`, because the host would have to wait
             for them.
         """
-        parts = [own for own in self._collected if own.query in queries]
+        wanted = set(queries)
+        parts = [own for own in self._collected if own.query in wanted]
         sizes = [own.places.numel() for own in parts]
         keys = self._keys(parts)
         order = _order(keys, intervals)

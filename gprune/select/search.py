@@ -257,7 +257,7 @@ class Search:
         # on an accelerator the slots of all queries are in memory together
         self._few = FEW if ranked.is_on_cpu else max(FEW // max(1, len(queries)), MIN_FEW)
         self._sample = AcceleratorSample(ranked)
-        self._sampled: list[int] = []
+        self._number_in_sample: dict[int, int] = {}
 
     def run(self) -> list[KeyThreshold | None]:
         """Find the threshold of every query, and write the masks.
@@ -303,7 +303,7 @@ class Search:
             sizes[start] += stop - first
         if (low, high) == known[:2]:
             return {start: min(size, known.num_inside) for start, size in sizes.items()}
-        predicted = self._sample.num_slots(self._sampled.index(query), low, high)
+        predicted = self._sample.num_slots(self._number_in_sample[query], low, high)
         return {start: min(size, predicted[start]) for start, size in sizes.items()}
 
     def _choose_brackets(
@@ -373,7 +373,8 @@ class Search:
         ]
         if not many:
             return {}
-        queries, self._sampled = [self._queries[i] for i in many], many
+        queries = [self._queries[i] for i in many]
+        self._number_in_sample = {query: number for number, query in enumerate(many)}
         draw = None if self._ranked.is_on_cpu else self._sample.draw
         found = guess_brackets(self._ranked, queries, self._reduce, draw)
         return dict(zip(many, found, strict=True))

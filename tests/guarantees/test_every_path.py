@@ -123,7 +123,7 @@ PATHS: dict[str, Line] = {
     ),
     **lines(
         "search.py",
-        "queries, self._sampled = [self._queries[i] for i in many], many",
+        "queries = [self._queries[i] for i in many]",
         a_sample_for_some_queries="len(many) < len(self._queries)",
         samples_of_several_queries="len(many) > 1",
     ),
