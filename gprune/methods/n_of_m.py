@@ -49,7 +49,7 @@ def _select(leaves: Leaves, *, per_leaf: bool, n: Any, m: Any, dim: Any = None) 
             name="sparsity",
         )
         parts = [kept]
-        if len(numbers) > 1:  # cloned, because masks share no memory
+        if len(numbers) > 1:  # the masks of a tree must not share memory
             sizes = [len(groups) for groups in scores]
             parts = [part.clone() for part in torch.split(kept, sizes)]
         for i, part in zip(numbers, parts, strict=True):
@@ -58,7 +58,7 @@ def _select(leaves: Leaves, *, per_leaf: bool, n: Any, m: Any, dim: Any = None) 
 
 
 def _batches(tensors: list[Tensor], dims: list[int], m: int) -> list[list[int]]:
-    """Group the leaves whose rows are pruned in one matrix: small ones of a dtype and a device.
+    """Group the leaves that are pruned as one matrix: small ones of one dtype on one device.
 
     Args:
         tensors: the scores of the leaves.

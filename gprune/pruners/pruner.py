@@ -283,6 +283,6 @@ def _grad_dtype_problem(grad: Tensor) -> str | None:
 
 
 def _describe(problems: dict[int, str | None], treedef: TreeDef) -> str:
-    """Say what is wrong with which gradients, given the problem of each or `None`."""
+    """Describe the gradients that have a problem; `problems` has `None` for the others."""
     names, wrong = leaf_names(treedef, "grads"), [i for i, problem in problems.items() if problem]
     return describe_first(wrong, lambda i: f"{names[i]} {problems[i]}")

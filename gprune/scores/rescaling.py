@@ -11,7 +11,7 @@ from gprune.sharding import require_unsharded
 from gprune.trees import Tree, flatten
 
 INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
-"""The integers of the size of a float."""
+"""For each floating dtype, the integer dtype of the same width."""
 
 
 def normalize_l2(scores: Tree) -> Tree:
@@ -76,12 +76,12 @@ def lamp(params: Tree) -> Tree:
 
     def equation(leaf: Tensor) -> Tensor:
         magnitudes = leaf.to(float64_device(leaf.device)).flatten().abs()
-        # magnitudes have the order of their bits, which torch sorts faster as integers
+        # the bits of magnitudes, read as integers, have the same order, and are faster to sort
         bits, order = magnitudes.view(INTEGERS[leaf.dtype]).sort(stable=True)
-        # from the largest on, so that the sums of all that is not smaller are one cumulative sum
+        # in descending order, the sum of all squares that are not smaller is a cumulative sum
         ordered, order = bits.flip(0).view(leaf.dtype), order.flip(0)
         squares = _scaled(ordered.double()).square()
-        # the largest square is 1, so that a sum is 1 at least, or all squares are 0
+        # `_scaled` makes the largest square 1, so each sum is at least 1, unless all squares are 0
         shares = squares.div_(squares.cumsum(0).clamp_min_(1)).to(leaf.dtype)
         scores = torch.empty_like(shares).scatter(0, order, shares)
         return scores.reshape(leaf.shape).to(leaf.device)

@@ -1,4 +1,4 @@
-"""The steps of a search on an accelerator: its sample, its pass, and its last step.
+"""The steps of a search that are different on an accelerator: the sample, the pass, the last step.
 
 The host queues operators, and an accelerator runs them later. Whenever the host reads a value, it
 waits until all operators before it have run. So the operators of a pass have no shape that depends
@@ -126,7 +126,7 @@ def _pieces(ranked: RankedLeaves, leaves: range) -> list[Piece]:
     step = _prime(math.ceil(num_entries / max(1, sample_size(num_entries))), shapes)
     pieces = []
     for start, leaf, first, stop in ranked.spans(leaves):
-        # of leaves that are shorter than a step, only some have an entry in the sample
+        # if a leaf is shorter than a step, it may have no entry in the sample
         phase = _phase(leaf, step) if ranked.scores[leaf].numel() >= step else ranked.starts[leaf]
         pieces.append(Piece(start, leaf, range(first + (phase - first) % step, stop, step)))
     return pieces
@@ -184,13 +184,15 @@ _without_kernels = set[torch.device]()
 
 
 def has_kernels(device: torch.device) -> bool:
-    """Return whether a device is a GPU, and Triton is there to compile kernels.py for it."""
-    is_gpu = device.type == "cuda" and device not in _without_kernels  # or AMD's, also `cuda`
+    """Return whether a device is a GPU for which Triton is installed and has not failed."""
+    is_gpu = (
+        device.type == "cuda" and device not in _without_kernels
+    )  # torch calls AMD's GPUs `cuda` too
     return is_gpu and importlib.util.find_spec("triton") is not None
 
 
 def with_kernels(ranked: RankedLeaves, run: Callable[[ModuleType], T]) -> T | None:
-    """Call a function with the module kernels.py if its kernels can run on the devices of leaves.
+    """Call a function of the module kernels.py, if its kernels can run on all devices of the leaves.
 
     If the kernels fail, a warning says so, and they are not tried again on these devices.
 
@@ -213,7 +215,7 @@ def with_kernels(ranked: RankedLeaves, run: Callable[[ModuleType], T]) -> T | No
         return run(kernels)
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # of any type: compilers, drivers and linkers all have their own
+    except Exception as error:  # compilers, linkers and drivers raise errors of many types
         _without_kernels.update(devices)
         warnings.warn(
             f"gprune's Triton kernels fail on {', '.join(sorted(map(str, devices)))}, so torch "
@@ -230,7 +232,7 @@ def count_keys(ranked: RankedLeaves, queries: Sequence[Query], bins: Sequence[Bi
     Args:
         ranked: the leaves that are ranked.
         queries: the thresholds to find.
-        bins: the bins of each query, of the same number for every query.
+        bins: the bins of each query. Every query has the same number of bins.
 
     Returns:
         The counts that `partition.count_keys` returns.

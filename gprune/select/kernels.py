@@ -1,17 +1,18 @@
 """Triton kernels for the passes over all scores, on NVIDIA's and AMD's GPUs.
 
-The kernel `divide_tile` does what `AcceleratorPass` does in torch operators, in one read of the
-scores and one write of the masks: 5 bytes per float32 score, and 12 for each collected candidate.
+The kernel `divide_tile` does what `AcceleratorPass` does in torch operators, but it reads each
+score once and writes each mask once: 5 bytes for a float32 score, and 12 more for each candidate
+that it collects.
 
-One launch is for many leaves. A table has a row for each block: the addresses of its scores, prior
-mask and mask, and the bracket of its query. A block is divided into *tiles*, and each tile has a
+One launch handles many leaves. A table has a row for each block, with the addresses of its scores,
+its prior mask and its mask, and with the bracket of its query. A block is divided into *tiles*, and each tile has a
 program. Addresses and positions are 64-bit integers, so a leaf may have more than 2^31 entries.
 The kernel `count_tiles` counts keys in bins; its programs have several tiles.
 
 A program reserves slots for its candidates by adding their number to a cursor of the query. Which
 program comes first varies from run to run, so the collected candidates are sorted afterwards.
 
-Triton is imported here only, and this file is imported only where a GPU needs it.
+Only this file imports Triton, and it is imported only if the scores are on a GPU.
 """
 
 from __future__ import annotations
@@ -202,8 +203,8 @@ class BinRow(NamedTuple):
         prior: the address of the prior mask, or 0.
         num_entries: how many entries the block has.
         first_program: the number of its first program.
-        lowest: the lowest key of all bins, divided by the width of a bin.
-        shift: the width of a bin, as a power of two.
+        lowest: the lowest key of the first bin, divided by the width of a bin.
+        shift: the exponent of the width of a bin, which is 2**shift.
         num_bins: how many bins there are.
         first_count: the number of the count of keys below all bins. Those of the bins follow, and
             then that of keys above all bins.
@@ -245,12 +246,12 @@ def count_tiles(
         table: a `BinRow` for each block, int64.
         row_of_program: the number of the row of each program, int64.
         counts: the counts of all rows, int64.
-        BITS: as in `divide_tile`, like the next five.
-        LARGEST: as above.
-        NAN: as above.
-        ABSOLUTE: as above.
-        HAS_PRIOR: as above.
-        IS_ALIGNED: as above.
+        BITS: see `divide_tile`.
+        LARGEST: see `divide_tile`.
+        NAN: see `divide_tile`.
+        ABSOLUTE: see `divide_tile`.
+        HAS_PRIOR: see `divide_tile`.
+        IS_ALIGNED: see `divide_tile`.
         TILE: how many entries are counted at a time.
         NUM_TILES: how many tiles a program counts.
         NUM_BINS: a power of two, at least the number of bins.
@@ -381,7 +382,7 @@ def count(ranked: RankedLeaves, queries: Sequence[Query], bins: Sequence[Bins]) 
     Args:
         ranked: the leaves that are ranked, all in the common format.
         queries: the thresholds to find.
-        bins: the bins of each query, of the same number for every query.
+        bins: the bins of each query. Every query has the same number of bins.
 
     Returns:
         int64 counts, 1-D; for each query `num_bins + 2`: below all bins, in each, above all.
@@ -401,7 +402,8 @@ def count(ranked: RankedLeaves, queries: Sequence[Query], bins: Sequence[Bins]) 
             found = torch.zeros_like(counts, device=launch.device)
             _launch(count_tiles, ranked, launch, rows, TILE * NUM_TILES, (found,), constants)
             counts += found.to(counts.device)
-    numbers = torch.tensor([unique.index(pair) for pair in pairs], device="cpu")
+    number_of = {pair: number for number, pair in enumerate(unique)}
+    numbers = torch.tensor([number_of[pair] for pair in pairs], device="cpu")
     return counts.index_select(0, numbers.to(counts.device)).view(-1)
 
 
