@@ -167,8 +167,8 @@ def is_due(due: Due, step: Tensor) -> Tensor:
 def can_skip(step_is_due: Tensor) -> bool:
     """Return whether a step only applies the masks, because it is not due.
 
-    While compiling and under `vmap` the answer is not known, and a step that is not due prunes 0
-    more.
+    While compiling and under `vmap` the answer is not known. A step that is not due is then taken,
+    but prunes nothing.
 
     Args:
         step_is_due: 0-dim bool tensor.

@@ -192,7 +192,7 @@ def has_kernels(device: torch.device) -> bool:
 
 
 def with_kernels(ranked: RankedLeaves, run: Callable[[ModuleType], T]) -> T | None:
-    """Call a function of the module kernels.py, if its kernels can run on all devices of the leaves.
+    """Call a function with the module kernels.py, if its kernels can run on all of the leaves.
 
     If the kernels fail, a warning says so, and they are not tried again on these devices.
 

@@ -5,8 +5,9 @@ score once and writes each mask once: 5 bytes for a float32 score, and 12 more f
 that it collects.
 
 One launch handles many leaves. A table has a row for each block, with the addresses of its scores,
-its prior mask and its mask, and with the bracket of its query. A block is divided into *tiles*, and each tile has a
-program. Addresses and positions are 64-bit integers, so a leaf may have more than 2^31 entries.
+its prior mask and its mask, and with the bracket of its query. A block is divided into *tiles*, and
+each tile has a program. Addresses and positions are 64-bit integers, so a leaf may have more than
+2^31 entries.
 The kernel `count_tiles` counts keys in bins; its programs have several tiles.
 
 A program reserves slots for its candidates by adding their number to a cursor of the query. Which
