@@ -185,10 +185,9 @@ _without_kernels = set[torch.device]()
 
 def has_kernels(device: torch.device) -> bool:
     """Return whether a device is a GPU for which Triton is installed and has not failed."""
-    is_gpu = (
-        device.type == "cuda" and device not in _without_kernels
-    )  # torch calls AMD's GPUs `cuda` too
-    return is_gpu and importlib.util.find_spec("triton") is not None
+    # torch calls AMD's GPUs `cuda` too
+    is_usable = device.type == "cuda" and device not in _without_kernels
+    return is_usable and importlib.util.find_spec("triton") is not None
 
 
 def with_kernels(ranked: RankedLeaves, run: Callable[[ModuleType], T]) -> T | None:

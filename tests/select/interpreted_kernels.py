@@ -397,6 +397,30 @@ def test_a_float32_weight_costs_at_most_6_bytes() -> None:
     assert 5 <= moved.total() / params.numel() <= 6
 
 
+def divide_16_entries(
+    row: Any, counts: Tensor, cursors: Tensor, labels: Tensor, bits: Tensor
+) -> None:
+    """Launch the kernel for one tile of signed integers."""
+    from gprune.select import kernels
+
+    kernels.divide_tile[(1,)](
+        torch.tensor([row]),
+        torch.zeros(1, dtype=torch.int64),
+        counts,
+        cursors,
+        labels,
+        bits,
+        BITS=kernels.DTYPES[bits.dtype],
+        LARGEST=torch.iinfo(bits.dtype).max,
+        NAN=0,
+        ABSOLUTE=False,
+        HAS_PRIOR=row.prior != 0,
+        HAS_MASK=True,
+        IS_ALIGNED=False,
+        TILE=16,
+    )
+
+
 @pytest.mark.parametrize("first", [2**31, 2**33 + 64])
 def test_entries_beyond_2_to_the_31(first: int) -> None:
     """The addresses of a row are moved down, so that the tile of 16 entries lies far behind them.
@@ -421,25 +445,9 @@ def test_entries_beyond_2_to_the_31(first: int) -> None:
         first_slot=-first,
         end_slot=2,
     )
-    table = torch.tensor([row])
     labels, bits = torch.full((4,), -1), torch.full((4,), -1, dtype=torch.int16)
     counts, cursors = torch.zeros(1, 2, dtype=torch.int64), torch.tensor([first])
-    kernels.divide_tile[(1,)](
-        table,
-        torch.zeros(1, dtype=torch.int64),
-        counts,
-        cursors,
-        labels,
-        bits,
-        BITS=kernels.DTYPES[torch.int16],
-        LARGEST=2**15 - 1,
-        NAN=0,
-        ABSOLUTE=False,
-        HAS_PRIOR=True,
-        HAS_MASK=True,
-        IS_ALIGNED=False,
-        TILE=16,
-    )
+    divide_16_entries(row, counts, cursors, labels, bits)
     assert counts.tolist() == [[2, 3]]
     assert cursors.tolist() == [first + 3]
     assert mask.tolist() == [i in (11, 13) for i in range(16)]
@@ -456,21 +464,6 @@ def test_no_slots_are_left_after_2_to_the_31_too_many() -> None:
     row = kernels.Row(*address, 16, 0, 0, 15, 0, 0, first_slot=0, end_slot=-(2**31) - 8)
     labels, bits = torch.full((16,), -1), torch.full((16,), -1, dtype=torch.int32)
     counts, cursors = torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
-    kernels.divide_tile[(1,)](
-        torch.tensor([row]),
-        torch.zeros(1, dtype=torch.int64),
-        counts,
-        cursors,
-        labels,
-        bits,
-        BITS=kernels.DTYPES[torch.int32],
-        LARGEST=2**31 - 1,
-        NAN=0,
-        ABSOLUTE=False,
-        HAS_PRIOR=False,
-        HAS_MASK=True,
-        IS_ALIGNED=True,
-        TILE=16,
-    )
+    divide_16_entries(row, counts, cursors, labels, bits)
     assert counts.tolist() == [[0, 16]]
     assert set(labels.tolist()) == set(bits.tolist()) == {-1}
