@@ -16,7 +16,7 @@ def test_a_shuffle_keeps_the_count_of_each_layer_and_moves_the_rest() -> None:
     assert not torch.equal(shuffled["a"], masks["a"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_training_keeps_what_is_pruned_at_zero() -> None:
     data, start = layer_shuffle.mnist1d(), layer_shuffle.initial(0)
     masks = gp.global_unstructured(gp.prunable(start), sparsity=0.8)

@@ -15,7 +15,16 @@ import gprune.pruners
 import gprune.schedules
 import gprune.scores
 
-OPTIONAL = ["hypothesis", "numpy", "sklearn", "matplotlib", "rich", "typer", "safetensors"]
+OPTIONAL = [
+    "hypothesis",
+    "numpy",
+    "sklearn",
+    "matplotlib",
+    "rich",
+    "typer",
+    "safetensors",
+    "triton",
+]
 
 TOP_LEVEL = [
     "prunable",

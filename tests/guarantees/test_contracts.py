@@ -230,6 +230,7 @@ def of_one_tree(*chosen: Row) -> Callable[[Any], Any]:
 
 
 COMPILES_SLOWLY = {
+    "gradual",
     "gradual, Erdős-Rényi",
     "iterative",
     "static_sparse",

@@ -274,8 +274,8 @@ params[0][0, 0], params[-1][-1, -1] = 0.5, 2.0  # not all equal
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("leaves", [2, pytest.param(4, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("leaves", [2, 4])
 def test_ties_take_no_second_set_of_masks(leaves: int) -> None:
     """The masks have 16 MiB a leaf; the bound on what is beyond them does not grow with these."""
     grown = peak(

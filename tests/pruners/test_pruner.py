@@ -37,7 +37,6 @@ PRUNERS = {
     ),
 }
 COMPILED_BY_INDUCTOR = ("gradual", "rigl")
-BY_DEFAULT = "iterative"  # compiles in the shortest time; all others are long
 
 
 class Recorded:
@@ -65,14 +64,8 @@ class Recorded:
         return params, state, trained, grads
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    [
-        name if name == BY_DEFAULT else pytest.param(name, marks=pytest.mark.long)
-        for name in PRUNERS
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("name", PRUNERS)
 def test_a_whole_run_compiles_once_and_its_masks_are_those_of_eager_code(name: str) -> None:
     """Bit by bit at every step, on what the compiled run hands to its pruner; resumed too."""
     torch._dynamo.reset()
