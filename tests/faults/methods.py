@@ -197,4 +197,25 @@ FAULTS = [
         "mask",
         "tests/guarantees/test_accelerator.py::test_methods_that_need_float64_for_some_dtypes",
     ),
+    fault(
+        "the masks of a batch share their memory",
+        "methods/n_of_m.py",
+        "part.clone() for part",
+        "part for part",
+        "tests/guarantees/test_small_leaves.py",
+    ),
+    fault(
+        "a leaf without a prior mask hides those of its batch",
+        "methods/n_of_m.py",
+        "if all(prior is None",
+        "if any(prior is None",
+        "tests/guarantees/test_small_leaves.py",
+    ),
+    fault(
+        "the leaves of a batch swap their masks",
+        "methods/n_of_m.py",
+        "zip(numbers, parts, strict=True)",
+        "zip(numbers, parts[::-1], strict=True)",
+        "tests/guarantees/test_small_leaves.py",
+    ),
 ]

@@ -1,4 +1,4 @@
-"""Many small leaves are pruned together, and give the same masks as each of them alone."""
+"""Many small leaves are pruned together, and each gets the mask that the reference gives it."""
 
 import functools
 import sys
@@ -10,6 +10,8 @@ import pytest
 import torch
 
 import gprune as gp
+from gprune.select.search import DIRECT, SMALL
+from tests.support import reference, reference_patterns
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.int16, torch.int64]
 
@@ -35,7 +37,7 @@ def small_leaves(count: int, *dtypes: torch.dtype) -> list[torch.Tensor]:
     torch.manual_seed(count)
     leaves = []
     for i in range(count):
-        leaf = torch.randint(-4, 5, (2 + i % 3, 2 + i % 5)).to(dtypes[i % len(dtypes)])
+        leaf = torch.randint(-4, 5, (2 + i % 3, 2 + i // 5 % 5)).to(dtypes[i % len(dtypes)])
         if leaf.is_floating_point():
             leaf[0, 0] = torch.nan
         leaves.append(leaf)
@@ -48,17 +50,33 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
+def expected_mask(name: str, param: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """What the reference makes of one leaf, ranked by magnitude."""
+    if name == "n_of_m":
+        kept = reference_patterns.n_of_m(param.abs(), mask, 2, 4, 1)
+    else:
+        prior = None if mask is None else [mask]
+        k = reference.count([param], prior, amount=0.4)
+        [kept] = reference.layerwise_masks([param], None, [k], prior)
+    return torch.tensor(kept).view(param.shape)
+
+
 @pytest.mark.parametrize("has_masks", [False, True])
 @pytest.mark.parametrize("name", METHODS)
-def test_the_same_as_each_leaf_alone(name: str, has_masks: bool) -> None:
+def test_the_masks_of_small_leaves(name: str, has_masks: bool) -> None:
     params = small_leaves(60, *DTYPES)
     masks = [torch.rand(leaf.shape) < 0.7 for leaf in params] if has_masks else None
     got = gp.layerwise(params, masks=masks, **METHODS[name])
     for i, param in enumerate(params):
-        prior = None if masks is None else [masks[i]]
-        [alone] = gp.layerwise([param], masks=prior, **METHODS[name])
-        assert got[i].equal(alone)
+        assert got[i].equal(expected_mask(name, param, None if masks is None else masks[i]))
     assert len({mask.untyped_storage().data_ptr() for mask in got}) == len(got)
+
+
+def test_more_leaves_than_one_sort_takes() -> None:
+    params = small_leaves(DIRECT // SMALL + 90, torch.float32)
+    got = gp.layerwise(params, amount=0.4)
+    for mask, param in zip(got, params, strict=True):
+        assert mask.equal(expected_mask("lowest", param, None))
 
 
 @pytest.mark.parametrize("prune", [gp.global_unstructured, gp.layerwise])
