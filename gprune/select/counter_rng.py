@@ -41,7 +41,7 @@ def draw_integers(seed: int, leaf: int, flat_indices: Tensor) -> Tensor:
 
 
 def _hash(z: Tensor) -> Tensor:
-    """Return the upper bits of SplitMix64's output function of a counter, which is overwritten."""
+    """Return the upper 53 bits of the output of SplitMix64 for each counter; `z` is overwritten."""
     z = z.bitwise_xor_(_shift_right(z, 30)).mul_(_signed(FIRST_MULTIPLIER))
     z = z.bitwise_xor_(_shift_right(z, 27)).mul_(_signed(SECOND_MULTIPLIER))
     z = z.bitwise_xor_(_shift_right(z, 31))
