@@ -62,21 +62,21 @@ FAULTS = [
     fault(
         "too few slots are enough",
         "select/accelerator.py",
-        "own.places.numel() < own.num_inside:",
+        "own.indices.numel() < own.num_inside:",
         "False:",
         "tests/select/test_accelerator.py::test_as_many_slots_as_candidates_are_enough",
     ),
     fault(
         "slots that are all used are too few",
         "select/partition.py",
-        "used = num_inside if num_inside <= self.places.numel() else 0",
-        "used = num_inside if num_inside < self.places.numel() else 0",
+        "used = num_inside if num_inside <= self.indices.numel() else 0",
+        "used = num_inside if num_inside < self.indices.numel() else 0",
         "tests/select/test_accelerator.py::test_as_many_slots_as_candidates_are_enough",
     ),
     fault(
         "unused slots are candidates",
         "select/partition.py",
-        "num_inside=num_inside, places=places, bits=bits)",
+        "num_inside=num_inside, indices=indices, bits=bits)",
         "num_inside=num_inside)",
         "tests/select/test_accelerator.py::test_an_unused_slot_is_no_candidate",
     ),
@@ -118,8 +118,8 @@ FAULTS = [
     fault(
         "the candidates of later blocks have the positions of the first",
         "select/accelerator.py",
-        "(own.places + own.start).to(ranked.device)",
-        "own.places.to(ranked.device)",
+        "(own.indices + own.start).to(ranked.device)",
+        "own.indices.to(ranked.device)",
         "tests/select/test_accelerator.py::test_a_pass_divides_every_query_by_its_bracket",
     ),
     fault(

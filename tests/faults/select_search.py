@@ -237,8 +237,8 @@ FAULTS = [
     fault(
         "a sample without a lower end begins at its lowest",
         "select/sampling.py",
-        "if ranks[0] >= 1:",
-        "if ranks[0] >= 0:",
+        "if places[0] >= 1:",
+        "if places[0] >= 0:",
         "tests/select/test_sampling.py::test_guesses_are_what_the_sample_says",
     ),
     fault(
