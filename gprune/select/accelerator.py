@@ -78,8 +78,8 @@ class AcceleratorSample:
             For each query the keys of the sampled candidates, on the CPU.
         """
         self._pieces = [_pieces(self._ranked, query.leaves) for query in queries]
-        drawn = _keys_of(self._ranked, [piece for own in self._pieces for piece in own])
-        sizes = [sum(len(piece.entries) for piece in own) for own in self._pieces]
+        drawn = _keys_of(self._ranked, [piece for pieces in self._pieces for piece in pieces])
+        sizes = [sum(len(piece.entries) for piece in pieces) for pieces in self._pieces]
         self._keys = list(torch.split(drawn, sizes))
         return [keys[keys != torch.iinfo(keys.dtype).max] for keys in self._keys]
 
@@ -159,19 +159,19 @@ def _keys_of(ranked: RankedLeaves, pieces: Sequence[Piece]) -> Tensor:
         groups.setdefault((scores.device, scores.dtype), []).append(number)
     found = [torch.empty(0, dtype=torch.int64, device="cpu")] * len(pieces)
     for numbers in groups.values():
-        own = [pieces[number] for number in numbers]
+        group = [pieces[number] for number in numbers]
         if ranked.seed is None:
-            form = ranked.form(own[0].leaf)
-            bits = [to_bits(entries_at(ranked.scores[p.leaf], p.entries), form) for p in own]
+            form = ranked.form(group[0].leaf)
+            bits = [to_bits(entries_at(ranked.scores[p.leaf], p.entries), form) for p in group]
             keys = ranked.keys(torch.cat(bits), form)
         else:
-            indices = [torch.tensor(p.entries, dtype=torch.int64, device="cpu") for p in own]
-            pairs = zip(own, indices, strict=True)
+            indices = [torch.tensor(p.entries, dtype=torch.int64, device="cpu") for p in group]
+            pairs = zip(group, indices, strict=True)
             keys = torch.cat([draw_integers(ranked.seed, p.leaf, index) for p, index in pairs])
         if ranked.priors:
-            prior = torch.cat([entries_at(ranked.priors[p.leaf], p.entries) for p in own])
+            prior = torch.cat([entries_at(ranked.priors[p.leaf], p.entries) for p in group])
             keys = torch.where(prior.to(keys.device), keys, torch.iinfo(keys.dtype).max)
-        parts = torch.split(keys.cpu(), [len(piece.entries) for piece in own])
+        parts = torch.split(keys.cpu(), [len(piece.entries) for piece in group])
         for number, part in zip(numbers, parts, strict=True):
             found[number] = part
     return concatenate(found)
@@ -301,15 +301,15 @@ class AcceleratorPass:
         given = self._ranked, self.queries, self.brackets, self._masks, self._num_slots
         blocks = with_kernels(self._ranked, lambda kernels: kernels.divide(*given))
         totals = torch.zeros(3, len(self.queries), dtype=torch.int64, device="cpu")
-        for own in self._divide_blocks() if blocks is None else blocks:
-            query, stop = own.query, own.start + sum(own.sizes)
-            self._counted[query].append(CountedBlock(own.start, stop, own.num_inside))
-            totals[0, query] += own.num_above + own.num_inside
-            totals[1, query] += own.num_inside
-            if self.collects(query) and own.indices.numel() < own.num_inside:
+        for block in self._divide_blocks() if blocks is None else blocks:
+            query, stop = block.query, block.start + sum(block.sizes)
+            self._counted[query].append(CountedBlock(block.start, stop, block.num_inside))
+            totals[0, query] += block.num_above + block.num_inside
+            totals[1, query] += block.num_inside
+            if self.collects(query) and block.indices.numel() < block.num_inside:
                 totals[2, query] = 1
             elif self.collects(query):
-                self._collected.append(own)
+                self._collected.append(block)
         return totals.view(-1)
 
     def _divide_blocks(self) -> list[DividedBlock]:
@@ -323,7 +323,7 @@ class AcceleratorPass:
                 blocks.append(self._collect(query, block, inside))
         values = torch.stack(counts).tolist() if counts else []  # here the host waits
         rows = zip(blocks, values[::2], values[1::2], strict=True)
-        return [own.with_counts(above, inside) for own, above, inside in rows]
+        return [block.with_counts(above, inside) for block, above, inside in rows]
 
     def _divide(self, block: Block, bracket: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Return which candidates of a block are above and which are inside a bracket."""
@@ -367,10 +367,10 @@ class AcceleratorPass:
     def candidates(self, queries: list[int]) -> Candidates:
         """Copy the candidates of some queries to the CPU; the queries are numbered anew from 0."""
         ranked, numbers = self._ranked, {query: i for i, query in enumerate(queries)}
-        parts = [own for own in self._collected if own.query in numbers]
-        keys = [ranked.keys(own.bits, own.form).to(ranked.device) for own in parts]
-        positions = [(own.indices + own.start).to(ranked.device) for own in parts]
-        table = [(numbers[own.query], own.indices.numel()) for own in parts]
+        parts = [block for block in self._collected if block.query in numbers]
+        keys = [ranked.keys(block.bits, block.form).to(ranked.device) for block in parts]
+        positions = [(block.indices + block.start).to(ranked.device) for block in parts]
+        table = [(numbers[block.query], block.indices.numel()) for block in parts]
         order, sizes = torch.tensor(table, dtype=torch.int32, device="cpu").view(-1, 2).unbind(1)
         of_query = order.repeat_interleave(sizes) if len(queries) > 1 else None
         return Candidates(concatenate(keys).cpu(), concatenate(positions).cpu(), of_query)
@@ -394,8 +394,8 @@ class AcceleratorPass:
             to read it.
         """
         wanted = set(queries)
-        parts = [own for own in self._collected if own.query in wanted]
-        sizes = [own.indices.numel() for own in parts]
+        parts = [block for block in self._collected if block.query in wanted]
+        sizes = [block.indices.numel() for block in parts]
         keys = self._keys(parts)
         order = _order(keys, intervals)
         kept, last, first = list[Tensor](), list[int](), 0
@@ -407,20 +407,21 @@ class AcceleratorPass:
         if masks is not None:
             is_kept = torch.zeros(keys.shape, dtype=torch.bool, device=keys.device)
             is_kept.index_fill_(0, torch.cat(kept), True)
-            for own, part in zip(parts, torch.split(is_kept, sizes), strict=True):
-                _write_inside(own, part, masks)
+            for block, part in zip(parts, torch.split(is_kept, sizes), strict=True):
+                _write_inside(block, part, masks)
             return [None] * len(queries)
         chosen = order.index_select(0, torch.tensor(last, device="cpu").to(order.device))
-        positions = torch.cat([own.indices + own.start for own in parts]).index_select(0, chosen)
+        positions = torch.cat([block.indices + block.start for block in parts])
+        positions = positions.index_select(0, chosen)
         pairs = torch.stack([keys.index_select(0, chosen).to(torch.int64), positions], dim=1)
         return [KeyThreshold(key, index) for key, index in pairs.tolist()]
 
     def _keys(self, parts: Sequence[DividedBlock]) -> Tensor:
         """Return the keys of collected candidates, converted at once if all have one format."""
-        ranked, forms = self._ranked, {own.form for own in parts}
+        ranked, forms = self._ranked, {block.form for block in parts}
         if len(forms) == 1:
-            return ranked.keys(torch.cat([own.bits for own in parts]), forms.pop())
-        return torch.cat([ranked.keys(own.bits, own.form) for own in parts])
+            return ranked.keys(torch.cat([block.bits for block in parts]), forms.pop())
+        return torch.cat([ranked.keys(block.bits, block.form) for block in parts])
 
 
 def _order(keys: Tensor, intervals: Sequence[Interval]) -> Tensor:
@@ -453,11 +454,11 @@ def _order(keys: Tensor, intervals: Sequence[Interval]) -> Tensor:
     return shifted.sort(stable=True).indices
 
 
-def _write_inside(own: DividedBlock, is_kept: Tensor, masks: list[Tensor]) -> None:
+def _write_inside(block: DividedBlock, is_kept: Tensor, masks: list[Tensor]) -> None:
     """Write the masks of the candidates of a block that are inside the bracket."""
-    flat = [masks[leaf].view(-1) for leaf in own.leaves]
+    flat = [masks[leaf].view(-1) for leaf in block.leaves]
     if len(flat) == 1:
-        flat[0][own.offset : own.offset + own.sizes[0]].index_copy_(0, own.indices, is_kept)
+        flat[0][block.offset : block.offset + block.sizes[0]].index_copy_(0, block.indices, is_kept)
         return
-    joined = torch.cat(flat).index_copy_(0, own.indices, is_kept)
-    torch.split_with_sizes_copy(joined, own.sizes, out=flat)
+    joined = torch.cat(flat).index_copy_(0, block.indices, is_kept)
+    torch.split_with_sizes_copy(joined, block.sizes, out=flat)

@@ -365,8 +365,8 @@ class RankedLeaves:
     def leaf_blocks(self, leaf: int) -> Iterator[Block]:
         """Stream the entries of one leaf, in blocks that have no entries of other leaves."""
         form, offset = self.form(leaf), 0
-        own = self.scores[leaf], *self.priors[leaf : leaf + 1]
-        for scores, *prior in flat_blocks(*own, size=block_size(own[0].device)):
+        tensors = self.scores[leaf], *self.priors[leaf : leaf + 1]
+        for scores, *prior in flat_blocks(*tensors, size=block_size(tensors[0].device)):
             size = scores.numel()
             if self.seed is None:
                 bits = to_bits(scores, form)

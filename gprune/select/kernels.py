@@ -263,7 +263,7 @@ def count_tiles(
     row = table + tl.load(row_of_program + program) * NUM_BIN_FIELDS
     scores, prior, num_entries = tl.load(row), tl.load(row + 1), tl.load(row + 2)
     first_program, lowest, shift = tl.load(row + 3), tl.load(row + 4), tl.load(row + 5)
-    num_bins, own = tl.load(row + 6), counts + tl.load(row + 7)
+    num_bins, row_counts = tl.load(row + 6), counts + tl.load(row + 7)
 
     first = (program - first_program) * (TILE * NUM_TILES)
     below = tl.zeros([TILE], tl.int32)
@@ -281,10 +281,10 @@ def count_tiles(
         is_in_bins = is_candidate & (bins >= 0) & (bins < num_bins)
         in_bins += tl.histogram(bins.to(tl.int32), NUM_BINS, mask=is_in_bins)
         first += TILE
-    tl.atomic_add(own, tl.sum(below).to(tl.int64), sem="relaxed")
-    tl.atomic_add(own + 1 + num_bins, tl.sum(above).to(tl.int64), sem="relaxed")
+    tl.atomic_add(row_counts, tl.sum(below).to(tl.int64), sem="relaxed")
+    tl.atomic_add(row_counts + 1 + num_bins, tl.sum(above).to(tl.int64), sem="relaxed")
     number = tl.arange(0, NUM_BINS)
-    tl.atomic_add(own + 1 + number, in_bins.to(tl.int64), mask=in_bins > 0, sem="relaxed")
+    tl.atomic_add(row_counts + 1 + number, in_bins.to(tl.int64), mask=in_bins > 0, sem="relaxed")
 
 
 DTYPES = {
@@ -355,27 +355,28 @@ def divide(
     Returns:
         The blocks of each query, in the order of their positions. Each is a part of one leaf.
     """
-    slots = _slots(ranked, queries, brackets, num_slots)
+    all_slots = _slots(ranked, queries, brackets, num_slots)
     divided, counts = list[DividedBlock](), list[Tensor]()
     for batch in _batches(ranked, [query.leaves for query in queries]):
         launches: dict[Launch, list[tuple[Row, DividedBlock]]] = {}
         for query, block in batch:
-            own = slots[block.bits.device, block.form]
-            row = _row(ranked, query, block, brackets[query], masks, own.ends)
-            empty = DividedBlock.of(query, block, own.labels[:0], own.bits[:0])
+            slots = all_slots[block.bits.device, block.form]
+            row = _row(ranked, query, block, brackets[query], masks, slots.ends)
+            empty = DividedBlock.of(query, block, slots.labels[:0], slots.bits[:0])
             launches.setdefault(_launch_of(block, row.mask), []).append((row, empty))
         for launch, members in launches.items():
-            own = slots[launch.device, launch.form]
+            slots = all_slots[launch.device, launch.form]
             found = torch.zeros(len(members), 2, dtype=torch.int64, device=launch.device)
-            tensors, rows = (found, own.cursors, own.labels, own.bits), [row for row, _ in members]
+            tensors = found, slots.cursors, slots.labels, slots.bits
+            rows = [row for row, _ in members]
             constants = {"HAS_MASK": masks is not None, "TILE": TILE}
             _launch(divide_tile, ranked, launch, rows, TILE, tensors, constants)
             counts.append(found.to(ranked.device))
             divided += [block for _, block in members]
     totals = torch.cat(counts).tolist() if counts else []  # here the host waits
-    divided = [own.with_counts(*row) for own, row in zip(divided, totals, strict=True)]
-    divided.sort(key=lambda own: (own.query, own.start))
-    _collect(ranked, divided, slots)
+    divided = [block.with_counts(*row) for block, row in zip(divided, totals, strict=True)]
+    divided.sort(key=lambda block: (block.query, block.start))
+    _collect(ranked, divided, all_slots)
     return divided
 
 
@@ -390,7 +391,7 @@ def count(ranked: RankedLeaves, queries: Sequence[Query], bins: Sequence[Bins]) 
     Returns:
         int64 counts, 1-D; for each query `num_bins + 2`: below all bins, in each, above all.
     """
-    pairs = [(query.leaves, own) for query, own in zip(queries, bins, strict=True)]
+    pairs = [(query.leaves, its_bins) for query, its_bins in zip(queries, bins, strict=True)]
     unique = list(dict.fromkeys(pairs))  # queries of the same leaves often have the same bins
     size = bins[0].num_bins + 2
     counts = torch.zeros(len(unique), size, dtype=torch.int64, device=ranked.device)
@@ -453,8 +454,8 @@ def _slots(
             num = num_slots[query][start] if low < high else 0
             sizes.setdefault(home, [0] * len(queries))[query] += num
     slots = {}
-    for (device, form), own in sizes.items():
-        ends = [0, *accumulate(own)]
+    for (device, form), sizes_of_queries in sizes.items():
+        ends = [0, *accumulate(sizes_of_queries)]
         labels = torch.empty(ends[-1], dtype=torch.int64, device=device)
         bits = torch.empty(ends[-1], dtype=form.integer, device=device)
         cursors = torch.zeros(len(queries), dtype=torch.int64, device=device)
@@ -560,30 +561,30 @@ def _launch(
 def _collect(
     ranked: RankedLeaves,
     divided: list[DividedBlock],
-    slots: dict[tuple[torch.device, Format], Slots],
+    all_slots: dict[tuple[torch.device, Format], Slots],
 ) -> None:
     """Sort the collected candidates by their labels, and give each block its own.
 
     Args:
         ranked: the leaves that are ranked.
         divided: the blocks, ascending by query and position, to be updated.
-        slots: the slots of each device and format.
+        all_slots: the slots of each device and format.
     """
-    for home, own in slots.items():
+    for home, slots in all_slots.items():
         blocks = [i for i, x in enumerate(divided) if (x.indices.device, x.form) == home]
         inside = Counter[int]()
         for i in blocks:
             inside[divided[i].query] += divided[i].num_inside
         used = {
             query: slice(start, start + inside[query])
-            for query, (start, end) in enumerate(pairwise(own.ends))
+            for query, (start, end) in enumerate(pairwise(slots.ends))
             if inside[query] <= end - start
         }
         blocks = [i for i in blocks if divided[i].query in used]
         if not blocks:
             continue
-        labels, order = torch.cat([own.labels[part] for part in used.values()]).sort()
-        bits = torch.cat([own.bits[part] for part in used.values()])
+        labels, order = torch.cat([slots.labels[part] for part in used.values()]).sort()
+        bits = torch.cat([slots.bits[part] for part in used.values()])
         bits = bits.index_select(0, order)
         first = [_label(ranked, divided[i].query, divided[i].start) for i in blocks]
         sizes = [divided[i].num_inside for i in blocks]

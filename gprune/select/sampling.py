@@ -190,7 +190,7 @@ def _sampled_offsets(
         keys = [draw_sample(ranked, query.leaves) for query in queries]
     else:
         keys = draw_samples(queries)
-    parts = [own - ranked.key_range[0] for own in keys] * 2
+    parts = [part - ranked.key_range[0] for part in keys] * 2
     sizes = torch.tensor([part.numel() for part in parts], device="cpu")
     query = torch.arange(len(parts), dtype=torch.int32, device="cpu").repeat_interleave(sizes)
     return Integers(torch.cat(parts), query)

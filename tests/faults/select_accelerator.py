@@ -62,7 +62,7 @@ FAULTS = [
     fault(
         "too few slots are enough",
         "select/accelerator.py",
-        "own.indices.numel() < own.num_inside:",
+        "block.indices.numel() < block.num_inside:",
         "False:",
         "tests/select/test_accelerator.py::test_as_many_slots_as_candidates_are_enough",
     ),
@@ -111,15 +111,15 @@ FAULTS = [
     fault(
         "what is above is not counted on an accelerator",
         "select/accelerator.py",
-        "totals[0, query] += own.num_above + own.num_inside",
-        "totals[0, query] += own.num_inside",
+        "totals[0, query] += block.num_above + block.num_inside",
+        "totals[0, query] += block.num_inside",
         "tests/select/test_accelerator.py::test_a_pass_divides_every_query_by_its_bracket",
     ),
     fault(
         "the candidates of later blocks have the positions of the first",
         "select/accelerator.py",
-        "(own.indices + own.start).to(ranked.device)",
-        "own.indices.to(ranked.device)",
+        "(block.indices + block.start).to(ranked.device)",
+        "block.indices.to(ranked.device)",
         "tests/select/test_accelerator.py::test_a_pass_divides_every_query_by_its_bracket",
     ),
     fault(
@@ -167,8 +167,8 @@ FAULTS = [
     fault(
         "inside a joined block only the first mask is written",
         "select/accelerator.py",
-        "    torch.split_with_sizes_copy(joined, own.sizes, out=flat)\n",
-        "    flat[0].copy_(joined[: own.sizes[0]])\n",
+        "    torch.split_with_sizes_copy(joined, block.sizes, out=flat)\n",
+        "    flat[0].copy_(joined[: block.sizes[0]])\n",
         "tests/select/test_accelerator.py::test_joined_leaves_are_written_and_their_threshold_is_found",
     ),
     fault(

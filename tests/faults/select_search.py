@@ -244,7 +244,7 @@ FAULTS = [
     fault(
         "sampled keys count from 0",
         "select/sampling.py",
-        "[own - ranked.key_range[0] for own in keys] * 2",
+        "[part - ranked.key_range[0] for part in keys] * 2",
         "keys * 2",
         "tests/select/test_sampling.py::test_guesses_are_what_the_sample_says",
     ),
