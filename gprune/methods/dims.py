@@ -117,7 +117,7 @@ def one_dim(dim: Any, shape: tuple[int, ...]) -> int:
     if isinstance(dim, bool) or not isinstance(dim, int):
         raise TypeError(f"dim must be an int or a function (path, leaf) -> int, got {dim!r}")
     if not -len(shape) <= dim < len(shape):
-        raise ValueError(f"dim is {dim} for a leaf of shape {tuple(shape)}")
+        raise ValueError(f"dim {dim} is out of range for a leaf of shape {tuple(shape)}")
     return dim % len(shape)
 
 
@@ -151,7 +151,7 @@ def _ascending(dims: Any, shape: tuple[int, ...]) -> list[int]:
             f"these, got {dims!r}"
         )
     if any(not -len(shape) <= d < len(shape) for d in given):
-        raise ValueError(f"dim is {dims!r} for a leaf of shape {tuple(shape)}")
+        raise ValueError(f"dim {dims!r} is out of range for a leaf of shape {tuple(shape)}")
     ascending = sorted({d % len(shape) for d in given})
     if len(ascending) < len(given):
         raise ValueError(f"dim must name each dim once, got {dims!r}")

@@ -252,8 +252,13 @@ def call_on_concatenation(
 ) -> list[Tensor]:
     """Call a user's function once, with the 1-D concatenations of all leaves."""
     require_unsharded(leaves.params, name)
-    if len({param.device for param in leaves.params}) > 1:
-        raise ValueError(f"{name} needs all leaves on one device; the built-in methods do not")
+    devices = {param.device for param in leaves.params}
+    if len(devices) > 1:
+        got = " and ".join(sorted(map(str, devices)))
+        raise ValueError(
+            f"{name} needs all leaves on one device, got {got}; move them to one, or use a method "
+            "of gprune"
+        )
     params = _concatenate(leaves.params, name)
     scores = None if leaves.scores is None else _concatenate(leaves.scores, name)
     prior = torch.cat([mask.reshape(-1) for mask in _prior_masks(leaves)])

@@ -174,7 +174,8 @@ def _check_channels(leaves: Leaves, dim: Any, method: str) -> None:
             message = f"channels need at least two dimensions, got a leaf of shape {shape}"
             raise LeafError(i, "params", message)
         if not -param.dim() <= dim < param.dim():
-            raise LeafError(i, "params", f"dim is {dim} for a leaf of shape {shape}", IndexError)
+            message = f"dim {dim} is out of range for a leaf of shape {shape}"
+            raise LeafError(i, "params", message, IndexError)
 
 
 def _alive(leaves: Leaves, dim: int) -> list[Tensor]:

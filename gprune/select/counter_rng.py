@@ -20,6 +20,7 @@ FIRST_MULTIPLIER, SECOND_MULTIPLIER = 0xBF58_476D_1CE4_E5B9, 0x94D0_49BB_1331_11
 """The multipliers in the output function of SplitMix64."""
 
 MODULUS = 2**64
+"""The numbers are words of 64 bits, so all arithmetic is modulo this."""
 
 NUM_BITS = 53
 """The number of bits of a draw. float64 holds every integer of 53 bits."""

@@ -32,9 +32,10 @@ MAX_SAMPLED = 2**18
 """The most entries of a sample."""
 
 SEED = 0x5EED
+"""The seed of the positions that are sampled. Any number would do."""
 
 MISSES = 1 / 200
-"""The fraction of searches in which a bracket misses its threshold."""
+"""The fraction of searches in which a bracket may miss its threshold."""
 
 SIGMAS = 5
 """Of n distinct sampled keys a bracket holds at most about SIGMAS * sqrt(n), for up to a thousand

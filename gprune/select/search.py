@@ -3,7 +3,8 @@
 A sample gives a bracket for each threshold: two keys that probably enclose it. One pass over the
 scores counts the candidates below the bracket, writes "above the bracket" into the masks, and
 collects the few candidates inside. The threshold is one of those. Radix select finds its key, and
-then, among the candidates with that key, its tree index. A single accelerator sorts them instead.
+then, among the candidates with that key, its tree index. If a single accelerator has all leaves, it
+sorts the collected candidates instead.
 
 Two things can go wrong. First, the threshold may not be in the bracket. The counts then say on
 which side it is, and another pass follows. Second, the bracket may hold too many candidates to
