@@ -135,7 +135,8 @@ def _pieces(ranked: RankedLeaves, leaves: range) -> list[Piece]:
 
 
 def _phase(leaf: int, step: int) -> int:
-    """Return the flat index of a leaf's first sampled entry; the golden ratio spreads these."""
+    """Return the flat index of the first sampled entry of a leaf."""
+    # multiples of the golden ratio, modulo 1, are spread evenly
     return int(leaf * 0.6180339887498949 % 1 * step)
 
 
@@ -284,7 +285,7 @@ class AcceleratorPass:
         self._collected: list[DividedBlock] = []
 
     def collects(self, query: int) -> bool:
-        """Return whether a query's candidates are collected; those of a single key are counted."""
+        """Return whether a query's candidates are collected: its bracket has more than one key."""
         low, high = self.brackets[query]
         return low < high
 

@@ -207,7 +207,7 @@ class PartitionPass:
         self._num_collected = 0
 
     def collects(self, query: int) -> bool:
-        """Return whether a query's candidates are collected; those of a single key are counted."""
+        """Return whether a query's candidates are collected: its bracket has more than one key."""
         low, high = self.brackets[query]
         return low < high
 
