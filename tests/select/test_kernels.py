@@ -21,7 +21,7 @@ import torch
 import gprune as gp
 from gprune.select import accelerator
 from gprune.select.keys import FORMATS
-from gprune.select.search import MAX_BITS
+from gprune.select.search import MAX_ACCELERATOR_BITS
 from tests.support.limits import Limits, patched
 
 pytest.importorskip("triton")
@@ -86,7 +86,7 @@ def compiled(
     kernel, form = getattr(kernels, name), FORMATS[dtype]
     constants = {**kernels.constants_of(form), **switches, "TILE": kernels.TILE}
     if name == "count_tiles":
-        constants |= {"NUM_TILES": kernels.NUM_TILES, "NUM_BINS": 2**MAX_BITS}
+        constants |= {"NUM_TILES": kernels.NUM_TILES, "NUM_BINS": 2**MAX_ACCELERATOR_BITS}
     names = kernel.arg_names
     of_bits = f"*i{form.num_bits}"
     types = {x: of_bits if x == "slot_bits" else "*i64" for x in names if x not in constants}
