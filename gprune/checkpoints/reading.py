@@ -29,6 +29,10 @@ DTYPES = {
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "F4": torch.float4_e2m1fn_x2,
     "C64": torch.complex64,
     "I64": torch.int64,
     "I32": torch.int32,
@@ -40,7 +44,7 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""The dtypes of the format by their names there. Tensors of other dtypes are read as bytes."""
+"""The dtypes of the format by their names there. Others are read as bytes of dtype bits8."""
 
 
 class CheckpointError(ValueError):
@@ -184,8 +188,10 @@ def _read_shard(path: Path) -> tuple[Shard, dict[str, Tensor]]:
 
 def _tensor(mapped: mmap.mmap, span: range, entry: dict[str, Any]) -> Tensor:
     """Return a view of a byte range of a mapped file."""
-    dtype, shape = DTYPES.get(entry["dtype"], torch.uint8), entry["shape"]
-    if entry["dtype"] not in DTYPES:
+    dtype, shape = DTYPES.get(entry["dtype"], torch.bits8), entry["shape"]
+    if dtype == torch.float4_e2m1fn_x2 and shape and shape[-1] % 2 == 0:
+        shape = [*shape[:-1], shape[-1] // 2]  # a byte holds two entries
+    elif dtype in (torch.bits8, torch.float4_e2m1fn_x2):
         shape = [len(span)]
     if not span:
         return torch.empty(shape, dtype=dtype)

@@ -23,11 +23,11 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from gprune.checkpoints.planning import Plan, summary_row
+from gprune.checkpoints.planning import Outcome, Plan, count_entries, outcome
 from gprune.checkpoints.reading import INDEX, SINGLE, Checkpoint, CheckpointError, Shard
 from gprune.checkpoints.scoring import Advance, write_blocks
 from gprune.select.blocks import flat_blocks
-from gprune.summaries import LeafSummary, Summary
+from gprune.summaries import LeafSummary
 
 COPY_BYTES = 2**22
 """How many bytes are copied at a time."""
@@ -70,7 +70,7 @@ def write(
     *,
     force: bool = False,
     advance: Advance = lambda num_bytes: None,
-) -> Summary:
+) -> Outcome:
     """Write the pruned copy of a checkpoint.
 
     Args:
@@ -82,21 +82,21 @@ def write(
         advance: called with the number of bytes of the safetensors files after they are written.
 
     Returns:
-        How much of each weight is pruned.
+        How much of each weight is pruned, and how much of it is zero in the copy.
 
     Raises:
         CheckpointError: if the copy must not be written to that path.
         OSError: if the system fails. A note says so if the path has not changed.
     """
     check_output_path(checkpoint, out, force=force)
-    rows: list[LeafSummary] = []
+    rows: list[tuple[LeafSummary, LeafSummary]] = []
     with _write_then_rename(out, force) as fresh:
         if checkpoint.path.is_dir():
             _copy_others(checkpoint, fresh)
         for shard in checkpoint.shards:
             target = fresh / shard.path.name if checkpoint.path.is_dir() else fresh
             rows += _write_shard(shard, plan, target, advance)
-    return Summary(tuple(sorted(rows, key=lambda leaf: leaf.path)))
+    return outcome(rows)
 
 
 def _copy_others(checkpoint: Checkpoint, fresh: Path) -> None:
@@ -119,7 +119,9 @@ def _refuse_loops(folder: str, names: list[str]) -> list[str]:
     return []
 
 
-def _write_shard(shard: Shard, plan: Plan, target: Path, advance: Advance) -> list[LeafSummary]:
+def _write_shard(
+    shard: Shard, plan: Plan, target: Path, advance: Advance
+) -> list[tuple[LeafSummary, LeafSummary]]:
     """Copy a file, and set the pruned entries of its weights to zero."""
     rows = []
     with shard.path.open("rb") as source, target.open("xb") as file:
@@ -127,7 +129,9 @@ def _write_shard(shard: Shard, plan: Plan, target: Path, advance: Advance) -> li
             if name not in plan.thresholds:
                 continue
             _copy(source, file, span.start - source.tell(), advance)
-            rows.append(_write_masked(file, name, plan, advance))
+            weight, mask = plan.weights[name], plan.mask(name)
+            write_blocks(file, _masked(weight, mask, advance))
+            rows.append(count_entries(name, weight, mask))
             source.seek(span.stop)
         _copy(source, file, shard.num_bytes - source.tell(), advance)
     shutil.copymode(shard.path, target)
@@ -142,12 +146,6 @@ def _copy(source: BinaryIO, file: BinaryIO, num_bytes: int, advance: Advance) ->
         file.write(piece)
         advance(len(piece))
         num_bytes -= len(piece)
-
-
-def _write_masked(file: BinaryIO, name: str, plan: Plan, advance: Advance) -> LeafSummary:
-    weight, mask = plan.weights[name], plan.mask(name)
-    write_blocks(file, _masked(weight, mask, advance))
-    return summary_row(name, weight, mask)
 
 
 def _masked(weight: Tensor, mask: Tensor, advance: Advance) -> Iterator[Tensor]:

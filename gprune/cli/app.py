@@ -81,8 +81,10 @@ def prune(
 ) -> None:
     """Write a pruned copy of a checkpoint. Only the pruned entries change: they become zero.
 
-    Prunes floating point tensors of two dimensions or more. The checkpoint is a safetensors file or
-    a Hugging Face folder. It is memory-mapped and may be larger than memory. lamp and l2 keep their
+    Prunes floating point tensors of two dimensions or more, except for those whose names are of
+    biases, norms, scales, masks and the like, and prints what is left out and why. Include such a
+    tensor by its whole name to prune it. Refuses quantized weights, whose zeros are not zero bytes.
+    The checkpoint is a safetensors file or a Hugging Face folder. It is memory-mapped and may be larger than memory. lamp and l2 keep their
     scores in a temporary file beside OUT: 4 bytes for each weight, or 8 if a tensor is float64.
     lamp also sorts, and needs 40 bytes of memory for each entry of the largest tensor. Other files
     of a folder are copied unchanged, even if they have the same weights in another format.
@@ -94,7 +96,7 @@ def prune(
 
     with one_line_errors():
         number = as_number(amount)
-        pruned = checkpoints.prune(
+        found, left_out = checkpoints.prune(
             checkpoint,
             out,
             amount=number,
@@ -106,7 +108,8 @@ def prune(
             dry_run=dry_run,
         )
     checkpoints.show_pruned(
-        pruned,
+        found,
+        left_out,
         as_json,
         checkpoint=str(checkpoint),
         out=str(out),
@@ -126,12 +129,14 @@ def report(
 ) -> None:
     """Print the density of each tensor of a checkpoint, and in total.
 
-    Reads state dicts of torch without running code in them (weights_only). A pair <name>_orig and
+    Reads state dicts of torch without running code in them (weights_only). The density of prune and
+    report is that of the file: entries that are not zero. Codes of quantized weights are not
+    counted, and are listed. A pair <name>_orig and
     <name>_mask, as torch.nn.utils.prune leaves it, counts as one tensor, their product.
     """
     from gprune.cli import checkpoints
     from gprune.cli.printing import one_line_errors
 
     with one_line_errors():
-        found = checkpoints.report(checkpoint)
-    checkpoints.show_density(found, as_json, checkpoint=str(checkpoint))
+        found, uncounted = checkpoints.report(checkpoint)
+    checkpoints.show_density(found, uncounted, as_json, checkpoint=str(checkpoint))

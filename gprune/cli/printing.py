@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,7 +21,9 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from gprune.summaries import LeafSummary, Summary
+from gprune.checkpoints import group
+from gprune.summaries import LeafSummary
+from gprune.trees import describe_first
 
 
 def progress_bar() -> Progress:
@@ -39,32 +41,55 @@ def progress_bar() -> Progress:
     )
 
 
-def table(heading: str, summary: Summary, totals: Sequence[LeafSummary]) -> Table:
+def table(counts: Mapping[str, Sequence[LeafSummary]], num_totals: int) -> Table:
     """Build a table with a row per tensor, and the totals at its end.
 
     Args:
-        heading: the heading of the column with the number of zeros.
-        summary: the rows of the tensors.
-        totals: the rows at the end.
+        counts: one or more counts of the entries of the same tensors, by the headings of their
+            columns. The density is that of the last count.
+        num_totals: how many rows at the end are totals.
 
     Returns:
         The table. Long names are folded.
     """
     drawn = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     drawn.add_column("tensor", overflow="fold")
-    for column in ("shape", "entries", heading, "density"):
+    for column in ("shape", "entries", *counts, "density"):
         drawn.add_column(column, justify="right", no_wrap=True)
-    for leaf in summary.leaves:
-        drawn.add_row(*_cells(leaf, "x".join(map(str, leaf.shape)) or "scalar"))
-    drawn.add_section()
-    for leaf in totals:
-        drawn.add_row(*_cells(leaf, ""))
+    rows = list(zip(*counts.values(), strict=True))
+    for number, row in enumerate(rows):
+        if number == len(rows) - num_totals:
+            drawn.add_section()
+        leaf = row[-1]
+        shape = "x".join(map(str, leaf.shape)) or "scalar" * (number < len(rows) - num_totals)
+        figures = [f"{number:,}" for number in (leaf.entries, *(count.pruned for count in row))]
+        cells = printable(leaf.path), shape, *figures, f"{leaf.density:.4f}"
+        drawn.add_row(*map(Text, cells))
     return drawn
 
 
-def as_dict(heading: str, leaf: LeafSummary) -> dict[str, Any]:
-    """Return the numbers of a row for JSON; `heading` is the name of the number of zeros."""
-    return {"entries": leaf.entries, heading: leaf.pruned, "density": leaf.density}
+def as_dict(counts: dict[str, LeafSummary]) -> dict[str, Any]:
+    """Return the numbers of a row of `table` for JSON."""
+    leaf = list(counts.values())[-1]
+    numbers = {heading: count.pruned for heading, count in counts.items()}
+    return {"entries": leaf.entries, **numbers, "density": leaf.density}
+
+
+def reasons_list(title: str, reasons: dict[str, str]) -> str:
+    """Return a line per reason, with the number of the tensors and the first names; or no text.
+
+    Args:
+        title: the text before the first line.
+        reasons: a reason for each name, from `gprune.checkpoints.left_out` or `uncounted`.
+
+    Returns:
+        The lines.
+    """
+    lines = [
+        f"  {len(names):,} {reason}: {describe_first(names, str, ', ')}"
+        for reason, names in group(reasons).items()
+    ]
+    return "\n".join([title, *map(printable, lines)]) if lines else ""
 
 
 def as_number(text: str) -> float:
@@ -113,8 +138,3 @@ def one_line_errors() -> Iterator[None]:
         code, reason = 1, "; ".join([str(error), *getattr(error, "__notes__", [])])
     print(f"gprune: {printable(reason)}", file=sys.stderr)
     raise typer.Exit(code)
-
-
-def _cells(leaf: LeafSummary, shape: str) -> tuple[Text, ...]:
-    figures = f"{leaf.entries:,}", f"{leaf.pruned:,}", f"{leaf.density:.4f}"
-    return tuple(Text(cell) for cell in (printable(leaf.path), shape, *figures))

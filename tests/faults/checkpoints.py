@@ -81,6 +81,44 @@ FAULTS = [
         "tests/checkpoints/test_writing.py::test_the_norm_is_that_of_all_blocks",
     ),
     fault(
+        "an FP4 byte is one entry",
+        "checkpoints/density.py",
+        "for half in (0x07, 0x70)",
+        "for half in (0x77,)",
+        "tests/checkpoints/test_density.py::test_the_two_entries_of_a_byte_are_counted",
+    ),
+    fault(
+        "the zeros of the copy are those of the masks",
+        "checkpoints/planning.py",
+        "count_zeros(weight, mask)",
+        "count_zeros(mask)",
+        "tests/checkpoints/test_planning.py::test_the_density_is_that_of_the_copy",
+    ),
+    fault(
+        "codes are recognised by their names alone",
+        "checkpoints/choosing.py",
+        "        if tensor.dtype in NARROW_DTYPES and tensor.dim() >= 2 and not _is_scale(name):\n"
+        "            found[name] = NARROW_DTYPES[tensor.dtype]\n"
+        "        elif (pair",
+        "        if (pair",
+        "tests/checkpoints/test_choosing.py::test_a_quantized_weight_is_refused_by_name",
+    ),
+    fault(
+        "the buffers of a model are ranked",
+        "checkpoints/choosing.py",
+        "if _parts(name) & CONSTANTS else None",
+        "if not _parts(name) else None",
+        "tests/checkpoints/test_choosing.py::test_buffers_of_constants_are_no_weights",
+    ),
+    fault(
+        "scales are ranked where their codes are left out",
+        "checkpoints/choosing.py",
+        "        elif name in scales:\n            reasons[name] = SCALE\n",
+        "",
+        "tests/checkpoints/test_choosing.py::"
+        "test_scales_are_not_ranked_where_the_codes_are_left_out",
+    ),
+    fault(
         "an error after the rename says that nothing has changed",
         "checkpoints/writing.py",
         "    _sync(out.parent)\n\n\ndef _rename(",
