@@ -84,10 +84,12 @@ def prune(
     Prunes floating point tensors of two dimensions or more, except for those whose names are of
     biases, norms, scales, masks and the like, and prints what is left out and why. Include such a
     tensor by its whole name to prune it. Refuses quantized weights, whose zeros are not zero bytes.
-    The checkpoint is a safetensors file or a Hugging Face folder. It is memory-mapped and may be larger than memory. lamp and l2 keep their
-    scores in a temporary file beside OUT: 4 bytes for each weight, or 8 if a tensor is float64.
-    lamp also sorts, and needs 40 bytes of memory for each entry of the largest tensor. Other files
-    of a folder are copied unchanged, even if they have the same weights in another format.
+
+    The checkpoint is a safetensors file or a Hugging Face folder. It is memory-mapped and may be
+    larger than memory. lamp and l2 keep their scores in a temporary file beside OUT: 4 bytes for
+    each weight, or 8 if a tensor is float64. lamp also sorts, and needs 40 bytes of memory for each
+    entry of the largest tensor. Other files of a folder are copied unchanged, even if they have the
+    same weights in another format.
 
     Exits with 2 for bad input and with 1 if the system fails. OUT is written atomically.
     """

@@ -31,14 +31,16 @@ def wanda(params: Tree, input_norms: Tree) -> Tree:
         params: pytree of floating point tensors of any shape; `None` stays `None`. Parameters that
             are not weights of a linear or convolution layer must be `None`: pass
             `prunable(params)`.
-        input_norms: the norms of the inputs, of that structure and those shapes.
+        input_norms: the norms of the inputs, from the function of that name: of that structure and
+            those shapes, and not negative.
 
     Returns:
         Detached scores of that structure, in float32 at least, in the unit of the layer's output.
 
     Raises:
         TypeError: if a leaf is not a floating point tensor.
-        ValueError: if the norms of a leaf are missing, have another shape or are not finite.
+        ValueError: if the norms of a leaf are missing, have another shape, are not finite or are
+            negative.
 
     Example:
         >>> wanda([torch.tensor([[2.0, -1.0]])], [torch.tensor([[1.0, 3.0]])])
@@ -56,7 +58,12 @@ def wanda(params: Tree, input_norms: Tree) -> Tree:
             f"{wrong} was not the weight of a linear or convolution layer, so there are no "
             "input_norms for it; put None in its place with prunable()"
         )
-    return score_leaves(lambda w, norm: w.abs() * norm, params=params, input_norms=input_norms)
+    return score_leaves(
+        lambda w, norm: w.abs() * norm,
+        magnitudes={"input_norms": "pass params first, then what input_norms() returned"},
+        params=params,
+        input_norms=input_norms,
+    )
 
 
 def input_norms(forward: Callable[[Tree, Any], Any], params: Tree, batches: Iterable[Any]) -> Tree:

@@ -172,6 +172,20 @@ FAULTS = [
         "tests/scores/test_rescaling.py::test_normalize_l2_neither_vanishes_nor_overflows",
     ),
     fault(
+        "the sign of a magnitude is not looked at",
+        "scores/score_map.py",
+        "torch.where(values < 0, torch.nan, values)",
+        "values",
+        "tests/scores/test_rescaling.py::test_normalize_l2_takes_scores_and_no_weights",
+    ),
+    fault(
+        "norms may be negative",
+        "scores/wanda.py",
+        'magnitudes={"input_norms": "pass',
+        'magnitudes={"norms": "pass',
+        "tests/scores/test_wanda.py::test_norms_are_not_negative",
+    ),
+    fault(
         "the mean over one batch less",
         "scores/accumulate.py",
         "t / done",

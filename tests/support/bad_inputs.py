@@ -76,6 +76,7 @@ def out() -> torch.Tensor:
 
 
 PARAMS = Make(lambda: tree(weight(), None, out()))
+SIGNED = Make(lambda: tree(-weight(), None, out()))
 TEN = Make(lambda: torch.arange(10.0))
 ENTRIES = 10
 LEAF = Make(lambda: [torch.arange(10.0)])
@@ -902,6 +903,18 @@ OF_PAIRS = [
         bad(score, "a float", T, "['a'] float", *call({"a": 1.0})),
     )
 ]
+NEGATIVE = [
+    bad(
+        Sc.normalize_l2,
+        "weights",
+        V,
+        "scores['fc']['weight'] negative magnitude(params)",
+        SIGNED,
+    ),
+    bad(
+        Sc.wanda, "negative norms", V, "input_norms['fc']['weight'] negative params", PARAMS, SIGNED
+    ),
+]
 OF_A_FORWARD = [
     bad(Sc.synflow, "integers", T, "forward int64", integers, PARAMS, (1, 3)),
     bad(Sc.synflow, "a list", T, "forward list", lambda params, x: [x], PARAMS, (1, 3)),
@@ -1245,6 +1258,7 @@ BAD = [
     *REST,
     *OF_A_LOSS,
     *OF_PAIRS,
+    *NEGATIVE,
     *OF_A_FORWARD,
     *OF_MANY,
     *SCHEDULES,
