@@ -1,5 +1,6 @@
 """The commands and their options. What they do is in the other files of this package."""
 
+import io
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -41,6 +42,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 @app.callback()
 def gprune() -> None:
     """Exact pruning masks as pure functions."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names that the encoding lacks are escaped
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 @app.command()
@@ -62,7 +65,9 @@ def demo(
 
 @app.command()
 def prune(
-    checkpoint: Annotated[Path, typer.Argument(help="A .safetensors file or a folder of them.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A .safetensors file or a folder of one model.")
+    ],
     amount: Amount,
     out: Annotated[Path, typer.Option("--out", "-o", help="The path of the pruned copy.")],
     include: Include = None,
@@ -85,11 +90,11 @@ def prune(
     biases, norms, scales, masks and the like, and prints what is left out and why. Include such a
     tensor by its whole name to prune it. Refuses quantized weights, whose zeros are not zero bytes.
 
-    The checkpoint is a safetensors file or a Hugging Face folder. It is memory-mapped and may be
-    larger than memory. lamp and l2 keep their scores in a temporary file beside OUT: 4 bytes for
-    each weight, or 8 if a tensor is float64. lamp also sorts, and needs 40 bytes of memory for each
-    entry of the largest tensor. Other files of a folder are copied unchanged, even if they have the
-    same weights in another format.
+    The checkpoint is a safetensors file, or a folder that transformers, diffusers (one component)
+    or PEFT has saved. It is memory-mapped and may be larger than memory. lamp and l2 keep their
+    scores in a temporary file beside OUT: 4 bytes for each weight, or 8 if a tensor is float64.
+    lamp also sorts, and needs 40 bytes of memory for each entry of the largest tensor. Other files
+    of a folder are copied unchanged, even if they have the same weights in another format.
 
     Exits with 2 for bad input and with 1 if the system fails. OUT is written atomically.
     """
@@ -109,29 +114,31 @@ def prune(
             force=force,
             dry_run=dry_run,
         )
-    checkpoints.show_pruned(
-        found,
-        left_out,
-        as_json,
-        checkpoint=str(checkpoint),
-        out=str(out),
-        written=not dry_run,
-        amount=number,
-        score=score,
-        method=method,
-    )
+        checkpoints.show_pruned(
+            found,
+            left_out,
+            as_json,
+            checkpoint=str(checkpoint),
+            out=str(out),
+            written=not dry_run,
+            amount=number,
+            score=score,
+            method=method,
+        )
 
 
 @app.command()
 def report(
     checkpoint: Annotated[
-        Path, typer.Argument(help="A .safetensors file, a folder of them, or a .pt state dict.")
+        Path,
+        typer.Argument(help="A .safetensors file, a folder of one model, or a file of torch.save."),
     ],
     as_json: AsJson = False,
 ) -> None:
     """Print the density of each tensor of a checkpoint, and in total.
 
-    Reads state dicts of torch without running code in them (weights_only). The density of prune and
+    Reads state dicts saved by torch, also inside of checkpoints such as those of Lightning, without
+    running code in them (weights_only). The density of prune and
     report is that of the file: entries that are not zero. Codes of quantized weights are not
     counted, and are listed. A pair <name>_orig and
     <name>_mask, as torch.nn.utils.prune leaves it, counts as one tensor, their product.
@@ -141,4 +148,4 @@ def report(
 
     with one_line_errors():
         found, uncounted = checkpoints.report(checkpoint)
-    checkpoints.show_density(found, uncounted, as_json, checkpoint=str(checkpoint))
+        checkpoints.show_density(found, uncounted, as_json, checkpoint=str(checkpoint))

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from gprune import checkpoints
-from gprune.cli.printing import as_dict, printable, progress_bar, reasons_list, table
+from gprune.cli.printing import as_dict, listing, printable, printed, progress_bar, table
 from gprune.summaries import LeafSummary, Summary, add_up
 
 SCORES = {"magnitude": None, "lamp": checkpoints.lamp, "l2": checkpoints.l2}
@@ -82,11 +82,13 @@ def show_pruned(
     """Print the options, how much is pruned and what is left out, as JSON or as a table."""
     counts = {"pruned": found.pruned.leaves, "zeros": found.zeros.leaves}
     totals = {"total": {"pruned": found.pruned.total, "zeros": found.zeros.total}}
-    if as_json:
-        _print_json(counts, totals, {"left_out": left_out}, options)
-        return
-    done = f"Written to {options['out']}." if options["written"] else "Nothing is written."
-    _print_table(counts, totals, reasons_list("Left out:", left_out), printable(done))
+    out = printable(options["out"])
+    with printed(f", but {out} is written" if options["written"] else ""):
+        if as_json:
+            _print_json(counts, totals, {"left_out": left_out}, options)
+        else:
+            done = f"Written to {out}." if options["written"] else "Nothing is written."
+            _print_table(counts, totals, listing("Left out:", checkpoints.group(left_out)), done)
 
 
 def show_density(found: Summary, uncounted: dict[str, str], as_json: bool, **options: Any) -> None:
@@ -94,10 +96,15 @@ def show_density(found: Summary, uncounted: dict[str, str], as_json: bool, **opt
     weights = add_up("matrices", [leaf for leaf in found.leaves if leaf.prunable])
     everything = add_up("all", found.leaves)
     totals = {"matrices": {"zeros": weights}, "all": {"zeros": everything}}
-    if as_json:
-        _print_json({"zeros": found.leaves}, totals, {"not_counted": uncounted}, options)
-    else:
-        _print_table({"zeros": found.leaves}, totals, reasons_list("Not counted:", uncounted))
+    with printed(""):
+        if as_json:
+            _print_json({"zeros": found.leaves}, totals, {"not_counted": uncounted}, options)
+        else:
+            _print_table(
+                {"zeros": found.leaves},
+                totals,
+                listing("Not counted:", checkpoints.group(uncounted)),
+            )
 
 
 def _phase(bar: Progress, name: str, num_bytes: int) -> Callable[[int], None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,6 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from gprune.checkpoints import group
 from gprune.summaries import LeafSummary
 from gprune.trees import describe_first
 
@@ -75,19 +75,19 @@ def as_dict(counts: dict[str, LeafSummary]) -> dict[str, Any]:
     return {"entries": leaf.entries, **numbers, "density": leaf.density}
 
 
-def reasons_list(title: str, reasons: dict[str, str]) -> str:
-    """Return a line per reason, with the number of the tensors and the first names; or no text.
+def listing(title: str, names: Mapping[str, Sequence[str]]) -> str:
+    """Return a title and a line for each reason: how many names it has, and the first of them.
 
     Args:
-        title: the text before the first line.
-        reasons: a reason for each name, from `gprune.checkpoints.left_out` or `uncounted`.
+        title: the first line.
+        names: the names for each reason.
 
     Returns:
-        The lines.
+        The lines; no text if there are none.
     """
     lines = [
-        f"  {len(names):,} {reason}: {describe_first(names, str, ', ')}"
-        for reason, names in group(reasons).items()
+        f"  {len(group):,} {reason}: {describe_first(group, str, ', ')}"
+        for reason, group in names.items()
     ]
     return "\n".join([title, *map(printable, lines)]) if lines else ""
 
@@ -115,6 +115,30 @@ def as_number(text: str) -> float:
 def printable(text: str) -> str:
     """Replace control characters, because names in a file may contain terminal commands."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+@contextmanager
+def printed(done: str) -> Iterator[None]:
+    """Make sure that all that is printed has been written to standard output.
+
+    Args:
+        done: what the command has done already, as the end of the note.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        OSError: if standard output is full or closed, with a note.
+    """
+    try:
+        yield
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        # Python flushes once more when it exits, and would print a second error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        error.add_note(f"the result cannot be printed{done}")
+        raise
 
 
 @contextmanager

@@ -367,6 +367,51 @@ def test_links_in_a_folder(tmp_path: Path) -> None:
     assert_refused(prune(source, tmp_path / "again"))
 
 
+def test_what_cannot_be_copied_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    """A link to a device has no end, and a pipe waits for a writer."""
+    source = save_folder(tmp_path / "x", example())
+    for name, target in [
+        ("zeros", "/dev/zero"),
+        ("1_Pooling/zeros", "/dev/zero"),
+        ("gone", "nowhere"),
+        ("itself", "itself"),
+        ("pipe", None),
+    ]:
+        path = source / name
+        if target is None:
+            os.mkfifo(path)
+        else:
+            path.symlink_to(target)
+        for options in ([], ["--dry-run"]):
+            done = prune(source, tmp_path / "out", *options)
+            assert_refused(done)
+            assert f"{path} is " in done.stderr
+            assert "not a file or a folder" in done.stderr
+        path.unlink()
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["x"]
+
+
+def test_an_output_that_is_a_link_to_itself_is_refused(tmp_path: Path) -> None:
+    source, out = save(tmp_path / "x.safetensors", example()), tmp_path / "out"
+    out.symlink_to("out")
+    for options in ([], ["--force"]):
+        assert_refused(prune(source, out, *options))
+    assert out.is_symlink()
+
+
+def test_links_that_lead_to_each_other_are_a_loop(tmp_path: Path) -> None:
+    """Neither is in a folder that contains it, and each copy would contain the other's."""
+    source = save_folder(tmp_path / "x", example())
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    (source / "a").symlink_to("../a")
+    (tmp_path / "a" / "b").symlink_to("../b")
+    (tmp_path / "b" / "a").symlink_to("../a")
+    done = prune(source, tmp_path / "out")
+    assert_refused(done)
+    assert "contains it" in done.stderr
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("score", ["magnitude", "l2"])
 def test_memory_is_bounded(tmp_path: Path, score: str) -> None:

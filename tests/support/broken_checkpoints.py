@@ -109,7 +109,15 @@ STATES: dict[str, Callable[[Path], Any]] = {
     "an epoch": saved({"a": torch.ones(2), "epoch": 3}),
     "names that are numbers": saved({1: torch.ones(2)}),
     "a sparse tensor": saved({"a": torch.eye(2).to_sparse()}),
-    "the old format": saved({"a": torch.ones(2)}, _use_new_zipfile_serialization=False),
+    "the old format of no state dict": saved([1], _use_new_zipfile_serialization=False),
+    "two state dicts": saved({"g": {"a": torch.ones(2)}, "d": {"a": torch.ones(1)}, "epoch": 3}),
+    "a name that two tensors have": saved({"a": {"b": torch.ones(2)}, "a.b": torch.ones(2)}),
+    "a name that two tensors have, in turn": saved(
+        {"a.b": torch.ones(2), "a": {"b": torch.ones(2)}}
+    ),
+    "an optimizer alone": saved(
+        {"optimizer": {"state": {0: {"step": torch.ones(())}}}, "epoch": 3}
+    ),
     "a mask of another shape": saved({"w_orig": torch.ones(2, 2), "w_mask": torch.ones(3)}),
     "a weight that is there twice": saved(dict.fromkeys(["w", "w_orig", "w_mask"], torch.ones(2))),
     "a meta tensor": saved({"a": torch.ones(2, device="meta")}),
