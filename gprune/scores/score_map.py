@@ -3,8 +3,7 @@
 A score is an equation between the entries of a parameter and the corresponding entries of other
 trees. `score_leaves` takes the equation of one leaf. It checks structures, shapes, devices and
 dtypes, leaves `None`s alone, computes in float32 at least, and refuses scores that are not finite
-and negative entries where only magnitudes make sense.
-Errors give the path of every bad leaf.
+and negative entries where only magnitudes make sense. Errors give the path of every bad leaf.
 """
 
 from __future__ import annotations
@@ -111,6 +110,27 @@ def require_positive(number: Any, name: str) -> None:
         raise TypeError(f"{name} must be an int, got {number!r}")
     if number < 1:
         raise ValueError(f"{name} must be at least 1, got {number}")
+
+
+def require_batches(batches: Any) -> None:
+    """Raise a TypeError if an argument is one batch in place of an iterable of batches.
+
+    Args:
+        batches: the argument.
+
+    Raises:
+        TypeError: if it is a tensor or a dict, whose rows or keys would be taken for batches.
+    """
+    if isinstance(batches, Tensor):
+        raise TypeError(
+            "batches must be an iterable of batches, got a tensor of shape "
+            f"{tuple(batches.shape)}, whose rows would be the batches; pass [tensor]"
+        )
+    if isinstance(batches, Mapping):
+        raise TypeError(
+            f"batches must be an iterable of batches, got a {type(batches).__name__}, whose keys "
+            "would be the batches; pass [batch]"
+        )
 
 
 def upcast(leaf: Tensor) -> Tensor:

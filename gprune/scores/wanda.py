@@ -13,7 +13,13 @@ from torch.overrides import TorchFunctionMode
 
 from gprune.inputs import float64_device
 from gprune.scores.losses import flatten_function
-from gprune.scores.score_map import floating_leaves, score_leaves, upcast, upcast_dtype
+from gprune.scores.score_map import (
+    floating_leaves,
+    require_batches,
+    score_leaves,
+    upcast,
+    upcast_dtype,
+)
 from gprune.trees import Tree, describe_first, leaf_names, leaves_like, map_leaves
 
 LAYERS = (F.linear, F.conv1d, F.conv2d, F.conv3d)
@@ -87,7 +93,8 @@ def input_norms(forward: Callable[[Tree, Any], Any], params: Tree, batches: Iter
         that were not observed.
 
     Raises:
-        TypeError: if a leaf is not a floating point tensor.
+        TypeError: if a leaf is not a floating point tensor, `forward` is a module, or `batches` is
+            one batch.
         ValueError: if there is no batch, no weight was observed, or a squared input is not finite.
 
     Example:
@@ -99,7 +106,8 @@ def input_norms(forward: Callable[[Tree, Any], Any], params: Tree, batches: Iter
     References:
         Sun et al., 2024, arXiv:2306.11695, section 3.
     """
-    network, weights, tree_of = flatten_function(forward, params)
+    require_batches(batches)
+    network, weights, tree_of = flatten_function(forward, params, "forward")
     observer = _Observer(weights)
     done = 0
     for batch in batches:

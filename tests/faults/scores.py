@@ -186,6 +186,20 @@ FAULTS = [
         "tests/scores/test_wanda.py::test_norms_are_not_negative",
     ),
     fault(
+        "the rows of a tensor are batches",
+        "scores/score_map.py",
+        "    if isinstance(batches, Tensor):\n",
+        "    if isinstance(batches, str):\n",
+        "tests/guarantees/test_bad_inputs.py::test_bad_input",
+    ),
+    fault(
+        "a module is called as a function of the parameters",
+        "scores/losses.py",
+        "    if isinstance(function, torch.nn.Module):\n",
+        "    if isinstance(function, type):\n",
+        "tests/guarantees/test_bad_inputs.py::test_bad_input",
+    ),
+    fault(
         "the mean over one batch less",
         "scores/accumulate.py",
         "t / done",

@@ -113,7 +113,7 @@ def pairwise(weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 def test_norms_of_a_network_of_one_example_under_vmap(forward: Any) -> None:
     """As many networks of `torch.func` are written; and in the batches of a `vmap` around it."""
     weight, x = torch.randn(2, 3), torch.randn(2, 6, 3)
-    norms = gp.scores.input_norms(forward, weight, x)
+    norms = gp.scores.input_norms(forward, weight, list(x))
     torch.testing.assert_close(norms, x.flatten(0, 1).norm(dim=0).expand(2, 3))
     each = torch.vmap(lambda x: gp.scores.input_norms(forward, weight, [x]))(x)
     torch.testing.assert_close(each, x.norm(dim=1, keepdim=True).expand(2, 2, 3))
