@@ -26,6 +26,10 @@ CONVERT = (
     "torch.save(state_dict, path)"
 )
 
+TORCHSCRIPT = (
+    "it is a TorchScript archive: save torch.jit.load(path).state_dict() with torch.save()"
+)
+
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Map the tensors of any checkpoint.
@@ -60,8 +64,9 @@ def _read_state(path: Path) -> dict[str, Tensor]:
             saved: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except Exception as error:  # a malicious pickle can make the loader raise any error
         reason = type(error).__name__
+        remedy = TORCHSCRIPT if "TorchScript" in str(error) else CONVERT
         raise CheckpointError(
-            f"{path} is not a state dict that weights_only=True can load ({reason}); {CONVERT}"
+            f"{path} is not a state dict that weights_only=True can load ({reason}); {remedy}"
         ) from None
     if not isinstance(saved, dict):
         raise CheckpointError(f"{path} holds a {type(saved).__name__}, not a state dict; {CONVERT}")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -62,3 +63,12 @@ def test_several_state_dicts_are_named(tmp_path: Path) -> None:
     done = run("report", tmp_path / "x.ckpt")
     assert_refused(done)
     assert "'model', 'ema'" in done.stderr
+
+
+def test_a_scripted_module_says_how_to_convert_it(tmp_path: Path) -> None:
+    with warnings.catch_warnings():  # that torch.jit is deprecated
+        warnings.simplefilter("ignore")
+        torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "x.pt")
+    done = run("report", tmp_path / "x.pt")
+    assert_refused(done)
+    assert "torch.jit.load(path).state_dict()" in done.stderr

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import pytest
@@ -48,24 +47,13 @@ def test_no_more_than_the_file_is_run_or_said(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
-ROOT = str(Path(__file__).parents[2])
-
-
-def run_alone(*arguments: Any, **options: Any) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own, whose standard output is not pytest's."""
-    command = [sys.executable, "-m", "gprune.cli", *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": ROOT, "PYTHONIOENCODING": "ascii"}
-    return subprocess.run(command, env=environment, text=True, timeout=120, check=False, **options)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("options", [[], pytest.param(["--json"], marks=pytest.mark.long)])
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=["table", "json"])
 def test_a_name_that_the_terminal_cannot_encode(tmp_path: Path, options: list[str]) -> None:
     """The copy is written, so an error would come too late. JSON has the very name."""
     source = save(tmp_path / "x.safetensors", {"Gewichtsmaß.\u4e2d": torch.ones(2, 2)})
     arguments = ["prune", source, "-o", tmp_path / "y.safetensors", "--amount", 1, *options]
-    done = run_alone(*arguments, capture_output=True)
-    assert (done.returncode, done.stderr) == (0, "")
+    done = CliRunner(charset="ascii").invoke(app, [str(argument) for argument in arguments])
+    assert (done.exit_code, done.stderr) == (0, "")
     if options:
         assert json.loads(done.stdout)["tensors"][0]["name"] == "Gewichtsmaß.\u4e2d"
     else:
@@ -77,9 +65,18 @@ def test_a_name_that_the_terminal_cannot_encode(tmp_path: Path, options: list[st
 @pytest.mark.parametrize("options", [[], pytest.param(["--json"], marks=pytest.mark.long)])
 def test_a_full_standard_output_is_one_line(tmp_path: Path, options: list[str]) -> None:
     source, out = save(tmp_path / "x.safetensors", {"w": torch.ones(2, 2)}), tmp_path / "out"
-    arguments = ["prune", source, "-o", out, "--amount", 1, *options]
+    command = [sys.executable, "-m", "gprune.cli", "prune", source, "-o", out, "--amount", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     with Path("/dev/full").open("w") as full:
-        done = run_alone(*arguments, stdout=full, stderr=subprocess.PIPE)
+        done = subprocess.run(
+            [*command, *options],
+            env=environment,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=120,
+            check=False,
+        )
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("gprune: [Errno 28] No space left on device")
