@@ -18,6 +18,9 @@ from gprune.checkpoints.reading import (
 )
 from gprune.trees import tensor_problem
 
+MOST_DICTS = 10_000
+"""The most dicts that a state dict may consist of; in a pickle a dict can contain itself."""
+
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"
 """What a file of `torch.save` begins with: today, and in the format before torch 1.6."""
 
@@ -90,29 +93,32 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _flat(tree: dict[Any, Any], prefix: str = "") -> tuple[dict[str, Tensor], list[str]]:
+def _flat(tree: dict[Any, Any]) -> tuple[dict[str, Tensor], list[str]]:
     """Return the tensors of nested dicts by their dotted names, and what else is in the dicts.
 
     Raises:
-        CheckpointError: if two tensors have the same dotted name.
+        CheckpointError: if two tensors have the same dotted name, or a dict contains itself.
     """
     tensors: dict[str, Tensor] = {}
     problems: list[str] = []
-    twice: set[str] = set()
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        if not isinstance(key, str):
-            problems.append(f"the key {key!r} is not a string")
-        elif isinstance(value, dict):
-            inner, wrong = _flat(value, f"{name}.")
-            twice |= inner.keys() & tensors.keys()
-            tensors |= inner
-            problems += wrong
-        elif problem := tensor_problem(value):
-            problems.append(f"{name!r} {problem.replace('a tensor or None', 'a tensor')}")
-        else:
-            twice |= {name} & tensors.keys()
-            tensors[name] = value
-    if twice:
-        raise CheckpointError(f"{min(twice)!r} is the name of two tensors, one in a nested dict")
+    todo, num_dicts = [("", tree)], 0
+    while todo:
+        prefix, inner = todo.pop()
+        num_dicts += 1
+        if num_dicts > MOST_DICTS:
+            raise CheckpointError(
+                f"there are more than {MOST_DICTS:,} nested dicts; does one contain itself?"
+            )
+        for key, value in inner.items():
+            name = f"{prefix}{key}"
+            if not isinstance(key, str):
+                problems.append(f"the key {key!r} is not a string")
+            elif isinstance(value, dict):
+                todo.append((f"{name}.", value))
+            elif problem := tensor_problem(value):
+                problems.append(f"{name!r} {problem.replace('a tensor or None', 'a tensor')}")
+            elif name in tensors:
+                raise CheckpointError(f"{name!r} is the name of two tensors, one in a nested dict")
+            else:
+                tensors[name] = value
     return tensors, problems

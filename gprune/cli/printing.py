@@ -57,12 +57,13 @@ def table(counts: Mapping[str, Sequence[LeafSummary]], num_totals: int) -> Table
     for column in ("shape", "entries", *counts, "density"):
         drawn.add_column(column, justify="right", no_wrap=True)
     rows = list(zip(*counts.values(), strict=True))
-    for number, row in enumerate(rows):
-        if number == len(rows) - num_totals:
+    num_tensors = len(rows) - num_totals
+    for i, row in enumerate(rows):
+        if i == num_tensors:
             drawn.add_section()
         leaf = row[-1]
-        shape = "x".join(map(str, leaf.shape)) or "scalar" * (number < len(rows) - num_totals)
-        figures = [f"{number:,}" for number in (leaf.entries, *(count.pruned for count in row))]
+        shape = "x".join(map(str, leaf.shape)) or ("scalar" if i < num_tensors else "")
+        figures = [f"{x:,}" for x in (leaf.entries, *(count.pruned for count in row))]
         cells = printable(leaf.path), shape, *figures, f"{leaf.density:.4f}"
         drawn.add_row(*map(Text, cells))
     return drawn

@@ -101,6 +101,20 @@ def quantized(path: Path) -> None:
         torch.save({"a": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)}, path)
 
 
+def endless(path: Path) -> None:
+    inner: dict[str, Any] = {"a": torch.ones(2)}
+    inner["x"] = inner
+    torch.save(inner, path)
+
+
+def exponential(path: Path) -> None:
+    """Forty dicts with two names each are 2^40 names."""
+    inner: dict[str, Any] = {"a": torch.ones(2)}
+    for _ in range(40):
+        inner = {"a": inner, "b": inner}
+    torch.save(inner, path)
+
+
 STATES: dict[str, Callable[[Path], Any]] = {
     "a pickle with a reduce": harm,
     "a bare pickle with a reduce": bare_harm,
@@ -122,6 +136,8 @@ STATES: dict[str, Callable[[Path], Any]] = {
     "a weight that is there twice": saved(dict.fromkeys(["w", "w_orig", "w_mask"], torch.ones(2))),
     "a meta tensor": saved({"a": torch.ones(2, device="meta")}),
     "a quantized tensor": quantized,
+    "a dict that contains itself": endless,
+    "dicts with the same dicts in them": exponential,
     "truncated": truncated,
     "empty": written(b""),
     "picture": written(FILES["picture"]),
