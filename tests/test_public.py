@@ -67,6 +67,7 @@ PRUNERS = ["Pruner", "gradual", "iterative", "rigl", "sparse_evolution", "static
 SCHEDULES = ["constant", "one_shot", "linear", "polynomial", "exponential", "cosine", "every"]
 ADAPTER = ["attach_masks_", "detach_masks_", "global_unstructured", "make_permanent_"]
 ADAPTER += ["masks_of", "params_of", "prior_masks", "project_", "prune_", "remove"]
+ADAPTER += ["recalibrate_batchnorm", "recalibrate_batchnorm_"]
 
 
 def test_top_level_names() -> None:

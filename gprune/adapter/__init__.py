@@ -48,6 +48,7 @@ from torch.nn.utils.prune import (
     random_unstructured,
 )
 
+from gprune.adapter.batchnorm import recalibrate_batchnorm, recalibrate_batchnorm_
 from gprune.adapter.drop_in import global_unstructured, remove
 from gprune.adapter.modules import (
     attach_masks_,
@@ -85,6 +86,8 @@ __all__ = [
     "prune_",
     "random_structured",
     "random_unstructured",
+    "recalibrate_batchnorm",
+    "recalibrate_batchnorm_",
     "remove",
 ]
 

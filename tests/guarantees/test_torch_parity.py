@@ -209,6 +209,7 @@ def test_public_names_are_torchs_and_our_own():
     }
     ours = {"attach_masks_", "detach_masks_", "make_permanent_", "masks_of"}
     ours |= {"params_of", "prior_masks", "project_", "prune_"}
+    ours |= {"recalibrate_batchnorm", "recalibrate_batchnorm_"}
     assert set(prune.__all__) == torchs | ours
     assert list(prune.__all__) == sorted(prune.__all__)
     for name in torchs - {"global_unstructured", "remove"}:
