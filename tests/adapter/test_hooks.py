@@ -394,6 +394,15 @@ def test_a_parametrized_weight_is_pruned_through_rounds_saving_and_removal(norm,
 
 
 @pytest.mark.parametrize(("norm", "tensor"), NORMS.values(), ids=NORMS)
+def test_a_whole_module_is_pruned_in_its_directions_alone(norm, tensor):
+    net = prune.prune_(nn.Sequential(norm(nn.Conv1d(3, 2, 5))), amount=9)
+    masks = {path: mask for path, mask in prune.masks_of(net).items() if mask is not None}
+    assert list(masks) == [f"0.{tensor}"]
+    net(torch.ones(1, 3, 5))
+    assert torch.equal(net[0].weight != 0, masks[f"0.{tensor}"])
+
+
+@pytest.mark.parametrize(("norm", "tensor"), NORMS.values(), ids=NORMS)
 def test_the_tensor_to_prune_instead_is_named(norm, tensor):
     net = nn.Sequential(nn.Linear(4, 4), norm(nn.Linear(4, 3)))
     with pytest.raises(TypeError, match=rf"parameters\[1\].*'{tensor}'\) instead"):
