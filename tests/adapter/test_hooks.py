@@ -103,8 +103,7 @@ def test_a_pruned_module_can_be_copied(way, when):
         way(net, 0)
         net.load_state_dict(saved)
     assert_independent_copy(copy.deepcopy(net), net)
-    way(net, 3)
-    assert copy.deepcopy(net).head.weight_mask.equal(net.head.weight_mask)
+    assert_independent_copy(copy.deepcopy(copy.deepcopy(net)), net)
 
 
 @pytest.mark.parametrize("copied", [through_pickle, through_a_file])
@@ -264,7 +263,8 @@ def test_the_output_projection_of_an_attention_is_recomputed(way):
     net, plain = Attention(), Attention()
     for _ in range(2):
         way(net)
-    assert sum(len(m._forward_pre_hooks) for m in net.modules()) <= 5  # one more, not per round
+    hooks = [hook for m in net.modules() for hook in m._forward_pre_hooks.values()]
+    assert len([hook for hook in hooks if not isinstance(hook, torch_prune.BasePruningMethod)]) == 1
     for _ in range(3):
         params = gp.apply_masks(prune.params_of(net), prune.masks_of(net))
         expected = torch.func.functional_call(plain, params, (ATTENTION,))
