@@ -76,8 +76,8 @@ def global_unstructured(
             the method is not an unstructured `BasePruningMethod`, `amount` is not a number, or a
             pair names a buffer or a parametrized tensor.
         ValueError: if there is nothing to prune, the amount is out of range, no scores are of a
-            pair, scores do not have the shape of their parameter, or scores differ between the
-            names of one parameter.
+            pair, scores do not have the shape of their parameter, scores differ between the names
+            of one parameter, or a norm by which a parametrized weight is divided would be 0.
         AttributeError: if a pair names no tensor, or the method lacks a `PRUNING_TYPE`.
 
     Example:

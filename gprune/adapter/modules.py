@@ -110,6 +110,11 @@ def attach_masks_(module: M, masks: Mapping[str, Tensor | None]) -> M:
     If a parameter is pruned already, both masks apply: nothing pruned comes back. A tied parameter
     may be given under any of its names, and is masked under all of them.
 
+    A masked weight is recomputed when its module is called. `nn.MultiheadAttention` does not call
+    `out_proj`, so it recomputes that weight itself. For another module that uses the weight of a
+    child without calling the child, say so with a dotted pair:
+    `global_unstructured([(owner, "child.weight")], Identity)`.
+
     Args:
         module: the module to change.
         masks: masks (bool, `True` = keep, the parameter's shape) by the names that
@@ -121,7 +126,8 @@ def attach_masks_(module: M, masks: Mapping[str, Tensor | None]) -> M:
 
     Raises:
         TypeError: if `masks` is not a mapping, or a mask is not a bool tensor.
-        ValueError: if a name is unknown or a shape does not fit. The module has not changed then.
+        ValueError: if a name is unknown, a shape does not fit, or `weight_norm` or `spectral_norm`
+            would divide by the norm of nothing but zeros. The module has not changed then.
 
     Example:
         >>> net = attach_masks_(nn.Linear(2, 1), {"weight": torch.tensor([[True, False]])})

@@ -332,9 +332,15 @@ class UsesAWeight(nn.Module):
         return nn.functional.linear(x, self.proj.weight, self.proj.bias)
 
 
-def test_a_dotted_name_serves_any_module_that_does_not_call_its_child():
+@pytest.mark.parametrize("afterwards", [True, False])
+def test_a_dotted_name_serves_any_module_that_does_not_call_its_child(afterwards):
     net = UsesAWeight()
-    prune.global_unstructured([(net, "proj.weight")], L1, amount=9)
+    if afterwards:
+        prune.prune_(net, amount=9)
+        prune.global_unstructured([(net, "proj.weight")], prune.Identity)
+    else:
+        prune.global_unstructured([(net, "proj.weight")], L1, amount=9)
+    assert num_zero(net) == 9
     for _ in range(2):
         net(ATTENTION).sum().backward()
     with torch.no_grad():
