@@ -19,6 +19,7 @@ so torch's `remove` and `is_pruned` recognise it: `<name>_orig` is the same `Par
     drop_in.py     global_unstructured with torch's arguments: pairs (module, name)
     modules.py     a whole module, and flat dicts of its parameters and masks
     optimizers.py  zeros that survive the optimizer's steps
+    sharded.py     modules under fully_shard, and parameters that are DTensors
     state.py       what torch keeps in a pruned module; writes to all modules or to none
 """
 
@@ -51,7 +52,7 @@ from gprune.adapter.modules import (
     prior_masks,
     prune_,
 )
-from gprune.adapter.optimizers import project_
+from gprune.adapter.optimizers import keep_zeros_, project_
 
 __all__ = [
     "BasePruningMethod",
@@ -68,6 +69,7 @@ __all__ = [
     "global_unstructured",
     "identity",
     "is_pruned",
+    "keep_zeros_",
     "l1_unstructured",
     "ln_structured",
     "make_permanent_",

@@ -7,12 +7,21 @@ return it under its first name. Masks may be given under any of its names.
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from gprune import prune
+from gprune.adapter.sharded import (
+    check_renaming,
+    follow_names,
+    is_fully_sharded,
+    place_like,
+    reshard,
+    whole,
+)
 from gprune.adapter.state import (
     all_or_nothing,
     attach_all,
@@ -23,6 +32,7 @@ from gprune.adapter.state import (
 from gprune.masks import keep_all
 from gprune.methods import lowest_unstructured
 from gprune.select.counts import amount_or_sparsity
+from gprune.sharding import is_sharded
 from gprune.trees import MOST_NAMED, Where, describe_first, prunable
 
 M = TypeVar("M", bound=nn.Module)
@@ -133,13 +143,18 @@ def attach_masks_(module: M, masks: Mapping[str, Tensor | None]) -> M:
     errors = list(_mask_errors(masks, by_path))
     if errors:
         raise type(errors[0])(describe_first(errors, str, "\n"))
+    fully = {id(site.dense) for site in sites if is_fully_sharded(site.owner, site.name)}
+    check_renaming(module, sites)
     keep: dict[int, Tensor] = {}
     for path, mask in masks.items():
         if mask is not None:
-            _intersect(keep, by_path[path], mask.detach().to(by_path[path].device))
+            dense = by_path[path]
+            place = whole if id(dense) in fully else partial(place_like, leaf=dense)
+            _intersect(keep, dense, place(mask.detach()))
     attach_all(
         {(site.owner, site.name): keep[id(site.dense)] for site in sites if id(site.dense) in keep}
     )
+    follow_names(module)
     return module
 
 
@@ -160,10 +175,12 @@ def detach_masks_(module: M) -> M:
         >>> sorted(detach_masks_(net).state_dict())
         ['bias', 'weight']
     """
+    check_renaming(module, list(_sites(module)))
     with all_or_nothing(module.modules()):
         for owner in module.modules():
             for name in pruning_hooks(owner):
                 restore_dense(owner, name)
+        follow_names(module)
     return module
 
 
@@ -181,10 +198,23 @@ def make_permanent_(module: M) -> M:
         >>> make_permanent_(net).weight[0, 1].item() == 0
         True
     """
+    sites = list(_sites(module))
+    check_renaming(module, sites)
+    shards = [
+        (site.dense, place_like(site.mask, site.dense))
+        for site in sites
+        if site.mask is not None and is_sharded([site.dense])
+    ]
     with all_or_nothing(module.modules()):
         for owner in module.modules():
             for name in pruning_hooks(owner):
-                make_permanent(owner, name)
+                # torch's `remove` replaces the data, which a DTensor does not take over
+                is_shard = is_sharded([owner.get_parameter(f"{name}_orig")])
+                (restore_dense if is_shard else make_permanent)(owner, name)
+        follow_names(module)
+    with torch.no_grad():
+        for shard, mask in shards:
+            shard.mul_(mask)
     return module
 
 
@@ -234,7 +264,7 @@ def masks_of(module: nn.Module) -> dict[str, Tensor | None]:
     masks: dict[int, Tensor] = {}
     for site in _sites(module):
         if site.mask is not None:
-            _intersect(masks, site.dense, site.mask.detach() != 0)
+            _intersect(masks, site.dense, place_like(site.mask.detach() != 0, site.dense))
     return {path: masks.get(id(dense)) for path, dense in params_of(module).items()}
 
 
@@ -263,6 +293,7 @@ def params_of(module: nn.Module) -> dict[str, nn.Parameter]:
 def _sites(module: nn.Module) -> Iterator[_Site]:
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
+    reshard(module)
     for prefix, owner in _owners(module, "", ()):
         original = {f"{name}_orig": name for name in pruning_hooks(owner)}
         for key, dense in owner.named_parameters(recurse=False, remove_duplicate=False):

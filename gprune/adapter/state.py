@@ -13,6 +13,8 @@ from typing import TypeAlias
 from torch import Tensor, nn
 from torch.nn.utils.prune import BasePruningMethod, PruningContainer, custom_from_mask, remove
 
+from gprune.adapter.sharded import attach_whole, is_fully_sharded
+
 ModuleAndName: TypeAlias = tuple[nn.Module, str]
 
 
@@ -29,7 +31,10 @@ def attach_all(masks: Mapping[ModuleAndName, Tensor]) -> None:
     """
     with all_or_nothing(module for module, _ in masks):
         for (module, name), mask in masks.items():
-            custom_from_mask(module, name, mask)  # type: ignore[no-untyped-call]  # torch's prune has no types
+            if is_fully_sharded(module, name):
+                attach_whole(module, name, mask)
+            else:
+                custom_from_mask(module, name, mask)  # type: ignore[no-untyped-call]  # torch's prune has no types
 
 
 def make_permanent(module: nn.Module, name: str) -> None:
