@@ -1,10 +1,12 @@
 """Zeros that survive: `project_`, for every optimizer, before and after pruning is permanent."""
 
+import copy
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import nn, optim
 from torch.nn.utils import prune as torch_prune
 
 from gprune import adapter
@@ -110,6 +112,199 @@ def test_a_pruned_scalar_keeps_its_count_of_steps() -> None:
     optimizer.step()
     assert optimizer.state[net.scale_orig]["step"] == 1
     assert net.scale_orig == 0
+
+
+MOMENTS: dict[Any, set[str]] = {
+    partial(optim.ASGD): {"ax"},
+    partial(optim.Adadelta): {"square_avg", "acc_delta"},
+    partial(optim.Adafactor): set(),
+    partial(optim.Adagrad): {"sum"},
+    partial(optim.Adam, amsgrad=True): {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"},
+    partial(optim.AdamW): {"exp_avg", "exp_avg_sq"},
+    partial(optim.Adamax): {"exp_avg", "exp_inf"},
+    partial(optim.LBFGS): set(),
+    partial(optim.Muon): {"momentum_buffer"},
+    partial(optim.NAdam): {"exp_avg", "exp_avg_sq"},
+    partial(optim.RAdam): {"exp_avg", "exp_avg_sq"},
+    partial(optim.RMSprop, centered=True, momentum=0.5): {
+        "square_avg",
+        "grad_avg",
+        "momentum_buffer",
+    },
+    partial(optim.Rprop): {"prev"},  # 0 is no step size
+    partial(optim.SGD, momentum=0.9): {"momentum_buffer"},
+    partial(optim.SparseAdam): {"exp_avg", "exp_avg_sq"},
+}
+"""What each optimizer of torch stores as one value for each weight of a matrix."""
+
+
+def test_every_optimizer_of_torch_is_in_the_table() -> None:
+    classes = {c for c in vars(optim).values() if isinstance(c, type)}
+    known = {c for c in classes if issubclass(c, optim.Optimizer)} - {optim.Optimizer}
+    assert {make.func for make in MOMENTS} == known
+
+
+class Weights(nn.Module):
+    """One parameter, half of it pruned."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(shape) + 1)
+        self.keep = torch.arange(self.weight.numel()).reshape(shape) % 2 == 0
+        adapter.attach_masks_(self, {"weight": self.keep})
+
+
+def step(optimizer: Any, weight: torch.Tensor) -> None:
+    weight.grad = torch.rand(weight.shape) + 1
+    if isinstance(optimizer, optim.SparseAdam):
+        weight.grad = weight.grad.to_sparse(1)
+    optimizer.step(lambda: weight.sum())
+
+
+def assert_only_these_are_masked(optimizer: Any, net: Weights, masked: set[str]) -> None:
+    """Call `project_`; of the state, it masks the named tensors and changes nothing else."""
+    stored = optimizer.state[net.weight_orig]
+    before = copy.deepcopy(dict(stored))
+    adapter.project_(optimizer, net)
+    for name, value in before.items():
+        if name in masked:
+            assert torch.equal(stored[name], value * net.keep), name
+            assert not torch.equal(stored[name], value), name
+        else:
+            assert repr(stored[name]) == repr(value), name
+    assert torch.equal(net.weight_orig == 0, ~net.keep)
+
+
+@pytest.mark.parametrize("make", MOMENTS, ids=lambda make: make.func.__name__)
+def test_the_moments_of_every_optimizer_of_torch_are_masked_and_nothing_else(make: Any) -> None:
+    net = Weights(4, 6)
+    optimizer = make(net.parameters(), lr=0.1)
+    for _ in range(3):
+        step(optimizer, net.weight_orig)
+    assert_only_these_are_masked(optimizer, net, MOMENTS[make])
+    step(optimizer, net.weight_orig)
+    assert torch.equal(net.weight_orig == 0, ~net.keep)
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "masked"),
+    [
+        (optim.Adafactor, (6,), {"variance"}),
+        (optim.Adafactor, (1, 6), set()),  # the variances of the columns have this shape
+        (optim.LBFGS, (6,), set()),  # the direction and the last gradient have this shape
+    ],
+)
+def test_a_state_is_masked_for_what_it_is_not_for_its_shape(
+    make: Any, shape: tuple[int, ...], masked: set[str]
+) -> None:
+    net = Weights(*shape)
+    optimizer = make(net.parameters(), lr=0.1)
+    for _ in range(3):
+        step(optimizer, net.weight_orig)
+    shapes = {x.shape for x in optimizer.state[net.weight_orig].values() if torch.is_tensor(x)}
+    assert torch.Size(shape) in shapes
+    assert_only_these_are_masked(optimizer, net, masked)
+
+
+class Quantized(torch.Tensor):
+    """Codes of 8 bits that look like a float32 tensor and have no operators, as in torchao."""
+
+    codes: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, codes: torch.Tensor) -> "Quantized":
+        self = torch.Tensor._make_wrapper_subclass(cls, codes.shape, dtype=torch.float32)
+        self.codes = codes
+        return self
+
+    @classmethod
+    def __torch_dispatch__(cls, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise NotImplementedError(op)
+
+
+class Adam8bit(optim.SGD):
+    """Plain gradient descent that stores what 8-bit optimizers store."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        super().step()
+        for weight in self.param_groups[0]["params"]:
+            if self.state[weight]:
+                continue
+            codes = torch.full(weight.shape, 127, dtype=torch.uint8)
+            self.state[weight] = {
+                "step": torch.tensor(1.0),
+                "state1": codes,  # bitsandbytes: 127 is the code of the value 0
+                "absmax1": torch.ones(weight.shape[0]),
+                "exp_avg_sq": codes.clone(),
+                "max_exp_avg_sq": torch.ones(weight.shape).to(torch.float8_e4m3fn),
+                "exp_avg": Quantized(codes.clone()),
+                "sum": torch.ones(2, 2),
+                "qmap1": torch.ones(weight.shape),
+                "momentum_buffer": None,
+            }
+
+
+def test_quantized_and_unknown_states_are_left_alone() -> None:
+    net = Weights(4, 6)
+    optimizer = Adam8bit(net.parameters(), lr=0.1)
+    handle = adapter.project_(optimizer, net)  # before there is any state
+    handle.remove()
+    step(optimizer, net.weight_orig)
+    before = dict(optimizer.state[net.weight_orig])
+    adapter.project_(optimizer, net)
+    step(optimizer, net.weight_orig)
+    after = optimizer.state[net.weight_orig]
+    assert after.pop("exp_avg").codes.eq(127).all()
+    assert all(value is before[name] for name, value in after.items())
+    assert all(after[name].eq(127).all() for name in ("state1", "exp_avg_sq"))
+    assert all(after[name].float().eq(1).all() for name in ("qmap1", "max_exp_avg_sq", "sum"))
+    assert torch.equal(net.weight_orig == 0, ~net.keep)
+
+
+class Wrapper(optim.Optimizer):
+    """An optimizer around another one that runs no hooks of its own, as in Accelerate."""
+
+    def __init__(self, optimizer: Any) -> None:
+        self.optimizer = optimizer
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        self.optimizer.step(closure)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_the_optimizer_inside_a_wrapper_is_followed(depth: int) -> None:
+    net = pruned()
+    inner = torch.optim.Adam(net.parameters(), lr=0.1)
+    wrapped: Any = inner
+    for _ in range(depth):
+        wrapped = Wrapper(wrapped)
+    handle = adapter.project_(wrapped, net)
+    adapter.make_permanent_(net)
+    for _ in range(3):
+        net(torch.randn(16, 8)).square().mean().backward()
+        wrapped.step()
+    weight = net[0].weight
+    assert num_zeros(net) == 32
+    assert (inner.state[weight]["exp_avg"][weight == 0] == 0).all()
+    handle.remove()
+    wrapped.step()
+    assert num_zeros(net) == 0
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (lambda: None, TypeError, "got NoneType"),
+        (lambda: Wrapper(None), TypeError, "got Wrapper"),
+        (lambda: optim.Adam(pruned().parameters()), ValueError, "updates none of '0.weight'"),
+    ],
+)
+def test_a_wrong_optimizer_changes_nothing(make: Any, error: type[Exception], words: str) -> None:
+    net = pruned()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with pytest.raises(error, match=words):
+        adapter.project_(make(), net)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
 @pytest.mark.parametrize(
