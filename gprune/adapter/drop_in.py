@@ -18,6 +18,7 @@ from torch.nn.utils import parameters_to_vector
 from torch.nn.utils.prune import BasePruningMethod, L1Unstructured, PruningContainer
 
 from gprune import methods, prune
+from gprune.adapter.sharded import is_fully_sharded
 from gprune.adapter.state import ModuleAndName, attach_all, pruning_hooks
 
 # The dtypes that gprune ranks exactly. int64 is left to torch, which also ranks it beyond 2^53.
@@ -140,6 +141,11 @@ def _collect(pairs: Iterable[ModuleAndName], scores: dict[ModuleAndName, Tensor]
             raise AttributeError(
                 f"{where}: the module has no tensor {name!r} to prune, got {value!r}; "
                 "leave the pair out or correct its name"
+            )
+        if is_fully_sharded(module, name):
+            raise ValueError(
+                f"{where}: fully_shard has sharded this parameter; prune before fully_shard, or "
+                "call prune_ with the module to which fully_shard was applied"
             )
         dense = getattr(module, f"{name}_orig") if name in pruning_hooks(module) else value
         weight = weights.setdefault(id(dense), _Weight(dense, value))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from gprune import prune
 from gprune.adapter.sharded import (
+    check_attaching,
     check_renaming,
     follow_names,
     is_fully_sharded,
@@ -144,7 +145,7 @@ def attach_masks_(module: M, masks: Mapping[str, Tensor | None]) -> M:
     if errors:
         raise type(errors[0])(describe_first(errors, str, "\n"))
     fully = {id(site.dense) for site in sites if is_fully_sharded(site.owner, site.name)}
-    check_renaming(module, sites)
+    check_attaching(module, [site for site in sites if masks.get(site.path) is not None])
     keep: dict[int, Tensor] = {}
     for path, mask in masks.items():
         if mask is not None:

@@ -76,7 +76,7 @@ def check_renaming(module: nn.Module, sites: Iterable[Any]) -> None:
 
     Args:
         module: the module in which `fully_shard` is looked for.
-        sites: parameters, each with its `path`, `owner` and `dense`.
+        sites: parameters, each with its `path`, `owner`, `name` and `dense`.
 
     Raises:
         ValueError: if `fully_shard` has sharded a parameter as a part of a larger module.
@@ -87,6 +87,26 @@ def check_renaming(module: nn.Module, sites: Iterable[Any]) -> None:
             raise ValueError(
                 f"{site.path!r} is sharded by fully_shard as a part of a larger module; pass that "
                 "module, or prune before fully_shard"
+            )
+
+
+def check_attaching(module: nn.Module, sites: Iterable[Any]) -> None:
+    """Raise an error if masks cannot be attached to parameters, because of how they are sharded.
+
+    Args:
+        module: the module in which `fully_shard` is looked for.
+        sites: parameters, each with its `path`, `owner`, `name` and `dense`.
+
+    Raises:
+        ValueError: as `check_renaming` does, or if a parameter was a DTensor before `fully_shard`.
+    """
+    check_renaming(module, sites)
+    were_dtensors = {id(each.sharded_param) for each in _records(module) if each.is_dtensor}
+    for site in sites:
+        if id(site.dense) in were_dtensors:
+            raise ValueError(
+                f"{site.path!r} was a DTensor before fully_shard, and is one in the forward pass; "
+                "prune before fully_shard, after parallelize_module"
             )
 
 

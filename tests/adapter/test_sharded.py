@@ -1,0 +1,306 @@
+"""The adapter under `fully_shard`: what one process does to a whole module, bit for bit."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    parallelize_module,
+)
+
+import gprune as gp
+from gprune import adapter
+from tests.support.sharded_cases import all_well, mesh_of
+
+
+class Net(nn.Module):
+    """Rows that two ranks share unevenly, a matrix of one row, and two names of one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(7, 6)
+        self.up = nn.Linear(6, 6)
+        self.tied = nn.Linear(6, 7, bias=False)
+        self.tied.weight = self.embed.weight
+        self.out = nn.Linear(7, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.tied(torch.tanh(self.up(self.embed(x)))))
+
+
+def make(seed: int = 0) -> Net:
+    torch.manual_seed(seed)
+    return Net()
+
+
+def shard(net: nn.Module, **kwargs: Any) -> nn.Module:
+    mesh = mesh_of((2,))
+    fully_shard(net.up, mesh=mesh, **kwargs)
+    return fully_shard(net, mesh=mesh, **kwargs)
+
+
+def train(net: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 3) -> None:
+    """All ranks see the same batch, so that the mean of the gradients is each of them exactly."""
+    for seed in range(steps):
+        x = torch.randint(7, (5,), generator=torch.Generator().manual_seed(seed))
+        net(x).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def full(value: Any) -> Any:
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def differences(what: str, got: dict[str, Any], expected: dict[str, Any]) -> list[str]:
+    """Name the tensors that are not those of one process."""
+    if list(got) != list(expected):
+        return [f"{what}: names are {list(got)}, expected {list(expected)}"]
+    pairs = [(name, full(got[name]), expected[name]) for name in got]
+    return [
+        f"{what}[{name}]: is {a}, expected {b}"
+        for name, a, b in pairs
+        if not (a is b is None or torch.equal(a, b))
+    ]
+
+
+def compared(step: str, net: nn.Module, one: nn.Module) -> list[str]:
+    """Compare a sharded module with that of one process: names, values and masks."""
+    net.reshard()
+    return [
+        *differences(f"{step}: state", net.state_dict(), one.state_dict()),
+        *differences(f"{step}: masks", adapter.masks_of(net), adapter.masks_of(one)),
+    ]
+
+
+def check_training(order: str, optimizer: Any, evaluate: bool) -> list[str]:
+    net, one = make(), make()
+    if order == "prune first":
+        adapter.prune_(net, sparsity=0.5)
+        shard(net)
+    else:
+        shard(net)
+        adapter.prune_(net, sparsity=0.5)
+    adapter.prune_(one, sparsity=0.5)
+    problems = compared("pruned", net, one)
+    ours, theirs = optimizer(net.parameters()), optimizer(one.parameters())
+    if evaluate:  # leaves the parameters of the outermost module whole
+        net(torch.arange(5))
+    adapter.project_(ours, net)
+    adapter.project_(theirs, one)
+    for name, change in {
+        "trained": lambda module: module,
+        "pruned further": lambda module: adapter.prune_(module, sparsity=0.75),
+        "made permanent": adapter.make_permanent_,
+    }.items():
+        for module, steps in ((net, ours), (one, theirs)):
+            change(module)
+            train(module, steps)
+        problems += compared(name, net, one)
+    left = int(gp.num_pruned(gp.masks_from_zeros(gp.prunable(adapter.params_of(net)))))
+    return [
+        *problems,
+        *([] if left == gp.num_to_prune(0.75, 7 * 6 + 36 + 7) else [f"{left} zeros"]),
+    ]
+
+
+def adam(params: Any) -> torch.optim.Optimizer:
+    return torch.optim.Adam(params, lr=0.1, weight_decay=0.01)
+
+
+def momentum(params: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(params, lr=0.1, momentum=0.9)
+
+
+@pytest.mark.parametrize("order", ["prune first", "shard first"])
+def test_pruned_training_is_that_of_one_process(order: str) -> None:
+    all_well(2, check_training, order, adam, False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ["prune first", "shard first"])
+def test_whole_parameters_that_an_evaluation_leaves_are_sharded_again(order: str) -> None:
+    all_well(2, check_training, order, momentum, True)
+
+
+def check_resume() -> list[str]:
+    """Saved whole and loaded into a new sharded module, training goes on as without the break."""
+    net = shard(adapter.prune_(make(), sparsity=0.5))
+    optimizer = adam(net.parameters())
+    adapter.project_(optimizer, net)
+    train(net, optimizer)
+    saved = copy.deepcopy((net.state_dict(), optimizer.state_dict()))
+    train(net, optimizer, 2)
+    new = make(1)
+    shard(adapter.attach_masks_(new, gp.keep_all(gp.prunable(adapter.params_of(new)))))
+    resumed = adam(new.parameters())
+    new.load_state_dict(saved[0])
+    resumed.load_state_dict(saved[1])
+    adapter.project_(resumed, new)
+    problems = differences("loaded", adapter.masks_of(new), whole_masks(net))
+    train(new, resumed, 2)
+    return problems + differences("resumed", new.state_dict(), whole_state(net))
+
+
+def whole_masks(net: nn.Module) -> dict[str, Any]:
+    return {name: full(mask) for name, mask in adapter.masks_of(net).items()}
+
+
+def whole_state(net: nn.Module) -> dict[str, Any]:
+    return {name: full(value) for name, value in net.state_dict().items()}
+
+
+def test_training_resumes_from_the_state_dicts() -> None:
+    all_well(2, check_resume)
+
+
+def check_detaching() -> list[str]:
+    net, one = shard(make()), make()
+    adapter.attach_masks_(net, whole := adapter.masks_of(adapter.prune_(make(), sparsity=0.5)))
+    problems = differences("attached", adapter.masks_of(net), whole)
+    adapter.detach_masks_(net)
+    order = dict.fromkeys(net.state_dict())
+    problems += differences("detached", net.state_dict(), {k: one.state_dict()[k] for k in order})
+    optimizer, theirs = adam(net.parameters()), adam(one.parameters())
+    train(net, optimizer)
+    train(one, theirs)
+    return problems + differences(
+        "trained", net.state_dict(), {k: one.state_dict()[k] for k in order}
+    )
+
+
+def test_whole_masks_are_attached_and_detached() -> None:
+    all_well(2, check_detaching)
+
+
+def check_mixed_precision(order: str) -> list[str]:
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    net = make()
+    if order == "prune first":
+        shard(adapter.prune_(net, sparsity=0.5), mp_policy=policy)
+    else:
+        adapter.prune_(shard(net, mp_policy=policy), sparsity=0.5)
+    masks = whole_masks(net)
+    optimizer = adam(net.parameters())
+    adapter.project_(optimizer, net)
+    train(net, optimizer)
+    adapter.make_permanent_(net)
+    train(net, optimizer)
+    params = {name: full(value) for name, value in adapter.params_of(net).items()}
+    zeros = gp.masks_from_zeros(params)
+    return [
+        f"{name} has other zeros than its mask"
+        for name, mask in masks.items()
+        if mask is not None and not torch.equal(mask, zeros[name])
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ["prune first", "shard first"])
+def test_mixed_precision(order: str) -> None:
+    all_well(2, check_mixed_precision, order)
+
+
+def mlp() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 4))
+
+
+def parallelize(net: nn.Module) -> nn.Module:
+    plan = {"0": ColwiseParallel(), "2": RowwiseParallel()}
+    return parallelize_module(net, mesh_of((2, 2))["tp"], plan)
+
+
+def check_tensor_parallel() -> list[str]:
+    """Tensor parallelism, then pruning, then `fully_shard`."""
+    net, one = parallelize(mlp()), adapter.prune_(mlp(), sparsity=0.5)
+    fully_shard(adapter.prune_(net, sparsity=0.5), mesh=mesh_of((2, 2))["dp"])
+    problems = differences("pruned", adapter.masks_of(net), adapter.masks_of(one))
+    masks = adapter.masks_of(one)
+    optimizer = adam(net.parameters())
+    adapter.project_(optimizer, net)
+    for permanent in (False, True):
+        if permanent:
+            adapter.make_permanent_(net)
+        for seed in range(3):
+            x = torch.randn(4, 8, generator=torch.Generator().manual_seed(seed))
+            net(x).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        params = {name: full(value) for name, value in adapter.params_of(net).items()}
+        zeros = gp.masks_from_zeros(params)
+        problems += [
+            f"{name} has other zeros than its mask"
+            for name, mask in masks.items()
+            if mask is not None and not torch.equal(mask, zeros[name])
+        ]
+    return problems
+
+
+@pytest.mark.slow
+def test_tensor_parallel_inside_fully_shard() -> None:
+    all_well(4, check_tensor_parallel)
+
+
+def check_refused() -> list[str]:
+    problems = []
+    mesh = mesh_of((2,))
+    net = shard(make())
+    whole = adapter.masks_of(adapter.prune_(make(), sparsity=0.5))
+    stale = adam(make().parameters())
+    pruned = shard(adapter.prune_(make(), sparsity=0.5))
+    part = fully_shard(nn.Sequential(mlp(), nn.Linear(4, 8)), mesh=mesh)
+    calls = {
+        "drop-in": (
+            net,
+            lambda: adapter.global_unstructured(
+                [(net.up, "weight")], adapter.L1Unstructured, amount=1
+            ),
+            "prune before fully_shard",
+        ),
+        "optimizer": (pruned, lambda: adapter.project_(stale, pruned), "updates none of"),
+        "part": (part, lambda: adapter.prune_(part[0], amount=1), "part of a larger module"),
+        "shape": (
+            net,
+            lambda: adapter.attach_masks_(net, {**whole, "out.weight": torch.ones(2, 2) > 0}),
+            "out.weight",
+        ),
+    }
+    for name, (module, call, words) in calls.items():
+        before = whole_state(module)
+        try:
+            call()
+            problems.append(f"{name}: is not refused")
+        except ValueError as error:
+            problems += [] if words in str(error) else [f"{name}: {error}"]
+        problems += differences(name, module.state_dict(), before)
+    net(torch.arange(5)).sum().backward()
+    part(torch.randn(2, 8))
+    return problems
+
+
+def test_what_cannot_work_is_refused_and_nothing_has_changed() -> None:
+    all_well(2, check_refused)
+
+
+def check_refused_tensor_parallel() -> list[str]:
+    net = fully_shard(parallelize(mlp()), mesh=mesh_of((2, 2))["dp"])
+    try:
+        adapter.prune_(net, sparsity=0.5)
+    except ValueError as error:
+        net(torch.randn(4, 8)).sum().backward()
+        return [] if "prune before fully_shard" in str(error) else [str(error)]
+    return ["is not refused"]
+
+
+@pytest.mark.slow
+def test_pruning_after_tensor_parallelism_and_fully_shard_is_refused() -> None:
+    all_well(4, check_refused_tensor_parallel)
