@@ -307,6 +307,113 @@ def test_a_wrong_optimizer_changes_nothing(make: Any, error: type[Exception], wo
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
+def sparse() -> nn.Sequential:
+    """A network that is half zero, without masks, and with a bias that starts at zero."""
+    net = adapter.make_permanent_(adapter.prune_(pruned(0), sparsity=0.5))
+    nn.init.zeros_(net[0].bias)
+    return net
+
+
+def zeros_of(net: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: weight == 0 for name, weight in net.state_dict().items() if weight.ndim == 2}
+
+
+def assert_zeros_are_kept(net: nn.Module, zeros: dict[str, torch.Tensor]) -> None:
+    assert all(torch.equal(found, zeros[name]) for name, found in zeros_of(net).items())
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS)
+def test_keep_zeros_in_a_sparse_network(make: Any) -> None:
+    net = sparse()
+    zeros, names = zeros_of(net), list(net.state_dict())
+    optimizer = make(net.parameters())
+    train(net, optimizer)  # without the hook the zeros are lost, and the moments are full
+    assert num_zeros(net) == 0
+    with torch.no_grad():
+        for name, weight in net.named_parameters():
+            weight.masked_fill_(zeros.get(name, torch.tensor(False)), 0)
+    handle = adapter.keep_zeros_(net, optimizer)
+    before = [weight.clone() for weight in net.parameters()]
+    train(net, optimizer)
+    assert_zeros_are_kept(net, zeros)
+    assert list(net.state_dict()) == names
+    assert all((x != y).any() for x, y in zip(before, net.parameters(), strict=True))
+    assert (net[0].bias != 0).all()
+    moments = optimizer.state[net[0].weight]
+    assert all((moments[name][zeros["0.weight"]] == 0).all() for name in moments if name != "step")
+    handle.remove()
+    train(net, optimizer)
+    assert num_zeros(net) == 0
+
+
+def test_keep_zeros_with_a_gradient_scaler_autocast_accumulation_and_an_average() -> None:
+    net = sparse()
+    zeros = zeros_of(net)
+    optimizer = optim.AdamW(net.parameters(), lr=0.1)
+    adapter.keep_zeros_(net, optimizer)
+    average = optim.swa_utils.AveragedModel(
+        net, multi_avg_fn=optim.swa_utils.get_ema_multi_avg_fn(0.5)
+    )
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    for number in range(4):
+        for _ in range(3):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                loss = net(torch.randn(16, 8)).square().mean()
+            scaler.scale(loss * (float("inf") if number == 1 else 1)).backward()
+        before = net[0].weight.clone()
+        scaler.step(optimizer)
+        scaler.update()
+        assert torch.equal(net[0].weight, before) == (number == 1)  # the scaler skips that step
+        optimizer.zero_grad()
+        average.update_parameters(net)
+    assert_zeros_are_kept(net, zeros)
+    assert_zeros_are_kept(average.module, zeros)
+    assert (average.module[0].weight != net[0].weight).any()
+
+
+def test_keep_zeros_of_chosen_parameters() -> None:
+    net = sparse()
+    optimizer = optim.SGD(net.parameters(), lr=0.1)
+    adapter.keep_zeros_(net, optimizer, where="0.*")
+    zeros = zeros_of(net)
+    train(net, optimizer)
+    assert torch.equal(net[0].weight == 0, zeros["0.weight"])
+    assert (net[0].bias == 0).all()
+    assert (net[2].weight != 0).all()
+
+
+def test_a_parameter_that_is_all_zero_stays_so_only_if_it_is_chosen() -> None:
+    net = sparse()
+    nn.init.zeros_(net[2].weight)  # as the second factor of LoRA starts
+    optimizer = optim.SGD(net.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=r"all of '2.weight' is zero and would stay so.*where="):
+        adapter.keep_zeros_(net, optimizer)
+    assert not optimizer._optimizer_step_post_hooks
+    adapter.keep_zeros_(net, optimizer, where="*.weight")
+    train(net, optimizer)
+    assert (net[2].weight == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("net", "optimizer", "where", "error", "words"),
+    [
+        (sparse, lambda net: None, None, TypeError, "got NoneType"),
+        (lambda: None, lambda net: Adam8bit([torch.ones(1)]), None, TypeError, "module must be"),
+        (pruned, lambda net: optim.SGD(net.parameters()), None, ValueError, "call project_ if"),
+        (sparse, lambda net: optim.SGD(net.parameters()), 3, TypeError, "where must be"),
+        (sparse, lambda net: optim.SGD([net[0].bias]), None, ValueError, "updates none of"),
+    ],
+)
+def test_keep_zeros_refuses(
+    net: Any, optimizer: Any, where: Any, error: type[Exception], words: str
+) -> None:
+    module = net()
+    steps = optimizer(module)
+    with pytest.raises(error, match=words):
+        adapter.keep_zeros_(module, steps, where=where)
+    assert not getattr(steps, "_optimizer_step_post_hooks", None)
+
+
 @pytest.mark.parametrize(
     ("optimizer", "module", "error", "words"),
     [

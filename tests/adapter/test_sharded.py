@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     RowwiseParallel,
@@ -248,6 +249,110 @@ def check_tensor_parallel() -> list[str]:
 @pytest.mark.slow
 def test_tensor_parallel_inside_fully_shard() -> None:
     all_well(4, check_tensor_parallel)
+
+
+def check_dtensors() -> list[str]:
+    """Parameters that are DTensors without `fully_shard`, pruned by whole masks and by pairs."""
+    net, one = mlp(), mlp()
+    for name in ("0", "2"):
+        layer = net.get_submodule(name)
+        parts = distribute_tensor(layer.weight.detach(), mesh_of((2,)), [Shard(0)])
+        layer.weight = nn.Parameter(parts)
+    masks = adapter.masks_of(adapter.prune_(mlp(), sparsity=0.25))
+    problems = []
+    for step, change in {
+        "attached": lambda module: adapter.attach_masks_(module, masks),
+        "pruned": lambda module: adapter.prune_(module, sparsity=0.5),
+        "pairs": lambda module: adapter.global_unstructured(
+            [(module[0], "weight"), (module[2], "weight")], adapter.L1Unstructured, amount=5
+        ),
+        "made permanent": adapter.make_permanent_,
+    }.items():
+        for module in (net, one):
+            change(module)
+        problems += differences(f"{step}: state", net.state_dict(), one.state_dict())
+        problems += differences(f"{step}: masks", adapter.masks_of(net), adapter.masks_of(one))
+    return problems
+
+
+def test_parameters_that_are_dtensors() -> None:
+    all_well(2, check_dtensors)
+
+
+def fine_tune(net: nn.Module, wrapped: nn.Module, sync: Any) -> dict[str, torch.Tensor]:
+    """Train with everything at once; return the moving average of the weights."""
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.1)
+    adapter.keep_zeros_(wrapped, optimizer)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    average = {name: value.detach().clone() for name, value in net.state_dict().items()}
+    for seed in range(6):
+        x = torch.randint(7, (5,), generator=torch.Generator().manual_seed(seed))
+        with sync(seed % 2 == 1), torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = wrapped(x).square().mean() * (float("inf") if seed == 3 else 1)
+            scaler.scale(loss).backward()
+        if seed % 2:
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+            for name, value in net.state_dict().items():
+                average[name].lerp_(value.detach(), 0.5)
+    return average
+
+
+def sparse() -> Net:
+    return adapter.make_permanent_(adapter.prune_(make(), sparsity=0.5))
+
+
+def check_keep_zeros(kind: str) -> list[str]:
+    """Two ranks with one batch: gradients accumulated, autocast, a skipped step, an average."""
+    net, one = sparse(), sparse()
+    zeros = {name: value == 0 for name, value in one.state_dict().items()}
+    if kind == "DDP":
+        wrapped: Any = nn.parallel.DistributedDataParallel(net)
+
+        def sync(last: bool) -> Any:
+            return nullcontext() if last else wrapped.no_sync()
+    else:
+        wrapped = shard(net)
+
+        def sync(last: bool) -> Any:
+            net.set_requires_gradient_sync(last)
+            return nullcontext()
+
+    average = fine_tune(net, wrapped, sync)
+    expected = fine_tune(one, one, lambda last: nullcontext())
+    return [
+        *differences("state", net.state_dict(), one.state_dict()),
+        *differences("average", average, expected),
+        *[
+            f"zeros of {name}: {tree[name]}"
+            for tree in (one.state_dict(), expected)
+            for name in ("embed.weight", "up.weight", "tied.weight", "out.weight")
+            if not torch.equal(tree[name] == 0, zeros[name])
+        ],
+    ]
+
+
+@pytest.mark.parametrize("kind", ["DDP", "FSDP2"])
+def test_zeros_are_kept_as_in_one_process(kind: str) -> None:
+    all_well(2, check_keep_zeros, kind)
+
+
+def check_keep_zeros_of_a_module_that_is_sharded_later() -> list[str]:
+    """As Accelerate does: `fully_shard` comes later, and the optimizer gets the new parameters."""
+    net = sparse()
+    zeros = {name: value == 0 for name, value in net.state_dict().items()}
+    optimizer = adam(net.parameters())
+    adapter.keep_zeros_(net, optimizer)
+    shard(net)
+    optimizer.param_groups[0]["params"] = list(net.parameters())
+    train(net, optimizer)
+    found = {name: full(value) == 0 for name, value in net.state_dict().items()}
+    return differences("zeros", found, zeros)
+
+
+def test_zeros_are_kept_in_a_module_that_is_sharded_later() -> None:
+    all_well(2, check_keep_zeros_of_a_module_that_is_sharded_later)
 
 
 def check_refused() -> list[str]:
