@@ -2,6 +2,7 @@
 
 import copy
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import nn, optim
 from torch.nn.utils import prune as torch_prune
 
+import gprune as gp
 from gprune import adapter
 
 OPTIMIZERS: list[Any] = [
@@ -425,3 +427,124 @@ def test_keep_zeros_refuses(
 def test_bad_input(optimizer: Any, module: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         adapter.project_(optimizer, module)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # those of the trainers
+@pytest.mark.parametrize("from_callback", [False, True])
+def test_keep_zeros_inside_the_trainer_of_transformers(tmp_path: Path, from_callback: bool) -> None:
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    config = transformers.BertConfig(
+        vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2
+    )
+    net = transformers.BertForSequenceClassification(config)
+    adapter.make_permanent_(adapter.prune_(net, sparsity=0.5))
+    zeros = zeros_of(net)
+    optimizer = optim.AdamW(net.parameters(), lr=0.1, weight_decay=0.1)
+
+    class KeepZeros(transformers.TrainerCallback):  # type: ignore[misc]  # skipped without it
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            adapter.keep_zeros_(kwargs["model"], kwargs["optimizer"])
+
+    if not from_callback:
+        adapter.keep_zeros_(net, optimizer)
+    trainer = transformers.Trainer(
+        net,
+        transformers.TrainingArguments(
+            str(tmp_path),
+            max_steps=3,
+            per_device_train_batch_size=2,
+            gradient_accumulation_steps=2,
+            bf16=True,
+            use_cpu=True,
+            report_to=[],
+            disable_tqdm=True,
+        ),
+        train_dataset=[{"input_ids": torch.arange(5) + i, "labels": i % 2} for i in range(12)],
+        optimizers=(optimizer, None),
+        callbacks=[KeepZeros()] if from_callback else [],
+    )
+    before = net.classifier.weight.clone()
+    trainer.train()
+    assert_zeros_are_kept(net, zeros)
+    assert (net.classifier.weight != before).any()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_keep_zeros_inside_the_trainer_of_lightning(tmp_path: Path) -> None:
+    lightning = pytest.importorskip("lightning")
+    zeros = {}
+
+    class Module(lightning.LightningModule):  # type: ignore[misc]  # skipped without it
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = sparse()
+
+        def training_step(self, batch: Any, index: int) -> torch.Tensor:
+            return self.net(batch[0]).square().mean()
+
+        def configure_optimizers(self) -> Any:
+            optimizer = optim.AdamW(self.parameters(), lr=0.1, weight_decay=0.1)
+            adapter.keep_zeros_(self, optimizer)
+            return optimizer
+
+        def on_train_start(self) -> None:
+            zeros.update(zeros_of(self))
+            adapter.keep_zeros_(self, self.optimizers())  # works with Lightning's wrapper too
+
+    module = Module()
+    before = module.net[0].weight.clone()
+    trainer = lightning.Trainer(
+        max_steps=4,
+        accelerator="cpu",
+        precision="bf16-mixed",
+        accumulate_grad_batches=2,
+        default_root_dir=tmp_path,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(
+        module, torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.randn(16, 8)), 2)
+    )
+    assert zeros
+    assert_zeros_are_kept(module, zeros)
+    assert (module.net[0].weight != before).any()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_project_through_the_optimizer_of_accelerate() -> None:
+    accelerate = pytest.importorskip("accelerate")
+    net = pruned()
+    accelerator = accelerate.Accelerator(cpu=True)
+    wrapped_net, optimizer = accelerator.prepare(net, optim.AdamW(net.parameters(), lr=0.1))
+    adapter.project_(optimizer, wrapped_net)
+    adapter.make_permanent_(net)
+    for _ in range(3):
+        accelerator.backward(wrapped_net(torch.randn(16, 8)).square().mean())
+        optimizer.step()
+    assert num_zeros(net) == 32
+
+
+@pytest.mark.long  # torchao compiles its step
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["AdamW8bit", "AdamW4bit", "AdamWFp8"])
+def test_project_with_the_quantized_optimizers_of_torchao(name: str) -> None:
+    torchao = pytest.importorskip("torchao.optim")
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(128, 128), nn.Tanh(), nn.Linear(128, 1))
+    adapter.prune_(net, sparsity=0.5)
+    optimizer = getattr(torchao, name)(net.parameters(), lr=0.1)
+    adapter.project_(optimizer, net)
+    for permanent in (False, True):
+        if permanent:
+            adapter.make_permanent_(net)
+        for _ in range(2):
+            net(torch.randn(16, 128)).square().mean().backward()
+            optimizer.step()
+        params = gp.prunable(adapter.params_of(net))
+        assert int(gp.num_pruned(gp.masks_from_zeros(params))) == gp.num_to_prune(0.5, 129 * 128)
+    assert type(optimizer.state[net[0].weight]["exp_avg"]) is not torch.Tensor
