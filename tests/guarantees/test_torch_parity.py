@@ -201,13 +201,13 @@ def test_the_documented_example_prints_ten(capsys):
     assert torch_prune.is_pruned(net)
 
 
-def test_public_names_are_torchs_and_eight_more():
+def test_public_names_are_torchs_and_nine_more():
     torchs = {
         name
         for name, value in vars(torch_prune).items()
         if not name.startswith("_") and getattr(value, "__module__", "") == torch_prune.__name__
     }
-    ours = {"attach_masks_", "detach_masks_", "make_permanent_", "masks_of"}
+    ours = {"attach_masks_", "detach_masks_", "keep_zeros_", "make_permanent_", "masks_of"}
     ours |= {"params_of", "prior_masks", "project_", "prune_"}
     assert set(prune.__all__) == torchs | ours
     assert list(prune.__all__) == sorted(prune.__all__)
