@@ -18,7 +18,7 @@ from torch.nn.utils import parameters_to_vector
 from torch.nn.utils.prune import BasePruningMethod, L1Unstructured, PruningContainer
 
 from gprune import methods, prune
-from gprune.adapter.sharded import is_fully_sharded
+from gprune.adapter.sharded import is_managed
 from gprune.adapter.state import ModuleAndName, attach_all, pruning_hooks
 
 # The dtypes that gprune ranks exactly. int64 is left to torch, which also ranks it beyond 2^53.
@@ -56,7 +56,8 @@ def global_unstructured(
         TypeError: if `parameters` is not iterable, `importance_scores` is not a dict of tensors,
             the method is not an unstructured `BasePruningMethod`, or `amount` is not a number.
         ValueError: if there is nothing to prune, the amount is out of range, scores do not have the
-            shape of their parameter, or scores differ between the names of one parameter.
+            shape of their parameter, scores differ between the names of one parameter, or a module
+            is under `fully_shard`: see `prune_`.
         AttributeError: if a pair names no tensor, or the method lacks a `PRUNING_TYPE`.
 
     Example:
@@ -142,10 +143,10 @@ def _collect(pairs: Iterable[ModuleAndName], scores: dict[ModuleAndName, Tensor]
                 f"{where}: the module has no tensor {name!r} to prune, got {value!r}; "
                 "leave the pair out or correct its name"
             )
-        if is_fully_sharded(module, name):
+        if is_managed(module):
             raise ValueError(
-                f"{where}: fully_shard has sharded this parameter; prune before fully_shard, or "
-                "call prune_ with the module to which fully_shard was applied"
+                f"{where}: the module is under fully_shard; prune before fully_shard, or call "
+                "prune_ with the module to which fully_shard was applied"
             )
         dense = getattr(module, f"{name}_orig") if name in pruning_hooks(module) else value
         weight = weights.setdefault(id(dense), _Weight(dense, value))

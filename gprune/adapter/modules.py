@@ -65,6 +65,10 @@ def prune_(
     parameter is ranked once and masked under all of its names. If an error is raised, the module
     has not changed.
 
+    A module may be pruned before `fully_shard` (FSDP2) and after it, with the same masks. After it,
+    call this function on all ranks, with the module to which `fully_shard` was applied. If
+    parameters were DTensors before `fully_shard`, as after `parallelize_module`, prune before it.
+
     Args:
         module: the module to prune.
         scores: scores by parameter name, with the keys and shapes of `params_of(module)`; larger =
@@ -85,7 +89,8 @@ def prune_(
     Raises:
         TypeError: if both or neither of `amount` and `sparsity` are given, or an argument is of the
             wrong type.
-        ValueError: if a number is out of range, nothing is prunable, or the scores do not fit.
+        ValueError: if a number is out of range, nothing is prunable, the scores do not fit, or
+            `attach_masks_` cannot attach masks under `fully_shard`.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(10, 4), nn.ReLU(), nn.Linear(4, 1))
@@ -123,14 +128,17 @@ def attach_masks_(module: M, masks: Mapping[str, Tensor | None]) -> M:
         module: the module to change.
         masks: masks (bool, `True` = keep, the parameter's shape) by the names that
             `named_parameters()` of the plain module gives: `fc.weight`, never `fc.weight_orig`.
-            Parameters that are absent or have the mask `None` are left alone.
+            Parameters that are absent or have the mask `None` are left alone. If the parameters
+            are DTensors, a mask is a DTensor too, or a plain tensor that is the same on all ranks.
 
     Returns:
         The same module.
 
     Raises:
         TypeError: if `masks` is not a mapping, or a mask is not a bool tensor.
-        ValueError: if a name is unknown or a shape does not fit. The module has not changed then.
+        ValueError: if a name is unknown or a shape does not fit, or if `fully_shard` was applied to
+            a module that contains this one, or to parameters that were DTensors already. The module
+            has not changed then.
 
     Example:
         >>> net = attach_masks_(nn.Linear(2, 1), {"weight": torch.tensor([[True, False]])})
@@ -171,12 +179,15 @@ def detach_masks_(module: M) -> M:
     Returns:
         The same module.
 
+    Raises:
+        ValueError: if `fully_shard` was applied to a module that contains this one.
+
     Example:
         >>> net = attach_masks_(nn.Linear(2, 1), {"weight": torch.tensor([[True, False]])})
         >>> sorted(detach_masks_(net).state_dict())
         ['bias', 'weight']
     """
-    check_renaming(module, list(_sites(module)))
+    check_renaming(module, [site for site in _sites(module) if site.mask is not None])
     with all_or_nothing(module.modules()):
         for owner in module.modules():
             for name in pruning_hooks(owner):
@@ -189,21 +200,25 @@ def make_permanent_(module: M) -> M:
     """Write the zeros of every mask into the weights, and remove the masks, with torch's `remove`.
 
     Args:
-        module: the module to change.
+        module: the module to change. If it is under DDP and has no other buffers than masks, wrap
+            it again: DDP cannot send the buffers of a module that has none any more.
 
     Returns:
         The same module.
+
+    Raises:
+        ValueError: if `fully_shard` was applied to a module that contains this one.
 
     Example:
         >>> net = attach_masks_(nn.Linear(2, 1), {"weight": torch.tensor([[True, False]])})
         >>> make_permanent_(net).weight[0, 1].item() == 0
         True
     """
-    sites = list(_sites(module))
-    check_renaming(module, sites)
+    pruned = [site for site in _sites(module) if site.mask is not None]
+    check_renaming(module, pruned)
     shards = [
         (site.dense, place_like(site.mask, site.dense))
-        for site in sites
+        for site in pruned
         if site.mask is not None and is_sharded([site.dense])
     ]
     with all_or_nothing(module.modules()):

@@ -50,7 +50,9 @@ def project_(optimizer: Optimizer, module: nn.Module) -> RemovableHandle:
     The moments of pruned weights are set to zero too: every floating tensor of the parameter's
     shape that the optimizer stores under a name that torch's optimizers use for one value per
     weight, such as `exp_avg`. Quantized states and states under other names are left alone. The
-    weights are zero after every step all the same.
+    weights are zero after every step all the same. Two kinds of optimizers do not fit: those that
+    store something else under such a name, as SOAP does under `exp_avg_sq`, and those that change
+    weights outside of `step`, as schedule-free ones do in `eval`.
 
     The dense values of pruned weights are lost at once, so `detach_masks_` restores zeros. They
     stay zero until the hook is removed.

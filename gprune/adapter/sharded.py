@@ -5,7 +5,8 @@ shard is replaced by the whole parameter, a plain tensor under the same name. So
 needed in both forms, and names matter:
 
 1. The hook that multiplies the mask into the weight runs in the forward pass. So the buffer
-   `<name>_mask` is whole and the same on all ranks.
+   `<name>_mask` is whole, and the same on all ranks. So is the masked weight of the last forward
+   pass, which torch keeps under the name of the parameter.
 2. Everything else happens between forward passes. It takes the part of the mask that belongs to
    the shard of the parameter: `place_like`.
 3. Pruning gives the parameter another name, `<name>_orig`, and `remove` gives the old one back.
@@ -65,10 +66,15 @@ def _place(dtensor: Any) -> tuple[Any, ...]:
     return dtensor.device_mesh, dtensor.placements
 
 
+def is_managed(module: nn.Module) -> bool:
+    """Return whether `fully_shard` was applied to a module, or to one that contains it."""
+    return getattr(module, "_is_fsdp_managed_module", False)
+
+
 def is_fully_sharded(module: nn.Module, name: str) -> bool:
     """Return whether `fully_shard` has sharded a parameter, by its name before pruning."""
     dense = module._parameters.get(f"{name}_orig", module._parameters.get(name))
-    return is_sharded([dense]) and getattr(module, "_is_fsdp_managed_module", False)
+    return is_managed(module) and is_sharded([dense])
 
 
 def check_renaming(module: nn.Module, sites: Iterable[Any]) -> None:
@@ -83,7 +89,9 @@ def check_renaming(module: nn.Module, sites: Iterable[Any]) -> None:
     """
     known = {id(record.sharded_param) for record in _records(module)}
     for site in sites:
-        if is_fully_sharded(site.owner, site.name) and id(site.dense) not in known:
+        # a plain parameter is one that `fully_shard` ignores, or a whole one, between two shards
+        is_part = is_fully_sharded(site.owner, site.name) or (is_managed(site.owner) and not known)
+        if is_part and id(site.dense) not in known:
             raise ValueError(
                 f"{site.path!r} is sharded by fully_shard as a part of a larger module; pass that "
                 "module, or prune before fully_shard"

@@ -238,6 +238,7 @@ class Adam8bit(optim.SGD):
                 "state1": codes,  # bitsandbytes: 127 is the code of the value 0
                 "absmax1": torch.ones(weight.shape[0]),
                 "exp_avg_sq": codes.clone(),
+                "exp_inf": codes.int(),
                 "max_exp_avg_sq": torch.ones(weight.shape).to(torch.float8_e4m3fn),
                 "exp_avg": Quantized(codes.clone()),
                 "sum": torch.ones(2, 2),
@@ -258,7 +259,7 @@ def test_quantized_and_unknown_states_are_left_alone() -> None:
     after = optimizer.state[net.weight_orig]
     assert after.pop("exp_avg").codes.eq(127).all()
     assert all(value is before[name] for name, value in after.items())
-    assert all(after[name].eq(127).all() for name in ("state1", "exp_avg_sq"))
+    assert all(after[name].eq(127).all() for name in ("state1", "exp_avg_sq", "exp_inf"))
     assert all(after[name].float().eq(1).all() for name in ("qmap1", "max_exp_avg_sq", "sum"))
     assert torch.equal(net.weight_orig == 0, ~net.keep)
 

@@ -363,6 +363,9 @@ def check_refused() -> list[str]:
     stale = adam(make().parameters())
     pruned = shard(adapter.prune_(make(), sparsity=0.5))
     part = fully_shard(nn.Sequential(mlp(), nn.Linear(4, 8)), mesh=mesh)
+    whole_part = shard(make())
+    blocked = shard(make())
+    blocked.out.weight_mask = "taken"
     calls = {
         "drop-in": (
             net,
@@ -370,6 +373,33 @@ def check_refused() -> list[str]:
                 [(net.up, "weight")], adapter.L1Unstructured, amount=1
             ),
             "prune before fully_shard",
+        ),
+        "drop-in, while a part is whole": (
+            whole_part,
+            lambda: adapter.global_unstructured(
+                [(whole_part.out, "weight")], adapter.L1Unstructured, amount=1
+            ),
+            "prune before fully_shard",
+        ),
+        "part that is whole": (
+            whole_part,
+            lambda: adapter.prune_(whole_part.out, amount=1),
+            "part of a larger module",
+        ),
+        "part to detach": (
+            pruned,
+            lambda: adapter.detach_masks_(pruned.out),
+            "part of a larger module",
+        ),
+        "part to make permanent": (
+            pruned,
+            lambda: adapter.make_permanent_(pruned.out),
+            "part of a larger module",
+        ),
+        "half-way": (
+            blocked,
+            lambda: adapter.attach_masks_(blocked, whole),
+            "attribute 'weight_mask' already exists",
         ),
         "optimizer": (pruned, lambda: adapter.project_(stale, pruned), "updates none of"),
         "part": (part, lambda: adapter.prune_(part[0], amount=1), "part of a larger module"),
@@ -381,14 +411,17 @@ def check_refused() -> list[str]:
     }
     for name, (module, call, words) in calls.items():
         before = whole_state(module)
+        if module is whole_part:
+            module(torch.arange(5))
         try:
             call()
             problems.append(f"{name}: is not refused")
-        except ValueError as error:
+        except (ValueError, KeyError) as error:
             problems += [] if words in str(error) else [f"{name}: {error}"]
         problems += differences(name, module.state_dict(), before)
-    net(torch.arange(5)).sum().backward()
-    part(torch.randn(2, 8))
+    for module in (net, pruned, whole_part, blocked):
+        module(torch.arange(5)).sum().backward()
+    part(torch.randn(2, 8)).sum().backward()
     return problems
 
 
