@@ -90,7 +90,6 @@ def project_(optimizer: Optimizer, module: nn.Module) -> RemovableHandle:
     masks = _masks_of_pruned(module)
     if not masks:
         raise ValueError("the module has no pruned parameter; prune it or attach masks first")
-
     _check_updated(stepping, module, masks)
 
     def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
