@@ -102,6 +102,8 @@ def check_training(order: str, optimizer: Any, evaluate: bool) -> list[str]:
         "pruned further": lambda module: adapter.prune_(module, sparsity=0.75),
         "made permanent": adapter.make_permanent_,
     }.items():
+        if evaluate:
+            net(torch.arange(5))
         for module, steps in ((net, ours), (one, theirs)):
             change(module)
             train(module, steps)
