@@ -33,7 +33,7 @@ from gprune.adapter.state import (
 from gprune.masks import keep_all
 from gprune.methods import lowest_unstructured
 from gprune.select.counts import amount_or_sparsity
-from gprune.sharding import is_sharded
+from gprune.sharding import is_sharded, raise_on_all_ranks
 from gprune.trees import MOST_NAMED, Where, describe_first, prunable
 
 M = TypeVar("M", bound=nn.Module)
@@ -98,9 +98,39 @@ def prune_(
         >>> sum(int((mask == 0).sum()) for mask in net.buffers())
         22
     """
-    number, is_sparsity = amount_or_sparsity(amount, sparsity, "prune_")
+    budget = {"amount": amount, "sparsity": sparsity}
+    return attach_masks_(module, _select(params_of(module), module, scores, budget, where, method))
+
+
+@raise_on_all_ranks
+def _select(
+    params: dict[str, nn.Parameter],
+    module: nn.Module,
+    scores: Any,
+    budget: dict[str, Any],
+    where: Where,
+    method: Callable[..., Tensor],
+) -> dict[str, Tensor | None]:
+    """Return the masks of `prune_`, whose other arguments these are.
+
+    Args:
+        params: all parameters of the module, whose DTensors tell the ranks that raise an error.
+        module: the module.
+        scores: scores by parameter name, or `None`.
+        budget: `amount` and `sparsity`.
+        where: which parameters to prune.
+        method: the pruning method.
+
+    Returns:
+        Masks by parameter name.
+
+    Raises:
+        TypeError: if `scores` is no mapping.
+        ValueError: if nothing is prunable.
+    """
+    number, is_sparsity = amount_or_sparsity(budget["amount"], budget["sparsity"], "prune_")
     keyword = "sparsity" if is_sparsity else "amount"
-    weights = prunable(params_of(module), where)
+    weights = prunable(params, where)
     if all(weight is None for weight in weights.values()):
         raise ValueError(
             "prune_() found no prunable parameter in the module; choose some with where="
@@ -108,14 +138,14 @@ def prune_(
     if scores is not None and not isinstance(scores, Mapping):
         got = type(scores).__name__
         raise TypeError(f"scores must map parameter names to tensors, got {got}")
-    masks = prune.global_unstructured(
+    masks: dict[str, Tensor | None] = prune.global_unstructured(
         weights,
         None if scores is None else dict(scores),
         masks=prior_masks(module, where),
         pruning_method=method,
         **{keyword: number},
     )
-    return attach_masks_(module, masks)
+    return masks
 
 
 def attach_masks_(module: M, masks: Mapping[str, Tensor | None]) -> M:

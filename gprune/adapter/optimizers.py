@@ -19,6 +19,7 @@ from gprune.adapter.modules import masks_of, params_of
 from gprune.adapter.sharded import local_shard, place_like
 from gprune.inputs import PLAIN
 from gprune.masks import count_pruned, masks_from_zeros
+from gprune.sharding import raise_on_all_ranks
 from gprune.trees import Where, describe_first, prunable
 
 ELEMENTWISE_STATE = frozenset(
@@ -142,9 +143,37 @@ def keep_zeros_(module: nn.Module, optimizer: Optimizer, *, where: Where = None)
         >>> (net.weight == 0).tolist()
         [[False, True]]
     """
+    stepping, masks = _zeros_to_keep(params_of(module), optimizer, where)
+    _check_updated(stepping, module, masks)
+
+    def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        _mask_all(optimizer, module, masks)
+
+    handle = stepping.register_step_post_hook(hook)
+    _mask_all(stepping, module, masks)
+    return handle
+
+
+@raise_on_all_ranks
+def _zeros_to_keep(
+    params: dict[str, nn.Parameter], optimizer: Any, where: Where
+) -> tuple[Optimizer, dict[str, Tensor]]:
+    """Return the optimizer whose steps run hooks, and the masks of the parameters that have zeros.
+
+    Args:
+        params: all parameters of the module, whose DTensors tell the ranks that raise an error.
+        optimizer: the optimizer, or a wrapper of it.
+        where: as in `gprune.prunable`.
+
+    Returns:
+        The optimizer, and masks by the paths of the parameters.
+
+    Raises:
+        ValueError: if there are no zeros, or a parameter is all zero and `where` is not given.
+    """
     stepping = _stepping(optimizer)
-    params = prunable(params_of(module), where)
-    found = {path: mask for path, mask in masks_from_zeros(params).items() if mask is not None}
+    weights = prunable(params, where)
+    found = {path: mask for path, mask in masks_from_zeros(weights).items() if mask is not None}
     num_zeros = dict(zip(found, count_pruned(list(found.values())).tolist(), strict=True))
     masks = {path: mask for path, mask in found.items() if num_zeros[path]}
     if not masks:
@@ -158,14 +187,7 @@ def keep_zeros_(module: nn.Module, optimizer: Optimizer, *, where: Where = None)
             f"all of {describe_first(all_zero, repr, ', ')} is zero and would stay so; choose the "
             "parameters whose zeros are kept with where="
         )
-    _check_updated(stepping, module, masks)
-
-    def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        _mask_all(optimizer, module, masks)
-
-    handle = stepping.register_step_post_hook(hook)
-    _mask_all(stepping, module, masks)
-    return handle
+    return stepping, masks
 
 
 def _masks_of_pruned(module: nn.Module) -> dict[str, Tensor]:

@@ -431,6 +431,38 @@ def test_what_cannot_work_is_refused_and_nothing_has_changed() -> None:
     all_well(2, check_refused)
 
 
+ON_ONE_RANK = {
+    "where": lambda net, wrong: adapter.prune_(net, amount=1, where=3 if wrong else None),
+    "amount": lambda net, wrong: adapter.prune_(net, amount=2.0 if wrong else 0.5),
+    "two numbers": lambda net, wrong: adapter.prune_(
+        net, amount=1, sparsity=0.5 if wrong else None
+    ),
+    "scores": lambda net, wrong: adapter.prune_(net, 3 if wrong else None, amount=1),
+    "where of zeros": lambda net, wrong: adapter.keep_zeros_(
+        net, adam(net.parameters()), where=3 if wrong else None
+    ),
+    "optimizer": lambda net, wrong: adapter.keep_zeros_(
+        net, None if wrong else adam(net.parameters())
+    ),
+}
+"""Calls of which one rank makes a wrong one."""
+
+
+def check_on_one_rank(name: str) -> list[str]:
+    net = shard(sparse())
+    before = whole_state(net)
+    try:
+        ON_ONE_RANK[name](net, torch.distributed.get_rank() == 1)
+    except (TypeError, ValueError):
+        return differences(name, net.state_dict(), before)
+    return ["no error"]
+
+
+@pytest.mark.parametrize("name", ON_ONE_RANK)
+def test_an_error_on_one_rank_is_raised_on_all(name: str) -> None:
+    all_well(2, check_on_one_rank, name)
+
+
 def check_refused_tensor_parallel() -> list[str]:
     net = fully_shard(parallelize(mlp()), mesh=mesh_of((2, 2))["dp"])
     try:
