@@ -7,7 +7,6 @@ return it under its first name. Masks may be given under any of its names.
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -18,10 +17,9 @@ from gprune.adapter.sharded import (
     check_attaching,
     check_renaming,
     follow_names,
-    is_fully_sharded,
+    place_for_forward,
     place_like,
     reshard,
-    whole,
 )
 from gprune.adapter.state import (
     all_or_nothing,
@@ -182,14 +180,12 @@ def attach_masks_(module: M, masks: Mapping[str, Tensor | None]) -> M:
     errors = list(_mask_errors(masks, by_path))
     if errors:
         raise type(errors[0])(describe_first(errors, str, "\n"))
-    fully = {id(site.dense) for site in sites if is_fully_sharded(site.owner, site.name)}
+    by_name = {site.path: site for site in sites}
     check_attaching(module, [site for site in sites if masks.get(site.path) is not None])
     keep: dict[int, Tensor] = {}
     for path, mask in masks.items():
         if mask is not None:
-            dense = by_path[path]
-            place = whole if id(dense) in fully else partial(place_like, leaf=dense)
-            _intersect(keep, dense, place(mask.detach()))
+            _intersect(keep, by_path[path], place_for_forward(mask.detach(), by_name[path]))
     attach_all(
         {(site.owner, site.name): keep[id(site.dense)] for site in sites if id(site.dense) in keep}
     )

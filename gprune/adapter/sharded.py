@@ -16,11 +16,11 @@ needed in both forms, and names matter:
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.prune import custom_from_mask
 
 from gprune.sharding import is_sharded
 
@@ -60,6 +60,18 @@ def place_like(tensor: Tensor, leaf: Any) -> Tensor:
     from gprune.select import dtensors  # imports torch.distributed
 
     return dtensors.shard_like(whole(tensor).to(leaf.device), leaf)
+
+
+def place_for_forward(mask: Tensor, site: Any) -> Tensor:
+    """Return a mask that is placed as its parameter is in the forward pass.
+
+    Args:
+        mask: a mask of the shape of the parameter; if it is plain, it is the same on all ranks.
+        site: the parameter, with its `owner`, `name` and `dense`.
+    """
+    if is_fully_sharded(site.owner, site.name):
+        return whole(mask).to(site.dense.device_mesh.device_type)
+    return place_like(mask, site.dense)
 
 
 def _place(dtensor: Any) -> tuple[Any, ...]:
@@ -118,23 +130,25 @@ def check_attaching(module: nn.Module, sites: Iterable[Any]) -> None:
             )
 
 
-def attach_whole(module: nn.Module, name: str, mask: Tensor) -> None:
-    """Prune a parameter under `fully_shard` by a whole mask, with torch's `custom_from_mask`.
+@contextmanager
+def whole_stand_in(module: nn.Module, name: str) -> Iterator[None]:
+    """Let a parameter under `fully_shard` be whole while a whole mask is attached to it.
 
-    torch would multiply the mask into the shard. So it gets a stand-in for the parameter, which has
-    its shape and no memory.
+    torch would multiply the mask into the shard. So inside the block the parameter is a stand-in,
+    which has its shape and no memory. Other parameters are left as they are.
 
     Args:
         module: the module that has the parameter.
         name: the name of the parameter before it was pruned.
-        mask: the mask of all entries, the same on all ranks.
     """
+    if not is_fully_sharded(module, name):
+        yield
+        return
     key = f"{name}_orig" if f"{name}_orig" in module._parameters else name
     dense: Any = module._parameters[key]
-    mask = mask.to(dense.device_mesh.device_type)
-    stand_in = torch.zeros((), dtype=dense.dtype, device=mask.device).expand(dense.shape)
-    module._parameters[key] = nn.Parameter(stand_in, dense.requires_grad)
-    custom_from_mask(module, name, mask)  # type: ignore[no-untyped-call]  # torch's prune has no types
+    zero = torch.zeros((), dtype=dense.dtype, device=dense.device_mesh.device_type)
+    module._parameters[key] = nn.Parameter(zero.expand(dense.shape), dense.requires_grad)
+    yield
     module._parameters[f"{name}_orig"] = dense
     setattr(module, name, place_like(getattr(module, f"{name}_mask"), dense) * dense)
 

@@ -13,7 +13,7 @@ from typing import TypeAlias
 from torch import Tensor, nn
 from torch.nn.utils.prune import BasePruningMethod, PruningContainer, custom_from_mask, remove
 
-from gprune.adapter.sharded import attach_whole, is_fully_sharded
+from gprune.adapter.sharded import whole_stand_in
 
 ModuleAndName: TypeAlias = tuple[nn.Module, str]
 
@@ -31,9 +31,7 @@ def attach_all(masks: Mapping[ModuleAndName, Tensor]) -> None:
     """
     with all_or_nothing(module for module, _ in masks):
         for (module, name), mask in masks.items():
-            if is_fully_sharded(module, name):
-                attach_whole(module, name, mask)
-            else:
+            with whole_stand_in(module, name):
                 custom_from_mask(module, name, mask)  # type: ignore[no-untyped-call]  # torch's prune has no types
 
 
