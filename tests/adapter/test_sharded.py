@@ -253,6 +253,40 @@ def test_tensor_parallel_inside_fully_shard() -> None:
     all_well(4, check_tensor_parallel)
 
 
+class Attention(nn.Module):
+    """`out_proj` is used and not called, so the attention recomputes its masked weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.one_hot(x % 4).float()[None]
+        return self.attention(x, x, x, need_weights=False)[0]
+
+
+def check_attention(order: str) -> list[str]:
+    torch.manual_seed(0)
+    one = Attention()
+    net = copy.deepcopy(one)
+    if order == "prune first":
+        fully_shard(adapter.prune_(net, sparsity=0.5), mesh=mesh_of((2,)))
+    else:
+        adapter.prune_(fully_shard(net, mesh=mesh_of((2,))), sparsity=0.5)
+    adapter.prune_(one, sparsity=0.5)
+    ours, theirs = adam(net.parameters()), adam(one.parameters())
+    adapter.project_(ours, net)
+    adapter.project_(theirs, one)
+    train(net, ours)
+    train(one, theirs)
+    return compared("trained", net, one)
+
+
+@pytest.mark.parametrize("order", ["prune first", "shard first"])
+def test_attention(order: str) -> None:
+    all_well(2, check_attention, order)
+
+
 def check_dtensors() -> list[str]:
     """Parameters that are DTensors without `fully_shard`, pruned by whole masks and by pairs."""
     net, one = mlp(), mlp()
@@ -268,6 +302,7 @@ def check_dtensors() -> list[str]:
         "pairs": lambda module: adapter.global_unstructured(
             [(module[0], "weight"), (module[2], "weight")], adapter.L1Unstructured, amount=5
         ),
+        "removed": lambda module: adapter.remove(module[0], "weight"),
         "made permanent": adapter.make_permanent_,
     }.items():
         for module in (net, one):
@@ -397,6 +432,11 @@ def check_refused() -> list[str]:
             pruned,
             lambda: adapter.make_permanent_(pruned.out),
             "part of a larger module",
+        ),
+        "one tensor to make permanent": (
+            pruned,
+            lambda: adapter.remove(pruned.up, "weight"),
+            "call make_permanent_",
         ),
         "half-way": (
             blocked,
