@@ -59,6 +59,33 @@ def _ones(leaf: Tensor) -> Tensor:
     return torch.ones(leaf.shape, dtype=torch.bool, device=leaf.device)
 
 
+def masks_from_zeros(params: Tree) -> Tree:
+    """Make the masks of a tree that is sparse already: they prune the entries that are zero.
+
+    Use them to train a pruned checkpoint further, or to count its zeros. Pass
+    `gprune.prunable(params)`, so that biases and norms, which often start at zero, have no masks.
+    To keep the zeros of a module, see `gprune.adapter.keep_zeros_`.
+
+    Args:
+        params: pytree of tensors of any shape and dtype, and `None`s.
+
+    Returns:
+        Masks of that structure, `True` where the entry is not zero, so also where it is NaN; `None`
+        where `params` has `None`.
+
+    Raises:
+        TypeError: if a leaf is neither a tensor nor `None`.
+
+    Example:
+        >>> masks_from_zeros({"bias": None, "weight": torch.tensor([0.5, -0.0])})
+        {'bias': None, 'weight': tensor([ True, False])}
+    """
+    leaves, treedef = flatten(params)
+    require_tensors(leaves, treedef, "params")
+    tensors = [leaf for leaf in leaves if leaf is not None]
+    return unflatten_like(treedef, leaves, [(leaf != 0).contiguous() for leaf in tensors])
+
+
 def apply_masks(params: Tree, masks: Tree) -> Tree:
     """Set the masked entries to exactly zero, also those that are NaN or infinite.
 

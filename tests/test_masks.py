@@ -54,6 +54,34 @@ def test_straight_through_is_the_masked_value_with_a_dense_gradient(
         assert (grad[leaf.isfinite()] == 1).all()
 
 
+@given(param_trees())
+def test_masks_from_zeros(params: Any) -> None:
+    masks = gp.masks_from_zeros(params)
+    expected = map_tensors(
+        lambda leaf: (
+            torch.tensor([x != 0 for x in leaf.flatten().tolist()]).bool().view(leaf.shape)
+        ),
+        params,
+    )
+    assert_are_masks(masks, params)
+    assert_equal_masks(masks, expected, params)
+
+
+def test_the_zeros_that_masks_have_made_are_found_again() -> None:
+    params = {"dense": torch.rand(20, 30) + 1, "holes": None, "image": torch.rand(2, 3, 4, 5) + 1}
+    params["image"] = params["image"].contiguous(memory_format=torch.channels_last)
+    masks = gp.global_unstructured(params, amount=0.4)
+    found = gp.masks_from_zeros(gp.apply_masks(params, masks))
+    assert_equal_masks(found, masks, params)
+    assert found["image"].is_contiguous()
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.bool, torch.complex64, torch.uint16])
+def test_zeros_of_dtypes_that_are_not_ranked(dtype: torch.dtype) -> None:
+    leaf = torch.tensor([0.0, 1.0, -0.0]).to(dtype)
+    assert gp.masks_from_zeros([leaf])[0].tolist() == [False, True, False]
+
+
 @given(param_trees(), st.data())
 def test_masks_intersect(params: Any, data: st.DataObject) -> None:
     one, other = data.draw(prior_masks(params)), data.draw(prior_masks(params))

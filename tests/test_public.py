@@ -46,6 +46,7 @@ TOP_LEVEL = [
     "masks_from_threshold",
     "num_to_prune",
     "keep_all",
+    "masks_from_zeros",
     "apply_masks",
     "straight_through",
     "num_pruned",
@@ -65,7 +66,8 @@ SCORES += ["normalize_l2", "lamp", "accumulate"]
 ALLOCATION = ["uniform", "erdos_renyi"]
 PRUNERS = ["Pruner", "gradual", "iterative", "rigl", "sparse_evolution", "static_sparse"]
 SCHEDULES = ["constant", "one_shot", "linear", "polynomial", "exponential", "cosine", "every"]
-ADAPTER = ["attach_masks_", "detach_masks_", "global_unstructured", "make_permanent_"]
+ADAPTER = ["attach_masks_", "detach_masks_", "global_unstructured", "keep_zeros_"]
+ADAPTER += ["make_permanent_"]
 ADAPTER += ["masks_of", "params_of", "prior_masks", "project_", "prune_", "remove"]
 ADAPTER += ["recalibrate_batchnorm", "recalibrate_batchnorm_"]
 

@@ -80,7 +80,10 @@ def migrate() -> dict[str, Tensor | None]:
     net = prune.prune_(net, sparsity=0.75)
     masks = prune.masks_of(net)
     prune.make_permanent_(net)
-    return masks
+    zeros: Params = gp.masks_from_zeros(gp.prunable(prune.params_of(net), "*.weight"))
+    optimizer = torch.optim.AdamW(net.parameters())
+    prune.keep_zeros_(net, optimizer, where="*.weight").remove()
+    return {**masks, **zeros}
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ hook is of a subclass of torch's, so that pruned modules can be copied.
     drop_in.py     global_unstructured and remove with torch's arguments: pairs (module, name)
     modules.py     a whole module, and flat dicts of its parameters and masks
     optimizers.py  zeros that survive the optimizer's steps
+    sharded.py     modules under fully_shard, and parameters that are DTensors
     batchnorm.py   running statistics of the pruned network
     hooks.py       the hooks that recompute masked weights
     state.py       what torch keeps in a pruned module; writes to all modules or to none
@@ -59,7 +60,7 @@ from gprune.adapter.modules import (
     prior_masks,
     prune_,
 )
-from gprune.adapter.optimizers import project_
+from gprune.adapter.optimizers import keep_zeros_, project_
 
 __all__ = [
     "BasePruningMethod",
@@ -76,6 +77,7 @@ __all__ = [
     "global_unstructured",
     "identity",
     "is_pruned",
+    "keep_zeros_",
     "l1_unstructured",
     "ln_structured",
     "make_permanent_",

@@ -20,6 +20,7 @@ from torch.nn.utils.prune import BasePruningMethod, L1Unstructured, PruningConta
 
 from gprune import methods, prune
 from gprune.adapter.hooks import tensors_behind, uncalled_children
+from gprune.adapter.sharded import is_managed
 from gprune.adapter.state import (
     ModuleAndName,
     attach_all,
@@ -77,7 +78,8 @@ def global_unstructured(
             pair names a buffer or a parametrized tensor.
         ValueError: if there is nothing to prune, the amount is out of range, no scores are of a
             pair, scores do not have the shape of their parameter, scores differ between the names
-            of one parameter, or a norm by which a parametrized weight is divided would be 0.
+            of one parameter, a norm by which a parametrized weight is divided would be 0, or a
+            module is under `fully_shard`: see `prune_`.
         AttributeError: if a pair names no tensor, or the method lacks a `PRUNING_TYPE`.
 
     Example:
@@ -121,7 +123,7 @@ def remove(module: M, name: str) -> M:
         The same module.
 
     Raises:
-        ValueError: if the tensor is not pruned.
+        ValueError: if the tensor is not pruned, or the module is under `fully_shard`.
 
     Example:
         >>> attention = nn.MultiheadAttention(4, 2)
@@ -129,7 +131,13 @@ def remove(module: M, name: str) -> M:
         >>> int((remove(attention, "out_proj.weight").out_proj.weight == 0).sum())
         8
     """
-    make_permanent(*_resolve(module, name))
+    owner, last = _resolve(module, name)
+    if is_managed(owner):
+        raise ValueError(
+            "the module is under fully_shard; call make_permanent_ with the module to which "
+            "fully_shard was applied"
+        )
+    make_permanent(owner, last)
     forget_children(module)
     return module
 
@@ -194,6 +202,11 @@ def _collect(
             raise AttributeError(
                 f"{where}: the module has no tensor {path!r} to prune, got {value!r}; "
                 "leave the pair out or correct its name"
+            )
+        if is_managed(module):
+            raise ValueError(
+                f"{where}: the module is under fully_shard; prune before fully_shard, or call "
+                "prune_ with the module to which fully_shard was applied"
             )
         if module is not owner and not isinstance(module, ParametrizationList):
             users.append((owner, path.rpartition(".")[0]))

@@ -14,6 +14,14 @@ from torch import Tensor, nn
 
 from gprune import prune
 from gprune.adapter.hooks import tensors_behind, uncalled_children
+from gprune.adapter.sharded import (
+    check_attaching,
+    check_renaming,
+    follow_names,
+    place_for_forward,
+    place_like,
+    reshard,
+)
 from gprune.adapter.state import (
     all_or_nothing,
     attach_all,
@@ -25,6 +33,7 @@ from gprune.adapter.state import (
 from gprune.masks import keep_all
 from gprune.methods import lowest_unstructured
 from gprune.select.counts import amount_or_sparsity
+from gprune.sharding import is_sharded, raise_on_all_ranks
 from gprune.trees import MOST_NAMED, Where, describe_first, prunable
 
 M = TypeVar("M", bound=nn.Module)
@@ -56,6 +65,10 @@ def prune_(
     parameter is ranked once and masked under all of its names. If an error is raised, the module
     has not changed.
 
+    A module may be pruned before `fully_shard` (FSDP2) and after it, with the same masks. After it,
+    call this function on all ranks, with the module to which `fully_shard` was applied. If
+    parameters were DTensors before `fully_shard`, as after `parallelize_module`, prune before it.
+
     Args:
         module: the module to prune.
         scores: scores by parameter name, with the keys and shapes of `params_of(module)`; larger =
@@ -76,7 +89,8 @@ def prune_(
     Raises:
         TypeError: if both or neither of `amount` and `sparsity` are given, or an argument is of the
             wrong type.
-        ValueError: if a number is out of range, nothing is prunable, or the scores do not fit.
+        ValueError: if a number is out of range, nothing is prunable, the scores do not fit, or
+            `attach_masks_` cannot attach masks under `fully_shard`.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(10, 4), nn.ReLU(), nn.Linear(4, 1))
@@ -84,9 +98,39 @@ def prune_(
         >>> sum(int((mask == 0).sum()) for mask in net.buffers())
         22
     """
-    number, is_sparsity = amount_or_sparsity(amount, sparsity, "prune_")
+    budget = {"amount": amount, "sparsity": sparsity}
+    return attach_masks_(module, _select(params_of(module), module, scores, budget, where, method))
+
+
+@raise_on_all_ranks
+def _select(
+    params: dict[str, nn.Parameter],
+    module: nn.Module,
+    scores: Any,
+    budget: dict[str, Any],
+    where: Where,
+    method: Callable[..., Tensor],
+) -> dict[str, Tensor | None]:
+    """Return the masks of `prune_`, whose other arguments these are.
+
+    Args:
+        params: all parameters of the module, whose DTensors tell the ranks that raise an error.
+        module: the module.
+        scores: scores by parameter name, or `None`.
+        budget: `amount` and `sparsity`.
+        where: which parameters to prune.
+        method: the pruning method.
+
+    Returns:
+        Masks by parameter name.
+
+    Raises:
+        TypeError: if `scores` is no mapping.
+        ValueError: if nothing is prunable.
+    """
+    number, is_sparsity = amount_or_sparsity(budget["amount"], budget["sparsity"], "prune_")
     keyword = "sparsity" if is_sparsity else "amount"
-    weights = prunable(params_of(module), where)
+    weights = prunable(params, where)
     if all(weight is None for weight in weights.values()):
         raise ValueError(
             "prune_() found no prunable parameter in the module; choose some with where="
@@ -94,14 +138,14 @@ def prune_(
     if scores is not None and not isinstance(scores, Mapping):
         got = type(scores).__name__
         raise TypeError(f"scores must map parameter names to tensors, got {got}")
-    masks = prune.global_unstructured(
+    masks: dict[str, Tensor | None] = prune.global_unstructured(
         weights,
         None if scores is None else dict(scores),
         masks=prior_masks(module, where),
         pruning_method=method,
         **{keyword: number},
     )
-    return attach_masks_(module, masks)
+    return masks
 
 
 def attach_masks_(module: M, masks: Mapping[str, Tensor | None]) -> M:
@@ -119,15 +163,18 @@ def attach_masks_(module: M, masks: Mapping[str, Tensor | None]) -> M:
         module: the module to change.
         masks: masks (bool, `True` = keep, the parameter's shape) by the names that
             `named_parameters()` of the plain module gives: `fc.weight`, never `fc.weight_orig`.
-            Parameters that are absent or have the mask `None` are left alone.
+            Parameters that are absent or have the mask `None` are left alone. If the parameters
+            are DTensors, a mask is a DTensor too, or a plain tensor that is the same on all ranks.
 
     Returns:
         The same module.
 
     Raises:
         TypeError: if `masks` is not a mapping, or a mask is not a bool tensor.
-        ValueError: if a name is unknown, a shape does not fit, or `weight_norm` or `spectral_norm`
-            would divide by the norm of nothing but zeros. The module has not changed then.
+        ValueError: if a name is unknown, a shape does not fit, `weight_norm` or `spectral_norm`
+            would divide by the norm of nothing but zeros, or `fully_shard` was applied to a module
+            that contains this one, or to parameters that were DTensors already. The module has not
+            changed then.
 
     Example:
         >>> net = attach_masks_(nn.Linear(2, 1), {"weight": torch.tensor([[True, False]])})
@@ -141,14 +188,17 @@ def attach_masks_(module: M, masks: Mapping[str, Tensor | None]) -> M:
     errors = list(_mask_errors(masks, by_path, module))
     if errors:
         raise type(errors[0])(describe_first(errors, str, "\n"))
+    by_name = {site.path: site for site in sites}
+    check_attaching(module, [site for site in sites if masks.get(site.path) is not None])
     keep: dict[int, Tensor] = {}
     for path, mask in masks.items():
         if mask is not None:
-            _intersect(keep, by_path[path], mask.detach().to(by_path[path].device))
+            _intersect(keep, by_path[path], place_for_forward(mask.detach(), by_name[path]))
     attach_all(
         {(site.owner, site.name): keep[id(site.dense)] for site in sites if id(site.dense) in keep},
         uncalled_children(module.modules()),
     )
+    follow_names(module)
     return module
 
 
@@ -164,17 +214,22 @@ def detach_masks_(module: M) -> M:
     Returns:
         The same module.
 
+    Raises:
+        ValueError: if `fully_shard` was applied to a module that contains this one.
+
     Example:
         >>> net = attach_masks_(nn.Linear(2, 1), {"weight": torch.tensor([[True, False]])})
         >>> sorted(detach_masks_(net).state_dict())
         ['bias', 'weight']
     """
+    check_renaming(module, [site for site in _sites(module) if site.mask is not None])
     with all_or_nothing(module.modules()):
         for owner in module.modules():
             for name in pruning_hooks(owner):
                 restore_dense(owner, name)
         for owner in module.modules():
             forget_children(owner)
+        follow_names(module)
     return module
 
 
@@ -182,22 +237,39 @@ def make_permanent_(module: M) -> M:
     """Write the zeros of every mask into the weights, and remove the masks, with torch's `remove`.
 
     Args:
-        module: the module to change.
+        module: the module to change. If it is under DDP and has no other buffers than masks, wrap
+            it again: DDP cannot send the buffers of a module that has none any more.
 
     Returns:
         The same module.
+
+    Raises:
+        ValueError: if `fully_shard` was applied to a module that contains this one.
 
     Example:
         >>> net = attach_masks_(nn.Linear(2, 1), {"weight": torch.tensor([[True, False]])})
         >>> make_permanent_(net).weight[0, 1].item() == 0
         True
     """
+    pruned = [site for site in _sites(module) if site.mask is not None]
+    check_renaming(module, pruned)
+    shards = [
+        (site.dense, place_like(site.mask, site.dense))
+        for site in pruned
+        if site.mask is not None and is_sharded([site.dense])
+    ]
     with all_or_nothing(module.modules()):
         for owner in module.modules():
             for name in pruning_hooks(owner):
-                make_permanent(owner, name)
+                # torch's `remove` replaces the data, which a DTensor does not take over
+                is_shard = is_sharded([owner.get_parameter(f"{name}_orig")])
+                (restore_dense if is_shard else make_permanent)(owner, name)
         for owner in module.modules():
             forget_children(owner)
+        follow_names(module)
+    with torch.no_grad():
+        for shard, mask in shards:
+            shard.mul_(mask)
     return module
 
 
@@ -247,7 +319,7 @@ def masks_of(module: nn.Module) -> dict[str, Tensor | None]:
     masks: dict[int, Tensor] = {}
     for site in _sites(module):
         if site.mask is not None:
-            _intersect(masks, site.dense, site.mask.detach() != 0)
+            _intersect(masks, site.dense, place_like(site.mask.detach() != 0, site.dense))
     return {path: masks.get(id(dense)) for path, dense in params_of(module).items()}
 
 
@@ -276,6 +348,7 @@ def params_of(module: nn.Module) -> dict[str, nn.Parameter]:
 def _sites(module: nn.Module) -> Iterator[_Site]:
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
+    reshard(module)
     for prefix, owner in _owners(module, "", ()):
         original = {f"{name}_orig": name for name in pruning_hooks(owner)}
         for key, dense in owner.named_parameters(recurse=False, remove_duplicate=False):

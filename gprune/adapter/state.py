@@ -11,11 +11,14 @@ from contextlib import contextmanager
 from copy import copy
 from typing import TypeAlias
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils.prune import BasePruningMethod, PruningContainer, remove
 
 from gprune.adapter.hooks import RecomputeChild, attach_mask
+from gprune.adapter.sharded import place_like, whole_stand_in
+from gprune.sharding import is_sharded
 
 ModuleAndName: TypeAlias = tuple[nn.Module, str]
 
@@ -44,7 +47,8 @@ def attach_all(
     with all_or_nothing((*modules, *(owner for owner, _ in used))):
         _warn_of_uncalled(masks, {owner.get_submodule(path) for owner, path in used})
         for (module, name), mask in masks.items():
-            attach_mask(module, name, mask)
+            with whole_stand_in(module, name):
+                attach_mask(module, name, mask)
         for owner, path in used:
             hook = RecomputeChild(path)
             if hook not in owner._forward_pre_hooks.values():
@@ -76,7 +80,17 @@ def forget_children(module: nn.Module) -> None:
 
 
 def make_permanent(module: nn.Module, name: str) -> None:
-    """Write the zeros of a mask into the weight, and remove the mask, with torch's `remove`."""
+    """Write the zeros of a mask into the weight, and remove the mask, with torch's `remove`.
+
+    torch replaces the data, which a DTensor does not take over. Its shard is multiplied in place.
+    """
+    dense = module._parameters.get(f"{name}_orig")
+    if dense is not None and is_sharded([dense]):
+        mask = place_like(getattr(module, f"{name}_mask"), dense)
+        restore_dense(module, name)
+        with torch.no_grad():
+            dense.mul_(mask)
+        return
     remove(module, name)  # type: ignore[no-untyped-call]  # torch's prune has no types
 
 

@@ -53,6 +53,20 @@ def _place_like(leaf: Tensor, local: Tensor) -> Tensor:
     )
 
 
+def shard_like(whole: Tensor, leaf: DTensor) -> Tensor:
+    """Return the DTensor whose shards are cut out of a whole tensor as those of a leaf are.
+
+    No messages are sent.
+
+    Args:
+        whole: a plain tensor of the shape of the leaf, the same on all ranks.
+        leaf: a DTensor whose shards are contiguous slices.
+    """
+    [piece] = layout_of([leaf]).slices()
+    local = whole[tuple(slice(a, a + n) for a, n in zip(piece.start, piece.size, strict=True))]
+    return _place_like(leaf, local.contiguous())
+
+
 for _operator in (
     operators.select,
     operators.find_threshold,

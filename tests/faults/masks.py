@@ -39,6 +39,13 @@ FAULTS = [
         "tests/test_masks.py",
     ),
     fault(
+        "negative weights count as zeros",
+        "masks.py",
+        "(leaf != 0).contiguous()",
+        "(leaf > 0).contiguous()",
+        "tests/test_masks.py::test_masks_from_zeros",
+    ),
+    fault(
         "union for intersection",
         "masks.py",
         "(a & b).contiguous()",

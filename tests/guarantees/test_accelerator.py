@@ -370,3 +370,16 @@ def test_masks_follow_a_module_to_the_device() -> None:
     now = adapter.masks_of(model)["weight"]
     assert now.device == DEVICE
     assert not (now.cpu() & ~mask).any()
+
+
+def test_zeros_are_kept_in_a_module_that_is_moved_later() -> None:
+    model = adapter.make_permanent_(adapter.prune_(nn.Linear(6, 4), amount=7))
+    zeros = model.weight == 0
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    adapter.keep_zeros_(model, optimizer)
+    model.to(DEVICE)
+    optimizer.param_groups[0]["params"] = list(model.parameters())
+    for _ in range(2):
+        model(torch.randn(3, 6).to(DEVICE)).square().mean().backward()
+        optimizer.step()
+    assert torch.equal(model.weight.cpu() == 0, zeros)

@@ -244,6 +244,7 @@ CALLS: dict[Callable[..., Any], tuple[list[str], dict[str, str]]] = {
     gp.masks_from_threshold: (["threshold", "params", "scores"], {"masks": "masks"}),
     gp.num_to_prune: (["amount", "count"], {}),
     gp.keep_all: (["params"], {}),
+    gp.masks_from_zeros: (["params"], {}),
     gp.apply_masks: (["params", "masks"], {}),
     gp.straight_through: (["params", "masks"], {}),
     gp.num_pruned: (["masks"], {}),

@@ -207,7 +207,7 @@ def test_public_names_are_torchs_and_our_own():
         for name, value in vars(torch_prune).items()
         if not name.startswith("_") and getattr(value, "__module__", "") == torch_prune.__name__
     }
-    ours = {"attach_masks_", "detach_masks_", "make_permanent_", "masks_of"}
+    ours = {"attach_masks_", "detach_masks_", "keep_zeros_", "make_permanent_", "masks_of"}
     ours |= {"params_of", "prior_masks", "project_", "prune_"}
     ours |= {"recalibrate_batchnorm", "recalibrate_batchnorm_"}
     assert set(prune.__all__) == torchs | ours

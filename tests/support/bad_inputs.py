@@ -705,6 +705,7 @@ ON_MASKS = [
             for function in (gp.apply_masks, gp.straight_through, gp.summary)
         ),
         bad(gp.keep_all, what, T, f"params{words}", value),
+        bad(gp.masks_from_zeros, what, T, f"params{words}", value),
         bad(gp.scores.magnitude, what, T, f"params{words}", value),
         bad(gp.scores.random, what, T, f"params{words}", value, seed=0),
         bad(gp.num_pruned, what, T, f"masks{words}", value),

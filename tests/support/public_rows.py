@@ -482,6 +482,7 @@ COMBINATORS = [
 
 MASKS = [
     Row("keep_all", gp.keep_all, lambda params, *_: gp.keep_all(params)),
+    Row("masks_from_zeros", gp.masks_from_zeros, lambda params, *_: gp.masks_from_zeros(params)),
     Row(
         "apply_masks",
         gp.apply_masks,
