@@ -486,7 +486,7 @@ TESTS: dict[Any, tuple[int, Sequence[st.SearchStrategy[Any]]]] = {
     test_search.test_thresholds_with_masks: (60, (TREES, limits(), st.booleans(), SEEDS, DATA)),
     test_finish.test_few_candidates_are_pruned_in_order: (120, (TREES, limits(), SEEDS, DATA)),
     test_search.test_masks_of_any_amounts: (500, (TREES, limits(), st.booleans(), SEEDS, DATA)),
-    test_search.test_samples_that_mislead: (1000, (test_search.guiding, KINDS, DATA)),
+    test_search.test_samples_that_mislead: (1600, (test_search.guiding, KINDS, DATA)),
     test_search.test_several_processes_find_the_same: (900, (TREES, limits(), KINDS, DATA)),
     test_search.test_several_processes_write_the_same_masks: (
         600,
