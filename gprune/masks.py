@@ -23,6 +23,7 @@ from gprune.trees import (
     leaf_names,
     leaves_like,
     require_tensors,
+    tensor_paths,
     unflatten,
     unflatten_like,
 )
@@ -146,14 +147,25 @@ def num_pruned(masks: Tree) -> Tensor:
         >>> num_pruned([torch.tensor([True, False, False]), None])
         tensor(2)
     """
-    return count_pruned(mask_leaves(masks)).sum()
+    return count_pruned(mask_leaves(masks), masks).sum()
 
 
-def count_pruned(masks: list[Tensor]) -> Tensor:
-    """Return the number of pruned entries of each mask, 1-D int64, summed over all ranks."""
+def count_pruned(masks: list[Tensor], tree: Tree) -> Tensor:
+    """Return the number of pruned entries of each mask, summed over all ranks.
+
+    Args:
+        masks: the masks.
+        tree: a tree that has a tensor wherever a mask is, for its paths, which must be the same on
+            all ranks.
+
+    Returns:
+        1-D int64 tensor.
+    """
     load_dtensor_rules()
     if is_sharded(masks):
-        counts: Tensor = operators.count_pruned(masks, f"{len(masks)} masks")
+        leaves, treedef = flatten(tree)
+        paths = tensor_paths(treedef, leaves)
+        counts: Tensor = operators.count_pruned(masks, f"counting of {' '.join(paths)}")
         return counts
     device = masks[0].device if masks else None
     counted = [(mask.numel() - mask.count_nonzero()).to(device) for mask in masks]

@@ -251,6 +251,12 @@ def dotted_paths(treedef: TreeDef) -> list[str]:
     ]
 
 
+def tensor_paths(treedef: TreeDef, leaves: list[Any]) -> list[str]:
+    """Return the dotted path of every leaf that is not `None`."""
+    pairs = zip(dotted_paths(treedef), leaves, strict=True)
+    return [path for path, leaf in pairs if leaf is not None]
+
+
 def tensor_problem(leaf: Any) -> str | None:
     """Return why a leaf is not a dense tensor, or `None` if it is one."""
     if not isinstance(leaf, Tensor):

@@ -34,6 +34,7 @@ from gprune.pruners.pruner import (
     first_step,
     is_due,
     no_allocation,
+    raise_on_all_ranks_when_due,
     zero_unless,
 )
 from gprune.schedules import Schedule
@@ -57,6 +58,7 @@ def init(params: Tree, *, where: Where) -> GradualState:
     return GradualState(keep_all(prunable(params, where)), first_step())
 
 
+@raise_on_all_ranks_when_due
 def update(
     params: Tree,
     state: GradualState,

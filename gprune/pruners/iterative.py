@@ -30,6 +30,7 @@ from gprune.pruners.pruner import (
     check_functions,
     first_step,
     is_due,
+    raise_on_all_ranks_when_due,
     zero_unless,
 )
 from gprune.trees import Tree, Where, map_leaves, prunable
@@ -54,6 +55,7 @@ def init(params: Tree, *, where: Where) -> IterativeState:
     return IterativeState(keep_all(prunable(params, where)), first_step(), _copied(params))
 
 
+@raise_on_all_ranks_when_due
 def update(
     params: Tree,
     state: IterativeState,

@@ -33,6 +33,7 @@ from gprune.pruners.pruner import (
     first_step,
     gradients_of,
     is_due,
+    raise_on_all_ranks_when_due,
     round_fraction,
     union,
     zero_unless,
@@ -58,6 +59,7 @@ def init(params: Tree, *, draw_masks: Callable[[Tree], Tree]) -> RiglState:
     return RiglState(draw_masks(params), first_step())
 
 
+@raise_on_all_ranks_when_due
 def update(
     params: Tree,
     state: RiglState,

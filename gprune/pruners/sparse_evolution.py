@@ -36,6 +36,7 @@ from gprune.pruners.pruner import (
     count_kept,
     first_step,
     is_due,
+    raise_on_all_ranks_when_due,
     round_fraction,
     union,
     zero_unless,
@@ -65,6 +66,7 @@ def init(params: Tree, *, draw_masks: Callable[[Tree], Tree], seed: Tensor) -> S
     return SparseEvolutionState(draw_masks(params), first_step(), start)
 
 
+@raise_on_all_ranks_when_due
 def update(
     params: Tree,
     state: SparseEvolutionState,

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from gprune.inputs import mismatch
 from gprune.select import operators
-from gprune.sharding import load_dtensor_rules, raise_on_all_ranks
+from gprune.sharding import check_same_leaves, load_dtensor_rules, raise_on_all_ranks
 from gprune.trees import (
+    MOST_NAMED,
     Tree,
     TreeDef,
     describe_first,
@@ -25,6 +26,7 @@ from gprune.trees import (
     leaf_names,
     leaves_like,
     require_tensors,
+    tensor_paths,
     unflatten,
 )
 
@@ -50,6 +52,9 @@ def score_leaves(equation: Callable[..., Tensor], **trees: Tree) -> Tree:
     columns = {first_name: leaves}
     for name, tree in rest:
         columns[name] = _matching_leaves(tree, name, leaves, treedef, first_name)
+    tensors = [leaf for column in columns.values() for leaf in column if leaf is not None]
+    call = f"scores of {' and '.join(columns)}"
+    check_same_leaves(call, tensors, lambda: tensor_paths(treedef, leaves))
     rows = zip(*columns.values(), strict=True)
     scores = [None if row[0] is None else equation(*map(upcast, row)) for row in rows]
     _require_finite(scores, columns, treedef)
@@ -140,15 +145,32 @@ def _require_finite(scores: list[Any], columns: dict[str, list[Any]], treedef: T
     wrong = [i for i, fine in zip(indices, finite, strict=True) if not fine]
     if wrong:
         names = [leaf_names(treedef, name) for name in columns]
-        rows = {i: ([paths[i] for paths in names], [c[i] for c in columns.values()]) for i in wrong}
-        raise ValueError(describe_first(wrong, lambda i: _why_not_finite(*rows[i])))
+        rows = {i: [column[i] for column in columns.values()] for i in wrong[:MOST_NAMED]}
+        inputs = [upcast(leaf) for row in rows.values() for leaf in row]
+        # with the scores, which have a DTensor if the ranks must agree on what is wrong
+        fine = iter(operators.all_finite([*inputs, *found], "inputs").tolist())
+        are_finite = {i: [next(fine) for _ in row] for i, row in rows.items()}
+        raise ValueError(
+            describe_first(
+                wrong,
+                lambda i: _why_not_finite([paths[i] for paths in names], rows[i][0], are_finite[i]),
+            )
+        )
 
 
-def _why_not_finite(names: list[str], leaves: list[Tensor]) -> str:
-    """Say why the score of a leaf is not finite, given the leaves that it is computed from."""
-    finite = operators.all_finite([upcast(leaf) for leaf in leaves], "inputs").tolist()
-    wrong = [name for name, fine in zip(names, finite, strict=True) if not fine]
-    param, leaf = names[0], leaves[0]
+def _why_not_finite(names: list[str], leaf: Tensor, are_finite: list[bool]) -> str:
+    """Say why the score of a leaf is not finite.
+
+    Args:
+        names: the names of the leaves that it is computed from, the parameter first.
+        leaf: the parameter.
+        are_finite: whether each of these leaves is finite.
+
+    Returns:
+        The sentence.
+    """
+    wrong = [name for name, fine in zip(names, are_finite, strict=True) if not fine]
+    param = names[0]
     remedy = "scale them" if leaf.dtype == torch.float64 else "cast the parameters to float64"
     if not wrong:
         return f"the score of {param} overflows; {remedy}"

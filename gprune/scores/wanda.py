@@ -14,12 +14,14 @@ from torch.overrides import TorchFunctionMode
 from gprune.inputs import float64_device
 from gprune.scores.losses import flatten_function
 from gprune.scores.score_map import floating_leaves, score_leaves, upcast, upcast_dtype
+from gprune.sharding import raise_on_all_ranks
 from gprune.trees import Tree, describe_first, leaf_names, leaves_like, map_leaves
 
 LAYERS = (F.linear, F.conv1d, F.conv2d, F.conv3d)
 """The observed functions. Each is linear in its second argument, the weight."""
 
 
+@raise_on_all_ranks
 def wanda(params: Tree, input_norms: Tree) -> Tree:
     """Score each entry by the norm of its contribution to the output: |W_ij| ‖X_j‖₂.
 
@@ -59,6 +61,7 @@ def wanda(params: Tree, input_norms: Tree) -> Tree:
     return score_leaves(lambda w, norm: w.abs() * norm, params=params, input_norms=input_norms)
 
 
+@raise_on_all_ranks
 def input_norms(forward: Callable[[Tree, Any], Any], params: Tree, batches: Iterable[Any]) -> Tree:
     """Measure the norm of the inputs that each weight multiplies, ‖X_j‖₂, over all batches.
 

@@ -8,7 +8,7 @@ the operator runs.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import product
@@ -53,11 +53,12 @@ class Layout(NamedTuple):
 
         Raises:
             LeafError: if the shards of a leaf are not contiguous slices.
+            ValueError: if this rank is not in the mesh.
         """
-        found = []
+        found, coordinate = [], self.mesh.coordinate
         for i, leaf in enumerate(self.leaves):
             try:
-                found.append(_slice(leaf, self.mesh.shape, self.mesh.coordinate))
+                found.append(_slice(leaf, self.mesh.shape, coordinate))
             except (ValueError, RuntimeError, NotImplementedError) as error:
                 raise LeafError(i, "params", str(error)) from None
         return found
@@ -241,16 +242,39 @@ def open_shards(
         raise
 
 
+def check_same_call(leaves: Sequence[Any], aspects: dict[str, str]) -> None:
+    """Check that all ranks of the DTensors' mesh have come to the same place of a call.
+
+    Args:
+        leaves: the leaves of the call, at least one of them a DTensor.
+        aspects: see `Ranks.check_same_on_all_ranks`.
+
+    Raises:
+        Exception: with the attribute `is_on_all_ranks`, because every rank raises it.
+    """
+    _exchange(leaves, lambda: aspects)
+
+
 def raise_error(error: Exception, leaves: Sequence[Any]) -> None:
-    """Raise an error of this rank on all ranks of the first DTensor's mesh.
+    """Raise an error of this rank on all ranks of the DTensors' mesh.
+
+    The other ranks receive it in the `check_same_on_all_ranks` of their next call.
 
     Raises:
         Exception: `error`, or the error of a lower rank.
     """
+
+    def describe() -> dict[str, str]:
+        raise error
+
+    _exchange(leaves, describe)
+
+
+def _exchange(leaves: Sequence[Any], describe: Callable[[], dict[str, str]]) -> None:
     try:
         mesh = mesh_of(first_mesh(leaves))
         with temporarily_clear_interpreter_stack():  # `torch.func.grad` would wrap the messages
-            Ranks(mesh).raise_error(error)
+            Ranks(mesh).check_same_on_all_ranks(describe)
     except Exception as shared:
         shared.is_on_all_ranks = True  # type: ignore[attr-defined]  # read by gprune.sharding
         raise
