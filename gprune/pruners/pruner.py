@@ -231,7 +231,7 @@ def _ask_on_all_ranks(due: Due, params: Tree, state: Any, *others: Tree) -> Tens
     """Return whether a step is due; if it is, check that all ranks take the same step."""
     answer = is_due(due, state.step)
     if not can_skip(answer):
-        check_same_call(flatten((params, state, others))[0], {"step": f"step {state.step}"})
+        check_same_call(flatten((params, state, others))[0], {"step": f"step {state.step!r}"})
     return answer
 
 
@@ -247,7 +247,7 @@ def _update_on_all_ranks(
     result = update(params, state, *others, **options)
     leaves, treedef = flatten((params, state, others))
     tensors = [leaf for leaf in leaves if leaf is not None]
-    call = f"end of step {state.step}"
+    call = f"end of step {state.step!r}"
     check_same_leaves(call, tensors, lambda: tensor_paths(treedef, leaves))
     return result
 

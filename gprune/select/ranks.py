@@ -75,16 +75,22 @@ class Mesh(NamedTuple):
 
     def groups(self) -> list[dist.ProcessGroup]:
         """Return the process group of this rank along each axis."""
-        return [_find_group(ranks, self.device) for ranks in self._neighbours()]
+        axes = range(len(self.shape))
+        return [_find_group(self.ranks_along(axis, axis + 1), self.device) for axis in axes]
 
-    def _neighbours(self) -> list[list[int]]:
-        """Return, for each axis, the ranks that differ from this rank along that axis only."""
-        place, stride, found = self.place, 1, list[list[int]]()
-        for size, at in zip(reversed(self.shape), reversed(self.coordinate), strict=True):
-            first = place - at * stride
-            found.insert(0, [self.ranks[first + i * stride] for i in range(size)])
-            stride *= size
-        return found
+    def ranks_along(self, start: int, stop: int) -> list[int]:
+        """Return the ranks that differ from this rank along the axes `start` to `stop - 1` only.
+
+        Args:
+            start: the first of consecutive axes.
+            stop: the axis after the last.
+
+        Returns:
+            The global ranks, in row-major order.
+        """
+        stride, count = math.prod(self.shape[stop:]), math.prod(self.shape[start:stop])
+        first = self.place - self.place // stride % count * stride
+        return [self.ranks[first + i * stride] for i in range(count)]
 
 
 def _find_group(ranks: list[int], device: str) -> dist.ProcessGroup:
@@ -221,7 +227,7 @@ def _describe(error: Exception, rank: int) -> dict[str, Any]:
     except Exception:
         known["message"] = "its text cannot be shown"
     are_plain = all(type(arg) in (str, int, float, bool, type(None)) for arg in error.args)
-    known["args"] = error.args if are_plain and len(repr(error.args)) <= MAX_TEXT else None
+    known["args"] = error.args if are_plain and len(repr(error.args)) <= MAX_TEXT else []
     return known
 
 
@@ -244,9 +250,11 @@ def _remake(kind: Any, known: dict[str, Any]) -> Exception | None:
     """Make an error of a class, or return `None` if it would not have the text of the other."""
     if not isinstance(kind, type) or not issubclass(kind, Exception):
         return None
-    args = (known["message"],) if known["args"] is None else known["args"]
-    try:
-        error = kind(*args)
-        return error if str(error) == known["message"] else None
-    except Exception:
-        return None
+    for args in (known["args"], [known["message"]]):
+        try:
+            error = kind(*args)
+            if str(error) == known["message"]:
+                return error
+        except Exception:  # it takes other arguments
+            continue
+    return None
