@@ -35,6 +35,8 @@ def keep_all(params: Tree) -> Tree:
     Start a training loop from these rather than from `None`. Then the masks have the same structure
     at every step, and a compiled step compiles once.
 
+    It sends no messages. So with DTensors an error is raised on the wrong rank alone.
+
     Args:
         params: pytree of tensors of any shape and dtype, and `None`s.
 
@@ -66,6 +68,8 @@ def apply_masks(params: Tree, masks: Tree) -> Tree:
     Works on anything shaped like the parameters: gradients, updates, an optimizer's moments. The
     gradient of a masked entry is zero.
 
+    It sends no messages. So with DTensors an error is raised on the wrong rank alone.
+
     Args:
         params: pytree of tensors of any shape and dtype.
         masks: bool masks of that structure; a parameter whose mask is `None` is returned as it is.
@@ -92,6 +96,8 @@ def straight_through(params: Tree, masks: Tree) -> Tree:
     Masked weights keep receiving gradients, so they can come back (Bengio et al., 2013,
     arXiv:1308.3432, the straight-through estimator). The exception is a masked weight that is NaN
     or infinite, whose gradient is zero.
+
+    It sends no messages. So with DTensors an error is raised on the wrong rank alone.
 
     Args:
         params: pytree of tensors.
@@ -197,6 +203,8 @@ def sparsity(masks: Tree) -> Tensor:
 
 def intersect(*masks: Tree) -> Tree:
     """Return the masks that keep the entries that all of the given masks keep.
+
+    It sends no messages. So with DTensors an error is raised on the wrong rank alone.
 
     Args:
         *masks: one or more pytrees of bool masks of one structure, with `None` at the same leaves.

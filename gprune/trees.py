@@ -97,6 +97,8 @@ def prunable(params: Tree, where: Where = None, *, exclude: Where = None) -> Tre
     Tied parameters are taken wherever the tree has them, so an embedding that is also the output
     layer is pruned. Lists and bare tensors have no names, so there the shape alone decides.
 
+    It sends no messages. So with DTensors an error is raised on the wrong rank alone.
+
     Args:
         params: pytree of tensors of any shape and dtype.
         where: which leaves to take instead of the default: a predicate `(path, leaf) -> bool`, a

@@ -98,6 +98,8 @@ def gradual(
     At a due step t the max(0, round(s(t) n) - pruned) of the n prunable entries with the lowest
     scores are pruned.
 
+    With DTensors `due` must give the same answer on all ranks; see `Pruner`.
+
     Args:
         schedule: the sparsity at each step, `step -> 0-dim float64 tensor`.
         due: whether to prune at a step, `step -> 0-dim bool tensor`: `schedules.every`. A schedule

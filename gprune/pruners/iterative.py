@@ -98,6 +98,8 @@ def iterative(
     parameters are rewound, also those that are not prunable. The training loop resets the
     optimizer's moments and the learning rate itself.
 
+    With DTensors `due` must give the same answer on all ranks; see `Pruner`.
+
     Args:
         amount: how many weights are pruned in each round (int), or the fraction of the remaining
             ones (float, 0 to 1).

@@ -114,6 +114,8 @@ def rigl(
     at the masked parameters has them, because only the parameters are masked. A NaN gradient is
     grown last. In the paper a due step replaces the optimizer's step.
 
+    With DTensors `due` must give the same answer on all ranks; see `Pruner`.
+
     Args:
         sparsity: the fraction of all prunable entries that is pruned at any time, 0 to 1.
         fraction: f, the fraction of a leaf's weights that is exchanged, `step -> 0-dim float64

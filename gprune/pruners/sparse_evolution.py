@@ -118,6 +118,8 @@ def sparse_evolution(
     At a due step t a leaf with n weights and z zeros exchanges k = min(round(ζ(t) n), z) of them.
     The number of weights never changes.
 
+    With DTensors `due` must give the same answer on all ranks; see `Pruner`.
+
     Args:
         sparsity: the fraction of all prunable entries that is pruned at any time, 0 to 1.
         fraction: ζ, the fraction of a leaf's weights that is exchanged, `step -> 0-dim float64
