@@ -14,7 +14,12 @@ from gprune.masks import count_pruned, mask_leaves
 from gprune.methods import random_unstructured
 from gprune.prune import layerwise
 from gprune.select.counts import as_scalar, as_seed
-from gprune.sharding import check_same_call, check_same_leaves, raise_on_all_ranks
+from gprune.sharding import (
+    check_same_call,
+    check_same_leaves,
+    is_sharded,
+    raise_on_all_ranks,
+)
 from gprune.trees import (
     Tree,
     TreeDef,
@@ -230,8 +235,8 @@ def raise_on_all_ranks_when_due(
 def _ask_on_all_ranks(due: Due, params: Tree, state: Any, *others: Tree) -> Tensor:
     """Return whether a step is due; if it is, check that all ranks take the same step."""
     answer = is_due(due, state.step)
-    if not can_skip(answer):
-        check_same_call(flatten((params, state, others))[0], {"step": f"step {state.step!r}"})
+    if not can_skip(answer) and is_sharded(leaves := flatten((params, state, others))[0]):
+        check_same_call(leaves, {"step": f"step {state.step!r}"})
     return answer
 
 
@@ -246,9 +251,10 @@ def _update_on_all_ranks(
     """Take a due step, and check that no rank has failed, and that all had the same leaves."""
     result = update(params, state, *others, **options)
     leaves, treedef = flatten((params, state, others))
-    tensors = [leaf for leaf in leaves if leaf is not None]
-    call = f"end of step {state.step!r}"
-    check_same_leaves(call, tensors, lambda: tensor_paths(treedef, leaves))
+    if is_sharded(leaves):
+        tensors = [leaf for leaf in leaves if leaf is not None]
+        call = f"end of step {state.step!r}"
+        check_same_leaves(call, tensors, lambda: tensor_paths(treedef, leaves))
     return result
 
 

@@ -11,7 +11,7 @@ from torch._C import _functorch
 from torch.nn import functional as F  # noqa: N812  torch's own name for it
 from torch.overrides import TorchFunctionMode
 
-from gprune.inputs import float64_device
+from gprune.inputs import PLAIN, float64_device, unwrap
 from gprune.scores.losses import flatten_function
 from gprune.scores.score_map import floating_leaves, score_leaves, upcast, upcast_dtype
 from gprune.sharding import raise_on_all_ranks
@@ -166,6 +166,9 @@ class _Observer(TorchFunctionMode):
         super().__init__()
         self.weights = weights
         self.index_of = {id(weight): i for i, weight in enumerate(weights) if weight.dim() > 1}
+        self.with_storage: dict[int | None, list[int]] = {}
+        for i in self.index_of.values():
+            self.with_storage.setdefault(_storage_of(weights[i]), []).append(i)
         self.squares: list[Any] = [None] * len(weights)
         self.level = _transform_level()
 
@@ -215,17 +218,14 @@ class _Observer(TorchFunctionMode):
         if index is not None:
             dims = list(range(tensor.dim()))
             return _Region(index, dims, [0] * len(dims), list(tensor.shape))
-        if torch.compiler.is_compiling() or not isinstance(tensor, Tensor) or tensor.dim() < 2:
+        storage = _storage_of(tensor)
+        if storage is None or tensor.dim() < 2:
             return None
-        while _functorch.is_functorch_wrapped_tensor(tensor):
-            if _functorch.is_batchedtensor(tensor):
-                return None
-            tensor = _functorch.get_unwrapped(tensor)
-        for index in self.index_of.values():
-            region = _region_of_view(index, self.weights[index], tensor)
-            if region is not None:
-                return region
-        return None
+        [tensor] = unwrap([tensor])
+        regions = (
+            _region_of_view(i, self.weights[i], tensor) for i in self.with_storage.get(storage, [])
+        )
+        return next((region for region in regions if region is not None), None)
 
     def _add(self, region: _Region, squares: Tensor) -> None:
         """Add the squares of a part of a weight, which have size 1 in dims where all are equal."""
@@ -263,10 +263,21 @@ class _Region(NamedTuple):
     sizes: list[int]
 
 
-def _region_of_view(index: int, weight: Tensor, view: Tensor) -> _Region | None:
-    """Return the part of a weight that a tensor shows, or `None` if it is no such view."""
-    if view.untyped_storage()._cdata != weight.untyped_storage()._cdata:
+def _storage_of(tensor: Tensor) -> int | None:
+    """Return what identifies the memory of a tensor, or `None` if that is not known."""
+    if torch.compiler.is_compiling() or not isinstance(tensor, Tensor):
         return None
+    while _functorch.is_functorch_wrapped_tensor(tensor):
+        if _functorch.is_batchedtensor(tensor):
+            return None  # another matrix for each element of the batch
+        tensor = _functorch.get_unwrapped(tensor)
+    # other types, such as DTensor, do not say where in their memory a view begins
+    is_plain = type(tensor) in PLAIN and tensor.layout == torch.strided and not tensor.is_nested
+    return tensor.untyped_storage()._cdata if is_plain and tensor.numel() else None
+
+
+def _region_of_view(index: int, weight: Tensor, view: Tensor) -> _Region | None:
+    """Return the part of a weight that a tensor of the same memory shows, if it is a view of it."""
     offset = view.storage_offset() - weight.storage_offset()
     starts = [0] * weight.dim()
     for dim in sorted(range(weight.dim()), key=weight.stride, reverse=True):

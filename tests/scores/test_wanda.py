@@ -9,12 +9,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.distributed.tensor import Replicate
 from torch.nn import functional as F  # noqa: N812  torch's own name for it
 
 import gprune as gp
 from tests.support import reference
 from tests.support.models import Model
 from tests.support.scoring import assert_close, each_dtype, each_model, seeds, setting
+from tests.support.sharded_cases import mesh_of, place
+from tests.support.workers import started
 
 
 def recorded_layers(model: Model, params: Any, x: torch.Tensor) -> list[tuple[Any, Any]]:
@@ -224,6 +227,18 @@ def test_tensors_that_share_no_memory_with_a_weight_are_no_views_of_it() -> None
             gp.scores.input_norms(forward, weight, [torch.randn(6, 4)])
 
 
+def test_other_factors_than_dense_tensors() -> None:
+    """A graph network multiplies by a sparse matrix, and a selection may be empty."""
+    weight, x = torch.randn(4, 3), torch.randn(6, 4)
+    sparse = torch.eye(6).to_sparse()
+
+    def forward(weight: torch.Tensor, x: torch.Tensor) -> Any:
+        return torch.mm(sparse, x) @ weight, x[:, :0] @ weight[:0], x @ weight[:, :0]
+
+    norms = gp.scores.input_norms(forward, weight, [x])
+    torch.testing.assert_close(norms, x.norm(dim=0)[:, None].expand(4, 3))
+
+
 class Recurrent(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -256,3 +271,24 @@ def test_the_error_about_recurrent_weights_has_the_line_that_leaves_them_out() -
     weights = gp.prunable(params, exclude=globs)
     assert [name for name, leaf in weights.items() if leaf is not None] == ["head.weight"]
     assert gp.scores.wanda(weights, norms)["head.weight"].shape == (2, 3)
+
+
+def measure_sharded() -> list[tuple[str, str]]:
+    """A DTensor is recognised by identity; a view of one is refused, not taken for another part."""
+    mesh = mesh_of((2,))
+    whole, rows = torch.randn(6, 4), torch.arange(20.0).view(5, 4)
+    weight, x = place(whole, mesh, (Replicate(),)), place(rows, mesh, (Replicate(),))
+    norms = gp.scores.input_norms(lambda w, x: F.linear(x, w), weight, [x])
+    expected = rows.norm(dim=0).expand(6, 4)
+    answers = [("norms", str(torch.allclose(norms.full_tensor(), expected)))]
+    try:
+        gp.scores.input_norms(lambda w, x: x @ w[3:].mT, weight, [x])
+    except ValueError as error:
+        answers.append(("ValueError", str(error)[:30]))
+    return answers
+
+
+@pytest.mark.slow
+def test_norms_of_dtensors() -> None:
+    expected = [("norms", "True"), ("ValueError", "forward passed no tensor of pa")]
+    assert started(2).run(measure_sharded) == [expected] * 2
