@@ -114,9 +114,9 @@ def input_norms(forward: Callable[[Tree, Any], Any], params: Tree, batches: Iter
     it may be transposed, split or indexed by a number, as in `experts[i]`. So the weights of GPT-2
     (`Conv1D`, of shape (inputs, outputs)) and the packed experts of a mixture are observed. A
     weight that is copied first, as in `experts[indices]`, or passed to a fused function, such as
-    those of LSTM, GRU and multi-head attention, is not observed. No module is changed, and only one
-    batch at a time is in memory. The norms are added up in float64, on the CPU if the device has no
-    float64.
+    those of LSTM, GRU and multi-head attention, is not observed, and neither are parts of a
+    DTensor. No module is changed, and only one batch at a time is in memory. The norms are added up
+    in float64, on the CPU if the device has no float64.
 
     Args:
         forward: `forward(params, batch)`, any pure function. Its result is not used.
