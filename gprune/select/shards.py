@@ -150,7 +150,8 @@ def mesh_of(mesh: DeviceMesh) -> Mesh:
 
 def largest_mesh(leaves: Sequence[Any]) -> DeviceMesh:
     """Return the mesh of a call: the one with most ranks, and among these with most axes."""
-    meshes = [leaf.device_mesh for leaf in unwrap(leaves) if isinstance(leaf, DTensor)]
+    dtensors = [leaf for leaf in unwrap(leaves) if isinstance(leaf, DTensor)]
+    meshes = dict.fromkeys(leaf.device_mesh for leaf in dtensors)  # in the same order on all ranks
     return max(meshes, key=lambda mesh: (mesh.size(), mesh.ndim))
 
 
@@ -170,12 +171,14 @@ def layout_of(leaves: Sequence[Tensor]) -> Layout:
     """
     largest = largest_mesh(leaves)
     mesh = mesh_of(largest)
-    layouts = []
+    layouts, axes_of = [], dict[DeviceMesh, list[tuple[int, int]] | None]()
     for i, leaf in enumerate(leaves):
         if not isinstance(leaf, DTensor):
             layouts.append(LeafLayout(tuple(leaf.shape), (), ()))
             continue
-        axes = axes_within(mesh_of(leaf.device_mesh), mesh)
+        if leaf.device_mesh not in axes_of:
+            axes_of[leaf.device_mesh] = axes_within(mesh_of(leaf.device_mesh), mesh)
+        axes = axes_of[leaf.device_mesh]
         if axes is None:
             raise LeafError(
                 i,

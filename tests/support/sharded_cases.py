@@ -60,12 +60,12 @@ def shardings(draw: st.DrawFn, params: Any, world: int) -> Sharding:
     mesh = draw(meshes(world))
     leaves = reference.leaves(params)
     where = [None if x is None else draw(placements(x.shape, mesh)) for x in leaves]
-    if len(mesh) == 2 and any(isinstance(placed, tuple) for placed in where):
-        # another leaf is on the whole mesh, which the ranks need to find the parts in
+    on_whole_mesh = [i for i, placed in enumerate(where) if placed is not None]
+    if len(mesh) == 2 and on_whole_mesh:
+        # the first one stays there, because a part is only found in the mesh of another leaf
         axes = st.sampled_from(["dp", "tp", None])
         for i, x in enumerate(leaves):
-            others = where[:i] + where[i + 1 :]
-            if x is not None and any(type(placed) is tuple for placed in others):
+            if x is not None and i != on_whole_mesh[0]:
                 one = st.sampled_from([Replicate(), *map(Shard, range(x.dim()))])
                 where[i] = draw(st.just(where[i]) | st.builds(OnPart, axes, one))
     return Sharding(mesh, where)
