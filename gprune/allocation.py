@@ -18,10 +18,10 @@ from gprune.select.counts import as_scalar
 from gprune.trees import (
     Tree,
     describe_first,
-    dotted_paths,
     flatten,
     predicate,
     require_tensors,
+    tensor_paths,
     unflatten_like,
 )
 
@@ -131,7 +131,7 @@ def _allocate(
     leaves, treedef = flatten(params)
     require_tensors(leaves, treedef, "params")
     _check_bounds(min_kept, overrides)
-    paths = [p for p, x in zip(dotted_paths(treedef), leaves, strict=True) if x is not None]
+    paths = tensor_paths(treedef, leaves)
     tensors = [leaf for leaf in leaves if leaf is not None]
     sizes = [leaf.numel() for leaf in tensors]
     fixed = _override_per_path(paths, overrides or {})

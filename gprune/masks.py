@@ -23,6 +23,7 @@ from gprune.trees import (
     leaf_names,
     leaves_like,
     require_tensors,
+    tensor_paths,
     unflatten,
     unflatten_like,
 )
@@ -33,6 +34,8 @@ def keep_all(params: Tree) -> Tree:
 
     Start a training loop from these rather than from `None`. Then the masks have the same structure
     at every step, and a compiled step compiles once.
+
+    It sends no messages. So with DTensors an error is raised on the wrong rank alone.
 
     Args:
         params: pytree of tensors of any shape and dtype, and `None`s.
@@ -92,6 +95,8 @@ def apply_masks(params: Tree, masks: Tree) -> Tree:
     Works on anything shaped like the parameters: gradients, updates, an optimizer's moments. The
     gradient of a masked entry is zero.
 
+    It sends no messages. So with DTensors an error is raised on the wrong rank alone.
+
     Args:
         params: pytree of tensors of any shape and dtype.
         masks: bool masks of that structure; a parameter whose mask is `None` is returned as it is.
@@ -118,6 +123,8 @@ def straight_through(params: Tree, masks: Tree) -> Tree:
     Masked weights keep receiving gradients, so they can come back (Bengio et al., 2013,
     arXiv:1308.3432, the straight-through estimator). The exception is a masked weight that is NaN
     or infinite, whose gradient is zero.
+
+    It sends no messages. So with DTensors an error is raised on the wrong rank alone.
 
     Args:
         params: pytree of tensors.
@@ -173,14 +180,25 @@ def num_pruned(masks: Tree) -> Tensor:
         >>> num_pruned([torch.tensor([True, False, False]), None])
         tensor(2)
     """
-    return count_pruned(mask_leaves(masks)).sum()
+    return count_pruned(mask_leaves(masks), masks).sum()
 
 
-def count_pruned(masks: list[Tensor]) -> Tensor:
-    """Return the number of pruned entries of each mask, 1-D int64, summed over all ranks."""
+def count_pruned(masks: list[Tensor], tree: Tree) -> Tensor:
+    """Return the number of pruned entries of each mask, summed over all ranks.
+
+    Args:
+        masks: the masks.
+        tree: a tree that has a tensor wherever a mask is, for its paths, which must be the same on
+            all ranks.
+
+    Returns:
+        1-D int64 tensor.
+    """
     load_dtensor_rules()
     if is_sharded(masks):
-        counts: Tensor = operators.count_pruned(masks, f"{len(masks)} masks")
+        leaves, treedef = flatten(tree)
+        paths = tensor_paths(treedef, leaves)
+        counts: Tensor = operators.count_pruned(masks, f"counting of {' '.join(paths)}")
         return counts
     device = masks[0].device if masks else None
     counted = [(mask.numel() - mask.count_nonzero()).to(device) for mask in masks]
@@ -212,6 +230,8 @@ def sparsity(masks: Tree) -> Tensor:
 
 def intersect(*masks: Tree) -> Tree:
     """Return the masks that keep the entries that all of the given masks keep.
+
+    It sends no messages. So with DTensors an error is raised on the wrong rank alone.
 
     Args:
         *masks: one or more pytrees of bool masks of one structure, with `None` at the same leaves.

@@ -2,7 +2,10 @@
 
 If one rank raises an error and the others go on, they wait for its messages for ever. So public
 functions that send messages are decorated with `raise_on_all_ranks`. The decorator does nothing if
-no leaf is sharded.
+no leaf is sharded. Functions that send no messages raise an error on the wrong rank alone.
+
+The messages go to the ranks of the mesh. So a rank whose call has no DTensor at all cannot reach
+the others, and they wait for it until their process group times out.
 """
 
 from __future__ import annotations
@@ -73,11 +76,57 @@ def describe_call(caller: str, leaves: Sequence[Any], names: Callable[[], list[s
     return f"{caller} {' '.join(names())}" if is_sharded(leaves) else ""
 
 
+def check_same_call(leaves: Sequence[Any], aspects: dict[str, str]) -> None:
+    """Check that all ranks have come to the same place of a call, if a leaf is a DTensor.
+
+    Args:
+        leaves: the leaves of the call.
+        aspects: what must be the same on all ranks, as in `gprune.select.ranks.ASPECTS`.
+
+    Raises:
+        ValueError: if an aspect differs between ranks.
+        Exception: if another rank has raised it; see `raise_on_all_ranks`.
+    """
+    if is_sharded(leaves):
+        from gprune.select import shards
+
+        shards.check_same_call(leaves, aspects)
+
+
+def check_same_leaves(
+    call: str, leaves: Sequence[Tensor], paths: Callable[[], list[str]], *arguments: object
+) -> None:
+    """Check that all ranks call a function with the same leaves, if a leaf is a DTensor.
+
+    A function calls it before it sends messages that are not those of an operator.
+
+    Args:
+        call: the function.
+        leaves: its tensors.
+        paths: returns the path of each.
+        *arguments: plain values that must be the same on all ranks.
+
+    Raises:
+        ValueError: if something differs between ranks.
+        Exception: if another rank has raised it; see `raise_on_all_ranks`.
+    """
+    if is_sharded(leaves):
+        layouts = [
+            (tuple(x.shape), x.dtype, getattr(x, "placements", None)) for x in unwrap(leaves)
+        ]
+        call = f"{call} {' '.join(paths())}"
+        check_same_call(
+            leaves, {"call": call, "leaves": repr(layouts), "arguments": repr(arguments)}
+        )
+
+
 def raise_on_all_ranks(function: Function) -> Function:
     """Make a public function raise an error on every rank if one rank raises it.
 
     Operators already send their errors to all ranks. This decorator does the same for an error that
-    one rank raises before it has reached an operator, such as a wrong shape.
+    one rank raises outside an operator, such as a wrong shape. The other ranks receive the error
+    with their next message. So on them the function must send one after any place where a rank can
+    fail: from an operator, or by `check_same_call` or `check_same_leaves`.
 
     Args:
         function: a public function of trees.

@@ -99,7 +99,7 @@ def summary(params: Tree, masks: Tree) -> Summary:
         total                4       2   0.5000
     """
     leaves, kept, treedef = paired_with_masks(params, masks)
-    counts = iter(count_pruned([mask for mask in kept if mask is not None]).tolist())
+    counts = iter(count_pruned([mask for mask in kept if mask is not None], masks).tolist())
     rows = []
     for path, leaf, mask in zip(dotted_paths(treedef), leaves, kept, strict=True):
         if leaf is not None:
@@ -165,7 +165,7 @@ def agreement(masks: Tree, others: Tree) -> Agreement:
     pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if a is not None]
     # `count_pruned` counts entries that are False: in a == b the entries that differ, in ~(a | b)
     # those that at least one mask keeps. It sums over all ranks. `sum()` of a DTensor would not.
-    counts = count_pruned([a == b for a, b in pairs] + [~(a | b) for a, b in pairs])
+    counts = count_pruned([a == b for a, b in pairs] + [~(a | b) for a, b in pairs], masks)
     hamming = [count.clone() for count in counts[: len(pairs)].unbind()]
     differ, either = counts.to(float64_device(counts.device)).view(2, -1)
     either = either.clamp(min=1)

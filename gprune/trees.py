@@ -99,6 +99,8 @@ def prunable(params: Tree, where: Where = None, *, exclude: Where = None) -> Tre
     Tied parameters are taken wherever the tree has them, so an embedding that is also the output
     layer is pruned. Lists and bare tensors have no names, so there the shape alone decides.
 
+    It sends no messages. So with DTensors an error is raised on the wrong rank alone.
+
     Args:
         params: pytree of tensors of any shape and dtype.
         where: which leaves to take instead of the default: a predicate `(path, leaf) -> bool`, a
@@ -268,6 +270,12 @@ def dotted_paths(treedef: TreeDef) -> list[str]:
         ".".join(str(getattr(entry, "field", entry.entry)) for entry in accessor)
         for accessor in treedef.accessors()
     ]
+
+
+def tensor_paths(treedef: TreeDef, leaves: list[Any]) -> list[str]:
+    """Return the dotted path of every leaf that is not `None`."""
+    pairs = zip(dotted_paths(treedef), leaves, strict=True)
+    return [path for path, leaf in pairs if leaf is not None]
 
 
 def tensor_problem(leaf: Any) -> str | None:

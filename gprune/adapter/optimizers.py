@@ -174,7 +174,7 @@ def _zeros_to_keep(
     stepping = _stepping(optimizer)
     weights = prunable(params, where)
     found = {path: mask for path, mask in masks_from_zeros(weights).items() if mask is not None}
-    num_zeros = dict(zip(found, count_pruned(list(found.values())).tolist(), strict=True))
+    num_zeros = dict(zip(found, count_pruned(list(found.values()), found).tolist(), strict=True))
     masks = {path: mask for path, mask in found.items() if num_zeros[path]}
     if not masks:
         raise ValueError(

@@ -27,8 +27,9 @@ def input_dims(path: str, leaf: Tensor) -> tuple[int, ...]:
 
     Weights with another layout need a function of your own that knows them by their paths. A
     transposed convolution has the shape (inputs, outputs, *kernel), so its input dims are all but
-    dim 1. Experts packed into one tensor have the shape (experts, outputs, inputs), so their input
-    dim is 2.
+    dim 1. The `Conv1D` of transformers has the shape (inputs, outputs), so its input dim is 0.
+    Experts packed into one tensor have the shape (experts, outputs, inputs), so their input dim is
+    2, or 1 in models that store (experts, inputs, outputs).
 
     Args:
         path: the dotted path of the leaf, `""` in a direct call; not used.

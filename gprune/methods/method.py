@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gprune.inputs import RANKABLE_DTYPES, LeafError, Leaves, align
-from gprune.sharding import require_unsharded
+from gprune.sharding import raise_on_all_ranks, require_unsharded
 
 P = ParamSpec("P")
 
@@ -139,7 +139,7 @@ def built_in(
     """
 
     def decorate(function: Callable[P, Tensor]) -> PruningMethod[P]:
-        return PruningMethod(function, kind, select)
+        return PruningMethod(raise_on_all_ranks(function), kind, select)
 
     return decorate
 

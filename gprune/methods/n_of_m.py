@@ -15,8 +15,13 @@ from gprune.methods.dims import DimFunction, one_dim, single_entry_problem, valu
 from gprune.methods.lowest import select_rows
 from gprune.methods.method import built_in, select_on_one_leaf
 from gprune.select.counts import as_scalar
-from gprune.sharding import is_sharded, require_unsharded
-from gprune.trees import Tree, describe_first, dotted_paths, flatten, leaf_names
+from gprune.sharding import (
+    check_same_leaves,
+    is_sharded,
+    raise_on_all_ranks,
+    require_unsharded,
+)
+from gprune.trees import Tree, describe_first, flatten, leaf_names, tensor_paths
 
 MAX_BATCH = 2**18
 """The most entries of several leaves that are pruned as one matrix."""
@@ -135,6 +140,7 @@ def n_of_m(
     return select_on_one_leaf(_select, param, scores, mask, n=n, m=m, dim=dim)
 
 
+@raise_on_all_ranks
 def check_n_of_m(masks: Tree, *, n: int, m: int, dim: int | DimFunction | None = None) -> None:
     """Check that no more than n of every m consecutive entries along a dim are kept.
 
@@ -161,10 +167,10 @@ def check_n_of_m(masks: Tree, *, n: int, m: int, dim: int | DimFunction | None =
     leaves = [(i, mask) for i, mask in enumerate(flat) if mask is not None]
 
     def paths() -> list[str]:
-        pairs = zip(dotted_paths(treedef), flat, strict=True)
-        return [path for path, mask in pairs if mask is not None]
+        return tensor_paths(treedef, flat)
 
     dims = _dims(dim, paths, [mask for _, mask in leaves])
+    check_same_leaves("check_n_of_m", [mask for _, mask in leaves], paths, n, m, dims)
     problems: list[tuple[int, str]] = []
     for (i, mask), given in zip(leaves, dims, strict=True):
         try:

@@ -34,6 +34,7 @@ from gprune.pruners.pruner import (
     first_step,
     is_due,
     no_allocation,
+    raise_on_all_ranks_when_due,
     zero_unless,
 )
 from gprune.schedules import Schedule
@@ -57,6 +58,7 @@ def init(params: Tree, *, where: Where) -> GradualState:
     return GradualState(keep_all(prunable(params, where)), first_step())
 
 
+@raise_on_all_ranks_when_due
 def update(
     params: Tree,
     state: GradualState,
@@ -95,6 +97,8 @@ def gradual(
 
     At a due step t the max(0, round(s(t) n) - pruned) of the n prunable entries with the lowest
     scores are pruned.
+
+    With DTensors `due` must give the same answer on all ranks; see `Pruner`.
 
     Args:
         schedule: the sparsity at each step, `step -> 0-dim float64 tensor`.

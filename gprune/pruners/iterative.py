@@ -30,6 +30,7 @@ from gprune.pruners.pruner import (
     check_functions,
     first_step,
     is_due,
+    raise_on_all_ranks_when_due,
     zero_unless,
 )
 from gprune.trees import Tree, Where, map_leaves, prunable
@@ -54,6 +55,7 @@ def init(params: Tree, *, where: Where) -> IterativeState:
     return IterativeState(keep_all(prunable(params, where)), first_step(), _copied(params))
 
 
+@raise_on_all_ranks_when_due
 def update(
     params: Tree,
     state: IterativeState,
@@ -95,6 +97,8 @@ def iterative(
     With a fraction p as the amount, (1 - p)^r of the weights are left after r rounds. All
     parameters are rewound, also those that are not prunable. The training loop resets the
     optimizer's moments and the learning rate itself.
+
+    With DTensors `due` must give the same answer on all ranks; see `Pruner`.
 
     Args:
         amount: how many weights are pruned in each round (int), or the fraction of the remaining

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import torch
@@ -14,6 +14,12 @@ from gprune.masks import count_pruned, mask_leaves
 from gprune.methods import random_unstructured
 from gprune.prune import layerwise
 from gprune.select.counts import as_scalar, as_seed
+from gprune.sharding import (
+    check_same_call,
+    check_same_leaves,
+    is_sharded,
+    raise_on_all_ranks,
+)
 from gprune.trees import (
     Tree,
     TreeDef,
@@ -24,12 +30,14 @@ from gprune.trees import (
     leaves_like,
     map_leaves,
     prunable,
+    require_tensors,
+    tensor_paths,
     unflatten,
     unflatten_like,
 )
 
 Due: TypeAlias = Callable[[Tensor], Tensor | bool]
-"""Says whether to change the masks at a step: `step -> 0-dim bool tensor`."""
+"""Says whether to change the masks at a step: `step -> 0-dim bool tensor`, equal on all ranks."""
 
 ScoreFn: TypeAlias = Callable[[Tree, Tree], Tree]
 """Scores the parameters: `(params, grads) -> scores`, or `None` for magnitudes."""
@@ -52,6 +60,12 @@ class Update(Protocol[State]):
 
 class Pruner(NamedTuple, Generic[State]):
     """A pair of pure functions.
+
+    If leaves are DTensors, all ranks call both, and `due` must give the same answer on all of them.
+    At a due step an error of one rank is raised on all ranks, also an error of a function that you
+    have passed. A step that is not due, and `update` of a pruner without `due`, send no messages:
+    there an error is raised on the wrong rank alone. If `due` itself raises an error, that rank
+    counts the step as due, and waits for the other ranks.
 
     Attributes:
         init: `init(params) -> state`. The state is a named tuple of tensors and trees of tensors.
@@ -92,6 +106,7 @@ def first_step() -> Tensor:
     return torch.zeros((), dtype=torch.int64, device="cpu")
 
 
+@raise_on_all_ranks
 def random_masks(
     params: Tree, *, sparsity: Tensor, seed: Tensor, allocation: Allocation, where: Where
 ) -> Tree:
@@ -181,6 +196,68 @@ def can_skip(step_is_due: Tensor) -> bool:
     return not bool(step_is_due)
 
 
+def raise_on_all_ranks_when_due(
+    update: Callable[..., tuple[Tree, State]],
+) -> Callable[..., tuple[Tree, State]]:
+    """Make a pruner's `update` raise an error on every rank if one rank raises it at a due step.
+
+    With DTensors a due step has two more messages than the functions that it calls: the first one
+    says that the step is due, and the last one that it has succeeded. A step that is not due sends
+    no messages.
+
+    Args:
+        update: the `update` of a pruner, which takes `due`.
+
+    Returns:
+        A function that does the same.
+    """
+
+    @wraps(update)
+    def run(
+        params: Tree,
+        state: Any,
+        grads: Tree = None,
+        scores: Tree = None,
+        *,
+        due: Due,
+        **options: Any,
+    ) -> tuple[Tree, State]:
+        if torch.compiler.is_compiling():  # no messages are sent while tracing
+            return update(params, state, grads, scores, due=due, **options)
+        answer = _ask_on_all_ranks(due, params, state, grads, scores)
+        take_step = update if can_skip(answer) else partial(_update_on_all_ranks, update)
+        return take_step(params, state, grads, scores, due=lambda step: answer, **options)
+
+    return run
+
+
+@raise_on_all_ranks
+def _ask_on_all_ranks(due: Due, params: Tree, state: Any, *others: Tree) -> Tensor:
+    """Return whether a step is due; if it is, check that all ranks take the same step."""
+    answer = is_due(due, state.step)
+    if not can_skip(answer) and is_sharded(leaves := flatten((params, state, others))[0]):
+        check_same_call(leaves, {"step": f"step {state.step!r}"})
+    return answer
+
+
+@raise_on_all_ranks
+def _update_on_all_ranks(
+    update: Callable[..., tuple[Tree, State]],
+    params: Tree,
+    state: Any,
+    *others: Tree,
+    **options: Any,
+) -> tuple[Tree, State]:
+    """Take a due step, and check that no rank has failed, and that all had the same leaves."""
+    result = update(params, state, *others, **options)
+    leaves, treedef = flatten((params, state, others))
+    if is_sharded(leaves):
+        tensors = [leaf for leaf in leaves if leaf is not None]
+        call = f"end of step {state.step!r}"
+        check_same_leaves(call, tensors, lambda: tensor_paths(treedef, leaves))
+    return result
+
+
 def zero_unless(step_is_due: Tensor, numbers: Tree, name: str) -> Tree:
     """Return a number, or a tree of numbers, as tensors: unchanged if the step is due, else 0.
 
@@ -216,6 +293,7 @@ def gradients_of(weights: Tree, grads: Tree) -> Tree:
         ValueError: if the structure, a shape or a device differs.
     """
     leaves, treedef = flatten(weights)
+    require_tensors(leaves, treedef, "params")
     found = leaves_like(grads, treedef, "grads")
     ranked = [i for i, leaf in enumerate(leaves) if leaf is not None]
     problems = {i: score_problem(found[i]) or _grad_dtype_problem(found[i]) for i in ranked}
@@ -232,7 +310,7 @@ def count_kept(masks: Tree) -> Tree:
     """Count the weights that each mask keeps: a 0-dim int64 tensor on the CPU for each leaf."""
     leaves, treedef = flatten(masks)
     found = mask_leaves(masks, "state.masks")
-    counts = count_pruned(found).cpu()  # all counts are copied together
+    counts = count_pruned(found, masks).cpu()  # all counts are copied together
     kept = [mask.numel() - n for mask, n in zip(found, counts.unbind(), strict=True)]
     return unflatten_like(treedef, leaves, kept)
 

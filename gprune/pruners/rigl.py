@@ -33,6 +33,7 @@ from gprune.pruners.pruner import (
     first_step,
     gradients_of,
     is_due,
+    raise_on_all_ranks_when_due,
     round_fraction,
     union,
     zero_unless,
@@ -58,6 +59,7 @@ def init(params: Tree, *, draw_masks: Callable[[Tree], Tree]) -> RiglState:
     return RiglState(draw_masks(params), first_step())
 
 
+@raise_on_all_ranks_when_due
 def update(
     params: Tree,
     state: RiglState,
@@ -111,6 +113,8 @@ def rigl(
     `update` needs the gradients of all entries, also of the pruned ones. The gradient of the loss
     at the masked parameters has them, because only the parameters are masked. A NaN gradient is
     grown last. In the paper a due step replaces the optimizer's step.
+
+    With DTensors `due` must give the same answer on all ranks; see `Pruner`.
 
     Args:
         sparsity: the fraction of all prunable entries that is pruned at any time, 0 to 1.

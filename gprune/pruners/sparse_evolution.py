@@ -36,6 +36,7 @@ from gprune.pruners.pruner import (
     count_kept,
     first_step,
     is_due,
+    raise_on_all_ranks_when_due,
     round_fraction,
     union,
     zero_unless,
@@ -65,6 +66,7 @@ def init(params: Tree, *, draw_masks: Callable[[Tree], Tree], seed: Tensor) -> S
     return SparseEvolutionState(draw_masks(params), first_step(), start)
 
 
+@raise_on_all_ranks_when_due
 def update(
     params: Tree,
     state: SparseEvolutionState,
@@ -115,6 +117,8 @@ def sparse_evolution(
 
     At a due step t a leaf with n weights and z zeros exchanges k = min(round(ζ(t) n), z) of them.
     The number of weights never changes.
+
+    With DTensors `due` must give the same answer on all ranks; see `Pruner`.
 
     Args:
         sparsity: the fraction of all prunable entries that is pruned at any time, 0 to 1.

@@ -51,6 +51,8 @@ def static_sparse(
 ) -> Pruner[StaticSparseState]:
     """Build the pruner whose masks never change.
 
+    Its `update` sends no messages. So with DTensors an error is raised on the wrong rank alone.
+
     Args:
         sparsity: the fraction of all prunable entries that is pruned, 0 to 1.
         seed: the seed of the random masks. To use other masks, say by `scores.snip`, replace them

@@ -7,6 +7,7 @@ from typing import Any
 
 from gprune.scores.losses import require_function
 from gprune.scores.score_map import require_batches, score_leaves
+from gprune.sharding import raise_on_all_ranks
 from gprune.trees import Tree, describe_first, flatten, leaf_names, leaves_like
 
 
@@ -21,6 +22,10 @@ def accumulate(
     The papers score the mean gradient, not each batch: `taylor(params, accumulate(...))`. A
     diagonal from `fisher` is a mean of squares and can be averaged in the same way. All batches
     have the same weight, so they should have the same size.
+
+    Only the gradients tell whether they are DTensors. So if `grad_fn` raises an error on one rank
+    for the first batch, or a rank has no batch, the error is raised on that rank alone. Later
+    errors are raised on all ranks.
 
     Args:
         grad_fn: `grad_fn(batch)`, to a pytree of floating point tensors and `None`s.
@@ -48,18 +53,23 @@ def accumulate(
     require_batches(batches)
     total, done = None, 0
     for batch in batches:
-        grads = grad_fn(batch)
-        if done == 0:
-            total = score_leaves(lambda grad: grad.clone(), grads=grads)
-        else:
-            _require_same_none_leaves(grads, total)
-            total = score_leaves(lambda t, grad: t + grad, total=total, grads=grads)
+        total = _add(total, grad_fn, batch)
         done += 1
         if progress is not None:
             progress(done)
     if done == 0:
         raise ValueError("batches is empty: there is nothing to take the mean of")
     return score_leaves(lambda t: t / done, total=total)
+
+
+@raise_on_all_ranks
+def _add(total: Tree, grad_fn: Callable[[Any], Tree], batch: Any) -> Tree:
+    """Add the gradients of a batch to the total, which is `None` before the first batch."""
+    grads = grad_fn(batch)
+    if total is None:
+        return score_leaves(lambda grad: grad.clone(), grads=grads)
+    _require_same_none_leaves(grads, total)
+    return score_leaves(lambda t, grad: t + grad, total=total, grads=grads)
 
 
 def _require_same_none_leaves(grads: Tree, total: Tree) -> None:

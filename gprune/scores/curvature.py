@@ -12,6 +12,7 @@ from torch import Tensor
 from gprune.scores.losses import gradient_function, hessian_product
 from gprune.scores.random import random
 from gprune.scores.score_map import require_positive, score_leaves, upcast
+from gprune.sharding import raise_on_all_ranks
 from gprune.trees import (
     Tree,
     TreeDef,
@@ -23,6 +24,7 @@ from gprune.trees import (
 )
 
 
+@raise_on_all_ranks
 def fisher(loss_fn: Callable[..., Tensor], params: Tree, *args: Any, chunk_size: int = 32) -> Tree:
     """Estimate the diagonal of the Fisher information: 1/N Σ_n (∂ℓ_n/∂θ)².
 
@@ -76,6 +78,7 @@ def fisher(loss_fn: Callable[..., Tensor], params: Tree, *args: Any, chunk_size:
     return score_leaves(lambda total: total / num_examples, squared_gradients=tree_of(total))
 
 
+@raise_on_all_ranks
 def hessian_diagonal(
     loss_fn: Callable[..., Tensor],
     params: Tree,

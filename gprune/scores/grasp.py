@@ -9,9 +9,11 @@ from torch import Tensor
 
 from gprune.scores.losses import gradient_function, hessian_product
 from gprune.scores.score_map import score_leaves
+from gprune.sharding import raise_on_all_ranks
 from gprune.trees import Tree
 
 
+@raise_on_all_ranks
 def grasp(loss_fn: Callable[..., Tensor], params: Tree, *args: Any) -> Tree:
     """Score each entry by its effect on the norm of the gradient: θ ⊙ Hg, sign included.
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from gprune.scores.score_map import floating_leaves
-from gprune.trees import Tree, unflatten_like
+from gprune.sharding import check_same_leaves
+from gprune.trees import Tree, tensor_paths, unflatten_like
 
 
 def flatten_function(
@@ -37,6 +38,7 @@ def flatten_function(
     require_function(function, name)
     leaves, treedef = floating_leaves(params, "params")
     tensors = [leaf.detach() for leaf in leaves if leaf is not None]
+    check_same_leaves("function of", tensors, lambda: tensor_paths(treedef, leaves))
     if not tensors:
         raise ValueError("params has no tensor to score: it is empty, or every leaf is None")
 

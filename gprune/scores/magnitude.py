@@ -14,6 +14,8 @@ def magnitude(params: Tree) -> Tree:
 
     `global_unstructured(params, amount=k)` ranks by magnitude too, without storing the scores.
 
+    It sends no messages. So with DTensors an error is raised on the wrong rank alone.
+
     Args:
         params: pytree of tensors of any shape; `None` stays `None`.
 

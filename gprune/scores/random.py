@@ -16,6 +16,8 @@ def random(params: Tree, *, seed: int | torch.Tensor) -> Tree:
     The score of an entry depends only on the seed, the number of its leaf among the tensors of the
     tree, and its flat index in the leaf. No random state is read or changed.
 
+    It sends no messages. So with DTensors an error is raised on the wrong rank alone.
+
     Args:
         params: pytree of tensors of any shape and dtype; `None` stays `None`.
         seed: a 64-bit int or a 0-dim integer tensor.

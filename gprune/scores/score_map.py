@@ -16,8 +16,9 @@ from torch import Tensor
 
 from gprune.inputs import mismatch
 from gprune.select import operators
-from gprune.sharding import load_dtensor_rules, raise_on_all_ranks
+from gprune.sharding import check_same_leaves, load_dtensor_rules, raise_on_all_ranks
 from gprune.trees import (
+    MOST_NAMED,
     Tree,
     TreeDef,
     describe_first,
@@ -25,6 +26,7 @@ from gprune.trees import (
     leaf_names,
     leaves_like,
     require_tensors,
+    tensor_paths,
     unflatten,
 )
 
@@ -56,6 +58,9 @@ def score_leaves(
     columns = {first_name: leaves}
     for name, tree in rest:
         columns[name] = _matching_leaves(tree, name, leaves, treedef, first_name)
+    tensors = [leaf for column in columns.values() for leaf in column if leaf is not None]
+    call = f"scores of {' and '.join(columns)}"
+    check_same_leaves(call, tensors, lambda: tensor_paths(treedef, leaves))
     remedies = magnitudes or {}
     scores: list[Any] = []
     for row in zip(*columns.values(), strict=True):
@@ -187,28 +192,53 @@ def _require_finite(
     wrong = [i for i, fine in zip(indices, finite, strict=True) if not fine]
     if wrong:
         names = [leaf_names(treedef, name) for name in columns]
-        rows = {i: ([paths[i] for paths in names], [c[i] for c in columns.values()]) for i in wrong}
+        rows = {i: [column[i] for column in columns.values()] for i in wrong[:MOST_NAMED]}
+        inputs = [upcast(leaf) for row in rows.values() for leaf in row]
+        signed = [
+            _nan_if_negative(leaf) if name in remedies else upcast(leaf)
+            for row in rows.values()
+            for name, leaf in zip(columns, row, strict=True)
+        ]
+        # with the scores, which have a DTensor if the ranks must agree on what is wrong
+        fine = operators.all_finite([*inputs, *signed, *found], "inputs").tolist()
+        are_finite, are_nonnegative = iter(fine), iter(fine[len(inputs) :])
+        checks = {
+            i: [(next(are_finite), next(are_nonnegative)) for _ in row] for i, row in rows.items()
+        }
         hints = [remedies.get(name) for name in columns]
-        raise ValueError(describe_first(wrong, lambda i: _why_not_finite(*rows[i], hints)))
+        raise ValueError(
+            describe_first(
+                wrong,
+                lambda i: _why_not_finite(
+                    [paths[i] for paths in names], rows[i][0], checks[i], hints
+                ),
+            )
+        )
 
 
-def _why_not_finite(names: list[str], leaves: list[Tensor], hints: list[str | None]) -> str:
-    """Say why the score of a leaf is not finite, given the leaves that it is computed from.
+def _why_not_finite(
+    names: list[str],
+    leaf: Tensor,
+    checks: list[tuple[bool, bool]],
+    hints: list[str | None],
+) -> str:
+    """Say why the score of a leaf is not finite.
 
     Args:
-        names: what errors call the leaves.
-        leaves: the leaves, of which the first is the parameter.
-        hints: for each leaf the remedy if an entry is negative, `None` where it may be.
+        names: the names of the leaves that it is computed from, the parameter first.
+        leaf: the parameter.
+        checks: for each of these leaves whether all entries are finite, and whether they are
+            finite and not negative.
+        hints: for each of them the remedy if an entry is negative, `None` where it may be.
 
     Returns:
         The reason and the remedy.
     """
-    finite = operators.all_finite([upcast(leaf) for leaf in leaves], "inputs").tolist()
-    wrong = [name for name, fine in zip(names, finite, strict=True) if not fine]
-    for name, leaf, hint in zip(names, leaves, hints, strict=True):
-        if not wrong and hint and not operators.all_finite([_nan_if_negative(leaf)], "inputs"):
+    wrong = [name for name, (is_finite, _) in zip(names, checks, strict=True) if not is_finite]
+    for name, (_, is_fine), hint in zip(names, checks, hints, strict=True):
+        if not wrong and hint and not is_fine:
             return f"{name} has negative entries; {hint}"
-    param, leaf = names[0], leaves[0]
+    param = names[0]
     remedy = "scale them" if leaf.dtype == torch.float64 else "cast the parameters to float64"
     if not wrong:
         return f"the score of {param} overflows; {remedy}"

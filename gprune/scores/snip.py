@@ -9,9 +9,11 @@ from torch import Tensor
 
 from gprune.scores.losses import gradient_function
 from gprune.scores.taylor import taylor
+from gprune.sharding import raise_on_all_ranks
 from gprune.trees import Tree
 
 
+@raise_on_all_ranks
 def snip(loss_fn: Callable[..., Tensor], params: Tree, *args: Any) -> Tree:
     """Score each entry by the sensitivity of the loss to its gate: |∂L(c ⊙ θ)/∂c| at c = 1.
 

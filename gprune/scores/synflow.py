@@ -12,9 +12,11 @@ from gprune.prune import global_unstructured
 from gprune.schedules import constant
 from gprune.scores.losses import flatten_function, require_floating
 from gprune.scores.score_map import require_positive, score_leaves, upcast
+from gprune.sharding import raise_on_all_ranks
 from gprune.trees import Tree, prunable
 
 
+@raise_on_all_ranks
 def synflow(
     forward: Callable[[Tree, Tensor], Tensor], params: Tree, input_shape: Sequence[int]
 ) -> Tree:
@@ -63,6 +65,7 @@ def synflow(
     return score_leaves(lambda weight, flow: weight.abs() * flow, params=params, flow=tree_of(flow))
 
 
+@raise_on_all_ranks
 def iterative_synflow(
     forward: Callable[[Tree, Tensor], Tensor],
     params: Tree,

@@ -320,6 +320,8 @@ def vmap_of_select(
             found = zip(*find_threshold(scores, masks, many, absolute, sparsity, call), strict=True)
             calls = [masks_from_threshold(*one, scores, masks, absolute, call) for one in found]
             return [torch.stack(outputs) for outputs in zip(*calls, strict=True)], [0] * len(scores)
+        if call:  # DTensors, of which no rank has whole models to make rows of
+            return loop(info, in_dims, *args)
         alike = len({(leaf.dtype, leaf.device) for leaf in scores}) == 1
         RankedLeaves(scores, []).check_int64_range()  # an error names the leaf
         leaves = [_batched(*pair, info) for pair in zip(scores, in_dims[0], strict=True)]

@@ -8,9 +8,9 @@ which says that it has failed. So no rank waits for a message that never comes.
 
 from __future__ import annotations
 
-import builtins
 import hashlib
 import math
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,11 +22,15 @@ from torch.distributed import distributed_c10d
 from gprune.inputs import LeafError
 
 ASPECTS = {
+    "step": "the due steps of a pruner (due must give the same answer on all ranks)",
     "call": "the function or the paths of the leaves",
     "leaves": "the shapes, dtypes or placements of the tensors",
     "arguments": "the amounts, seeds or other arguments",
 }
 """What must be the same on all ranks, and how errors name it."""
+
+MAX_TEXT = 10_000
+"""The most characters of an error's text that are sent."""
 
 
 class Mesh(NamedTuple):
@@ -46,16 +50,24 @@ class Mesh(NamedTuple):
     device: str
 
     @property
-    def coordinate(self) -> tuple[int, ...]:
-        """The coordinate of this rank in the mesh.
+    def place(self) -> int:
+        """The place of this rank in `ranks`.
 
         Raises:
             ValueError: if this rank is not in the mesh.
         """
         rank = dist.get_rank()
         if rank not in self.ranks:
-            raise ValueError(f"rank {rank} holds no shard: it is not in the mesh {self.ranks}")
-        place, coordinate = self.ranks.index(rank), list[int]()
+            raise ValueError(
+                f"rank {rank} holds no shard: it is not in the mesh of the ranks {self.ranks}; "
+                "make this call on the ranks of the mesh only"
+            )
+        return self.ranks.index(rank)
+
+    @property
+    def coordinate(self) -> tuple[int, ...]:
+        """The coordinate of this rank in the mesh."""
+        place, coordinate = self.place, list[int]()
         for size in reversed(self.shape):
             coordinate.insert(0, place % size)
             place //= size
@@ -63,16 +75,22 @@ class Mesh(NamedTuple):
 
     def groups(self) -> list[dist.ProcessGroup]:
         """Return the process group of this rank along each axis."""
-        return [_find_group(ranks, self.device) for ranks in self._neighbours()]
+        axes = range(len(self.shape))
+        return [_find_group(self.ranks_along(axis, axis + 1), self.device) for axis in axes]
 
-    def _neighbours(self) -> list[list[int]]:
-        """Return, for each axis, the ranks that differ from this rank along that axis only."""
-        place, stride, found = self.ranks.index(dist.get_rank()), 1, list[list[int]]()
-        for size, at in zip(reversed(self.shape), reversed(self.coordinate), strict=True):
-            first = place - at * stride
-            found.insert(0, [self.ranks[first + i * stride] for i in range(size)])
-            stride *= size
-        return found
+    def ranks_along(self, start: int, stop: int) -> list[int]:
+        """Return the ranks that differ from this rank along the axes `start` to `stop - 1` only.
+
+        Args:
+            start: the first of consecutive axes.
+            stop: the axis after the last.
+
+        Returns:
+            The global ranks, in row-major order.
+        """
+        stride, count = math.prod(self.shape[stop:]), math.prod(self.shape[start:stop])
+        first = self.place - self.place // stride % count * stride
+        return [self.ranks[first + i * stride] for i in range(count)]
 
 
 def _find_group(ranks: list[int], device: str) -> dist.ProcessGroup:
@@ -108,13 +126,14 @@ class Ranks:
     def __init__(self, mesh: Mesh) -> None:
         self._groups, self._device = mesh.groups(), mesh.device
         self.num_processes = math.prod(mesh.shape)
-        self.process = mesh.ranks.index(dist.get_rank())
+        self.process = mesh.place
 
     def check_same_on_all_ranks(self, describe: Callable[[], dict[str, str]]) -> None:
         """Check that all ranks make the same call, and none has found an error in its arguments.
 
         Args:
-            describe: checks the arguments of this rank, and describes each of the `ASPECTS`.
+            describe: checks the arguments of this rank, and describes the `ASPECTS`. What it leaves
+                out counts as an empty text.
 
         Raises:
             ValueError: if a description differs between ranks.
@@ -124,7 +143,7 @@ class Ranks:
         failure, digests = None, [0] * len(ASPECTS)
         try:
             described = describe()
-            digests = [_digest(described[aspect]) for aspect in ASPECTS]
+            digests = [_digest(described.get(aspect, "")) for aspect in ASPECTS]
         except Exception as error:
             failure = error
         numbers = [int(failure is not None), *digests, *(-digest for digest in digests)]
@@ -168,20 +187,6 @@ class Ranks:
             raise self._shared_error(failure)
         return found[1:].clone()  # a copy, because a compiled graph needs aligned memory
 
-    def raise_error(self, error: Exception) -> None:
-        """Raise an error of this rank on all ranks.
-
-        The other ranks receive it in the `check_same_on_all_ranks` of their next call.
-
-        Raises:
-            Exception: `error`, or the error of a lower rank.
-        """
-
-        def describe() -> dict[str, str]:
-            raise error
-
-        self.check_same_on_all_ranks(describe)
-
     def _shared_error(self, error: Exception | None) -> Exception:
         """Return the error of the lowest rank that has one. All ranks must call this."""
         rank = dist.get_rank()
@@ -212,21 +217,44 @@ def _digest(text: str) -> int:
 
 def _describe(error: Exception, rank: int) -> dict[str, Any]:
     """Describe an error by plain values, which every rank can unpickle."""
-    known = {"message": str(error), "rank": rank, "kind": type(error).__name__}
+    known = {"rank": rank, "module": type(error).__module__, "kind": type(error).__qualname__}
     if isinstance(error, LeafError):
-        known |= {"message": error.message, "kind": error.kind.__name__}
-        known |= {"leaf": error.leaf, "tree": error.tree}
+        kind = error.kind
+        known |= {"message": error.message, "module": kind.__module__, "kind": kind.__qualname__}
+        return known | {"leaf": error.leaf, "tree": error.tree}
+    try:
+        known["message"] = str(error)[:MAX_TEXT]
+    except Exception:
+        known["message"] = "its text cannot be shown"
+    are_plain = all(type(arg) in (str, int, float, bool, type(None)) for arg in error.args)
+    known["args"] = error.args if are_plain and len(repr(error.args)) <= MAX_TEXT else []
     return known
 
 
 def _rebuild(known: dict[str, Any]) -> Exception:
-    """Make the error that another rank has described."""
-    kind, message = getattr(builtins, known["kind"], None), known["message"]
+    """Return the error that another rank has described: of its class, and with its text.
+
+    If that is impossible, because the class takes other arguments than plain values, the error is a
+    RuntimeError that names the class.
+    """
+    kind: Any = getattr(sys.modules.get(known["module"]), known["kind"], None)
     if "leaf" in known:
-        error: Exception = LeafError(known["leaf"], known["tree"], message, kind or ValueError)
-    elif isinstance(kind, type) and issubclass(kind, Exception):
-        error = kind(message)
+        error: Exception = LeafError(known["leaf"], known["tree"], known["message"], kind)
     else:
-        error = RuntimeError(f"{known['kind']}: {message}")
+        error = _remake(kind, known) or RuntimeError(f"{known['kind']}: {known['message']}")
     error.add_note(f"on rank {known['rank']}")
     return error
+
+
+def _remake(kind: Any, known: dict[str, Any]) -> Exception | None:
+    """Make an error of a class, or return `None` if it would not have the text of the other."""
+    if not isinstance(kind, type) or not issubclass(kind, Exception):
+        return None
+    for args in (known["args"], [known["message"]]):
+        try:
+            error = kind(*args)
+            if str(error) == known["message"]:
+                return error
+        except Exception:  # it takes other arguments
+            continue
+    return None

@@ -8,10 +8,11 @@ the operator runs.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from itertools import product
+from itertools import combinations, product
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -33,9 +34,17 @@ values: the dim that is split, and the split factor of a `_StridedShard`, `None`
 
 
 class LeafLayout(NamedTuple):
-    """The shape of a leaf, and how it is placed along each axis of the mesh."""
+    """Where a leaf is.
+
+    Attributes:
+        shape: its shape.
+        axes: for each axis of its own mesh, the range of axes of the call's mesh that it consists
+            of. Along the other axes of the call's mesh the leaf is replicated.
+        placements: how it is placed along each axis of its own mesh.
+    """
 
     shape: tuple[int, ...]
+    axes: tuple[tuple[int, int], ...]
     placements: tuple[Placed, ...]
 
 
@@ -45,6 +54,14 @@ class Layout(NamedTuple):
     mesh: Mesh
     leaves: tuple[LeafLayout, ...]
 
+    def own_mesh(self, leaf: LeafLayout) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the shape of a leaf's own mesh, and the coordinate of this rank in it."""
+        shape, coordinate, place = [], [], self.mesh.place
+        for start, stop in leaf.axes:
+            shape.append(math.prod(self.mesh.shape[start:stop]))
+            coordinate.append(place // math.prod(self.mesh.shape[stop:]) % shape[-1])
+        return tuple(shape), tuple(coordinate)
+
     def slices(self) -> list[ShardSlice]:
         """Return the slice of each leaf that this rank holds.
 
@@ -53,25 +70,28 @@ class Layout(NamedTuple):
 
         Raises:
             LeafError: if the shards of a leaf are not contiguous slices.
+            ValueError: if this rank is not in the mesh.
         """
         found = []
         for i, leaf in enumerate(self.leaves):
+            mesh, coordinate = self.own_mesh(leaf)
             try:
-                found.append(_slice(leaf, self.mesh.shape, self.mesh.coordinate))
+                found.append(_slice(leaf, mesh, coordinate))
             except (ValueError, RuntimeError, NotImplementedError) as error:
                 raise LeafError(i, "params", str(error)) from None
         return found
 
     def is_counted(self) -> list[bool]:
         """Return, for each leaf, whether this rank is the one of its replicas that counts it."""
-        coordinate = self.mesh.coordinate
-        return [
-            all(
-                placed is not None or at == 0
-                for placed, at in zip(leaf.placements, coordinate, strict=True)
-            )
-            for leaf in self.leaves
-        ]
+        return [self._is_first_replica(leaf) for leaf in self.leaves]
+
+    def _is_first_replica(self, leaf: LeafLayout) -> bool:
+        pairs = zip(leaf.axes, leaf.placements, strict=True)
+        sharded = [axes for axes, placed in pairs if placed is not None]
+        return all(
+            at == 0 or any(start <= axis < stop for start, stop in sharded)
+            for axis, at in enumerate(self.mesh.coordinate)
+        )
 
 
 @lru_cache(maxsize=2**14)
@@ -84,8 +104,8 @@ def _slice(leaf: LeafLayout, mesh: tuple[int, ...], coordinate: tuple[int, ...])
 
     Args:
         leaf: the leaf.
-        mesh: the shape of the mesh.
-        coordinate: the coordinate of the rank.
+        mesh: the shape of the leaf's own mesh.
+        coordinate: the coordinate of the rank in it.
 
     Returns:
         The slice.
@@ -128,9 +148,11 @@ def mesh_of(mesh: DeviceMesh) -> Mesh:
     return Mesh(tuple(mesh.shape), tuple(ranks), mesh.device_type)
 
 
-def first_mesh(leaves: Sequence[Any]) -> DeviceMesh:
-    """Return the mesh of the first DTensor."""
-    return next(leaf.device_mesh for leaf in unwrap(leaves) if isinstance(leaf, DTensor))
+def largest_mesh(leaves: Sequence[Any]) -> DeviceMesh:
+    """Return the mesh of a call: the one with most ranks, and among these with most axes."""
+    dtensors = [leaf for leaf in unwrap(leaves) if isinstance(leaf, DTensor)]
+    meshes = dict.fromkeys(leaf.device_mesh for leaf in dtensors)  # in the same order on all ranks
+    return max(meshes, key=lambda mesh: (mesh.size(), mesh.ndim))
 
 
 def layout_of(leaves: Sequence[Tensor]) -> Layout:
@@ -143,19 +165,64 @@ def layout_of(leaves: Sequence[Tensor]) -> Layout:
         The layout.
 
     Raises:
-        LeafError: if a leaf has another mesh than the first, or is neither sharded nor replicated.
+        LeafError: if the mesh of a leaf does not consist of axes of the largest mesh, or a leaf is
+            neither sharded nor replicated.
+        ValueError: if this rank is not in a mesh.
     """
-    mesh = first_mesh(leaves)
-    layouts = [LeafLayout(tuple(x.shape), _placed(i, x, mesh)) for i, x in enumerate(leaves)]
-    return Layout(mesh_of(mesh), tuple(layouts))
+    largest = largest_mesh(leaves)
+    mesh = mesh_of(largest)
+    layouts, axes_of = [], dict[DeviceMesh, list[tuple[int, int]] | None]()
+    for i, leaf in enumerate(leaves):
+        if not isinstance(leaf, DTensor):
+            layouts.append(LeafLayout(tuple(leaf.shape), (), ()))
+            continue
+        if leaf.device_mesh not in axes_of:
+            axes_of[leaf.device_mesh] = axes_within(mesh_of(leaf.device_mesh), mesh)
+        axes = axes_of[leaf.device_mesh]
+        if axes is None:
+            raise LeafError(
+                i,
+                "params",
+                f"this leaf is on {leaf.device_mesh}, which does not consist of axes of {largest}, "
+                "the mesh of another leaf; distribute both leaves over one mesh",
+            )
+        layouts.append(LeafLayout(tuple(leaf.shape), tuple(axes), _placed(i, leaf)))
+    return Layout(mesh, tuple(layouts))
 
 
-def _placed(i: int, leaf: Tensor, mesh: DeviceMesh) -> tuple[Placed, ...]:
-    if not isinstance(leaf, DTensor):
-        return (None,) * mesh.ndim
-    if leaf.device_mesh != mesh:
-        message = f"this leaf is on {leaf.device_mesh}, another leaf is on {mesh}"
-        raise LeafError(i, "params", message)
+def axes_within(part: Mesh, whole: Mesh) -> list[tuple[int, int]] | None:
+    """Find the axes of one mesh in another.
+
+    FSDP beside tensor parallelism has some leaves on both axes of a mesh, and others on one of them
+    only. An axis may also be several neighbouring axes of the other mesh, flattened.
+
+    Args:
+        part: the mesh of a leaf.
+        whole: the mesh of the call.
+
+    Returns:
+        For each axis of `part` the range of axes of `whole` that it consists of, an empty range for
+        an axis of one rank. `None` if an axis does not consist of axes of `whole`, or the axes are
+        in another order.
+
+    Raises:
+        ValueError: if this rank is not in both meshes.
+    """
+    found: list[tuple[int, int]] = []
+    after, num_axes = 0, len(whole.shape)
+    for axis, size in enumerate(part.shape):
+        ranks = part.ranks_along(axis, axis + 1)
+        ranges = [(after, after)] if size == 1 else combinations(range(after, num_axes + 1), 2)
+        match = next((r for r in ranges if size == 1 or whole.ranks_along(*r) == ranks), None)
+        if match is None:
+            return None
+        found.append(match)
+        after = match[1]
+    return found
+
+
+def _placed(i: int, leaf: DTensor) -> tuple[Placed, ...]:
+    """Return how a leaf is placed along each axis of its own mesh."""
     found: list[Placed] = []
     for placement in leaf.placements:
         if isinstance(placement, Replicate):
@@ -180,8 +247,12 @@ def from_text(text: str) -> Layout:
     """Read the layout from a string that `to_text` has written."""
     (shape, ranks, device), leaves = json.loads(text)
     placed = [
-        LeafLayout(tuple(size), tuple(None if p is None else tuple(p) for p in placements))
-        for size, placements in leaves
+        LeafLayout(
+            tuple(size),
+            tuple((start, stop) for start, stop in axes),
+            tuple(None if p is None else tuple(p) for p in placements),
+        )
+        for size, axes, placements in leaves
     ]
     return Layout(Mesh(tuple(shape), tuple(ranks), device), tuple(placed))
 
@@ -241,16 +312,39 @@ def open_shards(
         raise
 
 
+def check_same_call(leaves: Sequence[Any], aspects: dict[str, str]) -> None:
+    """Check that all ranks of the DTensors' mesh have come to the same place of a call.
+
+    Args:
+        leaves: the leaves of the call, at least one of them a DTensor.
+        aspects: see `Ranks.check_same_on_all_ranks`.
+
+    Raises:
+        Exception: with the attribute `is_on_all_ranks`, because every rank raises it.
+    """
+    _exchange(leaves, lambda: aspects)
+
+
 def raise_error(error: Exception, leaves: Sequence[Any]) -> None:
-    """Raise an error of this rank on all ranks of the first DTensor's mesh.
+    """Raise an error of this rank on all ranks of the DTensors' mesh.
+
+    The other ranks receive it in the `check_same_on_all_ranks` of their next call.
 
     Raises:
         Exception: `error`, or the error of a lower rank.
     """
+
+    def describe() -> dict[str, str]:
+        raise error
+
+    _exchange(leaves, describe)
+
+
+def _exchange(leaves: Sequence[Any], describe: Callable[[], dict[str, str]]) -> None:
     try:
-        mesh = mesh_of(first_mesh(leaves))
+        mesh = mesh_of(largest_mesh(leaves))
         with temporarily_clear_interpreter_stack():  # `torch.func.grad` would wrap the messages
-            Ranks(mesh).raise_error(error)
+            Ranks(mesh).check_same_on_all_ranks(describe)
     except Exception as shared:
         shared.is_on_all_ranks = True  # type: ignore[attr-defined]  # read by gprune.sharding
         raise

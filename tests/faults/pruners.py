@@ -102,4 +102,25 @@ FAULTS = [
         '"sparsity"',
         "tests/pruners/test_pruner.py::test_an_error_about_a_schedule_names_it",
     ),
+    fault(
+        "due steps of several ranks are not compared",
+        "pruners/pruner.py",
+        '{"step": f"step {state.step!r}"}',
+        '{"step": "step"}',
+        "tests/pruners/test_pruner.py::test_due_must_agree_on_all_ranks",
+    ),
+    fault(
+        "a due step does not end with a message",
+        "pruners/pruner.py",
+        "    check_same_leaves(call, tensors, lambda: tensor_paths(treedef, leaves))\n",
+        "",
+        "tests/guarantees/test_sharded_faults.py::test_an_error_of_one_rank[update of gradual]",
+    ),
+    fault(
+        "a step that is not due sends a message",
+        "pruners/pruner.py",
+        "    if not can_skip(answer) and is_sharded",
+        "    if answer is not None and is_sharded",
+        "tests/pruners/test_pruner.py::test_a_step_that_is_not_due_sends_no_messages",
+    ),
 ]

@@ -132,8 +132,8 @@ FAULTS = [
     fault(
         "sums for norms",
         "scores/wanda.py",
-        "squares = upcast(x).square()",
-        "squares = upcast(x)",
+        "squares = upcast(x).square().unsqueeze(0)",
+        "squares = upcast(x).unsqueeze(0)",
         "tests/scores/test_wanda.py::test_wanda_is_the_error_of_the_output_without_a_weight",
     ),
     fault(
@@ -146,8 +146,8 @@ FAULTS = [
     fault(
         "positions are added in float32, which autocast rounds",
         "scores/wanda.py",
-        "squares.to(float64_device(x.device)).to(torch.float64)",
-        "squares.to(float64_device(x.device)).to(torch.float32)",
+        "sums.to(float64_device(sums.device)).to(torch.float64)",
+        "sums.to(float64_device(sums.device)).to(torch.float32)",
         "tests/scores/test_wanda.py::test_squares_are_not_rounded_by_autocast",
     ),
     fault(
@@ -219,5 +219,33 @@ FAULTS = [
         "if torch.compiler.is_compiling() or not indices:",
         "if indices or not indices:",
         "tests/guarantees/test_bad_inputs.py::test_bad_input",
+    ),
+    fault(
+        "every part of a weight is its first",
+        "scores/wanda.py",
+        "else (start, full - start - size)",
+        "else (0, full - size)",
+        "tests/scores/test_wanda.py::test_wanda_of_any_layout_is_the_error_of_the_output",
+    ),
+    fault(
+        "the last row of a group is one of the next",
+        "scores/wanda.py",
+        "device=offs.device), right=True)",
+        "device=offs.device))",
+        "tests/scores/test_wanda.py::test_wanda_of_any_layout_is_the_error_of_the_output",
+    ),
+    fault(
+        "a view of other strides is a part of a weight",
+        "scores/wanda.py",
+        "if weight.stride(dim) == stride and",
+        "if weight.stride(dim) >= stride and",
+        "tests/scores/test_wanda.py::test_tensors_that_share_no_memory_with_a_weight_are_no_views_of_it",
+    ),
+    fault(
+        "the line leaves out more than was not seen",
+        "scores/wanda.py",
+        "glob = path if any(matches(other, None) for other in seen) else glob",
+        "glob = '*'",
+        "tests/scores/test_wanda.py::test_the_error_about_recurrent_weights_has_the_line_that_leaves_them_out",
     ),
 ]

@@ -188,8 +188,8 @@ FAULTS = [
     fault(
         "each count of kept weights is read alone",
         "pruners/pruner.py",
-        "counts = count_pruned(found).cpu()",
-        "counts = torch.tensor([int(n) for n in count_pruned(found)])",
+        "counts = count_pruned(found, masks).cpu()",
+        "counts = torch.tensor([int(n) for n in count_pruned(found, masks)])",
         "tests/guarantees/test_accelerator_costs.py::test_costs[rigl, due-24 leaves]",
     ),
     fault(

@@ -19,6 +19,11 @@ from hypothesis import strategies as st
 from torch._dynamo.backends.common import aot_autograd
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    parallelize_module,
+)
 
 import gprune as gp
 from gprune.select import sampling
@@ -266,6 +271,44 @@ def check_fully_sharded() -> list[str]:
 
 def test_fully_sharded() -> None:
     all_well(2, check_fully_sharded)
+
+
+class Feedforward(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = torch.nn.Embedding(11, 8)
+        self.up = torch.nn.Linear(8, 13)
+        self.down = torch.nn.Linear(13, 8)
+
+
+def check_two_meshes() -> list[str]:
+    """torch's recipe for FSDP beside tensor parallelism: the embedding is on one axis only."""
+    torch.manual_seed(0)
+    model, mesh = Feedforward(), mesh_of((2, 2))
+    whole = {
+        name: p.detach().clone() for name, p in gp.prunable(named(model)).items() if p is not None
+    }
+    parallelize_module(model, mesh["tp"], {"up": ColwiseParallel(), "down": RowwiseParallel()})
+    fully_shard(model, mesh=mesh["dp"])
+    params = {name: p for name, p in gp.prunable(named(model)).items() if p is not None}
+    problems = [] if len({p.device_mesh for p in params.values()}) == 2 else ["one mesh only"]
+    masks = gp.global_unstructured(params, sparsity=0.5)
+    expected = gp.global_unstructured(whole, sparsity=0.5)
+    problems += [n for n, mask in masks.items() if not mask.full_tensor().equal(expected[n])]
+    problems += [n for n, mask in masks.items() if mask.placements != params[n].placements]
+    if gp.num_pruned(masks) != gp.num_pruned(expected):
+        problems.append(f"{gp.num_pruned(masks)} pruned")
+    scores = gp.scores.random(params, seed=0)
+    drawn = gp.scores.random(whole, seed=0)
+    return problems + [n for n in scores if not scores[n].full_tensor().equal(drawn[n])]
+
+
+def named(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return dict(model.named_parameters())
+
+
+def test_leaves_on_two_meshes() -> None:
+    all_well(4, check_two_meshes)
 
 
 def masks_of_ties() -> list[list[bool]]:

@@ -100,6 +100,26 @@ def test_selection_inside_grad_is_the_first_call_of_a_process(name: str, leaves:
     assert answers == [[], []]
 
 
+# --- stacked models -------------------------------------------------------------------------------
+
+
+def check_stacked(name: str) -> list[str]:
+    """Three models, stacked along the first dim: each is pruned as if it were alone."""
+    torch.manual_seed(0)
+    whole = [torch.randn(3, *leaf.shape) for leaf in whole_tree()]
+    sharding = Sharding((2,), [(Shard(1),), (Shard(2),), (Replicate(),), None])
+    prune = PRUNE[name]
+    got = torch.vmap(lambda p: gp.apply_masks(p, prune(p)))(placed(whole, sharding))
+    each = [gp.apply_masks(model, prune(model)) for model in zip(*whole, strict=True)]
+    expected = [torch.stack(leaves) for leaves in zip(*each, strict=True)]
+    return differences("masked parameters", got, expected, sharding)
+
+
+@pytest.mark.parametrize("name", PRUNE)
+def test_vmap_over_stacked_models(name: str) -> None:
+    all_well(2, check_stacked, name)
+
+
 UNSHARDED_ONLY: dict[str, Callable[[Any], Any]] = {
     "dim": lambda p: gp.layerwise(p, amount=1, dim=0),
     "n of m": lambda p: gp.layerwise(p, pruning_method=gp.n_of_m, n=1, m=2),

@@ -4,15 +4,20 @@ import io
 import re
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import optree
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.distributed import all_reduce
+from torch.distributed.tensor import Shard
 
 import gprune as gp
 from tests.support.assertions import assert_same
 from tests.support.pruning import HALF, always, every
+from tests.support.sharded_cases import mesh_of, place
+from tests.support.workers import started
 
 STEPS = 500
 PRUNERS = {
@@ -218,3 +223,51 @@ def test_an_error_about_a_schedule_names_it(build: Callable[[], Any], name: str)
     message = f"^{re.escape(name)} must be an int or a float, got 'half'"
     with pytest.raises(TypeError, match=message):
         pruner.update(params, pruner.init(params), params)
+
+
+# --- on several ranks -----------------------------------------------------------------------------
+
+
+def update_at_other_steps() -> list[str]:
+    """At step 0 only rank 0 takes the step to be due, at step 1 both do."""
+    rank, raised = torch.distributed.get_rank(), []
+    params = {"w": place(torch.ones(4, 3), mesh_of((2,)), (Shard(0),))}
+    for build in BY_DUE:
+        pruner = build(lambda step: step >= rank)
+        state = build(lambda step: False).init(params)
+        try:
+            for _ in range(2):
+                _, state = pruner.update(params, state, params)
+        except ValueError as error:
+            raised.append(str(error))
+    return raised
+
+
+@pytest.mark.slow
+def test_due_must_agree_on_all_ranks() -> None:
+    """Otherwise the scores of one step would be ranked together with those of another."""
+    first, second = started(2).run(update_at_other_steps)
+    assert first == second
+    assert len(first) == len(BY_DUE)
+    assert all("due must give the same answer on all ranks" in text for text in first)
+
+
+def messages_of_updates() -> list[int]:
+    """Count the messages of a step that is not due, and of one that is."""
+    params = {"w": place(torch.ones(4, 3), mesh_of((2,)), (Shard(0),))}
+    found = []
+    for due in (False, True):
+        for build in BY_DUE:
+            pruner = build(lambda step, due=due: due)
+            state = pruner.init(params)
+            with mock.patch("torch.distributed.all_reduce", wraps=all_reduce) as sent:
+                pruner.update(params, state, params)
+            found.append(sent.call_count)
+    return found
+
+
+@pytest.mark.slow
+def test_a_step_that_is_not_due_sends_no_messages() -> None:
+    for counts in started(2).run(messages_of_updates):
+        assert counts[: len(BY_DUE)] == [0] * len(BY_DUE)
+        assert all(3 <= count <= 40 for count in counts[len(BY_DUE) :])

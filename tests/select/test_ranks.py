@@ -11,10 +11,12 @@ from unittest import mock
 
 import pytest
 import torch
-from torch.distributed.tensor import DTensor, Partial, Shard
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 from torch.distributed.tensor.placement_types import _StridedShard
 
 import gprune as gp
+from gprune.select.ranks import MAX_TEXT
 from tests.support.assertions import fail_if
 from tests.support.sharded_cases import mesh_of, place
 from tests.support.workers import Workers, started
@@ -225,7 +227,7 @@ def test_a_rank_that_fails_within_the_search_fails_on_all(phase: str) -> None:
 
 
 def refusals() -> list[tuple[str, str]]:
-    mesh, other = mesh_of((2,)), mesh_of((1, 2))
+    mesh, other = mesh_of((2,)), DeviceMesh("cpu", [1, 0])
     one, sharded = torch.ones(4), place(torch.ones(4), mesh, (Shard(0),))
     partial = DTensor.from_local(one, mesh, (Partial(),))
     pieces = (_StridedShard(0, split_factor=2),)
@@ -236,7 +238,7 @@ def refusals() -> list[tuple[str, str]]:
         outcome(lambda: gp.global_unstructured([sharded, partial], amount=1)),
         outcome(lambda: gp.global_unstructured([sharded, in_pieces], amount=1)),
         outcome(lambda: gp.global_unstructured([sharded, short], amount=1)),
-        outcome(lambda: gp.layerwise([sharded, place(one, other, (Shard(0),) * 2)], amount=1)),
+        outcome(lambda: gp.layerwise([sharded, place(one, other, (Shard(0),))], amount=1)),
         outcome(lambda: gp.find_threshold([sharded], [one], amount=1)),
         outcome(lambda: gp.find_threshold([one, sharded], [sharded, sharded], amount=1)),
         outcome(lambda: gp.masks_from_threshold(gp.Threshold(1.0, 0), [sharded], masks=[one > 0])),
@@ -429,3 +431,116 @@ def test_layers_share_their_messages() -> None:
         print(f"{number} messages, {payload} bytes")
         assert number <= 12
         assert payload <= 4 * 2**20
+
+
+# --- errors that are hard to send -----------------------------------------------------------------
+
+
+class Unprintable(Exception):  # noqa: N818  its name is what the test looks for
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+class OfTwoArguments(ValueError):  # noqa: N818
+    def __init__(self, leaf: str, size: int) -> None:
+        super().__init__(f"{leaf} of {size}")
+
+
+def with_long_notes() -> Exception:
+    error = ValueError("with notes")
+    for line in range(1000):
+        error.add_note("x" * 10_000 + str(line))
+    error.tensor, error.itself = torch.ones(3), error  # type: ignore[attr-defined]
+    return error
+
+
+ERRORS: dict[str, tuple[Callable[[], Exception], str, str]] = {
+    "notes, and attributes that are no JSON": (with_long_notes, "ValueError", "with notes"),
+    "a long text": (lambda: ValueError("y" * 10**6), "ValueError", "y" * 100),
+    "a key": (lambda: KeyError("weight"), "KeyError", "'weight'"),
+    "a number of the system": (
+        lambda: FileNotFoundError(2, "No such file", "scores.pt"),
+        "FileNotFoundError",
+        "No such file",
+    ),
+    "five arguments": (
+        lambda: UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid"),
+        "RuntimeError",
+        "UnicodeDecodeError: 'utf-8' codec",
+    ),
+    "other arguments than its text": (lambda: OfTwoArguments("a", 2), "RuntimeError", "a of 2"),
+    "tensors as arguments": (lambda: ValueError(torch.ones(2)), "ValueError", "tensor([1., 1.])"),
+    "out of memory": (lambda: torch.OutOfMemoryError("no room"), "OutOfMemoryError", "no room"),
+    "no text": (Unprintable, "RuntimeError", "Unprintable: its text cannot be shown"),
+}
+"""What one rank raises, and the class and a part of the text that the other rank gets."""
+
+
+def raise_from_a_score(name: str) -> tuple[str, str]:
+    def score_fn(params: Any, grads: Any) -> Any:
+        if torch.distributed.get_rank():
+            raise ERRORS[name][0]()
+        return params
+
+    params = pair(0)["params"]
+    pruner = gp.pruners.gradual(
+        gp.schedules.constant(0.5), due=lambda step: True, where="*", score_fn=score_fn
+    )
+    state = pruner.init(params)
+    try:
+        pruner.update(params, state)
+    except Unprintable:
+        return "Unprintable", ""
+    except Exception as error:
+        return type(error).__name__, str(error)
+    return "nothing", ""
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_any_error_reaches_the_other_rank(name: str) -> None:
+    make, kind, text = ERRORS[name]
+    received, raised = started(2).run(raise_from_a_score, name)
+    assert raised[0] == type(make()).__name__
+    assert received[0] == kind
+    assert text in received[1]
+    assert len(received[1]) < 2 * MAX_TEXT
+
+
+# --- ranks that do not make the same call ---------------------------------------------------------
+
+
+def call_outside_the_mesh() -> list[tuple[str, str]]:
+    """Ranks 0 and 1 hold shards; rank 2 makes the same calls."""
+    leaf = distribute_tensor(torch.arange(8.0).view(4, 2), DeviceMesh("cpu", [0, 1]), [Shard(0)])
+    rigl = gp.pruners.rigl(0.5, fraction=gp.schedules.constant(0.5), due=lambda step: True, seed=0)
+    return [
+        outcome(lambda: gp.global_unstructured([leaf], amount=3)),
+        outcome(lambda: gp.global_unstructured([leaf], amount="three")),
+        outcome(lambda: gp.num_pruned([leaf > 3])),
+        outcome(lambda: gp.scores.taylor([leaf], [leaf])),
+        outcome(lambda: gp.scores.random([leaf], seed=0)),
+        outcome(lambda: rigl.init([leaf])),
+    ]
+
+
+def test_a_rank_outside_the_mesh_is_told_so() -> None:
+    """And the ranks of the mesh do not wait for it."""
+    first, second, outside = started(3).run(call_outside_the_mesh)
+    assert first == second
+    wrong = ("TypeError", "amount must be an int or a float, got 'three'")
+    assert first == [("nothing", ""), wrong, *[("nothing", "")] * 4]
+    assert {kind for kind, _ in outside} == {"ValueError"}
+    assert all("rank 2 holds no shard: it is not in the mesh" in text for _, text in outside)
+
+
+def average_other_batches() -> tuple[str, str]:
+    """Rank 1 has one batch less."""
+    batches = [pair(0)["params"]] * (3 - torch.distributed.get_rank())
+    return outcome(lambda: gp.scores.accumulate(lambda batch: batch, batches))
+
+
+def test_another_number_of_batches_is_noticed() -> None:
+    first, second = started(2).run(average_other_batches)
+    assert first == second
+    assert first[0] == "ValueError"
+    assert "all ranks must make the same call" in first[1]

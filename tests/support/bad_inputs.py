@@ -786,7 +786,7 @@ def forward(params: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def unseen(params: Any, x: torch.Tensor) -> torch.Tensor:
-    return x @ params["fc"]["weight"].T
+    return x @ params["fc"]["weight"].T.clone()
 
 
 def overflowing(params: Any, x: torch.Tensor) -> torch.Tensor:
@@ -884,7 +884,7 @@ OF_PAIRS = [
             V,
             "['out'] None"
             if score is not Sc.wanda
-            else "linear convolution params['out'] prunable",
+            else "linear convolution params['out'] exclude=['out']",
             *call(NO_OUT),
         ),
     )

@@ -20,7 +20,15 @@ from tests.support.assertions import fail_if
 from tests.support.cases import Case, cases
 from tests.support.workers import started
 
-Placements = tuple[Placement, ...] | None
+
+class OnPart(NamedTuple):
+    """A leaf on a mesh of one axis: the axis of that name, or of all ranks if there is no name."""
+
+    axis: str | None
+    placement: Placement
+
+
+Placements = tuple[Placement, ...] | OnPart | None
 """How a leaf is placed on each axis of the mesh; `None` leaves it plain."""
 
 
@@ -51,7 +59,16 @@ def placements(shape: torch.Size, mesh: tuple[int, ...]) -> st.SearchStrategy[Pl
 def shardings(draw: st.DrawFn, params: Any, world: int) -> Sharding:
     mesh = draw(meshes(world))
     leaves = reference.leaves(params)
-    return Sharding(mesh, [None if x is None else draw(placements(x.shape, mesh)) for x in leaves])
+    where = [None if x is None else draw(placements(x.shape, mesh)) for x in leaves]
+    on_whole_mesh = [i for i, placed in enumerate(where) if placed is not None]
+    if len(mesh) == 2 and on_whole_mesh:
+        # the first one stays there, because a part is only found in the mesh of another leaf
+        axes = st.sampled_from(["dp", "tp", None])
+        for i, x in enumerate(leaves):
+            if x is not None and i != on_whole_mesh[0]:
+                one = st.sampled_from([Replicate(), *map(Shard, range(x.dim()))])
+                where[i] = draw(st.just(where[i]) | st.builds(OnPart, axes, one))
+    return Sharding(mesh, where)
 
 
 @st.composite
@@ -86,6 +103,7 @@ def is_box(held: list[list[int]]) -> bool:
 
 def shard(tensor: torch.Tensor, mesh: DeviceMesh, placed: Placements) -> torch.Tensor:
     """Cut out this rank's part."""
+    mesh, placed = own_mesh(mesh, placed)
     for dim, held in enumerate(
         indices(tuple(tensor.shape), tuple(mesh.shape), tuple(mesh.get_coordinate()), placed)
     ):
@@ -97,14 +115,24 @@ def place(tensor: Any, mesh: DeviceMesh, placed: Placements) -> Any:
     """Make the DTensor."""
     if tensor is None or placed is None:
         return tensor
+    local = shard(tensor, mesh, placed)
+    mesh, placed = own_mesh(mesh, placed)
     return DTensor.from_local(
-        shard(tensor, mesh, placed),
+        local,
         mesh,
         placed,
         run_check=False,
         shape=tensor.shape,
         stride=torch.empty(tensor.shape, device="meta").stride(),
     )
+
+
+def own_mesh(mesh: DeviceMesh, placed: Placements) -> tuple[DeviceMesh, Any]:
+    """Give the mesh that a leaf is on, and how it is placed on each of its axes."""
+    if not isinstance(placed, OnPart):
+        return mesh, placed
+    own = mesh_of((mesh.size(),)) if placed.axis is None else mesh[placed.axis]
+    return own, (placed.placement,)
 
 
 _meshes: dict[tuple[int, ...], DeviceMesh] = {}
@@ -161,7 +189,8 @@ def differences(what: str, got: Any, expected: Any, sharding: Sharding) -> list[
         if (where is None) != (not hasattr(mine, "placements")):
             problems.append(f"{what}{path}: is a {type(mine).__name__}, placed as {where}")
             continue
-        if where is not None and (mine.placements, mine.device_mesh) != (where, mesh):
+        own, placements_there = own_mesh(mesh, where)
+        if where is not None and (mine.placements, mine.device_mesh) != (placements_there, own):
             problems.append(f"{what}{path}: is placed as {mine.placements}, expected {where}")
         local, part = mine if where is None else mine.to_local(), shard(whole, mesh, where)
         if repr(local) != repr(part.contiguous()):

@@ -73,9 +73,9 @@ class Workers:
 
 
 @functools.cache
-def started(world: int) -> Workers:
+def started(world: int, patience: int = PATIENCE) -> Workers:
     """Give the workers of a world size, started at first use."""
-    RUNNING.append(Workers(world))
+    RUNNING.append(Workers(world, patience))
     return RUNNING[-1]
 
 
