@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from gprune.inputs import RANKABLE_DTYPES, LeafError, Leaves, align, raise_with_path
@@ -37,6 +38,9 @@ class Threshold(NamedTuple):
 
     value: Tensor
     flat_index: Tensor
+
+
+torch.serialization.add_safe_globals([Threshold])  # so that torch.load reads it by default
 
 
 @raise_on_all_ranks

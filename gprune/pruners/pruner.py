@@ -59,6 +59,11 @@ class Pruner(NamedTuple, Generic[State]):
         update: `update(params, state, grads=None, scores=None) -> (params, state)`. It returns the
             parameters with the masks applied. `scores` replace those of the pruner's `score_fn`.
 
+    A state survives `pickle`, `copy.deepcopy` and `torch.save`. A program that has imported gprune
+    reads it with `torch.load`, also with `weights_only=True`, which is the default. A pruner
+    survives `pickle` and `copy.deepcopy` if its functions can be imported: pass functions of a
+    module, or partials of them, and no lambdas.
+
     Example:
         >>> import gprune as gp
         >>> pruner = gp.pruners.static_sparse(0.5, seed=0)
