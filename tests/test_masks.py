@@ -54,6 +54,41 @@ def test_straight_through_is_the_masked_value_with_a_dense_gradient(
         assert (grad[leaf.isfinite()] == 1).all()
 
 
+def tied() -> torch.nn.Module:
+    module = torch.nn.Sequential(torch.nn.Embedding(5, 4), torch.nn.Linear(4, 5, bias=False))
+    module[1].weight = module[0].weight
+    return module
+
+
+def with_buffers() -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+
+
+@pytest.mark.parametrize("apply", [gp.apply_masks, gp.straight_through, gp.summary])
+@pytest.mark.parametrize(
+    ("module", "missing"), [(tied(), "1.weight"), (with_buffers(), "1.num_batches_tracked")]
+)
+def test_a_state_dict_and_masks_of_named_parameters(
+    module: torch.nn.Module, missing: str, apply: Any
+) -> None:
+    """The error says how the two differ; with both trees from one of them it works."""
+    masks = gp.keep_all(gp.prunable(dict(module.named_parameters())))
+    message = r" is missing; state_dict\(\) also has buffers.*make both trees from the same one"
+    with pytest.raises(ValueError, match=rf"masks\['{missing}'\]{message}"):
+        apply(dict(module.state_dict()), masks)
+    with pytest.raises(ValueError, match=rf"masks\['1\..*'\]{message}"):
+        apply(module.state_dict(), masks)
+    apply(module.state_dict(), gp.keep_all(gp.prunable(module.state_dict())))
+
+
+def test_a_state_dict_is_no_dict_to_the_functions_of_trees() -> None:
+    module = torch.nn.Linear(2, 3)
+    masks = gp.keep_all(gp.prunable(dict(module.named_parameters())))
+    with pytest.raises(ValueError, match=r"params is an OrderedDict; pass dict\(params\)"):
+        gp.apply_masks(module.state_dict(), masks)
+    gp.apply_masks(dict(module.state_dict()), masks)
+
+
 @given(param_trees(), st.data())
 def test_masks_intersect(params: Any, data: st.DataObject) -> None:
     one, other = data.draw(prior_masks(params)), data.draw(prior_masks(params))

@@ -36,8 +36,7 @@ def test_bad_input(row: Bad) -> None:
 def test_the_table_itself() -> None:
     assert [name for name, times in Counter(row.name for row in BAD).items() if times > 1] == []
     assert all(row.words for row in BAD)
-    # these take anything: a tree of anything has dims, a threshold and a pruner are pairs
-    cannot_fail = {"vmap_dims", "Threshold", "pruners.Pruner"}
+    cannot_fail = {"Threshold", "pruners.Pruner"}  # pairs of anything
     covered = {row.function for row in BAD}
     missing = {name for name, function in public_callables() if function not in covered}
     assert missing == cannot_fail

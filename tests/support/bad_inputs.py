@@ -82,6 +82,9 @@ LEAF = Make(lambda: [torch.arange(10.0)])
 THRESHOLD = Make(lambda: gp.Threshold(torch.tensor(0.0), torch.tensor(0)))
 
 
+MODULE = Make(lambda: torch.nn.Linear(1, 1))
+
+
 def nested() -> torch.Tensor:
     return torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged)
 
@@ -270,6 +273,11 @@ BAD_SCORES: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     ("uint16", lambda: tree(weight().to(torch.uint16), None, out()), T, "uint16 cast"),
     ("a list of floats", lambda: tree([1.0] * 6, None, out()), V, "scores ['fc']['weight']"),
     ("a float", lambda: tree(weight(), None, 1.0), T, "scores['out'] tensor float"),
+    ("an amount", lambda: 0.5, T, "scores 0.5 amount=0.5 sparsity="),
+    ("a name", lambda: "magnitude", T, "scores 'magnitude' gprune.scores.magnitude(params)"),
+    ("a function", lambda: gp.scores.magnitude, T, "scores function magnitude(params)"),
+    ("a partial", lambda: functools.partial(len), T, "scores function partial(params)"),
+    ("a module", lambda: torch.nn.Linear(1, 1), V, "scores structure params"),
     ("a string", lambda: tree(weight(), None, "1"), T, "scores['out'] tensor str"),
     ("sparse", lambda: tree(weight().to_sparse(), None, out()), T, "['fc']['weight'] to_dense"),
     ("nested", lambda: tree(weight(), None, nested()), T, "scores['out']"),
@@ -734,6 +742,24 @@ REST = [
     ),
     bad(gp.intersect, "other structures", V, "masks[1] structure masks[0]", KEEP_TWO, []),
     bad(gp.intersect, "floats", T, "masks[1][0] float32", KEEP_TWO, Make(lambda: [torch.ones(2)])),
+    *(
+        bad(function, what, T, f"{name} {words}", params)
+        for function, name in [(gp.prunable, "params"), (gp.vmap_dims, "tree")]
+        for what, params, words in [
+            ("a module", MODULE, "module dict(module.named_parameters())"),
+            (
+                "a module in a dict",
+                Make(lambda: {"fc": MODULE.how()}),
+                "module dict(module.named_parameters())",
+            ),
+            (
+                "a generator",
+                Make(lambda: MODULE.how().parameters()),
+                "generator dict(module.named_parameters())",
+            ),
+            ("a string", "fc.weight", "tree 'fc.weight'"),
+        ]
+    ),
     bad(gp.prunable, "a number", T, "where 3", PARAMS, 3),
     bad(gp.prunable, "a list with a number", T, "where ['a', 3]", PARAMS, ["a", 3]),
     bad(gp.prunable, "a tensor", T, "where tensor", PARAMS, Make(lambda: torch.ones(2))),
@@ -1187,6 +1213,13 @@ BUILDERS: list[tuple[Callable[..., Any], Any, dict[str, Any]]] = [
     (P.sparse_evolution, 0.5, EXCHANGE),
     (P.rigl, 0.5, EXCHANGE),
 ]
+
+
+def build_and_init(params: Any, function: Callable[..., Any], first: Any, more: Any) -> Any:
+    """The first call of a pruner of `BUILDERS`."""
+    return function(made(first), **{name: made(value) for name, value in more.items()}).init(params)
+
+
 PRUNERS = (
     [
         bad(
@@ -1214,11 +1247,34 @@ PRUNERS = (
     + [
         bad(P.gradual, "a sparsity for a schedule", T, "schedule function 0.5", 0.5, due=ALWAYS),
         bad(P.gradual, "no due", T, "due", HALF),
+        bad(
+            P.gradual,
+            "an allocation for each leaf of one ranking",
+            T,
+            "allocation uniform global_unstructured prune=gprune.layerwise",
+            HALF,
+            due=ALWAYS,
+            allocation=A.uniform,
+        ),
+        bad(
+            P.gradual,
+            "no due step at the end",
+            V,
+            "step 10 9 end=12",
+            Make(lambda: gp.schedules.linear(0.5, **RAMP)),
+            due=functools.partial(S.every, begin=0, end=10, freq=3),
+        ),
+        *(
+            bad(
+                build_and_init, function.__name__, T, "params module", MODULE, function, first, more
+            )
+            for function, first, more in BUILDERS
+        ),
         bad(P.iterative, "a string amount", T, "amount 'x'", "x", due=ALWAYS),
         bad(P.iterative, "a float rewind_to", T, "rewind_to 0.5", 0.5, due=ALWAYS, rewind_to=0.5),
         bad(P.iterative, "a negative rewind_to", V, "rewind_to -1", 0.5, due=ALWAYS, rewind_to=-1),
         bad(P.static_sparse, "a string sparsity", T, "sparsity 'x'", "x", seed=0),
-        bad(P.rigl, "a schedule for a sparsity", T, "sparsity function", HALF, **EXCHANGE),
+        bad(P.rigl, "a schedule for a sparsity", T, "sparsity Constant", HALF, **EXCHANGE),
         bad(gp.agreement, "other `None` leaves", V, "others[0] None masks[0]", KEEP_TWO, [None]),
         bad(gp.agreement, "other shapes", V, "others[0] (3,) masks[0] (2,)", KEEP_TWO, KEEP_THREE),
         bad(gp.agreement, "other structures", V, "others structure", KEEP_TWO, []),
