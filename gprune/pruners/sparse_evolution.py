@@ -113,8 +113,9 @@ def sparse_evolution(
 ) -> Pruner[SparseEvolutionState]:
     """Build the pruner of sparse evolutionary training.
 
-    At a due step t a leaf with n weights and z zeros exchanges k = min(round(ζ(t) n), z) of them.
-    The number of weights never changes.
+    At a due step t a leaf with n weights and z zeros exchanges exactly k = min(round(ζ(t) n), z) of
+    them, rounded half to even. The number of weights never changes. What grows was zero before the
+    step, so no weight is dropped and grown in the same step. RigL's rule differs in this.
 
     Args:
         sparsity: the fraction of all prunable entries that is pruned at any time, 0 to 1.

@@ -81,6 +81,13 @@ FAULTS = [
         "tests/pruners/test_sparse_evolution.py",
     ),
     fault(
+        "SET exchanges one weight less where the leaf has few zeros",
+        "pruners/sparse_evolution.py",
+        "torch.minimum(k, mask.numel() - num_kept)",
+        "torch.minimum(k, mask.numel() - num_kept - 1).clamp(min=0)",
+        "tests/pruners/test_sparse_evolution.py",
+    ),
+    fault(
         "SET grows the same at every step",
         "pruners/sparse_evolution.py",
         "((state.step + 1) << 32)",
@@ -100,6 +107,13 @@ FAULTS = [
         "-grad.abs()",
         "-grad",
         "tests/pruners/test_rigl.py",
+    ),
+    fault(
+        "RigL grows infinite gradients last",
+        "pruners/rigl.py",
+        "-grad.abs()",
+        "-grad.abs().nan_to_num(nan=0, posinf=0)",
+        "tests/pruners/test_rigl.py::test_infinite_gradients_grow_first_and_nan_last",
     ),
     fault(
         "RigL never takes back what it dropped",
