@@ -6,15 +6,15 @@ FAULTS = [
     fault(
         "gradual prunes at every step",
         "pruners/gradual.py",
-        "zero_unless(step_is_due, target, name)",
-        "target",
+        "zero_unless(step_is_due, allocated, name)",
+        "allocated",
         "tests/pruners/test_pruner.py::test_due_and_not_due_steps_where_the_answer_is_not_known",
     ),
     fault(
         "gradual is one step ahead of its schedule",
         "pruners/gradual.py",
-        "sparsity=schedule(state.step))",
-        "sparsity=schedule(state.step + 1))",
+        "target = schedule(state.step)",
+        "target = schedule(state.step + 1)",
         "tests/pruners/test_gradual.py",
     ),
     fault(
