@@ -76,6 +76,8 @@ class Leaves(NamedTuple):
         masks: the prior masks; an empty list where nothing is pruned yet.
         flat: every leaf of the tree, with `None` for a leaf that is not ranked.
         treedef: the structure of the tree.
+        min_per_leaf: how many entries each leaf keeps at least, or the fraction of them; 0-dim, or
+            `None` if a leaf may lose all.
     """
 
     params: list[Tensor]
@@ -84,6 +86,7 @@ class Leaves(NamedTuple):
     masks: list[Tensor]
     flat: list[Any]
     treedef: TreeDef
+    min_per_leaf: Tensor | None = None
 
     def paths(self) -> list[str]:
         """Return the dotted path of every ranked leaf."""

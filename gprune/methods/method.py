@@ -254,6 +254,11 @@ def call_on_concatenation(
 ) -> list[Tensor]:
     """Call a user's function once, with the 1-D concatenations of all leaves."""
     require_unsharded(leaves.params, name)
+    if leaves.min_per_leaf is not None:
+        raise TypeError(
+            f"{name} chooses the entries itself, so global_unstructured cannot leave each leaf "
+            "min_per_leaf of them; the built-in methods take it"
+        )
     if len({param.device for param in leaves.params}) > 1:
         raise ValueError(f"{name} needs all leaves on one device; the built-in methods do not")
     params = _concatenate(leaves.params, name)

@@ -216,6 +216,7 @@ class Good:
 BUDGET = {"amount": "amount", "sparsity": "sparsity"}
 LIFTED_KEYWORDS = {"masks": "masks", "pruning_method": "pruning_method", "seed": "seed", **BUDGET}
 LIFTED_KEYWORDS["dim"] = "dim"
+LIFTED_KEYWORDS["min_per_leaf"] = "amount"
 RAMP = {"begin": "step", "end": "step", "initial": "sparsity"}
 ALLOCATED = {"sparsity": "sparsity", "overrides": "overrides", "min_kept": "count"}
 EXCHANGED = {"fraction": "function", "due": "function", "seed": "seed"}

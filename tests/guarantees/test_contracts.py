@@ -248,6 +248,7 @@ COMPILES_SLOWLY = {
     "global_unstructured, l1",
     "global_unstructured, partial",
     "global_unstructured, random",
+    "global_unstructured, some of each leaf",
     "layerwise with a tree of amounts",
     "layerwise, a user's method",
     "layerwise, channels",

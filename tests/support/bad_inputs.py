@@ -459,7 +459,48 @@ def structured(param: torch.Tensor, scores: Any, *, mask: torch.Tensor) -> torch
     return mask
 
 
+@gp.pruning_method("unstructured")
+def pruned_by_hand(param: torch.Tensor, scores: Any, *, mask: torch.Tensor) -> torch.Tensor:
+    return mask
+
+
 positional = functools.partial(gp.lowest_unstructured, torch.ones(10))
+
+FLOORS: list[tuple[str, Any, type[Exception], str]] = [
+    ("a string", "1", T, "min_per_leaf '1'"),
+    ("a bool", True, T, "min_per_leaf True"),
+    ("a list", [1], T, "min_per_leaf [1]"),
+    ("numbers", number([1, 2]), V, "min_per_leaf 0-dim (2,)"),
+    ("negative", -1, V, "min_per_leaf negative -1"),
+    ("a negative fraction", -0.5, V, "min_per_leaf negative -0.5"),
+    ("a percentage", 20.0, V, "min_per_leaf 20.0 mean 0.2?"),
+    ("NaN", math.nan, V, "min_per_leaf nan"),
+    ("more than the amount leaves", 2, V, "amount 7 of 10 min_per_leaf 2 most 6"),
+    ("a fraction that leaves too few", 0.5, V, "amount 7 of 10 min_per_leaf 0.5 most 5"),
+]
+FLOORED = [
+    bad(gp.global_unstructured, f"floor: {what}", e, words, PARAMS, amount=7, min_per_leaf=floor)
+    for what, floor, e, words in FLOORS
+] + [
+    bad(
+        gp.global_unstructured,
+        "floor: for a user's method",
+        T,
+        "pruned_by_hand min_per_leaf built-in",
+        PARAMS,
+        pruning_method=pruned_by_hand,
+        min_per_leaf=1,
+    ),
+    bad(
+        gp.layerwise,
+        "floor: for each leaf alone",
+        T,
+        "lowest_unstructured() 'min_per_leaf'",
+        PARAMS,
+        amount=1,
+        min_per_leaf=1,
+    ),
+]
 
 GIVEN_METHODS: list[tuple[str, Any, dict[str, Any], type[Exception], str]] = [
     ("unmarked", unmarked, {}, T, "unmarked pruning_method"),
@@ -1293,6 +1334,7 @@ BAD = [
     *SELECTIONS,
     *AT_A_THRESHOLD,
     *METHODS,
+    *FLOORED,
     *WITHIN,
     *METHODS_OF_ONE_TENSOR,
     *PATTERN_BUDGETS,
