@@ -59,9 +59,11 @@ class SparseEvolutionState(NamedTuple):
     seed: Tensor
 
 
-def init(params: Tree, *, draw_masks: Callable[[Tree], Tree], seed: Tensor) -> SparseEvolutionState:
+def init(
+    params: Tree, *, draw_masks: Callable[[Tree], Tree], seed: int | Tensor
+) -> SparseEvolutionState:
     """Draw the first masks."""
-    start = seed.to(torch.int64, copy=True)
+    start = as_seed(seed).to(torch.int64, copy=True)
     return SparseEvolutionState(draw_masks(params), first_step(), start)
 
 
@@ -152,7 +154,7 @@ def sparse_evolution(
     check_functions(fraction=fraction, due=due, score_fn=score_fn)
     draw_masks = bind_random_masks(sparsity, seed, allocation, where)
     return Pruner(
-        partial(init, draw_masks=draw_masks, seed=as_seed(seed)),
+        partial(init, draw_masks=draw_masks, seed=seed),
         partial(update, fraction=fraction, due=due, score_fn=score_fn),
     )
 

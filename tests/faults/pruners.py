@@ -18,6 +18,13 @@ FAULTS = [
         "tests/pruners/test_gradual.py",
     ),
     fault(
+        "a step of fake tensors is asked whether it is due",
+        "pruners/pruner.py",
+        "not is_fake(step_is_due) and not bool(step_is_due)",
+        "not bool(step_is_due)",
+        "tests/pruners/test_pruner.py::test_a_run_of_fake_tensors",
+    ),
+    fault(
         "gradual records what the schedule gives at steps that are not due",
         "pruners/gradual.py",
         "torch.where(step_is_due.to(reached.device), reached, state.target)",

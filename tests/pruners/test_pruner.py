@@ -14,6 +14,7 @@ import optree
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import gprune as gp
 from tests.support.assertions import assert_same
@@ -306,3 +307,16 @@ def test_an_error_about_a_schedule_names_it(build: Callable[[], Any], name: str)
     message = f"^{re.escape(name)} must be an int or a float, got 'half'"
     with pytest.raises(TypeError, match=message):
         pruner.update(params, pruner.init(params), params)
+
+
+@pytest.mark.parametrize("name", PICKLED)
+def test_a_run_of_fake_tensors(name: str) -> None:
+    """Of a pruner that was built before: only its functions, and no tensor, come from outside."""
+    pruner = PICKLED[name]
+    with FakeTensorMode():
+        params = {"0.weight": torch.rand(8, 4), "1.weight": torch.rand(4, 8), "bias": torch.ones(8)}
+        state = pruner.init(params)
+        new, after = pruner.update(params, state, params)
+    leaves = (optree.tree_leaves(tree) for tree in ((new, after), (params, state)))
+    for got, wanted in zip(*leaves, strict=True):
+        assert (got.shape, got.dtype) == (wanted.shape, wanted.dtype)
