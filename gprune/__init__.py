@@ -28,8 +28,10 @@ from gprune.masks import (
     intersect,
     keep_all,
     num_pruned,
+    pack_masks,
     sparsity,
     straight_through,
+    unpack_masks,
 )
 from gprune.methods import (
     blocks,
@@ -83,6 +85,8 @@ __all__ = [
     "intersect",
     "agreement",
     "check_n_of_m",
+    "pack_masks",
+    "unpack_masks",
     "scores",
     "schedules",
     "allocation",

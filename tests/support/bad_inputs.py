@@ -83,6 +83,7 @@ THRESHOLD = Make(lambda: gp.Threshold(torch.tensor(0.0), torch.tensor(0)))
 
 
 MODULE = Make(lambda: torch.nn.Linear(1, 1))
+BYTE = Make(lambda: torch.zeros(1, dtype=torch.uint8))
 
 
 def nested() -> torch.Tensor:
@@ -783,6 +784,45 @@ REST = [
     ),
     bad(gp.intersect, "other structures", V, "masks[1] structure masks[0]", KEEP_TWO, []),
     bad(gp.intersect, "floats", T, "masks[1][0] float32", KEEP_TWO, Make(lambda: [torch.ones(2)])),
+    bad(gp.pack_masks, "floats", T, "masks[0] float32 bool", Make(lambda: [torch.ones(2)])),
+    bad(gp.pack_masks, "a number", T, "masks[0] tensor int", [1]),
+    *(
+        bad(gp.unpack_masks, what, error, words, packed, PARAMS)
+        for what, packed, error, words in [
+            (
+                "masks",
+                Make(lambda: tree(weight() > 0, None, None)),
+                T,
+                "packed['fc']['weight'] bool",
+            ),
+            ("a list", Make(lambda: [torch.ones(1)]), V, "packed structure params"),
+            ("a number", Make(lambda: tree(1, None, None)), T, "packed['fc']['weight'] int"),
+            (
+                "too long",
+                Make(lambda: tree(BYTE.how(), None, torch.zeros(2).byte())),
+                V,
+                "packed['out'] (2,) (4,) (1,)",
+            ),
+            (
+                "not flat",
+                Make(lambda: tree(BYTE.how().view(1, 1), None, None)),
+                V,
+                "packed['fc']['weight'] (1, 1) (2, 3) (1,)",
+            ),
+            (
+                "at a `None` leaf",
+                Make(lambda: tree(None, BYTE.how(), None)),
+                V,
+                "packed['fc']['bias'] None",
+            ),
+            (
+                "on another device",
+                Make(lambda: tree(BYTE.how().to("meta"), None, None)),
+                V,
+                "packed['fc']['weight'] meta cpu",
+            ),
+        ]
+    ),
     *(
         bad(function, what, T, f"{name} {words}", params)
         for function, name in [(gp.prunable, "params"), (gp.vmap_dims, "tree")]

@@ -539,6 +539,22 @@ MASKS = [
         inductor=True,
     ),
     Row(
+        "pack_masks",
+        gp.pack_masks,
+        lambda params, scores, masks, amount: gp.pack_masks(kept(params, masks)),
+        inductor=True,
+    ),
+    Row(
+        "unpack_masks",
+        gp.unpack_masks,
+        lambda params, scores, masks, amount: gp.unpack_masks(
+            gp.pack_masks(kept(params, masks)), params
+        ),
+        TRANSFORMS | {"mask"},
+        k=lambda *_: 0,  # what comes back is the prior mask
+        inductor=True,
+    ),
+    Row(
         "agreement",
         gp.agreement,
         lambda params, scores, masks, amount: tuple(
