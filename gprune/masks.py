@@ -289,19 +289,21 @@ def unpack_masks(packed: Tree, params: Tree) -> Tree:
 
 def _packed(mask: Tensor) -> Tensor:
     """Pack one mask into bytes."""
-    entries = mask.reshape(-1).to(torch.uint8)
-    rows = torch.nn.functional.pad(entries, (0, -entries.numel() % 8)).view(-1, 8)
-    found = rows[:, 0].clone()
-    for bit in range(1, 8):
-        found = found | (rows[:, bit] << bit)
-    return found
+    entries = mask.reshape(-1).view(torch.uint8)
+    if missing := -entries.numel() % 8:
+        entries = torch.nn.functional.pad(entries, (0, missing))
+    return (entries.view(-1, 8) * _powers_of_two(mask.device)).sum(1, dtype=torch.uint8)
 
 
 def _unpacked(packed: Tensor, shape: torch.Size) -> Tensor:
     """Unpack one mask of a shape."""
-    bits = torch.arange(8, dtype=torch.uint8, device=packed.device)
-    entries = (packed.unsqueeze(1) >> bits) & 1
+    entries = packed.unsqueeze(1) & _powers_of_two(packed.device)
     return entries.view(-1)[: shape.numel()].view(shape) != 0
+
+
+def _powers_of_two(device: torch.device) -> Tensor:
+    """Return what each bit of a byte counts, the lowest first."""
+    return torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=device)
 
 
 def _packed_mismatch(packed: Tensor | None, param: Tensor | None) -> str | None:

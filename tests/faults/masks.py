@@ -6,15 +6,15 @@ FAULTS = [
     fault(
         "a packed mask has its first entry in the highest bit",
         "masks.py",
-        "(rows[:, bit] << bit)",
-        "(rows[:, 8 - bit] << bit)",
+        "[1, 2, 4, 8, 16, 32, 64, 128]",
+        "[128, 64, 32, 16, 8, 4, 2, 1]",
         "tests/test_masks.py::test_packed_masks_are_bits_and_come_back",
     ),
     fault(
         "the last bits of a packed mask are lost",
         "masks.py",
-        "(0, -entries.numel() % 8)",
-        "(0, -(entries.numel() % 8))",
+        "missing := -entries.numel() % 8",
+        "missing := -(entries.numel() % 8)",
         "tests/test_masks.py::test_packed_masks_are_bits_and_come_back",
     ),
     fault(
