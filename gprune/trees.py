@@ -123,7 +123,10 @@ def prunable(params: Tree, where: Where = None, *, exclude: Where = None) -> Tre
     included = None if where is None else predicate(where)
     excluded = None if exclude is None else predicate(exclude, "exclude")
     leaves, treedef = flatten(params)
-    _require_tree(params, leaves, "params")
+    for leaf in leaves:
+        _refuse_what_has_parameters(leaf, "params")
+    if not (params is None or isinstance(params, Tensor)) and is_single_leaf(params):
+        raise TypeError(f"params must be a tree of tensors, got {params!r}")
     by_path = list(zip(dotted_paths(treedef), leaves, strict=True))
     biases = {path: leaf for path, leaf in by_path if path.rpartition(".")[2] == "bias"}
     taken = []
@@ -159,14 +162,15 @@ def vmap_dims(tree: Tree, dim: int = 0) -> Tree:
         A tree of the same structure with `dim` in place of the tensors.
 
     Raises:
-        TypeError: if `tree` is no tree: a module, a generator or a number.
+        TypeError: if `tree` is a module or a generator.
 
     Example:
         >>> vmap_dims({"bias": None, "weight": torch.ones(5, 2, 3)})
         {'bias': None, 'weight': 0}
     """
     leaves, treedef = flatten(tree)
-    _require_tree(tree, leaves, "tree")
+    for leaf in leaves:
+        _refuse_what_has_parameters(leaf, "tree")
     return unflatten(treedef, [None if leaf is None else dim for leaf in leaves])
 
 
@@ -303,15 +307,6 @@ def require_tensors(leaves: list[Any], treedef: TreeDef, root: str) -> None:
         _refuse_what_has_parameters(leaf, root)
     names = leaf_names(treedef, root)
     raise TypeError(describe_first(wrong, lambda i: f"{names[i]} {tensor_problem(leaves[i])}"))
-
-
-def _require_tree(tree: Any, leaves: list[Any], root: str) -> None:
-    """Raise a TypeError if a tree is a single leaf that is no tensor, or has a module in it."""
-    for leaf in leaves:
-        if leaf is not None and not isinstance(leaf, Tensor):
-            _refuse_what_has_parameters(leaf, root)
-            if leaf is tree:
-                raise TypeError(f"{root} must be a tree of tensors, got {tree!r}")
 
 
 def _refuse_what_has_parameters(leaf: Any, root: str) -> None:

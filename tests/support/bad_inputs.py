@@ -838,9 +838,9 @@ REST = [
                 Make(lambda: MODULE.how().parameters()),
                 "generator dict(module.named_parameters())",
             ),
-            ("a string", "fc.weight", "tree 'fc.weight'"),
         ]
     ),
+    bad(gp.prunable, "a string for a tree", T, "params tree 'fc.weight'", "fc.weight"),
     bad(gp.prunable, "a number", T, "where 3", PARAMS, 3),
     bad(gp.prunable, "a list with a number", T, "where ['a', 3]", PARAMS, ["a", 3]),
     bad(gp.prunable, "a tensor", T, "where tensor", PARAMS, Make(lambda: torch.ones(2))),
