@@ -134,7 +134,7 @@ def partial(params: Any, scores: Any, masks: Any, amount: Any) -> Any:
 
 def above_floors(params: Any, scores: Any, masks: Any, amount: Any) -> Any:
     """Prune some of what may go if each leaf keeps two entries."""
-    left = [mask.sum() for mask in leaves(kept(params, masks))]
+    left = [mask.sum().cpu() for mask in leaves(kept(params, masks))]
     may_go = sum((number - 2).clamp(min=0) for number in left)
     fraction = number(amount) / (1 + number(amount))  # of a count too
     return gp.global_unstructured(
