@@ -41,15 +41,15 @@ def uniform(
         params: pytree of tensors of any shape; `None` where a leaf is not prunable.
         sparsity: the fraction of all prunable entries that is to be pruned, 0 to 1.
         overrides: the sparsities, 0 to 1, of leaves whose dotted path matches a glob; the first
-            glob that matches counts. The other leaves are pruned so that the total is right. If
-            that is impossible, an error is raised. In particular, if `sparsity` may be 0, as at the
-            start of a schedule, every override must be 0.
+            glob that matches a leaf counts. The other leaves are pruned so that the total is right.
+            If that is impossible, an error is raised. So where `sparsity` may be 0, as at the start
+            of a schedule, every override must be 0.
         min_kept: the least number of entries that a leaf without an override keeps. A leaf with
             fewer entries keeps them all.
 
     Returns:
-        0-dim float64 tensors on the CPU, of the structure of `params`; for `sparsity=` of
-        `layerwise`, which prunes exactly the apportioned counts.
+        A tree of the structure of `params` with 0-dim float64 tensors on the CPU. Pass it as
+        `sparsity=` to `layerwise`, which then prunes exactly the apportioned counts.
 
     Raises:
         TypeError: if a leaf, a number or a glob has the wrong type.
@@ -74,7 +74,7 @@ def erdos_renyi(
     overrides: Mapping[str, float] | None = None,
     min_kept: int = 0,
 ) -> Tree:
-    """Return lower sparsities for smaller leaves: density ∝ sum of the dim sizes / their product.
+    """Return a sparsity for each leaf, lower for smaller ones: density ∝ sum of sizes / product.
 
     With the kernel, the density of a leaf of shape (n, m, h, w) is ε (n + m + h + w) / (n m h w).
     Without it, the density is ε (n + m) / (n m). ε is the same for all leaves, and chosen so that
@@ -86,15 +86,15 @@ def erdos_renyi(
         sparsity: the fraction of all prunable entries that is to be pruned, 0 to 1.
         kernel: whether all dims of a leaf count ("ERK"), or only the first two ("ER").
         overrides: the sparsities, 0 to 1, of leaves whose dotted path matches a glob; the first
-            glob that matches counts. The other leaves are pruned so that the total is right. If
-            that is impossible, an error is raised. In particular, if `sparsity` may be 0, as at the
-            start of a schedule, every override must be 0.
+            glob that matches a leaf counts. The other leaves are pruned so that the total is right.
+            If that is impossible, an error is raised. So where `sparsity` may be 0, as at the start
+            of a schedule, every override must be 0.
         min_kept: the least number of entries that a leaf without an override keeps. A leaf with
             fewer entries keeps them all.
 
     Returns:
-        0-dim float64 tensors on the CPU, of the structure of `params`; for `sparsity=` of
-        `layerwise`, which prunes exactly the apportioned counts.
+        A tree of the structure of `params` with 0-dim float64 tensors on the CPU. Pass it as
+        `sparsity=` to `layerwise`, which then prunes exactly the apportioned counts.
 
     Raises:
         TypeError: if a leaf, a number or a glob has the wrong type.
@@ -127,7 +127,7 @@ def _allocate(
     overrides: Any,
     min_kept: Any,
 ) -> Tree:
-    """Return sparsities whose kept entries are in proportion to `share(leaf)`, within bounds."""
+    """Return sparsities: the number of kept entries is proportional to `share`, within bounds."""
     leaves, treedef = flatten(params)
     require_tensors(leaves, treedef, "params")
     _check_bounds(min_kept, overrides)

@@ -1,8 +1,8 @@
 """DTensors at the public functions: recognising them, and raising errors on every rank.
 
-A rank that raises an error while the others go on would leave them waiting for its messages. So
-public functions that send messages are decorated with `raise_on_all_ranks`. The decorator does
-nothing if no leaf is sharded.
+If one rank raises an error and the others go on, they wait for its messages for ever. So public
+functions that send messages are decorated with `raise_on_all_ranks`. The decorator does nothing if
+no leaf is sharded.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def is_sharded(leaves: Sequence[Any]) -> bool:
     """Return whether there is a DTensor among some leaves.
 
-    A DTensor is recognised by its attribute `device_mesh`. To ask for its class, we would have to
-    import `torch.distributed.tensor`, which most programs do not need.
+    A DTensor is recognised by its attribute `device_mesh`. A check of its class would import
+    `torch.distributed.tensor`, which most programs do not need.
 
     Args:
         leaves: tensors and anything else.
@@ -60,7 +60,7 @@ def load_dtensor_rules() -> None:
 
 
 def describe_call(caller: str, leaves: Sequence[Any], names: Callable[[], list[str]]) -> str:
-    """Describe a call on DTensors, so that the ranks can check that all of them make the same one.
+    """Describe a call on DTensors; the ranks compare it to check that all make the same call.
 
     Args:
         caller: the public function.

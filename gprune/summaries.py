@@ -111,7 +111,7 @@ def summary(params: Tree, masks: Tree) -> Summary:
 
 
 def add_up(path: str, leaves: Sequence[LeafSummary]) -> LeafSummary:
-    """Return the sums over several leaves, as one row with the given path."""
+    """Return one row with the sums over several leaves; `path` is its name."""
     entries, pruned = sum(x.entries for x in leaves), sum(x.pruned for x in leaves)
     return LeafSummary(path, (), entries, pruned, prunable=True)
 
@@ -166,13 +166,13 @@ def agreement(masks: Tree, others: Tree) -> Agreement:
     """
     ours, theirs, treedef = paired_masks(masks, others, ("masks", "others"))
     pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if a is not None]
-    # count_pruned counts False entries: those of a == b are the differences, those of ~(a | b) are
-    # what either mask keeps. It sums over all ranks; sum() of a DTensor counts only this rank's.
+    # `count_pruned` counts entries that are False: in a == b the entries that differ, in ~(a | b)
+    # those that at least one mask keeps. It sums over all ranks. `sum()` of a DTensor would not.
     counts = count_pruned([a == b for a, b in pairs] + [~(a | b) for a, b in pairs])
     hamming = [count.clone() for count in counts[: len(pairs)].unbind()]
     differ, either = counts.to(float64_device(counts.device)).view(2, -1)
     either = either.clamp(min=1)
     # one division of two integers, because 1 - 9/10 in float64 is not 1/10
     ratios = (either - differ).to(torch.float64) / either
-    jaccard = [ratio.clone() for ratio in ratios.unbind()]  # which share no memory
+    jaccard = [ratio.clone() for ratio in ratios.unbind()]  # clones share no memory
     return Agreement(unflatten_like(treedef, ours, hamming), unflatten_like(treedef, ours, jaccard))

@@ -85,7 +85,7 @@ def prunable(params: Tree, where: Where = None, *, exclude: Where = None) -> Tre
     """Return the tree with `None` in place of the leaves that are not to be pruned.
 
     By default the floating point leaves of at least two dimensions are taken: the weights of
-    linear, convolution, embedding and recurrent layers. Two kinds of such leaves are left out:
+    linear, convolution, embedding and recurrent layers. Three kinds of such leaves are left out:
 
     - Leaves whose own name says that they are not weights. The name is the last component of the
       dotted path, `bias_k` in `attention.bias_k`. The leaf is left out if one of the parts of its
@@ -93,6 +93,8 @@ def prunable(params: Tree, where: Where = None, *, exclude: Where = None) -> Tre
       of the modules above do not count: `embed_tokens.weight` is taken.
     - Leaves that have a `bias` of their own shape beside them (the same dotted path up to the last
       component): the weights of a layer norm over several dims.
+    - The lengths of `weight_norm`: `weight_g` beside `weight_v`, or `original0` beside `original1`,
+      with length 1 in the dims that the norm is taken over.
 
     A norm over several dims that has no bias cannot be recognised; leave it out with `exclude`.
     Tied parameters are taken wherever the tree has them, so an embedding that is also the output
@@ -128,11 +130,11 @@ def prunable(params: Tree, where: Where = None, *, exclude: Where = None) -> Tre
     if not (params is None or isinstance(params, Tensor)) and is_single_leaf(params):
         raise TypeError(f"params must be a tree of tensors, got {params!r}")
     by_path = list(zip(dotted_paths(treedef), leaves, strict=True))
-    biases = {path: leaf for path, leaf in by_path if path.rpartition(".")[2] == "bias"}
+    others = dict(by_path)
     taken = []
     for path, leaf in by_path:
         take = leaf is not None and (
-            _is_weight(path, leaf, biases) if included is None else included(path, leaf)
+            _is_weight(path, leaf, others) if included is None else included(path, leaf)
         )
         if take and excluded is not None:
             take = not excluded(path, leaf)
@@ -140,15 +142,32 @@ def prunable(params: Tree, where: Where = None, *, exclude: Where = None) -> Tre
     return unflatten(treedef, taken)
 
 
-def _is_weight(path: str, leaf: Any, biases: dict[str, Any]) -> bool:
-    """Return whether `prunable` takes a leaf by default; `biases` has the leaves of that name."""
+def _is_weight(path: str, leaf: Any, others: dict[str, Any]) -> bool:
+    """Return whether `prunable` takes a leaf by default; `others` has all leaves by path."""
     if not isinstance(leaf, Tensor) or not torch.is_floating_point(leaf) or leaf.dim() < 2:
         return False
     parent, dot, name = path.rpartition(".")
     if any(part in _NOT_WEIGHTS for part in name.split("_")):
         return False
-    bias = biases.get(f"{parent}{dot}bias")
-    return not isinstance(bias, Tensor) or bias.shape != leaf.shape
+    bias = others.get(f"{parent}{dot}bias")
+    if isinstance(bias, Tensor) and bias.shape == leaf.shape:
+        return False
+    return not _is_length_of(leaf, others.get(_direction(path)))
+
+
+def _direction(path: str) -> str:
+    """Return the path of what `weight_norm` stores beside the lengths that have this path."""
+    if path.endswith("_g"):
+        return f"{path[:-1]}v"
+    return f"{path[:-1]}1" if path.endswith("original0") else ""
+
+
+def _is_length_of(leaf: Tensor, direction: Any) -> bool:
+    """Return whether a leaf has the shape of norms of another one over some of its dims."""
+    if not isinstance(direction, Tensor) or direction.shape == leaf.shape:
+        return False
+    sizes = list(zip(leaf.shape, direction.shape, strict=False))
+    return leaf.dim() == direction.dim() and all(size in (1, whole) for size, whole in sizes)
 
 
 def vmap_dims(tree: Tree, dim: int = 0) -> Tree:

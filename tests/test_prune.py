@@ -87,7 +87,7 @@ def test_eight_functions_lead_to_the_pass(monkeypatch: pytest.MonkeyPatch) -> No
 
     run = PartitionPass.run
     monkeypatch.setattr(PartitionPass, "run", look)
-    gp.global_unstructured([torch.randn(600, 500)], amount=3)  # too large for `prune_few`
+    gp.global_unstructured([torch.randn(600, 500)], amount=3)  # too large for `prune_directly`
     assert 1 < len(frames) <= 8, frames
 
 

@@ -68,7 +68,8 @@ ALLOCATION = ["uniform", "erdos_renyi"]
 PRUNERS = ["Pruner", "gradual", "iterative", "rigl", "sparse_evolution", "static_sparse"]
 SCHEDULES = ["constant", "one_shot", "linear", "polynomial", "exponential", "cosine", "every"]
 ADAPTER = ["attach_masks_", "detach_masks_", "global_unstructured", "make_permanent_"]
-ADAPTER += ["masks_of", "params_of", "prior_masks", "project_", "prune_"]
+ADAPTER += ["masks_of", "params_of", "prior_masks", "project_", "prune_", "remove"]
+ADAPTER += ["recalibrate_batchnorm", "recalibrate_batchnorm_"]
 
 
 def test_top_level_names() -> None:
@@ -78,7 +79,7 @@ def test_top_level_names() -> None:
     assert gprune.pruners.__all__ == PRUNERS
     assert sorted(gprune.schedules.__all__) == sorted(SCHEDULES)
     ours = set(gprune.adapter.__all__) - set(dir(torch.nn.utils.prune))
-    assert ours | {"global_unstructured"} == set(ADAPTER)
+    assert ours | {"global_unstructured", "remove"} == set(ADAPTER)
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,21 @@ def test_a_norm_is_known_by_a_bias_of_its_shape_in_the_same_node() -> None:
     assert kept(Layer(MATRIX, MATRIX)) == []
 
 
+def test_the_lengths_of_weight_norm_are_left_out() -> None:
+    matrix, conv = torch.ones(3, 4), torch.ones(3, 4, 2)
+    lengths = torch.ones(3, 1)
+    assert kept({"fc": {"weight_g": lengths, "weight_v": matrix}}) == ["fc.weight_v"]
+    assert kept({"weight_g": torch.ones(1, 1, 2), "weight_v": conv}) == ["weight_v"]
+    new = torch.nn.utils.parametrizations.weight_norm(torch.nn.Conv1d(4, 3, 2))
+    assert kept(dict(new.named_parameters())) == ["parametrizations.weight.original1"]
+    # two weights of other names, of one shape, or alone
+    assert kept({"g": lengths, "v": matrix}) == ["g", "v"]
+    assert kept({"weight_g": matrix, "weight_v": matrix}) == ["weight_g", "weight_v"]
+    assert kept({"weight_g": lengths, "weight_v": conv}) == ["weight_g", "weight_v"]
+    assert kept({"weight_g": torch.ones(2, 4), "weight_v": matrix}) == ["weight_g", "weight_v"]
+    assert kept({"weight_g": lengths, "original0": lengths}) == ["original0", "weight_g"]
+
+
 def test_leaves_without_names_go_by_shape() -> None:
     assert kept([MATRIX, [MATRIX, VECTOR], (MATRIX,)]) == ["0", "1.0", "2.0"]
     assert kept(MATRIX) == [""]

@@ -14,14 +14,22 @@ To migrate, write `import gprune.adapter as prune`. To prune a whole module by o
 
 Only this package changes modules. It leaves the state that torch's own `custom_from_mask` leaves,
 so torch's `remove` and `is_pruned` recognise it: `<name>_orig` is the same `Parameter` as before,
-`<name>_mask` is a persistent buffer in its dtype, and a forward pre-hook recomputes `<name>`.
+`<name>_mask` is a persistent buffer in its dtype, and a forward pre-hook recomputes `<name>`. The
+hook is of a subclass of torch's, so that pruned modules can be copied.
 
-    drop_in.py     global_unstructured with torch's arguments: pairs (module, name)
+    drop_in.py     global_unstructured and remove with torch's arguments: pairs (module, name)
     modules.py     a whole module, and flat dicts of its parameters and masks
     optimizers.py  zeros that survive the optimizer's steps
+    batchnorm.py   running statistics of the pruned network
+    hooks.py       the hooks that recompute masked weights
     state.py       what torch keeps in a pruned module; writes to all modules or to none
+
+Every other name of `torch.nn.utils.prune`, private ones included, is found here too.
 """
 
+from typing import TYPE_CHECKING, Any
+
+from torch.nn.utils import prune as _torch_prune
 from torch.nn.utils.prune import (
     BasePruningMethod,
     CustomFromMask,
@@ -38,10 +46,10 @@ from torch.nn.utils.prune import (
     ln_structured,
     random_structured,
     random_unstructured,
-    remove,
 )
 
-from gprune.adapter.drop_in import global_unstructured
+from gprune.adapter.batchnorm import recalibrate_batchnorm, recalibrate_batchnorm_
+from gprune.adapter.drop_in import global_unstructured, remove
 from gprune.adapter.modules import (
     attach_masks_,
     detach_masks_,
@@ -78,5 +86,12 @@ __all__ = [
     "prune_",
     "random_structured",
     "random_unstructured",
+    "recalibrate_batchnorm",
+    "recalibrate_batchnorm_",
     "remove",
 ]
+
+if not TYPE_CHECKING:  # a type checker should still report names that do not exist
+
+    def __getattr__(name: str) -> Any:
+        return getattr(_torch_prune, name)

@@ -1,4 +1,4 @@
-"""The drop-in for `torch.nn.utils.prune.global_unstructured`.
+"""The drop-ins for `global_unstructured` and `remove` of `torch.nn.utils.prune`.
 
 1. Collect: the pairs become a list of parameters, each with all pairs that name it.
 2. Select: `L1Unstructured` is selected by gprune; any other method by its own `compute_mask`.
@@ -10,15 +10,25 @@ import numbers
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
+from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.prune import BasePruningMethod, L1Unstructured, PruningContainer
 
 from gprune import methods, prune
-from gprune.adapter.state import ModuleAndName, attach_all, pruning_hooks
+from gprune.adapter.hooks import tensors_behind, uncalled_children
+from gprune.adapter.state import (
+    ModuleAndName,
+    attach_all,
+    forget_children,
+    make_permanent,
+    pruning_hooks,
+)
+
+M = TypeVar("M", bound=nn.Module)
 
 # The dtypes that gprune ranks exactly. int64 is left to torch, which also ranks it beyond 2^53.
 _EXACT_DTYPES = frozenset(
@@ -40,6 +50,16 @@ def global_unstructured(
     `Parameter` that has two names, is ranked once, and masked under every name that is given.
     Scores of the wrong shape are refused. If an error is raised, no module has changed.
 
+    A name may be dotted: `(attention, "out_proj.weight")` prunes `weight` of `attention.out_proj`.
+    That weight is then also recomputed before each forward of `attention`, as it must be if
+    `attention` uses the weight without calling the child. `nn.MultiheadAttention` does so with
+    `out_proj`, and if it is in no pair, pruning `out_proj` gives a warning.
+
+    A tensor that `weight_norm`, `spectral_norm` or another parametrization computes cannot be
+    pruned itself. Prune `weight_v`, `weight_orig`, or `parametrizations.weight.original1`, which
+    the error names. Its zeros are zeros of the weight if the parametrization keeps zeros, as these
+    two do.
+
     Args:
         parameters: pairs `(module, name)`, each naming a parameter, pruned before or not.
         pruning_method: `L1Unstructured`, which prunes exactly `amount` entries, among equal scores
@@ -47,15 +67,17 @@ def global_unstructured(
             `"unstructured"`. Its own `compute_mask` is called with the arguments that torch passes.
         importance_scores: scores by pair, each in its parameter's shape. A pair without scores
             is ranked by the attribute `name` of the module. For a pruned tensor that is the masked
-            weight of the last forward pass.
+            weight of the last forward pass. Scores of other pairs are not used.
         **kwargs: the arguments of `pruning_method`, such as `amount`. An int is that many more
             entries; a float in [0, 1] is the fraction of the entries that all masks so far keep.
 
     Raises:
         TypeError: if `parameters` is not iterable, `importance_scores` is not a dict of tensors,
-            the method is not an unstructured `BasePruningMethod`, or `amount` is not a number.
-        ValueError: if there is nothing to prune, the amount is out of range, scores do not have the
-            shape of their parameter, or scores differ between the names of one parameter.
+            the method is not an unstructured `BasePruningMethod`, `amount` is not a number, or a
+            pair names a buffer or a parametrized tensor.
+        ValueError: if there is nothing to prune, the amount is out of range, no scores are of a
+            pair, scores do not have the shape of their parameter, scores differ between the names
+            of one parameter, or a norm by which a parametrized weight is divided would be 0.
         AttributeError: if a pair names no tensor, or the method lacks a `PRUNING_TYPE`.
 
     Example:
@@ -71,7 +93,7 @@ def global_unstructured(
     if importance_scores is not None and not isinstance(importance_scores, dict):
         got = type(importance_scores).__name__
         raise TypeError(f"importance_scores must be a dict from pairs to tensors, got {got}")
-    weights = _collect(parameters, importance_scores or {})
+    weights, users = _collect(parameters, importance_scores or {})
     method = pruning_method(**kwargs)
     _check_method(method)
     if type(method) is L1Unstructured and all(w.scores.dtype in _EXACT_DTYPES for w in weights):
@@ -83,7 +105,33 @@ def global_unstructured(
         for weight, mask in zip(weights, masks, strict=True)
         for pair in weight.priors
     }
-    attach_all(factors)
+    attach_all(factors, users)
+
+
+def remove(module: M, name: str) -> M:
+    """Write the zeros of one mask into its weight, and remove the mask.
+
+    It is `torch.nn.utils.prune.remove`, which also takes the dotted names of `global_unstructured`.
+
+    Args:
+        module: the module to change.
+        name: the tensor, as in the pair by which it was pruned.
+
+    Returns:
+        The same module.
+
+    Raises:
+        ValueError: if the tensor is not pruned.
+
+    Example:
+        >>> attention = nn.MultiheadAttention(4, 2)
+        >>> global_unstructured([(attention, "out_proj.weight")], L1Unstructured, amount=8)
+        >>> int((remove(attention, "out_proj.weight").out_proj.weight == 0).sum())
+        8
+    """
+    make_permanent(*_resolve(module, name))
+    forget_children(module)
+    return module
 
 
 @dataclass(eq=False)
@@ -131,26 +179,73 @@ class _Weight:
         return torch.where(self.candidates, mask, rest)
 
 
-def _collect(pairs: Iterable[ModuleAndName], scores: dict[ModuleAndName, Tensor]) -> list[_Weight]:
+def _collect(
+    pairs: Iterable[ModuleAndName], scores: dict[ModuleAndName, Tensor]
+) -> tuple[list[_Weight], list[tuple[nn.Module, str]]]:
+    """Return the parameters, and the children whose weights their owners use without a call."""
     weights: dict[int, _Weight] = {}
-    for index, (module, name) in enumerate(pairs):
-        where = f"parameters[{index}] ({type(module).__name__}, {name!r})"
+    users: list[tuple[nn.Module, str]] = []
+    for index, pair in enumerate(pairs):
+        given = owner, path = _checked_pair(pair, index)
+        where = f"parameters[{index}] ({type(owner).__name__}, {path!r})"
+        module, name = _resolve(owner, path)
         value = getattr(module, name, None)
         if not isinstance(value, Tensor):
             raise AttributeError(
-                f"{where}: the module has no tensor {name!r} to prune, got {value!r}; "
+                f"{where}: the module has no tensor {path!r} to prune, got {value!r}; "
                 "leave the pair out or correct its name"
             )
+        if module is not owner and not isinstance(module, ParametrizationList):
+            users.append((owner, path.rpartition(".")[0]))
+        users += uncalled_children([owner])
         dense = getattr(module, f"{name}_orig") if name in pruning_hooks(module) else value
+        if not isinstance(dense, nn.Parameter) and (behind := tensors_behind(module, name)):
+            raise TypeError(
+                f"{where}: the tensor is computed from {' and '.join(map(repr, behind))}, so it is "
+                f"no Parameter to prune; give the pair (module, {behind[0]!r}) instead"
+            )
         weight = weights.setdefault(id(dense), _Weight(dense, value))
         weight.priors[module, name] = _checked_prior(module, name, dense, where)
-        if (module, name) in scores:
-            given = scores[module, name]
-            _check_scores(given, weight, where)
-            weight.scores, weight.scores_given = given, True
+        for key in (given, (module, name)):
+            if key in scores:
+                _check_scores(scores[key], weight, where)
+                weight.scores, weight.scores_given = scores[key], True
     if not weights:
         raise ValueError("parameters must hold at least one (module, name) pair, got none")
-    return list(weights.values())
+    if scores and not any(weight.scores_given for weight in weights.values()):
+        raise ValueError(
+            f"importance_scores has {len(scores)} keys, and none is a pair of parameters; the keys "
+            f"must be the same pairs (module, name), got {next(iter(scores))!r}"
+        )
+    return list(weights.values()), users
+
+
+def _checked_pair(pair: Any, index: int) -> ModuleAndName:
+    """Return the pair, or raise an error of the class that torch raises."""
+    kind: type[Exception] = TypeError
+    try:
+        module, name = pair
+        if isinstance(name, str):
+            return module, name
+    except (TypeError, ValueError) as error:  # it cannot be unpacked
+        kind = type(error)
+    got = type(pair).__name__
+    if isinstance(pair, tuple | list):
+        got = f"({', '.join(type(part).__name__ for part in pair)})"
+    raise kind(
+        f"parameters[{index}] must be a pair (module, attribute name), the name a string, got {got}"
+        '; make pairs such as [(m, "weight") for m in model.modules() if isinstance(m, nn.Linear)],'
+        " or prune the whole model with prune_(model, amount=...)"
+    )
+
+
+def _resolve(owner: nn.Module, path: str) -> ModuleAndName:
+    """Return the module that has a tensor with a dotted name, and the last part of the name."""
+    prefix, _, name = path.rpartition(".")
+    try:
+        return (owner.get_submodule(prefix), name) if prefix else (owner, path)
+    except AttributeError:  # there is no such submodule, or it is no module
+        return owner, path
 
 
 def _checked_prior(module: nn.Module, name: str, dense: Tensor, where: str) -> Tensor | None:

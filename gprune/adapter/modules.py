@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from gprune import prune
+from gprune.adapter.hooks import tensors_behind, uncalled_children
 from gprune.adapter.state import (
     all_or_nothing,
     attach_all,
+    forget_children,
     make_permanent,
     pruning_hooks,
     restore_dense,
@@ -108,6 +110,11 @@ def attach_masks_(module: M, masks: Mapping[str, Tensor | None]) -> M:
     If a parameter is pruned already, both masks apply: nothing pruned comes back. A tied parameter
     may be given under any of its names, and is masked under all of them.
 
+    A masked weight is recomputed when its module is called. `nn.MultiheadAttention` does not call
+    `out_proj`, so it recomputes that weight itself. For another module that uses the weight of a
+    child without calling the child, say so with a dotted pair:
+    `global_unstructured([(owner, "child.weight")], Identity)`.
+
     Args:
         module: the module to change.
         masks: masks (bool, `True` = keep, the parameter's shape) by the names that
@@ -119,7 +126,8 @@ def attach_masks_(module: M, masks: Mapping[str, Tensor | None]) -> M:
 
     Raises:
         TypeError: if `masks` is not a mapping, or a mask is not a bool tensor.
-        ValueError: if a name is unknown or a shape does not fit. The module has not changed then.
+        ValueError: if a name is unknown, a shape does not fit, or `weight_norm` or `spectral_norm`
+            would divide by the norm of nothing but zeros. The module has not changed then.
 
     Example:
         >>> net = attach_masks_(nn.Linear(2, 1), {"weight": torch.tensor([[True, False]])})
@@ -130,7 +138,7 @@ def attach_masks_(module: M, masks: Mapping[str, Tensor | None]) -> M:
         raise TypeError(f"masks must map parameter names to tensors, got {type(masks).__name__}")
     sites = list(_sites(module))
     by_path = {site.path: site.dense for site in sites}
-    errors = list(_mask_errors(masks, by_path))
+    errors = list(_mask_errors(masks, by_path, module))
     if errors:
         raise type(errors[0])(describe_first(errors, str, "\n"))
     keep: dict[int, Tensor] = {}
@@ -138,7 +146,8 @@ def attach_masks_(module: M, masks: Mapping[str, Tensor | None]) -> M:
         if mask is not None:
             _intersect(keep, by_path[path], mask.detach().to(by_path[path].device))
     attach_all(
-        {(site.owner, site.name): keep[id(site.dense)] for site in sites if id(site.dense) in keep}
+        {(site.owner, site.name): keep[id(site.dense)] for site in sites if id(site.dense) in keep},
+        uncalled_children(module.modules()),
     )
     return module
 
@@ -164,6 +173,8 @@ def detach_masks_(module: M) -> M:
         for owner in module.modules():
             for name in pruning_hooks(owner):
                 restore_dense(owner, name)
+        for owner in module.modules():
+            forget_children(owner)
     return module
 
 
@@ -185,6 +196,8 @@ def make_permanent_(module: M) -> M:
         for owner in module.modules():
             for name in pruning_hooks(owner):
                 make_permanent(owner, name)
+        for owner in module.modules():
+            forget_children(owner)
     return module
 
 
@@ -288,7 +301,7 @@ def _intersect(masks: dict[int, Tensor], dense: Tensor, mask: Tensor) -> None:
 
 
 def _mask_errors(
-    masks: Mapping[str, Any], by_path: Mapping[str, nn.Parameter]
+    masks: Mapping[str, Any], by_path: Mapping[str, nn.Parameter], module: nn.Module
 ) -> Iterator[Exception]:
     num_unknown = 0
     for path, mask in masks.items():
@@ -297,6 +310,8 @@ def _mask_errors(
             near = num_unknown <= MOST_NAMED and difflib.get_close_matches(str(path), by_path, n=1)
             names = describe_first(list(by_path), repr, ", ")
             hint = f"did you mean {near[0]!r}?" if near else f"it has {names}"
+            if behind := num_unknown <= MOST_NAMED and _paths_behind(module, str(path)):
+                hint = f"it is computed from {behind}; mask that instead"
             yield ValueError(f"masks[{path!r}]: the module has no such parameter; {hint}")
         elif mask is None:
             continue
@@ -306,3 +321,13 @@ def _mask_errors(
         elif mask.shape != by_path[path].shape:
             shape, wanted = tuple(mask.shape), tuple(by_path[path].shape)
             yield ValueError(f"masks[{path!r}] has shape {shape}, its parameter has {wanted}")
+
+
+def _paths_behind(module: nn.Module, path: str) -> str:
+    """Name the parameters from which a parametrized tensor is computed; empty if it is none."""
+    prefix, _, name = path.rpartition(".")
+    try:
+        behind = tensors_behind(module.get_submodule(prefix), name)
+    except AttributeError:  # there is no such submodule
+        return ""
+    return " and ".join(repr(f"{prefix}.{tensor}".lstrip(".")) for tensor in behind)

@@ -5,13 +5,17 @@ A hook's `_tensor_name` and a module's `_forward_pre_hooks` are the only record 
 pruned. A container's `_pruning_methods` can be extended through public functions, but not restored.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from typing import TypeAlias
 
 from torch import Tensor, nn
-from torch.nn.utils.prune import BasePruningMethod, PruningContainer, custom_from_mask, remove
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.utils.prune import BasePruningMethod, PruningContainer, remove
+
+from gprune.adapter.hooks import RecomputeChild, attach_mask
 
 ModuleAndName: TypeAlias = tuple[nn.Module, str]
 
@@ -22,14 +26,53 @@ def pruning_hooks(module: nn.Module) -> dict[str, int]:
     return {hook._tensor_name: key for key, hook in hooks if isinstance(hook, BasePruningMethod)}
 
 
-def attach_all(masks: Mapping[ModuleAndName, Tensor]) -> None:
+def attach_all(
+    masks: Mapping[ModuleAndName, Tensor], users: Iterable[tuple[nn.Module, str]] = ()
+) -> None:
     """Prune each (module, name) by its mask, or none of them if one fails.
 
-    torch's `custom_from_mask` does it. It multiplies the mask into the mask of an earlier pruning.
+    A mask is multiplied into the mask of an earlier pruning, as in torch's `custom_from_mask`.
+
+    Args:
+        masks: the masks.
+        users: (owner, path of a child) where the owner uses a weight of the child without calling
+            the child. If the child is in `masks`, its weights are recomputed before each forward of
+            the owner.
     """
-    with all_or_nothing(module for module, _ in masks):
+    modules = {module for module, _ in masks}
+    used = [(owner, path) for owner, path in users if owner.get_submodule(path) in modules]
+    with all_or_nothing((*modules, *(owner for owner, _ in used))):
+        _warn_of_uncalled(masks, {owner.get_submodule(path) for owner, path in used})
         for (module, name), mask in masks.items():
-            custom_from_mask(module, name, mask)  # type: ignore[no-untyped-call]  # torch's prune has no types
+            attach_mask(module, name, mask)
+        for owner, path in used:
+            hook = RecomputeChild(path)
+            if hook not in owner._forward_pre_hooks.values():
+                owner.register_forward_pre_hook(hook)
+
+
+def _warn_of_uncalled(masks: Mapping[ModuleAndName, Tensor], used: set[nn.Module]) -> None:
+    # only `nn.MultiheadAttention` makes modules of this class
+    if any(
+        isinstance(module, NonDynamicallyQuantizableLinear)
+        and module not in used
+        and name not in pruning_hooks(module)  # else the earlier pruning has warned
+        for module, name in masks
+    ):
+        warnings.warn(
+            "out_proj of an nn.MultiheadAttention is pruned without its owner. The attention does "
+            "not call out_proj, so the masked weight is not recomputed: changes of the parameter "
+            'have no effect, and a second backward fails. Give the pair (attention, "out_proj.'
+            'weight"), or call prune_ or attach_masks_ on a module that holds the attention',
+            stacklevel=4,
+        )
+
+
+def forget_children(module: nn.Module) -> None:
+    """Remove the hooks by which a module recomputes children that are not pruned any more."""
+    for key, hook in list(module._forward_pre_hooks.items()):
+        if isinstance(hook, RecomputeChild) and not pruning_hooks(module.get_submodule(hook.child)):
+            del module._forward_pre_hooks[key]
 
 
 def make_permanent(module: nn.Module, name: str) -> None:

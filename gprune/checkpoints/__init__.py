@@ -10,15 +10,17 @@ every file is copied, and the bytes of pruned entries become zero.
     reading.py   a safetensors file or a Hugging Face folder -> mapped tensors and their byte ranges
     states.py    a state dict saved by torch -> mapped tensors
     scoring.py   a weight -> its scores, block by block, in a temporary file
+    choosing.py  tensors -> the weights to prune, and why the others are left out
     planning.py  weights and an amount -> a threshold for each weight
     writing.py   a checkpoint and a plan -> the pruned copy, written atomically
     density.py   tensors -> how many of their entries are zero
 """
 
-from gprune.checkpoints.density import density
+from gprune.checkpoints.choosing import choose, group, left_out, quantized
+from gprune.checkpoints.density import density, uncounted
 from gprune.checkpoints.planning import (
+    Outcome,
     Plan,
-    choose,
     global_thresholds,
     layerwise_thresholds,
     plan,
@@ -35,14 +37,19 @@ __all__ = [
     "read",
     "read_tensors",
     "choose",
+    "left_out",
+    "quantized",
+    "group",
     "l2",
     "lamp",
     "global_thresholds",
     "layerwise_thresholds",
     "Plan",
+    "Outcome",
     "plan",
     "preview",
     "check_output_path",
     "write",
     "density",
+    "uncounted",
 ]

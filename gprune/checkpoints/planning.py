@@ -1,23 +1,20 @@
-"""Planning: which tensors are pruned, and the threshold of each. Nothing is written yet."""
+"""Planning: the threshold of each weight, and what it prunes. Nothing is written yet."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-import torch
 from torch import Tensor
 
 import gprune as gp
+from gprune.checkpoints.choosing import NamedTensors
+from gprune.checkpoints.density import count_zeros
 from gprune.checkpoints.reading import CheckpointError
 from gprune.checkpoints.scoring import Advance, BlockScore, score_all
 from gprune.summaries import LeafSummary, Summary
-from gprune.trees import predicate
 
-DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
-
-NamedTensors: TypeAlias = dict[str, Tensor]
 ThresholdFn: TypeAlias = Callable[
     [NamedTensors, NamedTensors | None, float, Advance], dict[str, gp.Threshold]
 ]
@@ -44,54 +41,16 @@ class Plan(NamedTuple):
         return mask
 
 
-def is_matrix(tensor: Tensor) -> bool:
-    """Return whether `choose` chooses a tensor by default.
+class Outcome(NamedTuple):
+    """What pruning does to a checkpoint. The two differ if entries were zero already.
 
-    Such a tensor is not empty, has two or more dims, and is of bfloat16 to float64.
+    Attributes:
+        pruned: how many entries of each weight the masks prune.
+        zeros: how many entries of each weight are zero in the copy, as `density` counts them.
     """
-    return tensor.dtype in DTYPES and tensor.dim() >= 2 and tensor.numel() > 0
 
-
-def choose(
-    tensors: NamedTensors, *, include: Sequence[str] = (), exclude: Sequence[str] = ()
-) -> NamedTensors:
-    """Choose the tensors to prune: floating point tensors of at least two dimensions.
-
-    Their dtype is bfloat16, float16, float32 or float64.
-
-    Args:
-        tensors: the tensors of a checkpoint, by name.
-        include: globs of names. If there are any, only tensors that one of them matches are chosen.
-        exclude: globs of names. Tensors that one of them matches are not chosen.
-
-    Returns:
-        The chosen tensors by name, sorted by name, which is the order of the flat indices.
-
-    Raises:
-        CheckpointError: if a glob matches no name, no tensor is chosen, or the checkpoint contains
-            masks of `torch.nn.utils.prune`.
-    """
-    for glob in (*include, *exclude):
-        matches = predicate(glob)
-        if not any(matches(name, tensor) for name, tensor in tensors.items()):
-            raise CheckpointError(f"{glob!r} matches none of the {len(tensors)} tensors")
-    masked = [name for name in tensors if name.endswith("_mask") and f"{name[:-5]}_orig" in tensors]
-    if masked:
-        raise CheckpointError(
-            f"{masked[0]!r} is a mask of torch.nn.utils.prune; make it permanent first, with its "
-            "remove() or gprune.adapter.make_permanent_()"
-        )
-    included, excluded = predicate(include or "*"), predicate(exclude)
-    chosen = {
-        name: tensor
-        for name, tensor in sorted(tensors.items())
-        if is_matrix(tensor) and included(name, tensor) and not excluded(name, tensor)
-    }
-    if not chosen:
-        raise CheckpointError(
-            "there is nothing to prune: no floating point tensor of at least two dimensions is left"
-        )
-    return chosen
+    pruned: Summary
+    zeros: Summary
 
 
 def global_thresholds(
@@ -153,16 +112,26 @@ def plan(
     return Plan(weights, scores, threshold_fn(weights, scores, amount, advance))
 
 
-def preview(plan: Plan, advance: Advance = lambda num_bytes: None) -> Summary:
+def preview(plan: Plan, advance: Advance = lambda num_bytes: None) -> Outcome:
     """Count what a plan would prune, without writing anything."""
     rows = []
     for name, weight in plan.weights.items():
-        rows.append(summary_row(name, weight, plan.mask(name)))
+        rows.append(count_entries(name, weight, plan.mask(name)))
         advance(weight.nbytes)
-    return Summary(tuple(rows))
+    return outcome(rows)
 
 
-def summary_row(name: str, weight: Tensor, mask: Tensor) -> LeafSummary:
-    """Count the entries of a weight that a mask prunes."""
-    pruned = weight.numel() - int(mask.count_nonzero())
-    return LeafSummary(name, tuple(weight.shape), weight.numel(), pruned, prunable=True)
+def count_entries(name: str, weight: Tensor, mask: Tensor) -> tuple[LeafSummary, LeafSummary]:
+    """Count the entries of a weight that a mask prunes, and those that are zero afterwards."""
+    pruned, zeros = mask.numel() - int(mask.count_nonzero()), count_zeros(weight, mask)
+    shape, size = tuple(weight.shape), weight.numel()
+    return (
+        LeafSummary(name, shape, size, pruned, prunable=True),
+        LeafSummary(name, shape, size, zeros, prunable=True),
+    )
+
+
+def outcome(rows: Iterable[tuple[LeafSummary, LeafSummary]]) -> Outcome:
+    """Sort the rows of `count_entries` by name."""
+    pruned, zeros = zip(*sorted(rows, key=lambda row: row[0].path), strict=True)
+    return Outcome(Summary(pruned), Summary(zeros))

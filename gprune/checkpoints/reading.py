@@ -19,8 +19,29 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
+WEIGHT_FILES = (
+    "model.safetensors",  # transformers
+    "diffusion_pytorch_model.safetensors",  # a component of a diffusers pipeline
+    "adapter_model.safetensors",  # PEFT
+)
+"""The files of weights that libraries write into a folder; with `.index.json`, those of shards."""
+
+PIPELINE = "model_index.json"
+"""The file that lists the components of a diffusers pipeline, each of which is a folder."""
+
+FORMATS = {
+    b"PK\x03\x04": "a file of torch.save; convert it with safetensors.torch.save_file(state_dict, "
+    '"model.safetensors"), or save_model(module, ...) if weights are tied',
+    b"\x80": "a pickle, such as torch.save once wrote; convert its state dict with "
+    'safetensors.torch.save_file(state_dict, "model.safetensors")',
+    b"GGUF": "a GGUF file; prune the checkpoint that it was made from",
+    b"\x89HDF": "an HDF5 file; load it in its framework and save it as safetensors",
+    b"version https://git-lfs": "a pointer of Git LFS; fetch the file with git lfs pull",
+}
+"""What other files begin with, what they are, and the remedy."""
+
+STATE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".tar")
+"""The suffixes of files that torch saves; `.tar` is that of `.pth.tar`."""
 
 DTYPES = {
     "F64": torch.float64,
@@ -29,6 +50,10 @@ DTYPES = {
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "F4": torch.float4_e2m1fn_x2,
     "C64": torch.complex64,
     "I64": torch.int64,
     "I32": torch.int32,
@@ -40,7 +65,7 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""The dtypes of the format by their names there. Tensors of other dtypes are read as bytes."""
+"""The dtypes of the format by their names there. Others are read as bytes of dtype bits8."""
 
 
 class CheckpointError(ValueError):
@@ -84,7 +109,7 @@ def read(path: Path) -> Checkpoint:
     """Map a safetensors file, or the files that the index of a Hugging Face folder names.
 
     Args:
-        path: the file or the folder. A folder without an index must contain `model.safetensors`.
+        path: the file or the folder. A folder contains one of `WEIGHT_FILES`, or its index.
 
     Returns:
         The checkpoint.
@@ -97,23 +122,24 @@ def read(path: Path) -> Checkpoint:
     if not path.is_dir():
         shard, tensors = _read_shard(path)
         return Checkpoint(path, [shard], tensors)
-    file_of = _read_index(path)
-    if file_of and SINGLE not in file_of.values() and (path / SINGLE).exists():
+    single, index = weight_file(path), None
+    if (path / f"{single}.index.json").exists():
+        index = path / f"{single}.index.json"
+    file_of = _read_index(index) if index else {}
+    if index and single not in file_of.values() and (path / single).exists():
         # transformers would load the single file, which would be copied without being pruned
-        raise CheckpointError(f"{path} has both {INDEX} and {SINGLE}; remove one of them")
+        raise CheckpointError(f"{path} has both {index.name} and {single}; remove one of them")
     shards, tensors = [], {}
-    for name in sorted(set(file_of.values())) if file_of else [SINGLE]:
+    for name in sorted(set(file_of.values())) if index else [single]:
         shard, mapped = _read_shard(path / name)
         for tensor in mapped:
-            if file_of and file_of.get(tensor) != name:
-                raise CheckpointError(f"{path / INDEX} does not say that {tensor!r} is in {name}")
+            if index and file_of.get(tensor) != name:
+                raise CheckpointError(f"{index} does not say that {tensor!r} is in {name}")
         shards.append(shard)
         tensors.update(mapped)
     for tensor, name in file_of.items():
         if tensor not in tensors:
-            raise CheckpointError(
-                f"{path / INDEX} says that {tensor!r} is in {name}, but it is not"
-            )
+            raise CheckpointError(f"{index} says that {tensor!r} is in {name}, but it is not")
     return Checkpoint(path, shards, tensors)
 
 
@@ -132,11 +158,57 @@ def require_file(path: Path) -> None:
         raise CheckpointError(f"{path} is not a file")
 
 
-def _read_index(folder: Path) -> dict[str, str]:
-    """Return the file name of every tensor by the index; empty if there is no index."""
-    path = folder / INDEX
-    if not path.exists():
-        return {}
+def weight_file(folder: Path) -> str:
+    """Find out which of `WEIGHT_FILES` a folder has, or has the index of.
+
+    Args:
+        folder: the folder.
+
+    Returns:
+        The name of the file, also if the folder has its index only.
+
+    Raises:
+        CheckpointError: if it has none of them, or several.
+    """
+    found = [
+        name
+        for name in WEIGHT_FILES
+        if (folder / name).exists() or (folder / f"{name}.index.json").exists()
+    ]
+    if len(found) > 1:
+        raise CheckpointError(f"{folder} has {' and '.join(found)}; give the path of one of them")
+    if found:
+        return found[0]
+    wanted = f"{', '.join(WEIGHT_FILES)}, nor an index of one of them (<file>.index.json)"
+    raise CheckpointError(f"{folder} has neither {wanted}{_what_else(folder)}")
+
+
+def _what_else(folder: Path) -> str:
+    """Return a remedy for a folder without weights that can be read, or no text."""
+    if (folder / PIPELINE).exists():
+        parts = sorted(path.parent.name for path in folder.glob("*/*.safetensors*"))
+        names = ", ".join(dict.fromkeys(parts)) or "there are none with safetensors files"
+        return f"; it is a diffusers pipeline, so give the folder of a component: {names}"
+    if files := sorted(path.name for path in folder.glob("*.safetensors")):
+        return f"; give the path of one of its files: {', '.join(files[:10])}"
+    if saved := sorted(path.name for path in folder.iterdir() if path.suffix in STATE_SUFFIXES):
+        return (
+            f"; {saved[0]} was saved by torch.save: gprune report reads it by its path, and to "
+            "prune it, save the module with save_pretrained(), or its state dict with "
+            "safetensors.torch.save_file()"
+        )
+    return ""
+
+
+def first_bytes(path: Path) -> bytes:
+    """Return the first bytes of a file, by which its format can be recognised."""
+    with path.open("rb") as file:
+        return file.read(32)
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    """Return the file name of every tensor by an index."""
+    require_file(path)
     try:
         file_of: Any = json.loads(path.read_bytes())["weight_map"]
         names = set(file_of.values())
@@ -158,7 +230,10 @@ def _read_shard(path: Path) -> tuple[Shard, dict[str, Tensor]]:
             entries: dict[str, Any] = json.loads(file.read(start - 8))
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except SafetensorError as error:
-        raise CheckpointError(f"{path} is not a safetensors file: {error}") from None
+        start_of_file = first_bytes(path)
+        formats = [text for magic, text in FORMATS.items() if start_of_file.startswith(magic)]
+        reason = f"it is {formats[0]}" if formats else error
+        raise CheckpointError(f"{path} is not a safetensors file: {reason}") from None
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or 'cannot be read'}") from None
     entries.pop("__metadata__", None)
@@ -184,8 +259,10 @@ def _read_shard(path: Path) -> tuple[Shard, dict[str, Tensor]]:
 
 def _tensor(mapped: mmap.mmap, span: range, entry: dict[str, Any]) -> Tensor:
     """Return a view of a byte range of a mapped file."""
-    dtype, shape = DTYPES.get(entry["dtype"], torch.uint8), entry["shape"]
-    if entry["dtype"] not in DTYPES:
+    dtype, shape = DTYPES.get(entry["dtype"], torch.bits8), entry["shape"]
+    if dtype == torch.float4_e2m1fn_x2 and shape and shape[-1] % 2 == 0:
+        shape = [*shape[:-1], shape[-1] // 2]  # a byte holds two entries
+    elif dtype in (torch.bits8, torch.float4_e2m1fn_x2):
         shape = [len(span)]
     if not span:
         return torch.empty(shape, dtype=dtype)

@@ -34,7 +34,7 @@ Advance: TypeAlias = Callable[[int], object]
 
 
 def l2(weight: Tensor) -> Iterator[Tensor]:
-    """Score by magnitude over the norm of the weight, like `gprune.scores.normalize_l2`.
+    """Score by magnitude over the norm of the weight: `normalize_l2` of `magnitude`.
 
     Args:
         weight: contiguous, of a floating dtype.

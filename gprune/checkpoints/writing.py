@@ -23,11 +23,11 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from gprune.checkpoints.planning import Plan, summary_row
-from gprune.checkpoints.reading import INDEX, SINGLE, Checkpoint, CheckpointError, Shard
+from gprune.checkpoints.planning import Outcome, Plan, count_entries, outcome
+from gprune.checkpoints.reading import Checkpoint, CheckpointError, Shard, weight_file
 from gprune.checkpoints.scoring import Advance, write_blocks
 from gprune.select.blocks import flat_blocks
-from gprune.summaries import LeafSummary, Summary
+from gprune.summaries import LeafSummary
 
 COPY_BYTES = 2**22
 """How many bytes are copied at a time."""
@@ -46,19 +46,22 @@ def check_output_path(checkpoint: Checkpoint, out: Path, *, force: bool = False)
 
     Raises:
         CheckpointError: if the path exists and may not be replaced, if its folder does not exist,
-            or if it is inside the checkpoint.
+            if it is inside the checkpoint, or if the folder of the checkpoint has something that
+            cannot be copied: a device, or a link to nothing or to a folder that contains it.
     """
-    here, there = checkpoint.path.resolve(), out.resolve()
+    here, there = _real_path(checkpoint.path), _real_path(out)
     folder = checkpoint.path.is_dir()
     if not there.parent.is_dir():
         raise CheckpointError(f"{there.parent} is not a folder")
     if folder and here in there.parents:
         raise CheckpointError(f"{out} is inside {checkpoint.path}, which is to be copied")
+    if folder:
+        _require_copyable(checkpoint.path, [here])
     if not os.path.lexists(out):
         return
     if not force:
         raise CheckpointError(f"{out} exists; pass --force to replace it")
-    is_same_kind = (out / INDEX).exists() or (out / SINGLE).exists() if folder else out.is_file()
+    is_same_kind = _has_weights(out) if folder else out.is_file()
     if not is_same_kind or there in here.parents:
         raise CheckpointError(f"{out} is not a checkpoint of the same kind, so it is not replaced")
 
@@ -70,7 +73,7 @@ def write(
     *,
     force: bool = False,
     advance: Advance = lambda num_bytes: None,
-) -> Summary:
+) -> Outcome:
     """Write the pruned copy of a checkpoint.
 
     Args:
@@ -82,21 +85,21 @@ def write(
         advance: called with the number of bytes of the safetensors files after they are written.
 
     Returns:
-        How much of each weight is pruned.
+        How much of each weight is pruned, and how much of it is zero in the copy.
 
     Raises:
         CheckpointError: if the copy must not be written to that path.
         OSError: if the system fails. A note says so if the path has not changed.
     """
     check_output_path(checkpoint, out, force=force)
-    rows: list[LeafSummary] = []
+    rows: list[tuple[LeafSummary, LeafSummary]] = []
     with _write_then_rename(out, force) as fresh:
         if checkpoint.path.is_dir():
             _copy_others(checkpoint, fresh)
         for shard in checkpoint.shards:
             target = fresh / shard.path.name if checkpoint.path.is_dir() else fresh
             rows += _write_shard(shard, plan, target, advance)
-    return Summary(tuple(sorted(rows, key=lambda leaf: leaf.path)))
+    return outcome(rows)
 
 
 def _copy_others(checkpoint: Checkpoint, fresh: Path) -> None:
@@ -104,22 +107,49 @@ def _copy_others(checkpoint: Checkpoint, fresh: Path) -> None:
     fresh.mkdir()
     for path in set(checkpoint.path.iterdir()) - {shard.path for shard in checkpoint.shards}:
         if path.is_dir():
-            _refuse_loops(str(checkpoint.path), [path.name])
-            shutil.copytree(path, fresh / path.name, ignore=_refuse_loops)
+            shutil.copytree(path, fresh / path.name)
         else:
             shutil.copy(path, fresh / path.name)
 
 
-def _refuse_loops(folder: str, names: list[str]) -> list[str]:
-    """Raise an error for a link to a folder that contains it: copying would not end."""
-    here = Path(folder).resolve()
-    for name in names:
-        if Path(folder, name).resolve() in (here, *here.parents):
-            raise CheckpointError(f"{Path(folder, name)} is a link to a folder that contains it")
-    return []
+def _has_weights(folder: Path) -> bool:
+    try:
+        weight_file(folder)
+    except (CheckpointError, NotADirectoryError):
+        return False
+    return True
 
 
-def _write_shard(shard: Shard, plan: Plan, target: Path, advance: Advance) -> list[LeafSummary]:
+def _require_copyable(folder: Path, above: list[Path]) -> None:
+    """Raise an error if a folder has something whose copy would fail or never end.
+
+    Args:
+        folder: the folder.
+        above: the folders that are walked through, links resolved, the last of which is this one.
+
+    Raises:
+        CheckpointError: if a path is a device, a pipe or a link to nothing, or is a link to a
+            folder that contains it.
+    """
+    for path in sorted(folder.iterdir()):
+        target = _real_path(path)
+        link = f"a link to {target}, which is " if path.is_symlink() else ""
+        if path.is_dir():
+            if any(target in (here, *here.parents) for here in above):
+                raise CheckpointError(f"{path} is a link to a folder that contains it")
+            _require_copyable(path, [*above, target])
+        elif not path.is_file():
+            raise CheckpointError(f"{path} is {link}not a file or a folder, so it cannot be copied")
+
+
+def _real_path(path: Path) -> Path:
+    """Resolve all links of a path; `Path.resolve` raises an error for a link to itself."""
+    return Path(os.path.realpath(path))
+
+
+def _write_shard(
+    shard: Shard, plan: Plan, target: Path, advance: Advance
+) -> list[tuple[LeafSummary, LeafSummary]]:
     """Copy a file, and set the pruned entries of its weights to zero."""
     rows = []
     with shard.path.open("rb") as source, target.open("xb") as file:
@@ -127,7 +157,9 @@ def _write_shard(shard: Shard, plan: Plan, target: Path, advance: Advance) -> li
             if name not in plan.thresholds:
                 continue
             _copy(source, file, span.start - source.tell(), advance)
-            rows.append(_write_masked(file, name, plan, advance))
+            weight, mask = plan.weights[name], plan.mask(name)
+            write_blocks(file, _masked(weight, mask, advance))
+            rows.append(count_entries(name, weight, mask))
             source.seek(span.stop)
         _copy(source, file, shard.num_bytes - source.tell(), advance)
     shutil.copymode(shard.path, target)
@@ -142,12 +174,6 @@ def _copy(source: BinaryIO, file: BinaryIO, num_bytes: int, advance: Advance) ->
         file.write(piece)
         advance(len(piece))
         num_bytes -= len(piece)
-
-
-def _write_masked(file: BinaryIO, name: str, plan: Plan, advance: Advance) -> LeafSummary:
-    weight, mask = plan.weights[name], plan.mask(name)
-    write_blocks(file, _masked(weight, mask, advance))
-    return summary_row(name, weight, mask)
 
 
 def _masked(weight: Tensor, mask: Tensor, advance: Advance) -> Iterator[Tensor]:

@@ -1,5 +1,6 @@
 """The commands and their options. What they do is in the other files of this package."""
 
+import io
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -41,6 +42,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 @app.callback()
 def gprune() -> None:
     """Exact pruning masks as pure functions."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names that the encoding lacks are escaped
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 @app.command()
@@ -62,7 +65,9 @@ def demo(
 
 @app.command()
 def prune(
-    checkpoint: Annotated[Path, typer.Argument(help="A .safetensors file or a folder of them.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A .safetensors file or a folder of one model.")
+    ],
     amount: Amount,
     out: Annotated[Path, typer.Option("--out", "-o", help="The path of the pruned copy.")],
     include: Include = None,
@@ -81,8 +86,12 @@ def prune(
 ) -> None:
     """Write a pruned copy of a checkpoint. Only the pruned entries change: they become zero.
 
-    Prunes floating point tensors of two dimensions or more. The checkpoint is a safetensors file or
-    a Hugging Face folder. It is memory-mapped and may be larger than memory. lamp and l2 keep their
+    Prunes floating point tensors of two dimensions or more, except for those whose names are of
+    biases, norms, scales, masks and the like, and prints what is left out and why. Include such a
+    tensor by its whole name to prune it. Refuses quantized weights, whose zeros are not zero bytes.
+
+    The checkpoint is a safetensors file, or a folder that transformers, diffusers (one component)
+    or PEFT has saved. It is memory-mapped and may be larger than memory. lamp and l2 keep their
     scores in a temporary file beside OUT: 4 bytes for each weight, or 8 if a tensor is float64.
     lamp also sorts, and needs 40 bytes of memory for each entry of the largest tensor. Other files
     of a folder are copied unchanged, even if they have the same weights in another format.
@@ -94,7 +103,7 @@ def prune(
 
     with one_line_errors():
         number = as_number(amount)
-        pruned = checkpoints.prune(
+        found, left_out = checkpoints.prune(
             checkpoint,
             out,
             amount=number,
@@ -105,33 +114,38 @@ def prune(
             force=force,
             dry_run=dry_run,
         )
-    checkpoints.show_pruned(
-        pruned,
-        as_json,
-        checkpoint=str(checkpoint),
-        out=str(out),
-        written=not dry_run,
-        amount=number,
-        score=score,
-        method=method,
-    )
+        checkpoints.show_pruned(
+            found,
+            left_out,
+            as_json,
+            checkpoint=str(checkpoint),
+            out=str(out),
+            written=not dry_run,
+            amount=number,
+            score=score,
+            method=method,
+        )
 
 
 @app.command()
 def report(
     checkpoint: Annotated[
-        Path, typer.Argument(help="A .safetensors file, a folder of them, or a .pt state dict.")
+        Path,
+        typer.Argument(help="A .safetensors file, a folder of one model, or a file of torch.save."),
     ],
     as_json: AsJson = False,
 ) -> None:
     """Print the density of each tensor of a checkpoint, and in total.
 
-    Reads state dicts of torch without running code in them (weights_only). A pair <name>_orig and
+    Reads state dicts saved by torch, also inside of checkpoints such as those of Lightning, without
+    running code in them (weights_only). The density of prune and
+    report is that of the file: entries that are not zero. Codes of quantized weights are not
+    counted, and are listed. A pair <name>_orig and
     <name>_mask, as torch.nn.utils.prune leaves it, counts as one tensor, their product.
     """
     from gprune.cli import checkpoints
     from gprune.cli.printing import one_line_errors
 
     with one_line_errors():
-        found = checkpoints.report(checkpoint)
-    checkpoints.show_density(found, as_json, checkpoint=str(checkpoint))
+        found, uncounted = checkpoints.report(checkpoint)
+        checkpoints.show_density(found, uncounted, as_json, checkpoint=str(checkpoint))

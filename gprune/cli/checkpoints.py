@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from gprune import checkpoints
-from gprune.cli.printing import as_dict, printable, progress_bar, table
+from gprune.cli.printing import as_dict, listing, printable, printed, progress_bar, table
 from gprune.summaries import LeafSummary, Summary, add_up
 
 SCORES = {"magnitude": None, "lamp": checkpoints.lamp, "l2": checkpoints.l2}
@@ -33,7 +33,7 @@ def prune(
     method: str,
     force: bool,
     dry_run: bool,
-) -> Summary:
+) -> tuple[checkpoints.Outcome, dict[str, str]]:
     """Write a pruned copy of a checkpoint, and show a progress bar.
 
     Args:
@@ -48,11 +48,12 @@ def prune(
         dry_run: whether to write nothing.
 
     Returns:
-        How much of each tensor is pruned.
+        How much of each tensor is pruned, and why the other tensors are left out.
     """
     source = checkpoints.read(checkpoint)
     checkpoints.check_output_path(source, out, force=force)
     weights = checkpoints.choose(source.tensors, include=include, exclude=exclude)
+    reasons = checkpoints.left_out(source.tensors, include=include, exclude=exclude)
     size = sum(weight.nbytes for weight in weights.values())
     with progress_bar() as bar:
         found = checkpoints.plan(
@@ -64,44 +65,78 @@ def prune(
             advance=_phase(bar, "search", size if SCORES[score] is None else 2 * size),
         )
         if dry_run:
-            return checkpoints.preview(found, _phase(bar, "count", size))
+            return checkpoints.preview(found, _phase(bar, "count", size)), reasons
         write = _phase(bar, "write", source.num_bytes)
-        return checkpoints.write(source, found, out, force=force, advance=write)
+        return checkpoints.write(source, found, out, force=force, advance=write), reasons
 
 
-def report(checkpoint: Path) -> Summary:
-    """Count the zeros of every tensor of a checkpoint."""
-    return checkpoints.density(checkpoints.read_tensors(checkpoint))
+def report(checkpoint: Path) -> tuple[Summary, dict[str, str]]:
+    """Count the zeros of every tensor of a checkpoint, and say which cannot be counted and why."""
+    tensors = checkpoints.read_tensors(checkpoint)
+    return checkpoints.density(tensors), checkpoints.uncounted(tensors)
 
 
-def show_pruned(pruned: Summary, as_json: bool, **options: Any) -> None:
-    """Print the options and how much is pruned, as one JSON object or as a table."""
-    if as_json:
-        _print_json("pruned", pruned, {"total": pruned.total}, options)
-        return
-    console = Console()
-    console.print(table("pruned", pruned, [pruned.total]))
-    done = f"Written to {options['out']}." if options["written"] else "Nothing is written."
-    console.print(printable(done), markup=False, highlight=False, soft_wrap=True)
+def show_pruned(
+    found: checkpoints.Outcome, left_out: dict[str, str], as_json: bool, **options: Any
+) -> None:
+    """Print the options, how much is pruned and what is left out, as JSON or as a table."""
+    counts = {"pruned": found.pruned.leaves, "zeros": found.zeros.leaves}
+    totals = {"total": {"pruned": found.pruned.total, "zeros": found.zeros.total}}
+    out = printable(options["out"])
+    with printed(f", but {out} is written" if options["written"] else ""):
+        if as_json:
+            _print_json(counts, totals, {"left_out": left_out}, options)
+        else:
+            done = f"Written to {out}." if options["written"] else "Nothing is written."
+            _print_table(counts, totals, listing("Left out:", checkpoints.group(left_out)), done)
 
 
-def show_density(found: Summary, as_json: bool, **options: Any) -> None:
-    """Print the number of zeros of each tensor, of all matrices and of all tensors."""
-    matrices = add_up("matrices", [leaf for leaf in found.leaves if leaf.prunable])
+def show_density(found: Summary, uncounted: dict[str, str], as_json: bool, **options: Any) -> None:
+    """Print the number of zeros of each tensor, of all weights and of all tensors."""
+    weights = add_up("matrices", [leaf for leaf in found.leaves if leaf.prunable])
     everything = add_up("all", found.leaves)
-    if as_json:
-        _print_json("zeros", found, {"matrices": matrices, "all": everything}, options)
-    else:
-        Console().print(table("zeros", found, [matrices, everything]))
+    totals = {"matrices": {"zeros": weights}, "all": {"zeros": everything}}
+    with printed(""):
+        if as_json:
+            _print_json({"zeros": found.leaves}, totals, {"not_counted": uncounted}, options)
+        else:
+            _print_table(
+                {"zeros": found.leaves},
+                totals,
+                listing("Not counted:", checkpoints.group(uncounted)),
+            )
 
 
 def _phase(bar: Progress, name: str, num_bytes: int) -> Callable[[int], None]:
     return functools.partial(bar.advance, bar.add_task(name, total=num_bytes))
 
 
-def _print_json(
-    heading: str, summary: Summary, totals: dict[str, LeafSummary], options: dict[str, Any]
+def _print_table(
+    counts: Mapping[str, Sequence[LeafSummary]],
+    totals: dict[str, dict[str, LeafSummary]],
+    *texts: str,
 ) -> None:
-    rows = [{"name": x.path, "shape": x.shape, **as_dict(heading, x)} for x in summary.leaves]
-    sums = {name: as_dict(heading, total) for name, total in totals.items()}
-    print(json.dumps({**options, **sums, "tensors": rows}))
+    """Print a table of the counts and the totals, and then texts, except for empty ones."""
+    console = Console()
+    columns = {
+        heading: [*leaves, *(total[heading] for total in totals.values())]
+        for heading, leaves in counts.items()
+    }
+    console.print(table(columns, len(totals)))
+    for text in filter(None, texts):
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_json(
+    counts: Mapping[str, Sequence[LeafSummary]],
+    totals: dict[str, dict[str, LeafSummary]],
+    reasons: dict[str, dict[str, str]],
+    options: dict[str, Any],
+) -> None:
+    """Print the counts, the totals, the reasons and the options as one JSON object."""
+    rows = []
+    for leaves in zip(*counts.values(), strict=True):
+        row = as_dict(dict(zip(counts, leaves, strict=True)))
+        rows.append({"name": leaves[0].path, "shape": leaves[0].shape, **row})
+    sums = {name: as_dict(total) for name, total in totals.items()}
+    print(json.dumps({**options, **sums, "tensors": rows, **reasons}))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,7 +22,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from gprune.summaries import LeafSummary, Summary
+from gprune.summaries import LeafSummary
+from gprune.trees import describe_first
 
 
 def progress_bar() -> Progress:
@@ -39,32 +41,56 @@ def progress_bar() -> Progress:
     )
 
 
-def table(heading: str, summary: Summary, totals: Sequence[LeafSummary]) -> Table:
+def table(counts: Mapping[str, Sequence[LeafSummary]], num_totals: int) -> Table:
     """Build a table with a row per tensor, and the totals at its end.
 
     Args:
-        heading: the heading of the column with the number of zeros.
-        summary: the rows of the tensors.
-        totals: the rows at the end.
+        counts: one or more counts of the entries of the same tensors, by the headings of their
+            columns. The density is that of the last count.
+        num_totals: how many rows at the end are totals.
 
     Returns:
         The table. Long names are folded.
     """
     drawn = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     drawn.add_column("tensor", overflow="fold")
-    for column in ("shape", "entries", heading, "density"):
+    for column in ("shape", "entries", *counts, "density"):
         drawn.add_column(column, justify="right", no_wrap=True)
-    for leaf in summary.leaves:
-        drawn.add_row(*_cells(leaf, "x".join(map(str, leaf.shape)) or "scalar"))
-    drawn.add_section()
-    for leaf in totals:
-        drawn.add_row(*_cells(leaf, ""))
+    rows = list(zip(*counts.values(), strict=True))
+    num_tensors = len(rows) - num_totals
+    for i, row in enumerate(rows):
+        if i == num_tensors:
+            drawn.add_section()
+        leaf = row[-1]
+        shape = "x".join(map(str, leaf.shape)) or ("scalar" if i < num_tensors else "")
+        figures = [f"{x:,}" for x in (leaf.entries, *(count.pruned for count in row))]
+        cells = printable(leaf.path), shape, *figures, f"{leaf.density:.4f}"
+        drawn.add_row(*map(Text, cells))
     return drawn
 
 
-def as_dict(heading: str, leaf: LeafSummary) -> dict[str, Any]:
-    """Return the numbers of a row for JSON; `heading` is the name of the number of zeros."""
-    return {"entries": leaf.entries, heading: leaf.pruned, "density": leaf.density}
+def as_dict(counts: dict[str, LeafSummary]) -> dict[str, Any]:
+    """Return the numbers of a row of `table` for JSON."""
+    leaf = list(counts.values())[-1]
+    numbers = {heading: count.pruned for heading, count in counts.items()}
+    return {"entries": leaf.entries, **numbers, "density": leaf.density}
+
+
+def listing(title: str, names: Mapping[str, Sequence[str]]) -> str:
+    """Return a title and a line for each reason: how many names it has, and the first of them.
+
+    Args:
+        title: the first line.
+        names: the names for each reason.
+
+    Returns:
+        The lines; no text if there are none.
+    """
+    lines = [
+        f"  {len(group):,} {reason}: {describe_first(group, str, ', ')}"
+        for reason, group in names.items()
+    ]
+    return "\n".join([title, *map(printable, lines)]) if lines else ""
 
 
 def as_number(text: str) -> float:
@@ -93,6 +119,30 @@ def printable(text: str) -> str:
 
 
 @contextmanager
+def printed(done: str) -> Iterator[None]:
+    """Make sure that all that is printed has been written to standard output.
+
+    Args:
+        done: what the command has done already, as the end of the note.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        OSError: if standard output is full or closed, with a note.
+    """
+    try:
+        yield
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        # Python flushes once more when it exits, and would print a second error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        error.add_note(f"the result cannot be printed{done}")
+        raise
+
+
+@contextmanager
 def one_line_errors() -> Iterator[None]:
     """Print an error as one line and exit: with 2 for bad input, with 1 if the system fails.
 
@@ -113,8 +163,3 @@ def one_line_errors() -> Iterator[None]:
         code, reason = 1, "; ".join([str(error), *getattr(error, "__notes__", [])])
     print(f"gprune: {printable(reason)}", file=sys.stderr)
     raise typer.Exit(code)
-
-
-def _cells(leaf: LeafSummary, shape: str) -> tuple[Text, ...]:
-    figures = f"{leaf.entries:,}", f"{leaf.pruned:,}", f"{leaf.density:.4f}"
-    return tuple(Text(cell) for cell in (printable(leaf.path), shape, *figures))

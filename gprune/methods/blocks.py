@@ -25,7 +25,7 @@ def _select(
     absolute = leaves.scores is None
     pairs = zip(leaves.ranked_by, sizes, strict=True)
     means = [_block_means(scores, size, absolute) for scores, size in pairs]
-    # leaves.masks is empty if there are no prior masks
+    # not strict, because leaves.masks is empty if there are no prior masks
     rows = zip(leaves.masks, sizes, means, strict=False)
     alive = [_tiles(mask, size).any(-1).to(mean.device) for mask, size, mean in rows]
     ranked = leaves._replace(scores=means, ranked_by=means, masks=alive)
@@ -51,10 +51,10 @@ def blocks(
 ) -> Tensor:
     """Prune the blocks with the lowest mean score.
 
-    Blocks tile the tensor from its first entry. If a dim is not a multiple of the block's size, the
-    last blocks along it are smaller, and their mean is over the entries that they have. Blocks are
-    numbered in row-major order. Among equal means the lowest number is pruned first; a block with a
-    NaN is pruned last.
+    Blocks tile the tensor from its first entry. If the size of a dim is not a multiple of the
+    block's, the last blocks along it are smaller, and their mean is over the entries that they
+    have. Blocks are numbered in row-major order. Among equal means the block with the lowest number
+    is pruned first. A block with a NaN is pruned last.
 
     Args:
         param: a tensor with at least one dimension.
@@ -110,7 +110,7 @@ def _block_sizes(leaf: int, param: Tensor, shape: Sequence[int]) -> list[int]:
 
 
 def _tiles(tensor: Tensor, block: list[int]) -> Tensor:
-    """Return the entries of each block along a new last dim, smaller blocks padded with zeros."""
+    """Return the entries of each block along a new last dim. Smaller blocks are padded with 0."""
     # each dim is split in two: the number of the block, and the index in the block
     missing = [-size % b for size, b in zip(tensor.shape, block, strict=True)]
     padded = pad(tensor, [side for end in reversed(missing) for side in (0, end)])

@@ -79,7 +79,7 @@ def value_per_leaf(dim: Any, paths: Callable[[], list[str]], leaves: list[Tensor
 
 
 def dims_per_leaf(dim: Any, leaves: Leaves) -> list[list[int]]:
-    """Check `dim` against every ranked leaf.
+    """Check `dim` for every ranked leaf, and return the dims of each.
 
     Args:
         dim: an int, a tuple of ints, or a function of (path, leaf).
@@ -117,22 +117,22 @@ def one_dim(dim: Any, shape: tuple[int, ...]) -> int:
     if isinstance(dim, bool) or not isinstance(dim, int):
         raise TypeError(f"dim must be an int or a function (path, leaf) -> int, got {dim!r}")
     if not -len(shape) <= dim < len(shape):
-        raise ValueError(f"dim is {dim} for a leaf of shape {tuple(shape)}")
+        raise ValueError(f"dim {dim} is out of range for a leaf of shape {tuple(shape)}")
     return dim % len(shape)
 
 
 def single_entry_problem(shape: tuple[int, ...], dims: list[int]) -> str | None:
-    """Return what is wrong if every group along some dims is a single entry, or else `None`.
+    """Return an error message if every group along some dims is a single entry, or else `None`.
 
-    In such a group there is nothing to rank: `amount=0.5` of one entry prunes none. It is the sign
-    of a wrong dim, such as the last dim of a 1x1 convolution.
+    In such a group there is nothing to rank, and `amount=0.5` prunes nothing. The dim is probably
+    wrong, such as the last dim of a 1x1 convolution.
 
     Args:
         shape: the shape of the leaf.
         dims: the dims that a group runs along.
 
     Returns:
-        The end of a sentence that starts with the leaf's name, or `None`.
+        The message, without the name of the leaf, or `None`.
     """
     if 0 in shape or any(shape[dim] != 1 for dim in dims):
         return None
@@ -151,7 +151,7 @@ def _ascending(dims: Any, shape: tuple[int, ...]) -> list[int]:
             f"these, got {dims!r}"
         )
     if any(not -len(shape) <= d < len(shape) for d in given):
-        raise ValueError(f"dim is {dims!r} for a leaf of shape {tuple(shape)}")
+        raise ValueError(f"dim {dims!r} is out of range for a leaf of shape {tuple(shape)}")
     ascending = sorted({d % len(shape) for d in given})
     if len(ascending) < len(given):
         raise ValueError(f"dim must name each dim once, got {dims!r}")

@@ -34,8 +34,8 @@ def select_lowest(
 
     Args:
         leaves: the leaves, ranked by `leaves.ranked_by`.
-        amount: a number; if `per_leaf`, a list with one per leaf; or `None`.
-        sparsity: the same. Exactly one of the two is given.
+        amount: a number, a list with one number per leaf if `per_leaf` is true, or `None`.
+        sparsity: the same. Exactly one of the two must be given.
         dim: the dims of the groups within which entries are ranked; `None` for no groups.
         per_leaf: whether each leaf is ranked alone.
         method: the public method to name in an error.
@@ -77,7 +77,7 @@ def select_lowest(
         )
     require_unsharded(scores, f"{method} with dim=")
     if seed is not None:  # draws depend on the flat index in the leaf, not on the groups
-        scores = operators.random_scores(scores, seed, "")  # on the CPU, if need be
+        scores = operators.random_scores(scores, seed, "")  # on the CPU if a device has no float64
     masks = []
     for i, dims in enumerate(dims_per_leaf(dim, leaves)):
         if problem := single_entry_problem(scores[i].shape, dims):
@@ -97,10 +97,10 @@ def _select_in_groups(
     absolute: bool,
     name: str,
 ) -> Tensor:
-    """Prune the lowest of every group along `dims`: each group becomes a row of a matrix."""
+    """Prune the lowest entries of every group along `dims`: the groups are the rows of a matrix."""
     order = [d for d in range(scores.dim()) if d not in dims] + dims
     moved = [x.permute(order) for x in (scores, *priors)]
-    group_size = math.prod([scores.shape[d] for d in dims])  # Dynamo takes no generator
+    group_size = math.prod([scores.shape[d] for d in dims])  # a list: Dynamo traces no generator
     num_groups = math.prod(moved[0].shape[: scores.dim() - len(dims)])
     matrix, *prior_rows = (x.reshape(num_groups, group_size) for x in moved)
     kept = select_rows(leaf, matrix, prior_rows, amount, absolute=absolute, name=name)
@@ -111,7 +111,7 @@ def _select_in_groups(
 def select_rows(
     leaf: int, rows: Tensor, priors: list[Tensor], amount: Tensor, *, absolute: bool, name: str
 ) -> Tensor:
-    """Return the mask that prunes the lowest of every row of a matrix made from one leaf.
+    """Return the mask that prunes the lowest entries of every row of a matrix made from one leaf.
 
     Args:
         leaf: the index of the leaf, to name it in an error.

@@ -24,7 +24,7 @@ P = ParamSpec("P")
 PRUNING_TYPES = ("unstructured", "structured", "semi_structured")
 
 NUMBER_ARGUMENTS = ("amount", "sparsity")
-"""The arguments of methods that `layerwise` takes as trees, with one number per leaf."""
+"""The arguments of methods for which `layerwise` also takes a tree, with one number per leaf."""
 
 
 class PruningMethod(Generic[P]):
@@ -53,12 +53,13 @@ class PruningMethod(Generic[P]):
         self, function: Callable[P, Tensor], kind: str, select: Callable[..., list[Tensor]]
     ) -> None:
         name = type(function).__name__  # for callables without a name
-        made = {"__name__": name, "__qualname__": name, **getattr(function, "__dict__", {})}
-        for attribute in functools.WRAPPER_ASSIGNMENTS:  # as functools.update_wrapper, which sets
+        attributes = {"__name__": name, "__qualname__": name, **getattr(function, "__dict__", {})}
+        # not functools.update_wrapper, which would call __setattr__
+        for attribute in functools.WRAPPER_ASSIGNMENTS:
             if hasattr(function, attribute):
-                made[attribute] = getattr(function, attribute)
-        made |= {"__wrapped__": function, "function": function}
-        vars(self).update(made, PRUNING_TYPE=kind, select=select)
+                attributes[attribute] = getattr(function, attribute)
+        attributes |= {"__wrapped__": function, "function": function}
+        vars(self).update(attributes, PRUNING_TYPE=kind, select=select)
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(
@@ -202,8 +203,8 @@ def unwrap_partials(method: Any) -> tuple[PruningMethod[...], dict[str, Any]]:
         return method, bound
     if isinstance(method, type):
         raise TypeError(
-            f"{method.__name__} is a class, a pruning method is a function; use "
-            "gprune.l1_unstructured and its like, or gprune.adapter for the classes of torch"
+            f"{method.__name__} is a class, but a pruning method is a function; use a method of "
+            "gprune, such as gprune.l1_unstructured, or use gprune.adapter for the classes of torch"
         )
     name = getattr(method, "__name__", repr(method))
     raise TypeError(
@@ -212,10 +213,10 @@ def unwrap_partials(method: Any) -> tuple[PruningMethod[...], dict[str, Any]]:
 
 
 def check_arguments(method: PruningMethod[...], arguments: dict[str, Any]) -> None:
-    """Raise the TypeError for an unknown or missing argument, which names the method.
+    """Raise a TypeError that names the method, if an argument is unknown or missing.
 
-    Python's own message would name the `select` of a built-in method, which the user has not
-    called. The check is slow, so it is made only after a TypeError.
+    Python's own error would name the `select` of the method, which the user has not called. This
+    check is slow, so it is made only after a TypeError.
 
     Args:
         method: the method.
@@ -257,10 +258,15 @@ def call_on_concatenation(
     if leaves.min_per_leaf is not None:
         raise TypeError(
             f"{name} chooses the entries itself, so global_unstructured cannot leave each leaf "
-            "min_per_leaf of them; the built-in methods take it"
+            "min_per_leaf of them; use a method of gprune"
         )
-    if len({param.device for param in leaves.params}) > 1:
-        raise ValueError(f"{name} needs all leaves on one device; the built-in methods do not")
+    devices = {param.device for param in leaves.params}
+    if len(devices) > 1:
+        got = " and ".join(sorted(map(str, devices)))
+        raise ValueError(
+            f"{name} needs all leaves on one device, got {got}; move them to one, or use a method "
+            "of gprune"
+        )
     params = _concatenate(leaves.params, name)
     scores = None if leaves.scores is None else _concatenate(leaves.scores, name)
     prior = torch.cat([mask.reshape(-1) for mask in _prior_masks(leaves)])
@@ -278,7 +284,7 @@ def _call(
     prior: Tensor,
     kwargs: dict[str, Any],
 ) -> Tensor:
-    """Call a user's function and check its mask; what the prior mask has pruned stays pruned."""
+    """Call a user's function, check its mask, and keep pruned what the prior mask has pruned."""
     kept: Any = function(param, scores, mask=prior, **kwargs)
     if not isinstance(kept, Tensor) or kept.dtype != torch.bool or kept.shape != param.shape:
         got = f"{kept.dtype} of shape {tuple(kept.shape)}" if isinstance(kept, Tensor) else kept

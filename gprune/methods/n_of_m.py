@@ -18,7 +18,7 @@ from gprune.select.counts import as_scalar
 from gprune.sharding import is_sharded, require_unsharded
 from gprune.trees import Tree, describe_first, dotted_paths, flatten, leaf_names
 
-BLOCK = 2**18
+MAX_BATCH = 2**18
 """The most entries of several leaves that are pruned as one matrix."""
 
 SMALL = 2**12
@@ -67,9 +67,9 @@ def _batches(tensors: list[Tensor], dims: list[int], m: int) -> list[list[int]]:
 
     Returns:
         The numbers of the leaves in each batch. A leaf of int64 is alone, so that an error about
-        its values names it. So is every leaf while compiling, and under autocast.
+        its values names it. While compiling, and under autocast, every leaf is alone.
     """
-    # autocast would cast the scores in `cat`
+    # under autocast `cat` would cast the scores
     is_alone = torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled()
     batches: list[list[int]] = []
     open_batches: dict[Any, tuple[list[int], int]] = {}
@@ -79,7 +79,7 @@ def _batches(tensors: list[Tensor], dims: list[int], m: int) -> list[list[int]]:
             continue
         kind = max(1, min(m, tensor.shape[dim])), tensor.dtype, tensor.device
         batch, num_entries = open_batches.get(kind, ([], 0))
-        if not batch or num_entries + tensor.numel() > BLOCK:
+        if not batch or num_entries + tensor.numel() > MAX_BATCH:
             batch, num_entries = [], 0
             batches.append(batch)
         batch.append(i)
@@ -147,8 +147,8 @@ def check_n_of_m(masks: Tree, *, n: int, m: int, dim: int | DimFunction | None =
 
     Raises:
         TypeError: if a mask is not a bool tensor, or n, m or the dim is not an int.
-        ValueError: if n or m is out of range; or, with the names of such leaves, if a group keeps
-            more, there is no such dim, or the dim has a single entry and m is above 1.
+        ValueError: if n or m is out of range. If groups keep more, or a leaf has no such dim, or a
+            single entry along it while m is above 1, the error names all such leaves.
 
     Example:
         >>> check_n_of_m([torch.tensor([True, False, True, True])], n=2, m=4)
@@ -199,7 +199,7 @@ def _check_pattern(n: Any, m: Any) -> None:
 
 
 def _group_dim(dim: Any, shape: tuple[int, ...], m: int) -> int:
-    """Check the dim of one leaf; groups of m > 1 need more than one entry along it."""
+    """Check the dim of one leaf: if m is above 1, it must have more than one entry."""
     along = one_dim(dim, shape)
     if m > 1 and (problem := single_entry_problem(shape, [along])):
         raise ValueError(problem)
@@ -221,7 +221,7 @@ def _ungroup(rows: Tensor, like: Tensor, dim: int) -> Tensor:
 
 
 def _prior_groups(leaves: Leaves, i: int, m: int, dim: int) -> Tensor | None:
-    """Return the prior mask of the groups, in which padding counts as pruned; `None` keeps all."""
+    """Return the prior mask of the groups, which prunes the padding; `None` if there is neither."""
     scores = leaves.ranked_by[i]
     if leaves.masks:
         return _groups(leaves.masks[i], m, dim)

@@ -60,8 +60,8 @@ def ln_structured(
     the prior mask has pruned. (torch sets those to zero first; use `apply_masks` to do the same.)
     The norm is computed in float64 for dtypes other than float32 and float64, on the CPU if the
     device has no float64. Among equal norms the lowest index is pruned first. A channel with a NaN
-    is pruned last, except with n = 0, for which a NaN is an entry that is not zero. The nuclear
-    norm of a channel with infinity is NaN too.
+    is pruned last. The exception is n = 0, which counts a NaN as an entry that is not zero. The
+    nuclear norm of a channel with infinity is NaN too.
 
     Args:
         param: a tensor with at least two dimensions.
@@ -174,16 +174,17 @@ def _check_channels(leaves: Leaves, dim: Any, method: str) -> None:
             message = f"channels need at least two dimensions, got a leaf of shape {shape}"
             raise LeafError(i, "params", message)
         if not -param.dim() <= dim < param.dim():
-            raise LeafError(i, "params", f"dim is {dim} for a leaf of shape {shape}", IndexError)
+            message = f"dim {dim} is out of range for a leaf of shape {shape}"
+            raise LeafError(i, "params", message, IndexError)
 
 
 def _alive(leaves: Leaves, dim: int) -> list[Tensor]:
-    """Return, for each leaf, which channels have an entry that the prior mask keeps."""
+    """Return which channels of each leaf are candidates: the prior mask keeps an entry of them."""
     return [mask.any(_other_dims(mask, dim % mask.dim())) for mask in leaves.masks]
 
 
 def _entry_masks(kept: list[Tensor], leaves: Leaves, dim: int) -> list[Tensor]:
-    """Turn masks of channels into masks of entries; what the prior masks pruned stays pruned."""
+    """Turn masks of channels into masks of entries, and apply the prior masks."""
     masks = [
         channels.view([-1 if d == dim % x.dim() else 1 for d in range(x.dim())])
         for channels, x in zip(kept, leaves.params, strict=True)
@@ -213,7 +214,7 @@ def _other_dims(tensor: Tensor, dim: int) -> tuple[int, ...]:
 
 
 def _check_order(n: Any) -> float | str:
-    """Check the order of a norm and return it as torch takes it."""
+    """Check the order of a norm, and return it as a float, `"fro"` or `"nuc"`."""
     if isinstance(n, str) and n in ("fro", "nuc"):
         return n
     if isinstance(n, bool) or not isinstance(n, numbers.Real):

@@ -35,7 +35,8 @@ def lowest_unstructured(
     """Prune the entries with the lowest scores, sign included.
 
     Exactly as many candidates are pruned as the amount or the sparsity asks for. Among equal scores
-    those with the lowest flat indices go first. NaN ranks above everything.
+    those with the lowest flat indices are pruned first. NaN ranks above everything, so it is pruned
+    last.
 
     Args:
         param: a tensor of any shape.
@@ -157,8 +158,8 @@ def random_unstructured(
 ) -> Tensor:
     """Prune entries at random, without storing random scores.
 
-    The entries that are pruned have the lowest `gprune.scores.random` of a tree of the ranked
-    leaves, with the same seed.
+    The pruned entries are those with the lowest scores that `gprune.scores.random` draws for a tree
+    of the ranked leaves with the same seed.
 
     Args:
         param: a tensor of any shape, of a dtype that can be ranked; its values do not matter.
@@ -189,7 +190,7 @@ def random_unstructured(
 
 
 def _select_nothing(leaves: Leaves, *, per_leaf: bool) -> list[Tensor]:
-    if is_sharded(leaves.ranked_by):  # so that the ranks check each other, as in any method
+    if is_sharded(leaves.ranked_by):  # the operator checks that all ranks make the same call
         return select_lowest(leaves, 0, None, per_leaf=False, method="identity")
     if leaves.masks:
         return [mask.clone(memory_format=torch.contiguous_format) for mask in leaves.masks]

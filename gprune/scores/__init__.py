@@ -3,13 +3,18 @@
 Scores are detached. Larger = more important. `iterative_synflow` returns masks, because its paper
 scores and prunes in turn.
 
+What an argument takes is said by its name. `params` takes the weights themselves, of any sign.
+`scores` takes what a score returned: of any sign in `movement`, and not negative in `normalize_l2`,
+because it compares magnitudes. `input_norms` takes norms, which are not negative either. `grads`
+and `diagonal` may have any sign. A negative entry where only magnitudes make sense is a ValueError.
+
 Each file has the scores of one paper or one kind, with the equation. They differ in what they need:
 
     magnitude.py, random.py          the parameters
     taylor.py, movement.py           the parameters and gradients
     snip.py, grasp.py, curvature.py  the parameters and a loss function
     synflow.py, wanda.py             the parameters and a forward function
-    rescaling.py                     scores or parameters; makes leaves comparable with each other
+    rescaling.py                     scores (normalize_l2) or the parameters (lamp)
     accumulate.py                    gradients of many batches; their mean
     score_map.py                     the checks and the map over leaves that the scores share
     losses.py                        gradients and Hessian products of a loss of a tree

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from gprune.scores.score_map import score_leaves
+from gprune.scores.losses import require_function
+from gprune.scores.score_map import require_batches, score_leaves
 from gprune.trees import Tree, describe_first, flatten, leaf_names, leaves_like
 
 
@@ -30,7 +31,8 @@ def accumulate(
         The detached mean, of that structure, in float32 at least, in the unit of the gradients.
 
     Raises:
-        TypeError: if a gradient is not a floating point tensor.
+        TypeError: if a gradient is not a floating point tensor, `grad_fn` is a module, or `batches`
+            is one batch.
         ValueError: if there is no batch, the structures or the `None`s of two batches differ, or a
             gradient is not finite.
 
@@ -42,6 +44,8 @@ def accumulate(
         2
         {'w': tensor([2., 3.]), 'bias': None}
     """
+    require_function(grad_fn, "grad_fn")
+    require_batches(batches)
     total, done = None, 0
     for batch in batches:
         grads = grad_fn(batch)

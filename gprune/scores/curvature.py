@@ -129,7 +129,8 @@ def obd(params: Tree, diagonal: Tree) -> Tree:
     Args:
         params: pytree of floating point tensors of any shape; `None` stays `None`.
         diagonal: the diagonal h of the Hessian, of that structure and those shapes, from `fisher`
-            or `hessian_diagonal`.
+            or `hessian_diagonal`. Entries may be negative, and so are their scores: removing such a
+            weight lowers the loss.
 
     Returns:
         Detached scores of that structure, in float32 at least, in the unit of the loss.

@@ -17,22 +17,24 @@ from gprune.trees import Tree, unflatten_like
 
 
 def flatten_function(
-    function: Callable[..., Any], params: Tree
+    function: Callable[..., Any], params: Tree, name: str
 ) -> tuple[Callable[..., Any], list[Tensor], Callable[[list[Tensor]], Tree]]:
     """Turn a function of a tree into a function of the list of its tensors.
 
     Args:
         function: a function of the tree and of other arguments.
         params: pytree of floating point tensors and `None`s.
+        name: what errors call the function.
 
     Returns:
         Three things: the function of the list and of the other arguments; the list of the tensors,
         detached; and a function that makes a tree of such a list.
 
     Raises:
-        TypeError: if a leaf is not a floating point tensor.
+        TypeError: if a leaf is not a floating point tensor, or the function is a module or none.
         ValueError: if the tree has no tensor.
     """
+    require_function(function, name)
     leaves, treedef = floating_leaves(params, "params")
     tensors = [leaf.detach() for leaf in leaves if leaf is not None]
     if not tensors:
@@ -60,7 +62,8 @@ def gradient_function(
         The gradient, a function of the list of tensors and of the other arguments; then the list
         and the function that makes a tree of it, as in `flatten_function`.
     """
-    loss, tensors, tree_of = flatten_function(_scalar(loss_fn), params)
+    require_function(loss_fn, "loss_fn")
+    loss, tensors, tree_of = flatten_function(_scalar(loss_fn), params, "loss_fn")
     return torch.func.grad(loss), tensors, tree_of
 
 
@@ -86,6 +89,28 @@ def hessian_product(
         1
     ]
     return products
+
+
+def require_function(function: Any, name: str) -> None:
+    """Raise a TypeError if an argument is not a function of the parameters.
+
+    Args:
+        function: the argument.
+        name: what errors call it.
+
+    Raises:
+        TypeError: if it cannot be called, or is a module, which has parameters of its own.
+    """
+    if isinstance(function, torch.nn.Module):
+        raise TypeError(
+            f"{name} must be a function {name}(params, ...), got a module, "
+            f"{type(function).__name__}; pass lambda params, *args: "
+            "torch.func.functional_call(module, params, args)"
+            + ".mean(), or another loss of the output"
+            * (name == "loss_fn")
+        )
+    if not callable(function):
+        raise TypeError(f"{name} must be a function, got {type(function).__name__}")
 
 
 def require_floating(result: Any, name: str) -> None:

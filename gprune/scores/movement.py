@@ -14,7 +14,7 @@ def movement(scores: Tree, params: Tree, grads: Tree) -> Tree:
     paper's learning rate of the scores is a common factor and is left out.
 
     Args:
-        scores: the scores so far, of the structure and the shapes of the parameters.
+        scores: the scores so far, of any sign, of the structure and the shapes of the parameters.
         params: the weights at this step, pytree of floating point tensors of any shape; `None`
             stays `None`.
         grads: the gradients at this step, of the loss at the masked weights, of that structure and

@@ -1,4 +1,7 @@
-"""Rescalings: make the scores of different leaves comparable, for one ranking across all."""
+"""Rescalings: scores of different leaves, made comparable for one ranking across all.
+
+`normalize_l2` takes scores, `lamp` takes parameters.
+"""
 
 from __future__ import annotations
 
@@ -17,22 +20,25 @@ INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
 def normalize_l2(scores: Tree) -> Tree:
     """Divide the scores of each leaf by their norm: s / ‖s‖₂.
 
-    The norm is computed in float64, on the CPU if the device has no float64.
+    To rank weights, pass their magnitudes: `normalize_l2(magnitude(params))`. Weights themselves
+    would rank by their sign. The norm is computed in float64, on the CPU if the device has no
+    float64.
 
     Args:
-        scores: pytree of floating point tensors of any shape; `None` stays `None`.
+        scores: pytree of floating point tensors of any shape, none of whose entries is negative;
+            `None` stays `None`.
 
     Returns:
-        Detached scores of that structure, in float32 at least, without a unit; each leaf has norm
-        1, or 0 if it is all zero.
+        Detached scores of that structure, in float32 at least, 0 to 1, without a unit; each leaf
+        has norm 1, or 0 if it is all zero.
 
     Raises:
         TypeError: if a leaf is not a floating point tensor.
-        ValueError: if a score is not finite.
+        ValueError: if a score is not finite or is negative.
 
     Example:
-        >>> normalize_l2([torch.tensor([3.0, -4.0]), torch.zeros(2)])
-        [tensor([ 0.6000, -0.8000]), tensor([0., 0.])]
+        >>> normalize_l2([torch.tensor([3.0, 4.0]), torch.zeros(2)])
+        [tensor([0.6000, 0.8000]), tensor([0., 0.])]
 
     References:
         Lee et al., 2023, arXiv:2304.14082, the global normalization of JaxPruner.
@@ -44,7 +50,8 @@ def normalize_l2(scores: Tree) -> Tree:
         norm = torch.linalg.vector_norm(exact, dtype=torch.float64).to(leaf.dtype).to(leaf.device)
         return unit / torch.where(norm == 0, 1, norm)
 
-    return score_leaves(equation, scores=scores)
+    remedy = "pass magnitude(params) to rank weights"
+    return score_leaves(equation, magnitudes={"scores": remedy}, scores=scores)
 
 
 def lamp(params: Tree) -> Tree:
@@ -56,7 +63,7 @@ def lamp(params: Tree) -> Tree:
     no float64.
 
     Args:
-        params: pytree of floating point tensors of any shape; `None` stays `None`.
+        params: pytree of floating point tensors of any shape and sign; `None` stays `None`.
 
     Returns:
         Detached scores of that structure, in float32 at least, without a unit, 0 to 1; 0 for an

@@ -2,13 +2,13 @@
 
 A score is an equation between the entries of a parameter and the corresponding entries of other
 trees. `score_leaves` takes the equation of one leaf. It checks structures, shapes, devices and
-dtypes, leaves `None`s alone, computes in float32 at least, and refuses scores that are not finite.
-Errors give the path of every bad leaf.
+dtypes, leaves `None`s alone, computes in float32 at least, and refuses scores that are not finite
+and negative entries where only magnitudes make sense. Errors give the path of every bad leaf.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -31,11 +31,16 @@ from gprune.trees import (
 
 
 @raise_on_all_ranks
-def score_leaves(equation: Callable[..., Tensor], **trees: Tree) -> Tree:
+def score_leaves(
+    equation: Callable[..., Tensor], *, magnitudes: Mapping[str, str] | None = None, **trees: Tree
+) -> Tree:
     """Apply an equation to the leaves of trees of one structure.
 
     Args:
-        equation: a function of one detached leaf of each tree, in float32 or float64.
+        equation: a function of one detached leaf of each tree, in float32 or float64. Its result is
+            not finite where an entry is not.
+        magnitudes: the names of the trees that may not have negative entries, and for each of them
+            the remedy, for the error.
         **trees: pytrees of floating point tensors, under the names that errors use. Where the first
             tree has `None`, the leaves of the others are ignored.
 
@@ -44,16 +49,26 @@ def score_leaves(equation: Callable[..., Tensor], **trees: Tree) -> Tree:
 
     Raises:
         TypeError: if a leaf is not a floating point tensor.
-        ValueError: if a structure, shape or device differs, or a value is not finite.
+        ValueError: if a structure, shape or device differs, a value is not finite, or a magnitude
+            is negative.
     """
     [(first_name, first), *rest] = trees.items()
     leaves, treedef = floating_leaves(first, first_name)
     columns = {first_name: leaves}
     for name, tree in rest:
         columns[name] = _matching_leaves(tree, name, leaves, treedef, first_name)
-    rows = zip(*columns.values(), strict=True)
-    scores = [None if row[0] is None else equation(*map(upcast, row)) for row in rows]
-    _require_finite(scores, columns, treedef)
+    remedies = magnitudes or {}
+    scores: list[Any] = []
+    for row in zip(*columns.values(), strict=True):
+        if row[0] is None:
+            scores.append(None)
+            continue
+        values = [
+            _nan_if_negative(leaf) if name in remedies else upcast(leaf)
+            for name, leaf in zip(columns, row, strict=True)
+        ]
+        scores.append(equation(*values))
+    _require_finite(scores, columns, treedef, remedies)
     return unflatten(treedef, scores)
 
 
@@ -98,6 +113,27 @@ def require_positive(number: Any, name: str) -> None:
         raise ValueError(f"{name} must be at least 1, got {number}")
 
 
+def require_batches(batches: Any) -> None:
+    """Raise a TypeError if an argument is one batch in place of an iterable of batches.
+
+    Args:
+        batches: the argument.
+
+    Raises:
+        TypeError: if it is a tensor or a dict, whose rows or keys would be taken for batches.
+    """
+    if isinstance(batches, Tensor):
+        raise TypeError(
+            "batches must be an iterable of batches, got a tensor of shape "
+            f"{tuple(batches.shape)}, whose rows would be the batches; pass [tensor]"
+        )
+    if isinstance(batches, Mapping):
+        raise TypeError(
+            f"batches must be an iterable of batches, got a {type(batches).__name__}, whose keys "
+            "would be the batches; pass [batch]"
+        )
+
+
 def upcast(leaf: Tensor) -> Tensor:
     """Return a leaf detached, in float64 if it is float64 and in float32 otherwise."""
     return leaf.detach().to(upcast_dtype(leaf))
@@ -128,7 +164,18 @@ def _matching_leaves(
     return leaves
 
 
-def _require_finite(scores: list[Any], columns: dict[str, list[Any]], treedef: TreeDef) -> None:
+def _nan_if_negative(leaf: Tensor) -> Tensor:
+    """Upcast a leaf, with NaN for its negative entries: one check finds both."""
+    values = upcast(leaf)
+    return torch.where(values < 0, torch.nan, values)
+
+
+def _require_finite(
+    scores: list[Any],
+    columns: dict[str, list[Any]],
+    treedef: TreeDef,
+    remedies: Mapping[str, str],
+) -> None:
     """Raise a ValueError that names the leaves whose scores are NaN or infinite, and the cause."""
     # While tracing and under FakeTensorMode there are no values to check. So compiled code keeps a
     # NaN in the scores, and prunes it last. Under vmap the whole batch is checked at once.
@@ -144,13 +191,26 @@ def _require_finite(scores: list[Any], columns: dict[str, list[Any]], treedef: T
     if wrong:
         names = [leaf_names(treedef, name) for name in columns]
         rows = {i: ([paths[i] for paths in names], [c[i] for c in columns.values()]) for i in wrong}
-        raise ValueError(describe_first(wrong, lambda i: _why_not_finite(*rows[i])))
+        hints = [remedies.get(name) for name in columns]
+        raise ValueError(describe_first(wrong, lambda i: _why_not_finite(*rows[i], hints)))
 
 
-def _why_not_finite(names: list[str], leaves: list[Tensor]) -> str:
-    """Say why the score of a leaf is not finite, given the leaves that it is computed from."""
+def _why_not_finite(names: list[str], leaves: list[Tensor], hints: list[str | None]) -> str:
+    """Say why the score of a leaf is not finite, given the leaves that it is computed from.
+
+    Args:
+        names: what errors call the leaves.
+        leaves: the leaves, of which the first is the parameter.
+        hints: for each leaf the remedy if an entry is negative, `None` where it may be.
+
+    Returns:
+        The reason and the remedy.
+    """
     finite = operators.all_finite([upcast(leaf) for leaf in leaves], "inputs").tolist()
     wrong = [name for name, fine in zip(names, finite, strict=True) if not fine]
+    for name, leaf, hint in zip(names, leaves, hints, strict=True):
+        if not wrong and hint and not operators.all_finite([_nan_if_negative(leaf)], "inputs"):
+            return f"{name} has negative entries; {hint}"
     param, leaf = names[0], leaves[0]
     remedy = "scale them" if leaf.dtype == torch.float64 else "cast the parameters to float64"
     if not wrong:

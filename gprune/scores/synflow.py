@@ -47,7 +47,7 @@ def synflow(
     References:
         Tanaka et al., 2020, arXiv:2006.05467, eq. 1 and 2.
     """
-    network, theta, tree_of = flatten_function(forward, params)
+    network, theta, tree_of = flatten_function(forward, params, "forward")
     magnitudes = [upcast(leaf).abs() for leaf in theta]
     dtype = max((leaf.dtype for leaf in magnitudes), key=lambda dtype: dtype.itemsize)
     for size in input_shape:

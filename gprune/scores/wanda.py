@@ -13,7 +13,13 @@ from torch.overrides import TorchFunctionMode
 
 from gprune.inputs import float64_device
 from gprune.scores.losses import flatten_function
-from gprune.scores.score_map import floating_leaves, score_leaves, upcast, upcast_dtype
+from gprune.scores.score_map import (
+    floating_leaves,
+    require_batches,
+    score_leaves,
+    upcast,
+    upcast_dtype,
+)
 from gprune.trees import Tree, describe_first, leaf_names, leaves_like, map_leaves
 
 LAYERS = (F.linear, F.conv1d, F.conv2d, F.conv3d)
@@ -31,14 +37,16 @@ def wanda(params: Tree, input_norms: Tree) -> Tree:
         params: pytree of floating point tensors of any shape; `None` stays `None`. Parameters that
             are not weights of a linear or convolution layer must be `None`: pass
             `prunable(params)`.
-        input_norms: the norms of the inputs, of that structure and those shapes.
+        input_norms: the norms of the inputs, from the function of that name: of that structure and
+            those shapes, and not negative.
 
     Returns:
         Detached scores of that structure, in float32 at least, in the unit of the layer's output.
 
     Raises:
         TypeError: if a leaf is not a floating point tensor.
-        ValueError: if the norms of a leaf are missing, have another shape or are not finite.
+        ValueError: if the norms of a leaf are missing, have another shape, are not finite or are
+            negative.
 
     Example:
         >>> wanda([torch.tensor([[2.0, -1.0]])], [torch.tensor([[1.0, 3.0]])])
@@ -56,7 +64,12 @@ def wanda(params: Tree, input_norms: Tree) -> Tree:
             f"{wrong} was not the weight of a linear or convolution layer, so there are no "
             "input_norms for it; put None in its place with prunable()"
         )
-    return score_leaves(lambda w, norm: w.abs() * norm, params=params, input_norms=input_norms)
+    return score_leaves(
+        lambda w, norm: w.abs() * norm,
+        magnitudes={"input_norms": "pass params first, then what input_norms() returned"},
+        params=params,
+        input_norms=input_norms,
+    )
 
 
 def input_norms(forward: Callable[[Tree, Any], Any], params: Tree, batches: Iterable[Any]) -> Tree:
@@ -80,7 +93,8 @@ def input_norms(forward: Callable[[Tree, Any], Any], params: Tree, batches: Iter
         that were not observed.
 
     Raises:
-        TypeError: if a leaf is not a floating point tensor.
+        TypeError: if a leaf is not a floating point tensor, `forward` is a module, or `batches` is
+            one batch.
         ValueError: if there is no batch, no weight was observed, or a squared input is not finite.
 
     Example:
@@ -92,7 +106,8 @@ def input_norms(forward: Callable[[Tree, Any], Any], params: Tree, batches: Iter
     References:
         Sun et al., 2024, arXiv:2306.11695, section 3.
     """
-    network, weights, tree_of = flatten_function(forward, params)
+    require_batches(batches)
+    network, weights, tree_of = flatten_function(forward, params, "forward")
     observer = _Observer(weights)
     done = 0
     for batch in batches:

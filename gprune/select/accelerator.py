@@ -3,11 +3,11 @@
 The host queues operators, and an accelerator runs them later. Whenever the host reads a value, it
 waits until all operators before it have run. So the operators of a pass have no shape that depends
 on a value: they store the candidates that are inside a bracket in a fixed number of *slots* for
-each block. The sample says how many are enough, and the counts tell afterwards how many are used.
-The host reads values twice: the sample, and the counts of the pass.
+each block. The sample predicts how many are enough, and the counts of the pass tell how many were
+needed. If one pass settles the search, the host reads values twice: the sample, and the counts.
 
-Each operator has a fixed cost, so there are few of them, and blocks are large. The collected
-candidates are sorted, because a stable sort also ranks equal keys by their positions.
+Each operator has a fixed cost, so there are few of them, and blocks are large. The last step is one
+stable sort of the collected candidates, which orders equal keys by their positions.
 """
 
 from __future__ import annotations
@@ -35,10 +35,12 @@ from gprune.select.refine import Interval, Reduce
 from gprune.select.sampling import entries_at, sample_size
 
 MAX_SLOTS = 2**22
-"""The most slots of a pass. Each takes some 50 bytes until the masks are written."""
+"""A pass may collect about this many candidates. A slot takes some 50 bytes until the masks are
+written."""
 
 MARGIN = 5
-"""A block has slots for MARGIN standard deviations more candidates than the sample predicts."""
+"""The slots of a block exceed the candidates that the sample predicts by MARGIN standard deviations
+and 2 * MARGIN sampled entries."""
 
 
 # --- the sample ---------------------------------------------------------------------------------
@@ -76,8 +78,8 @@ class AcceleratorSample:
             For each query the keys of the sampled candidates, on the CPU.
         """
         self._pieces = [_pieces(self._ranked, query.leaves) for query in queries]
-        drawn = _keys_of(self._ranked, [piece for own in self._pieces for piece in own])
-        sizes = [sum(len(piece.entries) for piece in own) for own in self._pieces]
+        drawn = _keys_of(self._ranked, [piece for pieces in self._pieces for piece in pieces])
+        sizes = [sum(len(piece.entries) for piece in pieces) for pieces in self._pieces]
         self._keys = list(torch.split(drawn, sizes))
         return [keys[keys != torch.iinfo(keys.dtype).max] for keys in self._keys]
 
@@ -111,8 +113,8 @@ class AcceleratorSample:
 def _pieces(ranked: RankedLeaves, leaves: range) -> list[Piece]:
     """Choose the entries of a sample: every n-th entry of each leaf, where n is the *step*.
 
-    The step is a prime number, and no dim of a leaf is a multiple of it. So a sample has entries of
-    all rows and columns.
+    The step is a prime number, and no dim of a leaf is a multiple of it. So the sampled entries do
+    not all lie in the same rows or columns.
 
     Args:
         ranked: the leaves that are ranked.
@@ -126,19 +128,20 @@ def _pieces(ranked: RankedLeaves, leaves: range) -> list[Piece]:
     step = _prime(math.ceil(num_entries / max(1, sample_size(num_entries))), shapes)
     pieces = []
     for start, leaf, first, stop in ranked.spans(leaves):
-        # if a leaf is shorter than a step, it may have no entry in the sample
+        # of the leaves that are shorter than a step, only some have an entry in the sample
         phase = _phase(leaf, step) if ranked.scores[leaf].numel() >= step else ranked.starts[leaf]
         pieces.append(Piece(start, leaf, range(first + (phase - first) % step, stop, step)))
     return pieces
 
 
 def _phase(leaf: int, step: int) -> int:
-    """Return the flat index of the first sampled entry of a leaf, spread by the golden ratio."""
+    """Return the flat index of the first sampled entry of a leaf."""
+    # multiples of the golden ratio, modulo 1, are spread evenly
     return int(leaf * 0.6180339887498949 % 1 * step)
 
 
 def _prime(least: int, sizes: set[int]) -> int:
-    """Return the smallest prime number from `least` that divides none of some sizes, or 1."""
+    """Return the smallest prime from `least` on that divides no size; 1 if `least` is at most 1."""
     if least <= 1:
         return 1
     number = least
@@ -150,26 +153,26 @@ def _prime(least: int, sizes: set[int]) -> int:
 
 
 def _keys_of(ranked: RankedLeaves, pieces: Sequence[Piece]) -> Tensor:
-    """Return the keys of sampled entries on the CPU; the highest integer if one is no candidate."""
+    """Return the keys of sampled entries, on the CPU. Pruned entries have the highest integer."""
     groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     for number, piece in enumerate(pieces):
         scores = ranked.scores[piece.leaf]
         groups.setdefault((scores.device, scores.dtype), []).append(number)
     found = [torch.empty(0, dtype=torch.int64, device="cpu")] * len(pieces)
     for numbers in groups.values():
-        own = [pieces[number] for number in numbers]
+        group = [pieces[number] for number in numbers]
         if ranked.seed is None:
-            form = ranked.form(own[0].leaf)
-            bits = [to_bits(entries_at(ranked.scores[p.leaf], p.entries), form) for p in own]
+            form = ranked.form(group[0].leaf)
+            bits = [to_bits(entries_at(ranked.scores[p.leaf], p.entries), form) for p in group]
             keys = ranked.keys(torch.cat(bits), form)
         else:
-            indices = [torch.tensor(p.entries, dtype=torch.int64, device="cpu") for p in own]
-            pairs = zip(own, indices, strict=True)
+            indices = [torch.tensor(p.entries, dtype=torch.int64, device="cpu") for p in group]
+            pairs = zip(group, indices, strict=True)
             keys = torch.cat([draw_integers(ranked.seed, p.leaf, index) for p, index in pairs])
         if ranked.priors:
-            prior = torch.cat([entries_at(ranked.priors[p.leaf], p.entries) for p in own])
+            prior = torch.cat([entries_at(ranked.priors[p.leaf], p.entries) for p in group])
             keys = torch.where(prior.to(keys.device), keys, torch.iinfo(keys.dtype).max)
-        parts = torch.split(keys.cpu(), [len(piece.entries) for piece in own])
+        parts = torch.split(keys.cpu(), [len(piece.entries) for piece in group])
         for number, part in zip(numbers, parts, strict=True):
             found[number] = part
     return concatenate(found)
@@ -282,7 +285,7 @@ class AcceleratorPass:
         self._collected: list[DividedBlock] = []
 
     def collects(self, query: int) -> bool:
-        """Return whether the candidates in a bracket are collected: not if it is a single key."""
+        """Return whether a query's candidates are collected: its bracket has more than one key."""
         low, high = self.brackets[query]
         return low < high
 
@@ -299,15 +302,15 @@ class AcceleratorPass:
         given = self._ranked, self.queries, self.brackets, self._masks, self._num_slots
         blocks = with_kernels(self._ranked, lambda kernels: kernels.divide(*given))
         totals = torch.zeros(3, len(self.queries), dtype=torch.int64, device="cpu")
-        for own in self._divide_blocks() if blocks is None else blocks:
-            query, stop = own.query, own.start + sum(own.sizes)
-            self._counted[query].append(CountedBlock(own.start, stop, own.num_inside))
-            totals[0, query] += own.num_above + own.num_inside
-            totals[1, query] += own.num_inside
-            if self.collects(query) and own.places.numel() < own.num_inside:
+        for block in self._divide_blocks() if blocks is None else blocks:
+            query, stop = block.query, block.start + sum(block.sizes)
+            self._counted[query].append(CountedBlock(block.start, stop, block.num_inside))
+            totals[0, query] += block.num_above + block.num_inside
+            totals[1, query] += block.num_inside
+            if self.collects(query) and block.indices.numel() < block.num_inside:
                 totals[2, query] = 1
             elif self.collects(query):
-                self._collected.append(own)
+                self._collected.append(block)
         return totals.view(-1)
 
     def _divide_blocks(self) -> list[DividedBlock]:
@@ -321,7 +324,7 @@ class AcceleratorPass:
                 blocks.append(self._collect(query, block, inside))
         values = torch.stack(counts).tolist() if counts else []  # here the host waits
         rows = zip(blocks, values[::2], values[1::2], strict=True)
-        return [own.with_counts(above, inside) for own, above, inside in rows]
+        return [block.with_counts(above, inside) for block, above, inside in rows]
 
     def _divide(self, block: Block, bracket: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Return which candidates of a block are above and which are inside a bracket."""
@@ -345,7 +348,7 @@ class AcceleratorPass:
         return above, inside
 
     def _collect(self, query: int, block: Block, inside: Tensor) -> DividedBlock:
-        """Store the candidates inside the bracket in slots; those that are not used have index 0.
+        """Store the candidates inside the bracket in slots. Unused slots have index 0.
 
         Args:
             query: the number of the query.
@@ -365,22 +368,22 @@ class AcceleratorPass:
     def candidates(self, queries: list[int]) -> Candidates:
         """Copy the candidates of some queries to the CPU; the queries are numbered anew from 0."""
         ranked, numbers = self._ranked, {query: i for i, query in enumerate(queries)}
-        parts = [own for own in self._collected if own.query in numbers]
-        keys = [ranked.keys(own.bits, own.form).to(ranked.device) for own in parts]
-        positions = [(own.places + own.start).to(ranked.device) for own in parts]
-        table = [(numbers[own.query], own.places.numel()) for own in parts]
+        parts = [block for block in self._collected if block.query in numbers]
+        keys = [ranked.keys(block.bits, block.form).to(ranked.device) for block in parts]
+        positions = [(block.indices + block.start).to(ranked.device) for block in parts]
+        table = [(numbers[block.query], block.indices.numel()) for block in parts]
         order, sizes = torch.tensor(table, dtype=torch.int32, device="cpu").view(-1, 2).unbind(1)
         of_query = order.repeat_interleave(sizes) if len(queries) > 1 else None
         return Candidates(concatenate(keys).cpu(), concatenate(positions).cpu(), of_query)
 
     def can_finish(self, reduce: Reduce) -> bool:
-        """Return whether `finish` can be called: all candidates are in one memory."""
+        """Return whether `finish` can be called: one process has all leaves, on one device."""
         return reduce.num_processes == 1 and len({x.device for x in self._ranked.scores}) == 1
 
     def finish(
         self, queries: list[int], intervals: list[Interval], masks: list[Tensor] | None
     ) -> list[KeyThreshold | None]:
-        """Find the thresholds of collected queries in one memory, and write the masks.
+        """Find the thresholds of collected queries on their device, and write the masks.
 
         Args:
             queries: the numbers of the queries, ascending.
@@ -388,12 +391,12 @@ class AcceleratorPass:
             masks: one contiguous bool mask per leaf, to be written; or `None`.
 
         Returns:
-            The thresholds. If there are masks they are `None`, because the host would have to wait
-            for them.
+            The thresholds. With masks each of them is `None`, because the host would have to wait
+            to read it.
         """
         wanted = set(queries)
-        parts = [own for own in self._collected if own.query in wanted]
-        sizes = [own.places.numel() for own in parts]
+        parts = [block for block in self._collected if block.query in wanted]
+        sizes = [block.indices.numel() for block in parts]
         keys = self._keys(parts)
         order = _order(keys, intervals)
         kept, last, first = list[Tensor](), list[int](), 0
@@ -405,24 +408,25 @@ class AcceleratorPass:
         if masks is not None:
             is_kept = torch.zeros(keys.shape, dtype=torch.bool, device=keys.device)
             is_kept.index_fill_(0, torch.cat(kept), True)
-            for own, part in zip(parts, torch.split(is_kept, sizes), strict=True):
-                _write_inside(own, part, masks)
+            for block, part in zip(parts, torch.split(is_kept, sizes), strict=True):
+                _write_inside(block, part, masks)
             return [None] * len(queries)
         chosen = order.index_select(0, torch.tensor(last, device="cpu").to(order.device))
-        positions = torch.cat([own.places + own.start for own in parts]).index_select(0, chosen)
+        positions = torch.cat([block.indices + block.start for block in parts])
+        positions = positions.index_select(0, chosen)
         pairs = torch.stack([keys.index_select(0, chosen).to(torch.int64), positions], dim=1)
         return [KeyThreshold(key, index) for key, index in pairs.tolist()]
 
     def _keys(self, parts: Sequence[DividedBlock]) -> Tensor:
-        """Return the keys of collected candidates. Those of one format are converted together."""
-        ranked, forms = self._ranked, {own.form for own in parts}
+        """Return the keys of collected candidates, converted at once if all have one format."""
+        ranked, forms = self._ranked, {block.form for block in parts}
         if len(forms) == 1:
-            return ranked.keys(torch.cat([own.bits for own in parts]), forms.pop())
-        return torch.cat([ranked.keys(own.bits, own.form) for own in parts])
+            return ranked.keys(torch.cat([block.bits for block in parts]), forms.pop())
+        return torch.cat([ranked.keys(block.bits, block.form) for block in parts])
 
 
 def _order(keys: Tensor, intervals: Sequence[Interval]) -> Tensor:
-    """Sort the keys of each query, and equal keys by their positions.
+    """Sort the keys of each query; equal keys keep the order of their positions.
 
     Args:
         keys: the keys of the first query in the order of their positions, then those of the next.
@@ -451,11 +455,11 @@ def _order(keys: Tensor, intervals: Sequence[Interval]) -> Tensor:
     return shifted.sort(stable=True).indices
 
 
-def _write_inside(own: DividedBlock, is_kept: Tensor, masks: list[Tensor]) -> None:
+def _write_inside(block: DividedBlock, is_kept: Tensor, masks: list[Tensor]) -> None:
     """Write the masks of the candidates of a block that are inside the bracket."""
-    flat = [masks[leaf].view(-1) for leaf in own.leaves]
+    flat = [masks[leaf].view(-1) for leaf in block.leaves]
     if len(flat) == 1:
-        flat[0][own.offset : own.offset + own.sizes[0]].index_copy_(0, own.places, is_kept)
+        flat[0][block.offset : block.offset + block.sizes[0]].index_copy_(0, block.indices, is_kept)
         return
-    joined = torch.cat(flat).index_copy_(0, own.places, is_kept)
-    torch.split_with_sizes_copy(joined, own.sizes, out=flat)
+    joined = torch.cat(flat).index_copy_(0, block.indices, is_kept)
+    torch.split_with_sizes_copy(joined, block.sizes, out=flat)

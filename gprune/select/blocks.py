@@ -1,4 +1,4 @@
-"""Leaves as a stream of blocks in flat order, at most `BLOCK` entries at a time.
+"""Leaves as a stream of blocks in flat order, of at most `block_size` entries each.
 
 A large leaf is streamed in several blocks. Small neighbouring leaves are joined into one block, so
 a model of ten thousand tiny leaves costs little more than one of a few large ones.
@@ -27,7 +27,7 @@ from gprune.select.keys import (
     FLOAT64,
     FORMATS,
     INT64,
-    LARGEST_INT64,
+    MAX_INT64_SCORE,
     Format,
     keys_of,
     to_bits,
@@ -35,7 +35,7 @@ from gprune.select.keys import (
 )
 
 BLOCK = 2**20
-"""The most entries of a block on the CPU: so many that the cost of calls is negligible."""
+"""The most entries of a block on the CPU. The cost of a call is then negligible."""
 
 ACCELERATOR_BLOCK = 2**23
 """The most entries of a block on any other device, where a call costs more and memory is faster."""
@@ -51,8 +51,8 @@ class ShardSlice(NamedTuple):
 
     Attributes:
         shape: the shape of the leaf.
-        start: where the slice begins in each dim.
-        size: how many indices it has in each dim.
+        start: the first index of the slice in each dim.
+        size: how many indices the slice has in each dim.
     """
 
     shape: tuple[int, ...]
@@ -68,10 +68,11 @@ class ShardSlice(NamedTuple):
         """Convert flat indices in the slice to flat indices in the leaf.
 
         Args:
-            slice_indices: flat indices in the slice, int64.
+            slice_indices: int64 tensor of any shape.
 
         Returns:
-            A new tensor of the same shape. Ascending positions give ascending indices.
+            A new tensor of the same shape. Ascending indices in the slice give ascending indices in
+            the leaf.
         """
         dims = self._merged_dims()
         found, stride = slice_indices.new_zeros(()), 1
@@ -96,7 +97,7 @@ class ShardSlice(NamedTuple):
         return count
 
     def _merged_dims(self) -> list[tuple[int, int, int]]:
-        """Return (full, first, length) of each dim; an unsplit dim is joined to the one before."""
+        """Return (size, first index, length of the slice) of each dim; unsplit dims are merged."""
         dims: list[tuple[int, int, int]] = []
         for full, first, length in zip(self.shape, self.start, self.size, strict=True):
             if dims and length == full:
@@ -125,7 +126,7 @@ class Block(NamedTuple):
 
     Attributes:
         start: the position of the first entry.
-        bits: the scores as integers, 1-D.
+        bits: the scores, or the random draws, as integers, 1-D.
         form: the format of the bits.
         prior: the prior mask of these entries, 1-D bool, or `None`.
         leaves: the numbers of the leaves, none of them empty.
@@ -197,16 +198,20 @@ class RankedLeaves:
         for number, leaf in enumerate(self.scores if self.seed is None else []):
             if leaf.dtype == torch.int64 and leaf.numel():
                 low, high = torch.stack(leaf.aminmax()).tolist()
-                if low < -LARGEST_INT64 or high > LARGEST_INT64:
+                if low < -MAX_INT64_SCORE or high > MAX_INT64_SCORE:
                     raise LeafError(
                         number,
                         "scores",
                         "int64 scores must be at most 2**53 in magnitude to compare exactly, "
-                        f"got {low if low < -LARGEST_INT64 else high}; cast them to float64",
+                        f"got {low if low < -MAX_INT64_SCORE else high}; cast them to float64",
                     )
 
     def not_counted(self) -> RankedLeaves | None:
-        """Return the leaves that another process counts, or `None` if there are none."""
+        """Return the same leaves, of which only those count that another process counts.
+
+        Returns:
+            The leaves; `None` if this process counts all of them.
+        """
         if all(self.counted):
             return None
         return replace(self, counted=[not is_counted for is_counted in self.counted])
@@ -241,7 +246,7 @@ class RankedLeaves:
         return all(leaf.device.type == "cpu" for leaf in self.scores)
 
     def num_candidates(self) -> Tensor:
-        """Count the candidates of each leaf, if there are prior masks; 0 of those not counted."""
+        """Count the candidates of each leaf by its prior mask; 0 if another process counts it."""
         none = torch.zeros((), dtype=torch.int64, device=self.device)
         return torch.stack(
             [
@@ -286,8 +291,8 @@ class RankedLeaves:
 
         Returns:
             The numbers of the leaves in each group. A large leaf is a group by itself, and small
-            neighbours are joined. Empty leaves, and leaves that another process counts, are in no
-            group.
+            neighbours of one dtype and device are joined. Empty leaves, and leaves that another
+            process counts, are in no group.
         """
         if len(leaves) == 1:
             [leaf] = leaves
@@ -314,14 +319,14 @@ class RankedLeaves:
         return is_small and is_alike and self.starts[leaf + 1] - self.starts[group[0]] <= size
 
     def spans(self, leaves: range) -> Iterator[tuple[int, int, int, int]]:
-        """Yield the parts of leaves that `blocks` has in its blocks, without making the blocks.
+        """Yield which part of which leaf is in each block of `blocks`, without making the blocks.
 
         Args:
             leaves: the number of one leaf, or those of all.
 
         Yields:
-            The position of the first entry of the block, the number of the leaf, and the first flat
-            index and the one after the last of the part.
+            The position of the first entry of the block, the number of the leaf, and the flat
+            indices where the part begins and ends.
         """
         for group in self.groups(leaves):
             start = self.starts[group[0]]
@@ -358,10 +363,10 @@ class RankedLeaves:
         return Block(start, bits, form, prior, group, sizes, 0)
 
     def leaf_blocks(self, leaf: int) -> Iterator[Block]:
-        """Stream the entries of one leaf, of which none are joined with those of others."""
+        """Stream the entries of one leaf, in blocks that have no entries of other leaves."""
         form, offset = self.form(leaf), 0
-        own = self.scores[leaf], *self.priors[leaf : leaf + 1]
-        for scores, *prior in flat_blocks(*own, size=block_size(own[0].device)):
+        tensors = self.scores[leaf], *self.priors[leaf : leaf + 1]
+        for scores, *prior in flat_blocks(*tensors, size=block_size(tensors[0].device)):
             size = scores.numel()
             if self.seed is None:
                 bits = to_bits(scores, form)
@@ -388,7 +393,7 @@ class RankedLeaves:
         return torch.empty_like(found).index_copy_(0, order, found)
 
     def last_position(self, tree_index: int) -> int:
-        """Return the position up to which all tree indices are at most `tree_index`."""
+        """Return the last position with a tree index of at most `tree_index`, or -1."""
         if not self.slices:
             return tree_index
         return -1 + sum(
@@ -404,7 +409,7 @@ def flat_blocks(*tensors: Tensor, size: int | None = None) -> Iterator[tuple[Ten
     A contiguous tensor is not copied. Any other tensor is copied block by block.
 
     Args:
-        *tensors: tensors of one shape; nothing is yielded if they are empty.
+        *tensors: tensors of one shape. Empty tensors yield nothing.
         size: the most entries of a block, by default `BLOCK`.
 
     Yields:

@@ -20,6 +20,7 @@ FIRST_MULTIPLIER, SECOND_MULTIPLIER = 0xBF58_476D_1CE4_E5B9, 0x94D0_49BB_1331_11
 """The multipliers in the output function of SplitMix64."""
 
 MODULUS = 2**64
+"""The numbers are words of 64 bits, so all arithmetic is modulo this."""
 
 NUM_BITS = 53
 """The number of bits of a draw. float64 holds every integer of 53 bits."""
@@ -41,7 +42,7 @@ def draw_integers(seed: int, leaf: int, flat_indices: Tensor) -> Tensor:
 
 
 def _hash(z: Tensor) -> Tensor:
-    """Return the upper bits of SplitMix64's output function of a counter, which is overwritten."""
+    """Return the upper 53 bits of the output of SplitMix64 for each counter; `z` is overwritten."""
     z = z.bitwise_xor_(_shift_right(z, 30)).mul_(_signed(FIRST_MULTIPLIER))
     z = z.bitwise_xor_(_shift_right(z, 27)).mul_(_signed(SECOND_MULTIPLIER))
     z = z.bitwise_xor_(_shift_right(z, 31))

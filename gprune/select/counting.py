@@ -1,9 +1,9 @@
 """Counting: histograms, the number of true entries of bool tensors, and their indices.
 
-A pass finds few entries of each block, so nearly all bools of a block are false. Read as 64-bit
-words, the bools have an eighth of the elements, and nearly all words are zero, which makes counting
-and finding faster. *Packed* bools are padded to a multiple of eight entries, so that they can be
-read as words.
+A bracket has few entries of each block, so nearly all bools that say which are inside are false.
+Read as 64-bit words, the bools have an eighth of the elements, and nearly all words are zero. That
+makes counting and finding faster. *Packed* bools are padded to a multiple of eight entries, so that
+they can be read as words.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def count_packed(bools: Tensor) -> Tensor:
     return sums.view(torch.uint8).sum() + bools[num_summed * WORD :].sum()
 
 
-def packed_positions(bools: Tensor) -> Tensor:
+def find_packed(bools: Tensor) -> Tensor:
     """Return the indices of the true entries of packed bools, ascending int64."""
     words = bools.view(torch.int64)
     nonzero = words.nonzero().view(-1)
@@ -38,11 +38,11 @@ def packed_positions(bools: Tensor) -> Tensor:
 
 def find_true(bools: Tensor) -> Tensor:
     """Return the indices of the true entries of any 1-D bools, ascending int64."""
-    return packed_positions(pad(bools, (0, -bools.numel() % WORD)))
+    return find_packed(pad(bools, (0, -bools.numel() % WORD)))
 
 
 def concatenate(parts: list[Tensor]) -> Tensor:
-    """Concatenate 1-D tensors. One is returned as it is; none give an empty int64 tensor."""
+    """Concatenate 1-D tensors. A single one is returned itself; none give an empty int64 tensor."""
     if len(parts) == 1:
         return parts[0]
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64, device="cpu")

@@ -2,7 +2,7 @@
 
 `amount` has torch's meaning: an integer is a number of candidates, a float is a fraction of the
 candidates. `sparsity` is the fraction of all prunable entries that is pruned afterwards. Products
-are rounded half to even in float64.
+are computed in float64 and rounded half to even.
 
 A Python number becomes a 0-dim tensor by a multiplication. Dynamo compiles that at most twice,
 however many different numbers it sees.
@@ -58,8 +58,8 @@ def as_scalar(number: Any, name: str, *, meta: bool = False, several: bool = Fal
 
     Raises:
         TypeError: if it is not a number (a bool is not).
-        ValueError: if it is a tensor with dimensions or without a value, or an integer beyond 64
-            bits.
+        ValueError: if it is a tensor with too many dimensions or without a value, an integer beyond
+            64 bits, or another number beyond the range of a float.
     """
     if isinstance(number, Tensor):
         if number.layout != torch.strided or number.is_nested:
@@ -248,8 +248,8 @@ def _check_fraction(number: float, name: str, when: str) -> None:
 
 
 HALVINGS = 50
-"""How often the bisection halves the interval of the rate. A count has fewer bits than this, so the
-rate is then exact enough to tell neighbouring counts apart."""
+"""How often the bisection halves the interval of the rate. Counts have fewer bits than this, so the
+rate becomes exact enough to tell neighbouring counts apart."""
 
 
 def share_out(total: int, weights: list[float], low: list[int], high: list[int]) -> list[int]:
@@ -268,7 +268,7 @@ def share_out(total: int, weights: list[float], low: list[int], high: list[int])
     Returns:
         The counts.
     """
-    counts = _near(total, weights, low, high)
+    counts = _proportional_counts(total, weights, low, high)
     waiting = [i for i in range(len(counts)) if counts[i] < high[i]]
     queue = [((counts[i] + 0.5) / weights[i], i) for i in waiting]
     heapq.heapify(queue)
@@ -280,8 +280,10 @@ def share_out(total: int, weights: list[float], low: list[int], high: list[int])
     return counts
 
 
-def _near(total: int, weights: list[float], low: list[int], high: list[int]) -> list[int]:
-    """Return the counts at the highest rate whose counts add up to at most the total.
+def _proportional_counts(
+    total: int, weights: list[float], low: list[int], high: list[int]
+) -> list[int]:
+    """Return the counts at the highest rate at which their sum does not exceed the total.
 
     The rate is found by bisection. If several counts round up at the same rate, the sum may be less
     than the total.

@@ -5,7 +5,7 @@ operator again with the local shards and a string that describes their layout, a
 the results. So under `torch.compile` a call with DTensors is one node of the graph too, and its
 messages are inside that node.
 
-Importing this module registers the rules; `gprune.sharding.load_dtensor_rules` does that.
+Importing this module registers the rules. `gprune.sharding.load_dtensor_rules` imports it.
 """
 
 from __future__ import annotations

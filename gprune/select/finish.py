@@ -2,11 +2,12 @@
 
 A pass has settled some queries: the threshold of each is in its bracket. Either the candidates in
 the bracket are collected, or they all have one key, and are only counted. Radix select finds the
-key of the threshold, and then, among the candidates with that key, its tree index. The candidates
-after the threshold are kept; so far the masks prune all candidates in the bracket.
+key of the threshold, and then, among the candidates with that key, its tree index. So far the masks
+prune all candidates in the bracket. Those after the threshold are now kept.
 
-If there are several processes, all work is done inside `Reduce.sum`. So an error in one of them is
-raised in all.
+All work is done inside `Reduce.sum`, which raises an error of one process in all of them.
+
+Leaves with few entries need no pass: `prune_directly` and `prune_small` write their masks.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from gprune.select.partition import (
 from gprune.select.refine import Integers, Interval, Once, OneProcess, Reduce, find_nth, pick
 
 MAX_TIES = 2**20
-"""If more candidates than this tie, several processes first narrow the range of tree indices."""
+"""If more candidates than this have the key of the threshold, several processes first narrow the
+range of its tree index by counting."""
 
 
 class Pass(Protocol):
@@ -68,7 +70,7 @@ class KeyThreshold(NamedTuple):
 def finish_collected(
     ranked: RankedLeaves,
     reduce: Reduce,
-    made: Pass,
+    pass_: Pass,
     numbers: list[int],
     intervals: list[Interval],
     masks: list[Tensor] | None,
@@ -78,17 +80,17 @@ def finish_collected(
     Args:
         ranked: the leaves that are ranked.
         reduce: sums counts over the processes.
-        made: the pass that has collected the candidates.
-        numbers: the numbers of the queries in the pass.
-        intervals: the intervals of the keys of their thresholds.
+        pass_: the pass that has collected the candidates.
+        numbers: which queries of the pass, by their numbers.
+        intervals: for each of them what is known of the key of its threshold.
         masks: one contiguous bool mask per leaf, to be written; or `None`.
 
     Returns:
         The thresholds.
     """
-    queries, low = [made.queries[n] for n in numbers], [interval.low for interval in intervals]
+    queries, low = [pass_.queries[n] for n in numbers], [interval.low for interval in intervals]
     # The functions below are called inside `reduce.sum`, which raises an error in all processes.
-    collected = Once(lambda: made.candidates(numbers))
+    collected = Once(lambda: pass_.candidates(numbers))
 
     def key_offsets() -> Integers:
         candidates = collected()
@@ -114,10 +116,10 @@ def finish_collected(
         )
 
     rows = zip(first, last, found, strict=True)
-    ties = [Interval(start, end, 0, key.num_inside) for start, end, key in rows]
+    of_indices = [Interval(start, end, 0, key.num_inside) for start, end, key in rows]
     nth = [query.k - known.num_below for query, known in zip(queries, found, strict=True)]
     phase = "finding the flat indices of the thresholds"
-    indices = find_nth(reduce, phase, tie_offsets, ties, nth)
+    indices = find_nth(reduce, phase, tie_offsets, of_indices, nth)
     thresholds = [KeyThreshold(key, tie.low) for key, tie in zip(keys, indices, strict=True)]
 
     def write(masks: list[Tensor]) -> Tensor:
@@ -135,14 +137,14 @@ def finish_collected(
 def finish_counted(
     ranked: RankedLeaves,
     reduce: Reduce,
-    made: Pass,
+    pass_: Pass,
     numbers: list[int],
     intervals: list[Interval],
     masks: list[Tensor] | None,
 ) -> list[KeyThreshold]:
     """Find the thresholds of queries whose brackets are single keys; see `finish_collected`."""
-    queries = [made.queries[n] for n in numbers]
-    blocks = [made.counted(n) for n in numbers]
+    queries = [pass_.queries[n] for n in numbers]
+    blocks = [pass_.counted(n) for n in numbers]
     ties = [
         _narrow_ties(ranked, reduce, *pair) for pair in zip(queries, intervals, blocks, strict=True)
     ]
@@ -165,6 +167,7 @@ def finish_counted(
     def write(masks: list[Tensor]) -> Tensor:
         for query, (key, tree_index) in zip(queries, thresholds, strict=True):
             last = ranked.last_position(tree_index)
+            # blocks that end before are right: all of their candidates with this key are pruned
             write_masks(ranked, ranked.blocks(query.leaves, last + 1), key, last, masks)
         return write_replicas(ranked, queries, thresholds, masks)
 
@@ -176,7 +179,7 @@ def finish_counted(
 def _narrow_ties(
     ranked: RankedLeaves, reduce: Reduce, query: Query, key: Interval, blocks: list[CountedBlock]
 ) -> Interval:
-    """Narrow the interval in which the last pruned candidate with a given key is.
+    """Narrow the tree indices among which the last pruned candidate with a given key is.
 
     A single process knows from the pass how many of these candidates each block has, and finds the
     last one in its block. Several processes have different blocks. They count the candidates in
@@ -190,7 +193,7 @@ def _narrow_ties(
         blocks: how many candidates of each block have it.
 
     Returns:
-        The interval.
+        The interval of its tree index.
     """
     nth, leaves = query.k - key.num_below, query.leaves
     if reduce.num_processes == 1:
@@ -220,7 +223,7 @@ def write_replicas(
     thresholds: Sequence[KeyThreshold],
     masks: list[Tensor],
 ) -> Tensor:
-    """Write the masks of the leaves that another process counts.
+    """Write the masks of the replicated leaves that another process counts.
 
     Args:
         ranked: the leaves that are ranked.
@@ -229,7 +232,7 @@ def write_replicas(
         masks: one contiguous bool mask per leaf.
 
     Returns:
-        No counts: the message says only whether writing has raised an error.
+        An empty tensor: there is nothing to sum, and the message only carries an error.
     """
     replicas = ranked.not_counted()
     if replicas is not None:
@@ -244,7 +247,8 @@ def prune_small(
 ) -> None:
     """Write the masks that prune the lowest candidates of each of many small leaves.
 
-    One sort orders all of them. It is stable, so that ties have the order of their flat indices.
+    Two sorts order the entries of all of them: by key, then by leaf. Both are stable, so equal keys
+    keep the order of their flat indices.
 
     Args:
         ranked: the leaves that are ranked, on the CPU, all of them in this process.
@@ -254,14 +258,14 @@ def prune_small(
     """
     block = ranked.joined_block(list(leaves))
     keys = ranked.keys(block.bits, block.form)
-    if block.prior is not None:  # what is pruned comes last, so that the first k are candidates
+    if block.prior is not None:  # pruned entries come last, so the first k are candidates
         keys = keys.masked_fill(block.prior.logical_not(), torch.iinfo(keys.dtype).max)
     sizes = torch.tensor(block.sizes, device="cpu")
     numbers = torch.arange(len(block.sizes), dtype=torch.int32, device="cpu")
     of_entry = numbers.repeat_interleave(sizes)
     order = keys.sort(stable=True).indices
     order = order.index_select(0, of_entry.index_select(0, order).sort(stable=True).indices)
-    # now the entries of each leaf are where they were before, but in ascending order
+    # now `order` has leaf after leaf, and the entries of each leaf in ascending order
     starts = sizes.cumsum(0) - sizes
     ends = (starts + torch.tensor(ks, device="cpu")).repeat_interleave(sizes)
     is_kept = torch.arange(keys.numel(), device="cpu") >= ends
@@ -272,8 +276,8 @@ def prune_small(
     torch.split_with_sizes_copy(kept, block.sizes, out=flat)
 
 
-def prune_few(ranked: RankedLeaves, leaves: range, k: int, masks: list[Tensor]) -> None:
-    """Write the masks that prune the k lowest of few candidates, without a pass.
+def prune_directly(ranked: RankedLeaves, leaves: range, k: int, masks: list[Tensor]) -> None:
+    """Write the masks that prune the k lowest candidates of leaves with few entries in all.
 
     Args:
         ranked: the leaves that are ranked, on the CPU, all of them in this process.
@@ -292,11 +296,11 @@ def prune_few(ranked: RankedLeaves, leaves: range, k: int, masks: list[Tensor]) 
     [found] = find_nth(OneProcess(), phase, lambda: offsets, [everything], [k])
     # comparing into the dtype of the keys is faster than comparing into bool
     kept = torch.gt(keys, found.low, out=torch.empty_like(keys)).to(torch.bool)
-    num_tied = k - found.num_below
-    if num_tied < found.num_inside:  # some ties are kept, the later ones
+    num_pruned_ties = k - found.num_below
+    if num_pruned_ties < found.num_inside:  # some ties are kept, the later ones
         ties = keys == found.low
         ties = ties if prior is None else ties.logical_and_(prior)
-        kept.logical_or_(ties.logical_and(ties.cumsum(0) > num_tied))
+        kept.logical_or_(ties.logical_and(ties.cumsum(0) > num_pruned_ties))
     if prior is not None:
         kept.logical_and_(prior)
     flat = [masks[leaf].view(-1) for leaf in leaves]

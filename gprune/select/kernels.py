@@ -6,14 +6,16 @@ that it collects.
 
 One launch handles many leaves. A table has a row for each block, with the addresses of its scores,
 its prior mask and its mask, and with the bracket of its query. A block is divided into *tiles*, and
-each tile has a program. Addresses and positions are 64-bit integers, so a leaf may have more than
-2^31 entries.
-The kernel `count_tiles` counts keys in bins; its programs have several tiles.
+one program handles each tile. Addresses and positions are 64-bit integers, so a leaf may have more
+than 2^31 entries.
 
-A program reserves slots for its candidates by adding their number to a cursor of the query. Which
-program comes first varies from run to run, so the collected candidates are sorted afterwards.
+The kernel `count_tiles` counts keys in bins. One of its programs handles several tiles.
 
-Only this file imports Triton, and it is imported only if the scores are on a GPU.
+A program of `divide_tile` reserves slots for its candidates by adding their number to a cursor of
+the query. Which program comes first varies from run to run, so the collected candidates are sorted
+afterwards.
+
+Only this file imports Triton. This file is imported only if the scores are on a GPU.
 """
 
 from __future__ import annotations
@@ -33,23 +35,23 @@ from gprune.select.keys import Format, bounds_in
 from gprune.select.partition import Bins, DividedBlock
 
 TILE = 2048
-"""How many entries a program handles."""
+"""How many entries a tile has."""
 
 NUM_TILES = 16
-"""How many tiles a program counts in bins before it adds its histogram to that of all."""
+"""How many tiles a program of `count_tiles` counts before it adds its histogram to the counts."""
 
 NUM_WARPS = 8
 """How many warps a program has."""
 
 ALIGNMENT = 16
-"""If addresses and numbers of entries are multiples of this, they are read as vectors."""
+"""If all addresses and numbers of entries are multiples of this, entries are read as vectors."""
 
 
 # --- kernels ------------------------------------------------------------------------------------
 
 
 class Row(NamedTuple):
-    """What the programs of a block must know, 64-bit integers.
+    """What the programs of a block read from the table: 64-bit integers.
 
     Attributes:
         scores: the address of the scores.
@@ -63,7 +65,7 @@ class Row(NamedTuple):
             tells its query and position.
         cursor: the number of the cursor, which is that of the query.
         first_slot: the first slot of the query.
-        end_slot: the slot after its last one.
+        end_slot: the slot after the query's last one.
     """
 
     scores: int
@@ -197,7 +199,7 @@ def divide_tile(
 
 
 class BinRow(NamedTuple):
-    """What the programs of a block must know to count its keys in bins, 64-bit integers.
+    """What the programs of a block read from the table to count keys in bins: 64-bit integers.
 
     Attributes:
         scores: the address of the scores.
@@ -207,8 +209,8 @@ class BinRow(NamedTuple):
         lowest: the lowest key of the first bin, divided by the width of a bin.
         shift: the exponent of the width of a bin, which is 2**shift.
         num_bins: how many bins there are.
-        first_count: the number of the count of keys below all bins. Those of the bins follow, and
-            then that of keys above all bins.
+        first_count: the index of the count of keys below all bins. The counts of the bins follow,
+            and then the count of keys above all bins.
     """
 
     scores: int
@@ -261,7 +263,7 @@ def count_tiles(
     row = table + tl.load(row_of_program + program) * NUM_BIN_FIELDS
     scores, prior, num_entries = tl.load(row), tl.load(row + 1), tl.load(row + 2)
     first_program, lowest, shift = tl.load(row + 3), tl.load(row + 4), tl.load(row + 5)
-    num_bins, own = tl.load(row + 6), counts + tl.load(row + 7)
+    num_bins, row_counts = tl.load(row + 6), counts + tl.load(row + 7)
 
     first = (program - first_program) * (TILE * NUM_TILES)
     below = tl.zeros([TILE], tl.int32)
@@ -279,10 +281,10 @@ def count_tiles(
         is_in_bins = is_candidate & (bins >= 0) & (bins < num_bins)
         in_bins += tl.histogram(bins.to(tl.int32), NUM_BINS, mask=is_in_bins)
         first += TILE
-    tl.atomic_add(own, tl.sum(below).to(tl.int64), sem="relaxed")
-    tl.atomic_add(own + 1 + num_bins, tl.sum(above).to(tl.int64), sem="relaxed")
+    tl.atomic_add(row_counts, tl.sum(below).to(tl.int64), sem="relaxed")
+    tl.atomic_add(row_counts + 1 + num_bins, tl.sum(above).to(tl.int64), sem="relaxed")
     number = tl.arange(0, NUM_BINS)
-    tl.atomic_add(own + 1 + number, in_bins.to(tl.int64), mask=in_bins > 0, sem="relaxed")
+    tl.atomic_add(row_counts + 1 + number, in_bins.to(tl.int64), mask=in_bins > 0, sem="relaxed")
 
 
 DTYPES = {
@@ -347,33 +349,34 @@ def divide(
         queries: the thresholds to find.
         brackets: the lowest and the highest key of each query's bracket.
         masks: one contiguous bool mask per leaf, to be written, or `None`.
-        num_slots: for each query how many candidates inside the bracket are expected, by the
-            position of the first entry of each block of `RankedLeaves.blocks`.
+        num_slots: for each query how many slots each block of `RankedLeaves.blocks` needs, by the
+            position of its first entry.
 
     Returns:
         The blocks of each query, in the order of their positions. Each is a part of one leaf.
     """
-    slots = _slots(ranked, queries, brackets, num_slots)
+    all_slots = _slots(ranked, queries, brackets, num_slots)
     divided, counts = list[DividedBlock](), list[Tensor]()
     for batch in _batches(ranked, [query.leaves for query in queries]):
         launches: dict[Launch, list[tuple[Row, DividedBlock]]] = {}
         for query, block in batch:
-            own = slots[block.bits.device, block.form]
-            row = _row(ranked, query, block, brackets[query], masks, own.ends)
-            empty = DividedBlock.of(query, block, own.labels[:0], own.bits[:0])
+            slots = all_slots[block.bits.device, block.form]
+            row = _row(ranked, query, block, brackets[query], masks, slots.ends)
+            empty = DividedBlock.of(query, block, slots.labels[:0], slots.bits[:0])
             launches.setdefault(_launch_of(block, row.mask), []).append((row, empty))
         for launch, members in launches.items():
-            own = slots[launch.device, launch.form]
+            slots = all_slots[launch.device, launch.form]
             found = torch.zeros(len(members), 2, dtype=torch.int64, device=launch.device)
-            tensors, rows = (found, own.cursors, own.labels, own.bits), [row for row, _ in members]
+            tensors = found, slots.cursors, slots.labels, slots.bits
+            rows = [row for row, _ in members]
             constants = {"HAS_MASK": masks is not None, "TILE": TILE}
             _launch(divide_tile, ranked, launch, rows, TILE, tensors, constants)
             counts.append(found.to(ranked.device))
             divided += [block for _, block in members]
     totals = torch.cat(counts).tolist() if counts else []  # here the host waits
-    divided = [own.with_counts(*row) for own, row in zip(divided, totals, strict=True)]
-    divided.sort(key=lambda own: (own.query, own.start))
-    _collect(ranked, divided, slots)
+    divided = [block.with_counts(*row) for block, row in zip(divided, totals, strict=True)]
+    divided.sort(key=lambda block: (block.query, block.start))
+    _collect(ranked, divided, all_slots)
     return divided
 
 
@@ -388,7 +391,7 @@ def count(ranked: RankedLeaves, queries: Sequence[Query], bins: Sequence[Bins]) 
     Returns:
         int64 counts, 1-D; for each query `num_bins + 2`: below all bins, in each, above all.
     """
-    pairs = [(query.leaves, own) for query, own in zip(queries, bins, strict=True)]
+    pairs = [(query.leaves, its_bins) for query, its_bins in zip(queries, bins, strict=True)]
     unique = list(dict.fromkeys(pairs))  # queries of the same leaves often have the same bins
     size = bins[0].num_bins + 2
     counts = torch.zeros(len(unique), size, dtype=torch.int64, device=ranked.device)
@@ -409,7 +412,7 @@ def count(ranked: RankedLeaves, queries: Sequence[Query], bins: Sequence[Bins]) 
 
 
 def _batches(ranked: RankedLeaves, scopes: Sequence[range]) -> Iterator[list[tuple[int, Block]]]:
-    """Yield the blocks of all queries, as many at a time as fit into memory if they are copies.
+    """Yield the blocks of all queries in batches, which limit how many copies are in memory.
 
     Args:
         ranked: the leaves that are ranked.
@@ -423,7 +426,7 @@ def _batches(ranked: RankedLeaves, scopes: Sequence[range]) -> Iterator[list[tup
         for leaf in (x for x in leaves if ranked.starts[x] < ranked.starts[x + 1]):
             memory = ranked.scores[leaf].untyped_storage().data_ptr()
             for block in ranked.leaf_blocks(leaf):
-                bits = block.bits.contiguous()  # a leaf of one dim may have gaps
+                bits = block.bits.contiguous()  # a strided vector is not copied before
                 prior = None if block.prior is None else block.prior.contiguous()
                 batch.append((query, block._replace(bits=bits, prior=prior)))
                 is_copy = bits.untyped_storage().data_ptr() != memory
@@ -441,18 +444,18 @@ def _slots(
     brackets: Sequence[tuple[int, int]],
     num_slots: Sequence[dict[int, int]],
 ) -> dict[tuple[torch.device, Format], Slots]:
-    """Allocate slots for each device and format; none for a query whose bracket is one key."""
+    """Allocate the slots of each device and format; a bracket of a single key needs none."""
     sizes: dict[tuple[torch.device, Format], list[int]] = {}
     for query, (leaves, _, _) in enumerate(queries):
-        first_leaf = {start: leaf for start, leaf, _, _ in ranked.spans(leaves)}
-        for start, leaf in first_leaf.items():
+        leaf_of_block = {start: leaf for start, leaf, _, _ in ranked.spans(leaves)}
+        for start, leaf in leaf_of_block.items():
             home = ranked.scores[leaf].device, ranked.form(leaf)
             low, high = brackets[query]
             num = num_slots[query][start] if low < high else 0
             sizes.setdefault(home, [0] * len(queries))[query] += num
     slots = {}
-    for (device, form), own in sizes.items():
-        ends = [0, *accumulate(own)]
+    for (device, form), sizes_of_queries in sizes.items():
+        ends = [0, *accumulate(sizes_of_queries)]
         labels = torch.empty(ends[-1], dtype=torch.int64, device=device)
         bits = torch.empty(ends[-1], dtype=form.integer, device=device)
         cursors = torch.zeros(len(queries), dtype=torch.int64, device=device)
@@ -461,7 +464,7 @@ def _slots(
 
 
 def _label(ranked: RankedLeaves, query: int, start: int) -> int:
-    """Return the label of a position: labels number the positions of all queries."""
+    """Return the label of a position of a query: labels number the positions of all queries."""
     return query * ranked.starts[-1] + start
 
 
@@ -509,7 +512,7 @@ def _address(tensor: Tensor | None) -> int:
 
 
 def _launch_of(block: Block, mask: int) -> Launch:
-    """Return the launch of a block whose mask has this address."""
+    """Return the launch for a block; `mask` is the address of its mask, or 0."""
     numbers = block.bits.data_ptr(), _address(block.prior), mask, block.bits.numel()
     is_aligned = not any(number % ALIGNMENT for number in numbers)
     return Launch(block.bits.device, block.form, is_aligned)
@@ -532,7 +535,7 @@ def _launch(
         launch: what the blocks have in common.
         rows: the rows of the blocks, without their first programs.
         num_entries: how many entries a program handles.
-        tensors: the arguments of the kernel after the table and the rows of programs.
+        tensors: the arguments of the kernel after `table` and `row_of_program`.
         constants: the compile-time constants that only this kernel has.
     """
     num_programs = [triton.cdiv(row.num_entries, num_entries) for row in rows]
@@ -558,35 +561,35 @@ def _launch(
 def _collect(
     ranked: RankedLeaves,
     divided: list[DividedBlock],
-    slots: dict[tuple[torch.device, Format], Slots],
+    all_slots: dict[tuple[torch.device, Format], Slots],
 ) -> None:
     """Sort the collected candidates by their labels, and give each block its own.
 
     Args:
         ranked: the leaves that are ranked.
         divided: the blocks, ascending by query and position, to be updated.
-        slots: the slots of each device and format.
+        all_slots: the slots of each device and format.
     """
-    for home, own in slots.items():
-        blocks = [i for i, x in enumerate(divided) if (x.places.device, x.form) == home]
+    for home, slots in all_slots.items():
+        blocks = [i for i, x in enumerate(divided) if (x.indices.device, x.form) == home]
         inside = Counter[int]()
         for i in blocks:
             inside[divided[i].query] += divided[i].num_inside
         used = {
             query: slice(start, start + inside[query])
-            for query, (start, end) in enumerate(pairwise(own.ends))
+            for query, (start, end) in enumerate(pairwise(slots.ends))
             if inside[query] <= end - start
         }
         blocks = [i for i in blocks if divided[i].query in used]
         if not blocks:
             continue
-        labels, order = torch.cat([own.labels[part] for part in used.values()]).sort()
-        bits = torch.cat([own.bits[part] for part in used.values()])
+        labels, order = torch.cat([slots.labels[part] for part in used.values()]).sort()
+        bits = torch.cat([slots.bits[part] for part in used.values()])
         bits = bits.index_select(0, order)
         first = [_label(ranked, divided[i].query, divided[i].start) for i in blocks]
         sizes = [divided[i].num_inside for i in blocks]
         columns = torch.tensor([first, sizes], dtype=torch.int64, device="cpu").to(labels.device)
         labels -= columns[0].repeat_interleave(columns[1], output_size=labels.numel())
         rows = zip(blocks, torch.split(labels, sizes), torch.split(bits, sizes), strict=True)
-        for i, places, of_block in rows:
-            divided[i] = divided[i]._replace(places=places, bits=of_block)
+        for i, indices, of_block in rows:
+            divided[i] = divided[i]._replace(indices=indices, bits=of_block)

@@ -6,9 +6,10 @@ negated where the float is negative: `-0.0` and `0.0` share a key, and all NaNs 
 infinity. The key of an integer is the integer. Keys are made from bits by integer operations only,
 so no score is rounded, and no setting of the process (flushed denormals, autocast) can change one.
 
-A pass over all weights is bound by memory and cannot afford these keys. It uses *raw* keys, which
-take one to four operations and keep the same order, with two exceptions: NaNs have many raw keys,
-all at the top, and `-0.0` has its own just below that of `0.0`. `raw_bounds` takes care of both.
+A pass over all scores is bound by memory, and these keys take too many operators. It uses *raw*
+keys, which take one to four operators. They have the same order, with two exceptions: NaNs have
+many raw keys, all at the top, and `-0.0` has its own, just below that of `0.0`. The bounds from
+`raw_bounds` allow for both.
 
 Leaves of different formats are compared as float64 keys, which hold every score exactly.
 """
@@ -62,7 +63,7 @@ class Format(NamedTuple):
 
     @property
     def raw_offset(self) -> int:
-        """The offset of raw keys, which moves `-inf` to the bottom and negative NaNs to the top."""
+        """The offset of raw keys. It moves `-inf` to the bottom; negative NaNs wrap to the top."""
         return self.infinity - self.largest
 
     def key_range(self, absolute: bool) -> tuple[int, int]:
@@ -71,7 +72,7 @@ class Format(NamedTuple):
             return (0 if absolute else -self.infinity), self.nan
         lowest, highest = -self.largest - 1, self.largest
         if self == INT64:  # see `RankedLeaves.check_int64_range`
-            lowest, highest = -LARGEST_INT64, LARGEST_INT64
+            lowest, highest = -MAX_INT64_SCORE, MAX_INT64_SCORE
         return (0, -lowest) if absolute else (lowest, highest)
 
 
@@ -94,8 +95,8 @@ FORMATS = {
 }
 """The format of every dtype that scores may have."""
 
-LARGEST_INT64 = 2**53
-"""float64 holds every integer up to this magnitude. No int64 score may have a larger one."""
+MAX_INT64_SCORE = 2**53
+"""float64 holds every integer up to this magnitude, so no int64 score may be larger."""
 
 
 def to_bits(scores: Tensor, form: Format) -> Tensor:
@@ -235,8 +236,8 @@ def round_down(key: int, form: Format) -> tuple[int, bool]:
     """Round a float64 key down to a narrower float format.
 
     Args:
-        key: the key.
-        form: the format to round to.
+        key: a float64 key.
+        form: the narrower format.
 
     Returns:
         The highest key of the format whose value is not above that of `key`, and whether the two
@@ -250,7 +251,7 @@ def round_down(key: int, form: Format) -> tuple[int, bool]:
         narrow = magnitude - FLOAT64.infinity + form.infinity
     elif rebiased >= one:
         narrow = min(rebiased >> shift, form.infinity - 1)
-    else:  # below the normal numbers, each lower exponent shifts out one bit more of 1.mantissa
+    else:  # a denormal of the format: each lower exponent shifts one more bit of 1.mantissa out
         significand = magnitude % one + (one if magnitude >= one else 0)
         narrow = significand >> (shift + 1 - (rebiased >> FLOAT64.mantissa))
     narrow = narrow if key >= 0 else -narrow  # rounded towards zero

@@ -21,9 +21,9 @@ from gprune.select.counting import (
     WORD,
     concatenate,
     count_packed,
+    find_packed,
     find_true,
     histogram,
-    packed_positions,
 )
 from gprune.select.keys import Format, raw_bounds, raw_keys
 
@@ -48,13 +48,13 @@ class DividedBlock(NamedTuple):
     Attributes:
         query: the number of the query.
         start: the position of the first entry of the block.
-        leaves: the leaves of the block.
+        leaves: the numbers of the leaves of the block.
         sizes: how many entries of each leaf are in the block.
         offset: the flat index of the first entry, in its leaf or its local shard.
         form: the format of the bits.
         num_above: how many candidates are above the bracket.
         num_inside: how many candidates are inside it.
-        places: the indices in the block of those inside, ascending int64; none if there were too
+        indices: the indices in the block of those inside, ascending int64; none if there were too
             many to collect.
         bits: their scores as integers.
     """
@@ -67,20 +67,20 @@ class DividedBlock(NamedTuple):
     form: Format
     num_above: int
     num_inside: int
-    places: Tensor
+    indices: Tensor
     bits: Tensor
 
     @staticmethod
-    def of(query: int, block: Block, places: Tensor, bits: Tensor) -> DividedBlock:
+    def of(query: int, block: Block, indices: Tensor, bits: Tensor) -> DividedBlock:
         """Return a block whose candidates are not counted yet."""
         place = block.start, block.leaves, block.sizes, block.offset
-        return DividedBlock(query, *place, block.form, 0, 0, places, bits)
+        return DividedBlock(query, *place, block.form, 0, 0, indices, bits)
 
     def with_counts(self, num_above: int, num_inside: int) -> DividedBlock:
-        """Return the block with its counts, and with the slots that are used: none if too few."""
-        used = num_inside if num_inside <= self.places.numel() else 0
-        places, bits = self.places[:used], self.bits[:used]
-        return self._replace(num_above=num_above, num_inside=num_inside, places=places, bits=bits)
+        """Return the block with its counts, and only the used slots; none if there were too few."""
+        used = num_inside if num_inside <= self.indices.numel() else 0
+        indices, bits = self.indices[:used], self.bits[:used]
+        return self._replace(num_above=num_above, num_inside=num_inside, indices=indices, bits=bits)
 
 
 class Bins(NamedTuple):
@@ -98,7 +98,7 @@ class Bins(NamedTuple):
 
     @staticmethod
     def covering(low: int, high: int, num_bins: int) -> Bins:
-        """Return the bins of the smallest width that cover the integers from `low` to `high`."""
+        """Return `num_bins` bins of the least width with which they cover `low` to `high`."""
         shift = max(0, (high - low).bit_length() - num_bins.bit_length() + 1)
         while (high >> shift) - (low >> shift) >= num_bins:
             shift += 1
@@ -114,7 +114,7 @@ class Bins(NamedTuple):
 class Buffers:
     """Memory for the intermediate results of a block, which the next block uses again.
 
-    Newly allocated memory costs a page fault for every 4 KiB, which is slower than most operators.
+    Newly allocated memory costs a page fault for every 4 KiB. That is slower than most operators.
     """
 
     def __init__(self) -> None:
@@ -203,11 +203,11 @@ class PartitionPass:
         dtype = torch.int64 if is_wide else torch.int32
         self._keys = torch.empty(size, dtype=dtype, device="cpu")
         self._positions = torch.empty(size, dtype=torch.int64, device="cpu")
-        self._parts: list[tuple[int, int, int]] = []
+        self._parts: list[tuple[int, int, int]] = []  # (query, start, stop) in these two tensors
         self._num_collected = 0
 
     def collects(self, query: int) -> bool:
-        """Return whether the candidates in a bracket are collected: not if it is a single key."""
+        """Return whether a query's candidates are collected: its bracket has more than one key."""
         low, high = self.brackets[query]
         return low < high
 
@@ -220,8 +220,9 @@ class PartitionPass:
 
         Returns:
             int64 counts, in three groups of one per query: how many candidates are not below its
-            bracket; how many are inside it; and 1 if they were too many to collect, else 0. The
-            first is not counted for queries that share their leaves.
+            bracket; how many are inside it; and 1 if the pass has collected nothing, because the
+            brackets of all queries have more candidates than the limit, else 0. The first is not
+            counted for queries that share their leaves.
         """
         ranked, buffers = self._ranked, Buffers()
         counts = torch.zeros(3, len(self.queries), dtype=torch.int64, device="cpu")
@@ -240,7 +241,7 @@ class PartitionPass:
                 counts[1, query] += num_inside
                 self._counted[query].append(CountedBlock(block.start, block.stop, num_inside))
                 if self.collects(query) and self._reserve(num_inside):
-                    found = packed_positions(inside)
+                    found = find_packed(inside)
                     keys = ranked.keys(block.bits.index_select(0, found), block.form)
                     self._collect(query, keys, found.add_(block.start))
         if self._num_collected > self._limit:
@@ -278,8 +279,8 @@ class PartitionPass:
     def _find_inside(self, leaves: range, members: list[int], num_inside: Tensor) -> None:
         """Count and collect the candidates in the brackets of several queries of the same leaves.
 
-        Comparing every block with every bracket would take long. A table tells which bins of keys
-        touch a bracket, and only the entries of those bins are compared.
+        Comparing every block with every bracket would take long. A table says which bins of keys
+        overlap a bracket, and only the entries in those bins are compared.
 
         Args:
             leaves: the leaves.
@@ -309,7 +310,7 @@ class PartitionPass:
 
 
 NUM_TABLE_BINS = 2**15
-"""The size of the table that tells which keys are near a bracket."""
+"""How many bins the table of `PartitionPass._find_inside` has."""
 
 
 def by_leaves(queries: Sequence[Query]) -> list[tuple[range, list[int]]]:
@@ -477,7 +478,7 @@ def write_masks(
 
 
 def write_block(block: Block, kept: Tensor, masks: list[Tensor]) -> None:
-    """Write which entries of a block are kept into the masks of its leaves."""
+    """Copy the mask of a block into the masks of its leaves."""
     flat = [masks[leaf].view(-1) for leaf in block.leaves]
     if len(flat) == 1:
         flat[0][block.offset : block.offset + kept.numel()].copy_(kept)
@@ -488,12 +489,12 @@ def write_block(block: Block, kept: Tensor, masks: list[Tensor]) -> None:
 def keep_positions(
     ranked: RankedLeaves, leaves: Sequence[range], positions: Tensor, masks: list[Tensor]
 ) -> None:
-    """Keep some entries that the masks prune so far.
+    """Write `True` into the masks at some positions.
 
     Args:
         ranked: the leaves that are ranked.
         leaves: the leaves of each query, ascending.
-        positions: the positions of the entries, ascending.
+        positions: which entries to keep, ascending.
         masks: one contiguous bool mask per leaf.
     """
     starts = ranked.starts

@@ -1,9 +1,9 @@
-"""Radix select: the n-th smallest of integers that are spread over processes, from counts alone.
+"""Radix select: the n-th smallest of integers that are spread over processes.
 
-Every process counts its integers by their most significant digit. The counts are summed. They tell
+Every process counts its integers by their most significant digit. The sums of these counts tell
 which digit the n-th integer has. Every process keeps only its integers with that digit, and counts
-them by the next digit. When only a few are left, the processes send these. So messages are small,
-however many integers there are.
+them by the next digit. When only a few are left, the processes send the integers themselves. So
+messages are small, however many integers there are.
 
 The keys of scores are integers, and so are tree indices: one function finds the key of a threshold
 and then its tree index. Many queries advance in lockstep and share their messages.
@@ -47,7 +47,7 @@ class Reduce(Protocol):
 
 
 class OneProcess:
-    """The sum over a single process, which is the counts themselves."""
+    """The `Reduce` of a single process: the sums are its own counts."""
 
     num_processes = 1
     process = 0
@@ -107,7 +107,7 @@ class Integers(NamedTuple):
     query: Tensor | None
 
     def count_digits(self, shift: int, width: int, num_queries: int) -> Tensor:
-        """Count the integers by query and digit: `width` bits above the lowest `shift` bits."""
+        """Count the integers by query and digit: the `width` bits above the lowest `shift` bits."""
         return histogram(self._bins(shift, width), num_queries << width)
 
     def keep(self, shift: int, width: int, digits: Tensor) -> Integers:
@@ -174,17 +174,17 @@ def refine(
         intervals: the interval of the n-th integer of each query.
         nth: returns the n of each query, from 1, given how many integers each has. Integers below
             the interval are included in n.
-        enough: for each query a number of integers. Counting stops when no query has more left.
+        enough: for each query a number. Counting stops when no interval holds more integers.
         max_bits: the most bits of a digit.
 
     Returns:
-        Three things: the narrower intervals; how many integers each query has, an empty list if
-        nothing had to be counted; and a function that returns the integers of this process that are
-        left.
+        Three things: the narrower intervals; how many integers each query has, or an empty list if
+        nothing was counted; and a function that returns the integers of this process inside the
+        intervals.
     """
     num_queries = len(intervals)
-    share = reduce.max_counts // num_queries
-    max_width = max(1, min(max_bits, share.bit_length() - 1))
+    max_bins = reduce.max_counts // num_queries
+    max_width = max(1, min(max_bits, max_bins.bit_length() - 1))
     shift = max(interval.high - interval.low for interval in intervals).bit_length()
     remaining, totals, wanted = Once(integers), list[int](), list[int]()
     while shift and any(i.num_inside > n for i, n in zip(intervals, enough, strict=True)):
@@ -247,7 +247,7 @@ def find_nth(
     )
     if all(interval.low == interval.high for interval in intervals):
         return intervals
-    # few are left: every process sends its integers, and sorts those of all
+    # few are left: every process sends its own, and sorts those of all processes
     slots = reduce.sum(phase, size * few, lambda: remaining().slots(len(nth), few, reduce))
     results = []
     rows = zip(low, nth, intervals, slots.view(len(nth), -1).tolist(), strict=True)

@@ -1,10 +1,10 @@
-"""Many small selections at once: the rows of a matrix, each with a threshold of its own.
+"""Many small selections at once: each row of a matrix is pruned alone.
 
-With `dim=` a leaf has thousands of groups of a few entries, and each group is ranked alone. One
-operator prunes all rows, in one of three ways:
+With `dim=` a leaf may have thousands of small groups, and each group is ranked alone. One operator
+prunes all groups as the rows of a matrix, in one of three ways:
 
-- Short rows, as those of `n_of_m`: every two entries of a row are compared, which gives each entry
-  its place in the order of its row.
+- Short rows, such as those of `n_of_m`: every two entries of a row are compared. The results give
+  each entry its place in the order of its row.
 - Long rows on the CPU: the k-th key of each row is found. Flat indices are compared only in rows
   where some, but not all, of the entries with that key are pruned.
 - Long rows on an accelerator: a stable sort puts each row in order, and the host reads no value.
@@ -73,7 +73,7 @@ def _by_comparing(keys: Tensor, ks: int | Tensor) -> Tensor:
         A new bool mask of the shape of `keys`.
     """
     columns = keys.unbind(1)
-    # the place of each entry in the order of its row, if all keys of the row were equal
+    # places in the order of a row, first as if all keys were equal, then corrected by comparisons
     places = [
         torch.full(key.shape, i, dtype=torch.int8, device=key.device)
         for i, key in enumerate(columns)
@@ -102,11 +102,11 @@ def _by_threshold(keys: Tensor, ks: int | Tensor) -> Tensor:
     below = torch.lt(keys, threshold, out=compared).sum(1, keepdim=True, dtype=torch.int32)
     above = torch.gt(keys, threshold, out=compared).sum(1, keepdim=True, dtype=torch.int32)
     kept = compared.to(torch.bool)
-    num_tied = ks - below  # how many of the entries with the key of the threshold are pruned
-    some = (num_tied < keys.shape[1] - below - above).view(-1).nonzero().view(-1)
+    num_pruned_ties = ks - below  # how many of the entries with the key of the threshold are pruned
+    some = (num_pruned_ties < keys.shape[1] - below - above).view(-1).nonzero().view(-1)
     if some.numel():
         ties = keys[some] == threshold[some]
-        kept[some] |= ties & (ties.cumsum(1) > num_tied[some])
+        kept[some] |= ties & (ties.cumsum(1) > num_pruned_ties[some])
     return kept
 
 

@@ -1,9 +1,10 @@
 """A sample of the scores: between which two keys a threshold probably is.
 
 The positions are divided into strata of equal size, and one entry is drawn from each, at a
-pseudorandom position, so that no periodic pattern of the scores can bias the sample. Two order
-statistics of the sample, around the wanted rank, bracket the threshold in 199 of 200 searches. The
-sample only guides the search: a bracket that misses the threshold costs a pass, not a wrong mask.
+pseudorandom position. So no periodic pattern of the scores can bias the sample. (On an accelerator
+`AcceleratorSample` takes every n-th entry instead.) Two order statistics of the sample, around the
+wanted one, bracket the threshold in 199 of 200 searches. The sample only guides the search: if a
+bracket misses its threshold, the search needs another pass, and the masks are still right.
 """
 
 from __future__ import annotations
@@ -24,25 +25,26 @@ from gprune.select.keys import Format, to_bits
 from gprune.select.refine import Integers, Interval, Reduce, refine
 
 POWER = 2 / 3
-"""Of N entries, N^POWER are sampled. The larger the sample, the more it costs, and the narrower is
-the bracket: it holds about N / sqrt(sample) candidates. The sum of both costs is lowest at 2/3."""
+"""Of N entries, n = N^POWER are sampled, and the bracket then holds about N / sqrt(n) candidates.
+The cost of sampling and collecting together is lowest at 2/3."""
 
 MAX_SAMPLED = 2**18
 """The most entries of a sample."""
 
 SEED = 0x5EED
+"""The seed of the positions that are sampled. Any number would do."""
 
 MISSES = 1 / 200
-"""The fraction of searches in which a bracket misses its threshold."""
+"""The fraction of searches in which a bracket may miss its threshold."""
 
 SIGMAS = 5
-"""A bracket holds about SIGMAS * sqrt(n) of n distinct sampled keys, or fewer, for up to a thousand
+"""Of n distinct sampled keys a bracket holds at most about SIGMAS * sqrt(n), for up to a thousand
 queries. `expected_inside` adds a constant, because the ends of a bracket are rounded."""
 
 COARSE = 2**10
-"""The search for an end of a bracket stops when at most 1 / COARSE of the sample, or four keys, are
-in its interval. So the bracket is a little wider than between two sampled keys, and the search
-needs fewer messages."""
+"""The search for an end of a bracket stops when at most four keys, or at most 1 / COARSE of the
+sample, are in its interval. So the bracket is a little wider than it could be, and the search needs
+fewer messages."""
 
 
 class Guess(NamedTuple):
@@ -64,12 +66,15 @@ class Guess(NamedTuple):
     between: int
 
 
-Draw: TypeAlias = Callable[[list[Query]], list[Tensor]]
+DrawSamples: TypeAlias = Callable[[list[Query]], list[Tensor]]
 """A function that draws a sample for each query: keys of candidates, on the CPU."""
 
 
 def guess_brackets(
-    ranked: RankedLeaves, queries: list[Query], reduce: Reduce, draw: Draw | None = None
+    ranked: RankedLeaves,
+    queries: list[Query],
+    reduce: Reduce,
+    draw_samples: DrawSamples | None = None,
 ) -> list[Guess]:
     """Draw a sample, and guess between which two keys each threshold is.
 
@@ -77,17 +82,18 @@ def guess_brackets(
         ranked: the leaves that are ranked.
         queries: the thresholds to find.
         reduce: sums counts over the processes.
-        draw: draws the samples; by default `draw_sample` does, which needs leaves on the CPU.
+        draw_samples: draws the samples. By default `draw_sample` does, and the leaves must be on
+            the CPU.
 
     Returns:
         The guesses.
     """
     size = len(queries)
 
-    def both_ranks(sizes: list[int]) -> list[int]:
+    def both_places(sizes: list[int]) -> list[int]:
         pairs = [bracket_places(*pair, size) for pair in zip(sizes, queries * 2, strict=True)]
-        ranks = [low for low, _ in pairs[:size]] + [high for _, high in pairs[size:]]
-        return [min(max(rank, 1), n) for rank, n in zip(ranks, sizes, strict=True)]
+        places = [low for low, _ in pairs[:size]] + [high for _, high in pairs[size:]]
+        return [min(max(place, 1), n) for place, n in zip(places, sizes, strict=True)]
 
     # The lower and the upper end of each bracket are queries of their own: first all lower ends,
     # then all upper ends. A message has two rows for each bracket, so digits have one bit less. The
@@ -95,9 +101,9 @@ def guess_brackets(
     unknown = [Interval(*ranked.key_range, 0, MAX_SAMPLED)] * (2 * size)
     num_sampled = [sample_size(query.num_candidates) for query in queries] * 2
     enough = [max(int(n) // COARSE, 4) for n in num_sampled]
-    sample = functools.partial(_sampled_offsets, ranked, queries, draw)
+    sample = functools.partial(_sampled_offsets, ranked, queries, draw_samples)
     phase, max_bits = "counting the sample", max(1, reduce.max_bits - 1)
-    ends, sizes, _ = refine(reduce, phase, sample, unknown, both_ranks, enough, max_bits)
+    ends, sizes, _ = refine(reduce, phase, sample, unknown, both_places, enough, max_bits)
     rows = zip(ends[:size], ends[size:], sizes[:size], queries, strict=True)
     return [_to_guess(*row, size, ranked.key_range) for row in rows]
 
@@ -126,11 +132,11 @@ def _to_guess(
     (low, high), before, up_to, at_low, at_high = key_range, 0, size, 0, 0
     if size == 0:
         return Guess(low, high, 0, 0, query.num_candidates)
-    ranks = bracket_places(size, query, num_queries)
-    if ranks[0] >= 1:
+    places = bracket_places(size, query, num_queries)
+    if places[0] >= 1:
         low, before = lower.low, lower.num_below
         at_low = lower.num_inside if low == lower.high else 0
-    if ranks[1] <= size:
+    if places[1] <= size:
         high, up_to = upper.high, upper.num_below + upper.num_inside
         at_high = upper.num_inside if low < upper.low == high else 0
     between = up_to - before - at_low - at_high
@@ -158,9 +164,9 @@ def bracket_places(size: int, query: Query, num_queries: int) -> tuple[int, int]
 
 
 def expected_inside(total: int) -> int:
-    """Return how many candidates a bracket holds at most, for up to a thousand queries.
+    """Return how many candidates a bracket probably holds at most, for up to a thousand queries.
 
-    With equal scores a bracket may hold more.
+    If scores are equal, it may hold more.
 
     Args:
         total: how many candidates there are.
@@ -173,24 +179,26 @@ def expected_inside(total: int) -> int:
 
 
 def sample_size(num_entries: int) -> float:
-    """Return how many of some entries are sampled, over all processes."""
+    """Return how many of a number of entries are sampled, in all processes together."""
     return float(min(num_entries**POWER, MAX_SAMPLED))
 
 
-def _sampled_offsets(ranked: RankedLeaves, queries: list[Query], draw: Draw | None) -> Integers:
+def _sampled_offsets(
+    ranked: RankedLeaves, queries: list[Query], draw_samples: DrawSamples | None
+) -> Integers:
     """Draw the samples of all queries, and use each for its lower end and for its upper end."""
-    if draw is None:
+    if draw_samples is None:
         keys = [draw_sample(ranked, query.leaves) for query in queries]
     else:
-        keys = draw(queries)
-    parts = [own - ranked.key_range[0] for own in keys] * 2
+        keys = draw_samples(queries)
+    parts = [part - ranked.key_range[0] for part in keys] * 2
     sizes = torch.tensor([part.numel() for part in parts], device="cpu")
     query = torch.arange(len(parts), dtype=torch.int32, device="cpu").repeat_interleave(sizes)
     return Integers(torch.cat(parts), query)
 
 
 def draw_sample(ranked: RankedLeaves, leaves: range) -> Tensor:
-    """Draw the keys of some candidates, or numbers that are spread as these keys are.
+    """Draw the keys of some candidates; for random draws evenly spaced integers stand for them.
 
     Args:
         ranked: the leaves that are ranked, on the CPU.
@@ -224,7 +232,7 @@ def draw_sample(ranked: RankedLeaves, leaves: range) -> Tensor:
 
 
 def _take(ranked: RankedLeaves, group: list[int], form: Format, index: Tensor) -> Tensor:
-    """Return the bits of the candidates at some indices of a group of leaves."""
+    """Return the bits of those entries of a group, at some indices, that are candidates."""
     if len(group) > 1:
         block = ranked.joined_block(group)
         bits, prior = block.bits, block.prior

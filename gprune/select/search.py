@@ -1,9 +1,10 @@
 """The search: the threshold up to which there are exactly k candidates, and the masks at it.
 
-A sample gives a bracket for each threshold: two keys that it probably is between. One pass over the
+A sample gives a bracket for each threshold: two keys that probably enclose it. One pass over the
 scores counts the candidates below the bracket, writes "above the bracket" into the masks, and
 collects the few candidates inside. The threshold is one of those. Radix select finds its key, and
-then, among the candidates with that key, its flat index.
+then, among the candidates with that key, its tree index. If a single accelerator has all leaves, it
+sorts the collected candidates instead.
 
 Two things can go wrong. First, the threshold may not be in the bracket. The counts then say on
 which side it is, and another pass follows. Second, the bracket may hold too many candidates to
@@ -17,9 +18,11 @@ collected. So for any scores a search finds its key in at most
 `GUESSES + ceil(bits / max_pass_bits) + 3` passes. If its queries are sampled, it nearly always
 takes one. Queries that share their leaves are not sampled. If the brackets of several leaves
 together hold more candidates than may be collected, each bracket is narrowed again. That takes up
-to `ceil(bits / max_pass_bits) + 1` more passes. A search holds one block, the sample, and at most
-`LIMIT` candidates in memory, or `BATCH` if it has several queries; on an accelerator, some
-`MAX_SLOTS` candidates.
+to `ceil(bits / max_pass_bits) + 1` more passes.
+
+A search holds one block, the sample and the collected candidates in memory. On the CPU these are at
+most `LIMIT` candidates, or `BATCH` if it has several queries. On an accelerator they are about
+`MAX_SLOTS`.
 
 Counts are summed over the processes that hold the leaves, so every process finds the same
 thresholds. With one process the sum is the count itself.
@@ -45,12 +48,12 @@ from gprune.select.finish import (
     KeyThreshold,
     finish_collected,
     finish_counted,
-    prune_few,
+    prune_directly,
     prune_small,
 )
 from gprune.select.keys import (
     FORMATS,
-    LARGEST_INT64,
+    MAX_INT64_SCORE,
     keys_of,
     to_bits,
     to_float64_keys,
@@ -75,20 +78,20 @@ FEW = 2**16
 """If a query has at most this many candidates, all are collected, without a sample."""
 
 MIN_FEW = 2**10
-"""On an accelerator FEW is divided among the queries of a search, but each has at least so many."""
+"""On an accelerator FEW is divided among the queries of a search. Each gets at least this many."""
 
 DIRECT = 2**18
 """If leaves on the CPU have at most this many entries, one process ranks all of them at once."""
 
-MAX_BITS = 11
-"""The most bits of a digit that a pass on an accelerator finds: so many bins fit into the memory
-that the threads of a program share."""
+MAX_ACCELERATOR_BITS = 11
+"""The most bits of a digit that a pass on an accelerator finds. A histogram with
+2**MAX_ACCELERATOR_BITS bins fits into the shared memory of a program."""
 
 SMALL = 2**9
-"""Leaves with at most this many entries are pruned together, in one sort."""
+"""Leaves with at most this many entries are sorted together, if each is ranked alone."""
 
 GUESSES = 3
-"""How many passes use the brackets of the sample."""
+"""In how many passes, the first ones, the brackets of the sample are used."""
 
 
 def select_into(
@@ -129,15 +132,16 @@ def select_into(
         elif is_one_cpu_process and entries <= min(SMALL, DIRECT) and len(leaves) == 1:
             small.setdefault(ranked.scores[number].dtype, []).append((number, k))
         elif is_one_cpu_process and entries <= DIRECT:
-            prune_few(ranked, leaves, k, masks)
+            prune_directly(ranked, leaves, k, masks)
         else:
             queries.append(Query(leaves, k, num_candidates))
-    for pairs in small.values():  # several leaves of a dtype in one sort
+    for pairs in small.values():  # leaves of one dtype are sorted together
         step = max(1, DIRECT // SMALL)
         for start in range(0, len(pairs), step):
             some = pairs[start : start + step]
             prune_small(ranked, [leaf for leaf, _ in some], [k for _, k in some], masks)
-    # a single process has no messages to share, and collects less if it has one query at a time
+    # One CPU process sends no messages, so nothing is gained by searching several queries at once,
+    # and one query at a time takes less memory.
     most, few = (BATCH, FEW) if ranked.is_on_cpu else (MAX_SLOTS, 0)
     alone = [[query] for query in queries]
     for group in alone if is_one_cpu_process else batches(queries, most, few, reduce):
@@ -226,7 +230,7 @@ def write_at(
     Raises:
         ValueError: if the score is an integer that float64 may not hold exactly.
     """
-    if not value.is_floating_point() and abs(int(value)) > LARGEST_INT64:
+    if not value.is_floating_point() and abs(int(value)) > MAX_INT64_SCORE:
         raise ValueError(
             f"threshold.value must be at most 2**53 in magnitude if it is an integer, got {value}"
         )
@@ -266,7 +270,7 @@ def batches(queries: Sequence[Query], most: int, few: int, reduce: Reduce) -> It
         queries: the thresholds to find.
         most: the most candidates that a process should collect for a group.
         few: if a query has at most this many candidates, all are collected.
-        reduce: the sum over the processes, which knows how many there are.
+        reduce: knows how many processes there are.
 
     Yields:
         The queries of each group.
@@ -329,11 +333,12 @@ class Search:
             if too_full:
                 self._count_in_bins(too_full)
                 continue
-            made = self._prepare_pass(brackets, limit)
-            counts = reduce.sum("counting around the brackets", made.num_counts, made.run).tolist()
-            if any(counts[2 * len(pending) :]):  # one process may hold all, and has one limit
+            pass_ = self._prepare_pass(brackets, limit)
+            phase = "counting around the brackets"
+            counts = reduce.sum(phase, pass_.num_counts, pass_.run).tolist()
+            if any(counts[2 * len(pending) :]):  # one process may have all of the candidates
                 share = limit // len(pending)
-            found |= self._finish(made, pending, self._settle(made, pending, counts))
+            found |= self._finish(pass_, pending, self._settle(pass_, pending, counts))
             pending = [i for i in pending if i not in found]
         return [found[i] for i in range(len(queries))]
 
@@ -390,29 +395,30 @@ class Search:
         return total if total <= self._few else 2 * expected_inside(total)
 
     def _finish(
-        self, made: PartitionPass | AcceleratorPass, pending: list[int], settled: list[int]
+        self, pass_: PartitionPass | AcceleratorPass, pending: list[int], settled: list[int]
     ) -> dict[int, KeyThreshold | None]:
         """Find the thresholds of the queries that a pass has settled, by their numbers."""
         ranked, reduce, masks = self._ranked, self._reduce, self._masks
         found: dict[int, KeyThreshold | None] = {}
-        collected = [n for n in settled if made.collects(n)]
-        counted = [n for n in settled if not made.collects(n)]
+        collected = [n for n in settled if pass_.collects(n)]
+        counted = [n for n in settled if not pass_.collects(n)]
         for numbers in filter(None, (collected, counted)):
             keys = [self._intervals[pending[n]] for n in numbers]
             new: Sequence[KeyThreshold | None]
             if numbers is counted:
-                new = finish_counted(ranked, reduce, made, numbers, keys, masks)
-            elif isinstance(made, AcceleratorPass) and made.can_finish(reduce):
-                new = made.finish(numbers, keys, masks)
+                new = finish_counted(ranked, reduce, pass_, numbers, keys, masks)
+            elif isinstance(pass_, AcceleratorPass) and pass_.can_finish(reduce):
+                new = pass_.finish(numbers, keys, masks)
             else:
-                new = finish_collected(ranked, reduce, made, numbers, keys, masks)
+                new = finish_collected(ranked, reduce, pass_, numbers, keys, masks)
             found |= zip((pending[n] for n in numbers), new, strict=True)
         return found
 
     def _guess(self) -> dict[int, Guess]:
         """Guess from a sample where the thresholds of queries with many candidates are.
 
-        Queries that share their leaves are not sampled: counting keys in bins narrows all of them.
+        Queries that share their leaves are not sampled. One pass that counts keys in bins narrows
+        the intervals of all of them.
 
         Returns:
             The guesses by the numbers of the queries.
@@ -426,8 +432,8 @@ class Search:
             return {}
         queries = [self._queries[i] for i in many]
         self._number_in_sample = {query: number for number, query in enumerate(many)}
-        draw = None if self._ranked.is_on_cpu else self._sample.draw
-        found = guess_brackets(self._ranked, queries, self._reduce, draw)
+        draw_samples = None if self._ranked.is_on_cpu else self._sample.draw
+        found = guess_brackets(self._ranked, queries, self._reduce, draw_samples)
         return dict(zip(many, found, strict=True))
 
     def _count_in_bins(self, brackets: dict[int, tuple[int, int]]) -> None:
@@ -436,7 +442,7 @@ class Search:
         max_bins = max(2, self._reduce.max_counts // len(chosen))
         max_bits = self._reduce.max_pass_bits
         if not self._ranked.is_on_cpu:
-            max_bits = min(max_bits, MAX_BITS)
+            max_bits = min(max_bits, MAX_ACCELERATOR_BITS)
         num_bins = min(1 << max_bits, max_bins)
         bins = [Bins.covering(low, high, num_bins) for low, high in brackets.values()]
         count = functools.partial(count_keys, self._ranked, chosen, bins)
@@ -455,12 +461,12 @@ class Search:
             self._intervals[i] = Interval(low, high, below, end - below)
 
     def _settle(
-        self, made: PartitionPass | AcceleratorPass, pending: list[int], counts: list[int]
+        self, pass_: PartitionPass | AcceleratorPass, pending: list[int], counts: list[int]
     ) -> list[int]:
         """Narrow the intervals by the counts of a pass.
 
         Args:
-            made: the pass.
+            pass_: the pass.
             pending: for each query of the pass its number in the search.
             counts: what the pass has counted, summed over the processes.
 
@@ -470,7 +476,7 @@ class Search:
         """
         size, settled = len(pending), list[int]()
         columns = (counts[first : first + size] for first in (0, size, 2 * size))
-        rows = zip(pending, made.brackets, *columns, strict=True)
+        rows = zip(pending, pass_.brackets, *columns, strict=True)
         for number, (i, (low, high), not_below, inside, is_full) in enumerate(rows):
             known, query = self._intervals[i], self._queries[i]
             k, below = query.k, query.num_candidates - not_below
@@ -498,8 +504,8 @@ def choose_bracket(interval: Interval, guess: Guess | None, share: int) -> tuple
 
     Returns:
         The lowest and the highest key of the bracket, and how many candidates it probably holds. If
-        the bracket was narrowed to a single key, the number is that of the wider bracket. It is not
-        used then, because a single key is not collected.
+        the bracket was narrowed to a single key, the number is that of the wider bracket: the
+        candidates of a single key are not collected, so it is not used.
     """
     if guess is None or guess.high < interval.low or guess.low > interval.high:
         return interval.low, interval.high, interval.num_inside

@@ -1,9 +1,10 @@
-"""The contracts of selection: guarantees that the masks of every score and every method must keep.
+"""The contracts of selection: what must hold for the masks of any score and unstructured method.
 
 The function under test has the form of `gprune.global_unstructured`: `prune(params, scores,
 masks=masks, **kwargs) -> masks`. To test a method of one tensor, pass `functools.partial(
-gprune.global_unstructured, pruning_method=method)`. To test a score, compute it first, or inside a
-lambda. The expected masks come from a stable argsort, which shares no code with the search.
+gprune.global_unstructured, pruning_method=method)`. To test a score, pass the scores that it has
+computed, or compute them inside a lambda. The expected masks come from a stable argsort, which
+shares no code with the search.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def assert_mask_contract(
         **kwargs: further arguments of `prune`.
 
     Raises:
-        AssertionError: with every leaf whose mask is wrong.
+        AssertionError: if a mask is wrong; it shows every such mask.
 
     Example:
         >>> import gprune as gp
@@ -102,7 +103,7 @@ def assert_nested(
     amounts: Sequence[float | Tensor],
     **kwargs: Any,
 ) -> None:
-    """Assert that everything that a larger amount keeps is also kept by a smaller one.
+    """Assert that an entry that a larger amount keeps is also kept by a smaller one.
 
     Args:
         prune: the function under test, called with each `amount`.
@@ -113,7 +114,8 @@ def assert_nested(
         **kwargs: further arguments of `prune`.
 
     Raises:
-        AssertionError: with every entry that a larger amount restores.
+        AssertionError: if a larger amount keeps an entry that a smaller one prunes; it names every
+            such entry.
 
     Example:
         >>> import gprune as gp
@@ -155,8 +157,8 @@ def assert_equivariant(
 ) -> None:
     """Assert that permuting the entries of every leaf permutes the masks in the same way.
 
-    The permutations are a reversal and a rotation by one. Among equal scores the flat index
-    decides, so the scores must be distinct: draw distinct ones, or call `hypothesis.assume`.
+    The permutations are a reversal and a rotation by one. The scores must be distinct, because the
+    flat index decides among equal ones: draw distinct scores, or call `hypothesis.assume`.
 
     Args:
         prune: the function under test.
@@ -168,7 +170,7 @@ def assert_equivariant(
         **kwargs: further arguments of `prune`.
 
     Raises:
-        AssertionError: with every leaf whose mask differs.
+        AssertionError: if a mask differs; it shows every such mask.
         ValueError: if two scores are equal.
 
     Example:
@@ -220,7 +222,7 @@ def assert_scale_invariant(
         **kwargs: further arguments of `prune`.
 
     Raises:
-        AssertionError: with every leaf whose mask differs.
+        AssertionError: if a mask differs; it shows every such mask.
         ValueError: if the factor is not above 0, or a product is not exact.
 
     Example:

@@ -60,8 +60,8 @@ def selection_errors(ranked: Ranking, k: int | None) -> list[str]:
 
     Args:
         ranked: the leaves, their masks and their scores.
-        k: how many candidates must be pruned, or `None` for the number that the arguments of the
-            call mean. If they mean none, only the order is checked.
+        k: how many candidates must be pruned. If `None`, it is computed from the `amount` or the
+            `sparsity` of the call. If the call has neither, only the order is checked.
 
     Returns:
         The errors, one line each.
@@ -92,7 +92,7 @@ def selection_errors(ranked: Ranking, k: int | None) -> list[str]:
 
 
 def structure_errors(masks: Tree, params: Tree) -> list[str]:
-    """Return where a tree is not a tree of masks for the parameters, one line for each error."""
+    """Return why a tree is no tree of masks for the parameters, one line for each error."""
     (leaves, treedef), (found, other) = flatten(params), flatten(masks)
     if other != treedef:
         return [f"the masks have the structure {other}, params has {treedef}"]
@@ -154,7 +154,7 @@ def _count(prior: Tensor, kwargs: dict[str, Any]) -> int | None:
 
 
 def _value_of_leaf(value: Any, leaves: list[Any], i: int) -> Any:
-    """Return the value for prunable leaf i of a tree of values, or the one value for all."""
+    """Return the value of the i-th prunable leaf in a tree of values, or the one value of all."""
     values, _ = flatten(value)
     if len(values) != len(leaves) or (len(values) == 1 and values[0] is value):
         return value

@@ -1,4 +1,4 @@
-"""The contract of purity: inputs and global state do not change, results share no memory."""
+"""The contract of purity: inputs and global state do not change, and results share no memory."""
 
 from __future__ import annotations
 
@@ -75,13 +75,13 @@ class TensorState(NamedTuple):
 
     @classmethod
     def of(cls, tensor: Tensor) -> TensorState:
-        """Record a tensor; only its version if it is sparse, nested or not initialised."""
+        """Record a tensor; of a sparse, nested or uninitialised one only its version."""
         if not _is_plain(tensor):
             return cls(tensor, tensor, {"version": tensor._version})
         return cls(tensor, tensor.detach().clone(), _properties(tensor))
 
     def changes(self, name: str) -> list[str]:
-        """Return what has changed since, one line each."""
+        """Return what has changed since it was recorded, one line for each change."""
         if self.entries is self.tensor:
             was, version = self.properties["version"], self.tensor._version
             return [] if version == was else [f"{name} version was {was}, is {version}"]
@@ -134,7 +134,7 @@ class Snapshot(NamedTuple):
         )
 
     def changes(self) -> list[str]:
-        """Return what has changed since, one line for each change."""
+        """Return what has changed since the recording, one line for each change."""
         now = _global_state()
         return [
             *self._tree_changes(),

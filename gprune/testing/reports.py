@@ -76,8 +76,8 @@ def source(value: Any, imports: set[str]) -> str:
         imports: the import lines that the source needs are added to it.
 
     Returns:
-        An expression. It keeps entries, dtypes, strides and `requires_grad`. A tensor of more than
-        1,000 entries is replaced by zeros, and a comment says so.
+        An expression. It keeps entries, dtypes, memory layouts and `requires_grad`. A tensor of
+        more than 1,000 entries is replaced by zeros, and a comment says so.
     """
     if isinstance(value, Tensor):
         return _tensor(value, imports)
@@ -109,7 +109,7 @@ def source(value: Any, imports: set[str]) -> str:
 
 
 def _tensor(tensor: Tensor, imports: set[str]) -> str:
-    # of empty and of large tensors only shape and dtype are printed
+    # of empty, meta and large tensors only shape and dtype are printed
     shape = tuple(tensor.shape)
     options = f"dtype={tensor.dtype}"
     if tensor.device.type != "cpu":

@@ -1,8 +1,8 @@
 """Hypothesis strategies for parameter trees, scores, prior masks and amounts.
 
 They often draw the cases that break a selection: ties at the threshold, `None` leaves, leaves of
-different dtypes, empty and 0-dim leaves, and prior masks that leave nothing to prune. They shrink
-to a tree of one small float32 leaf.
+different dtypes, empty and 0-dim leaves, and prior masks that leave nothing to prune. A failing
+tree shrinks to a single small float32 leaf, if that fails too.
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ def _containers(dtypes: tuple[torch.dtype, ...], depth: int) -> SearchStrategy[T
 
 @st.composite
 def _subtrees(draw: DrawFn, dtypes: tuple[torch.dtype, ...], depth: int) -> Tree:
-    """Draw a container in a third of the cases, otherwise a leaf; a quarter of these are `None`."""
+    """Draw a container in a third of the cases, otherwise a leaf; one leaf in four is `None`."""
     if depth > 0 and draw(among(False, False, True)):
         return draw(_containers(dtypes, depth - 1))
     if draw(among(False, False, False, True)):

@@ -43,7 +43,7 @@ _CARRIERS = {torch.bfloat16: np.float32} | {
     if dtype is not torch.bfloat16
 }
 
-# pairs that some dtype rounds to one value, and the ends of every dtype's range
+# values that differ in one dtype and are equal in another, and the ends of every dtype's range
 _CORNERS: tuple[float, ...] = (
     *(0, 1, 2, 3, -1, 0.5, -0.0, math.nan, math.inf, -math.inf),
     *(1 + 2**-7, 1 + 2**-10, 1 + 2**-23, 1 + 2**-52),

@@ -1,4 +1,4 @@
-"""The contracts of transforms: compiled, under vmap or on meta tensors, a function does the same.
+"""The contracts of transforms: a function does the same compiled, under vmap and on meta tensors.
 
 The function under test takes one argument, a tree of tensors, numbers and `None`s, and returns any
 tree. Bools and integers, that is masks and counts, must be equal. Floating point numbers must be
@@ -28,7 +28,7 @@ def assert_compiles(
 ) -> None:
     """Assert that a function compiles to one graph for all inputs, with the results of eager code.
 
-    Resets Dynamo before and after: everything that it has compiled in this process is dropped.
+    Dynamo is reset before and after. That drops everything that it has compiled in this process.
 
     Args:
         function: a function of one argument.

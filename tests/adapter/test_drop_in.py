@@ -252,8 +252,8 @@ ROWS = {
     "parameters a module": (lambda s: ((s.net[0], L1), {"amount": 1}), ["parameters", "Linear"]),
     "parameters empty": (lambda s: (([], L1), {"amount": 1}), ["at least one", "none"]),
     "parameters not pairs": (lambda s: (([s.net[0]], L1), {"amount": 1}), ["Linear"]),
-    "parameters a string": (lambda s: (("ab", L1), {"amount": 1}), ["unpack"]),
-    "a triple": (lambda s: (([(s.net[0], "weight", 1)], L1), {"amount": 1}), ["unpack"]),
+    "parameters a string": (lambda s: (("ab", L1), {"amount": 1}), ["pair", "got str"]),
+    "a triple": (lambda s: (([(s.net[0], "weight", 1)], L1), {"amount": 1}), ["Linear, str, int"]),
     "scores a list": (pairs_first(L1, [1], amount=1), ["importance_scores", "dict", "list"]),
     "scores an empty list": (pairs_first(L1, [], amount=1), ["importance_scores", "dict", "list"]),
     "structured": (pairs_first(torch_prune.LnStructured, amount=1, n=1), ["unstructured", "LnStr"]),
@@ -311,6 +311,56 @@ def test_an_error_is_of_torchs_class_says_more_and_changes_nothing(row):
     assert kind is caught(torch_prune, row)[0]
     assert [part for part in ROWS[row][1] if part not in message] == []
     assert unchanged
+
+
+NO_PAIRS = {
+    "parameters": (nn.Module.parameters, ValueError, "Parameter"),
+    "parameters of two rows": (lambda net: net[3].parameters(), TypeError, "Parameter"),
+    "named parameters": (nn.Module.named_parameters, TypeError, r"\(str, Parameter\)"),
+    "a state dict": (nn.Module.state_dict, ValueError, "str"),
+    "modules": (lambda net: net[0].modules(), TypeError, "Linear"),
+}
+
+
+@pytest.mark.parametrize(("of", "kind", "got"), NO_PAIRS.values(), ids=NO_PAIRS)
+def test_what_are_no_pairs_are_told_how_to_make_them(of, kind, got):
+    net = make()
+    with pytest.raises(kind, match=rf"parameters\[0\] must be a pair .* got {got}; make pairs"):
+        prune.global_unstructured(of(net), L1, amount=1)
+    with pytest.raises(kind):
+        torch_prune.global_unstructured(of(net), L1, amount=1)
+
+
+def test_scores_of_other_pairs_alone_are_refused():
+    net, other = make(), make()
+    scores = {pair: getattr(*pair).detach().flip(0) for pair in pairs_of(net)[:1]}
+    elsewhere = {(other[0], "weight"): torch.rand(3, 4)}
+    before = identities(net)
+    for wrong in (elsewhere, {"0.weight": torch.rand(3, 4)}):
+        with pytest.raises(ValueError, match="importance_scores has 1 keys, and none is a pair"):
+            prune.global_unstructured(pairs_of(net), L1, wrong, amount=5)
+        assert identities(net) == before
+    prune.global_unstructured(pairs_of(net), L1, scores | elsewhere, amount=5)
+    torch_prune.global_unstructured(
+        pairs_of(other), L1, {pairs_of(other)[0]: next(iter(scores.values()))}, amount=5
+    )
+    assert_same_state(net, other)
+
+
+@pytest.mark.parametrize("dotted", [True, False])
+def test_scores_may_be_given_for_a_dotted_name_or_for_what_it_names(dotted):
+    net = nn.Sequential(nn.Linear(3, 1))
+    key = (net, "0.weight") if dotted else (net[0], "weight")
+    scores = {key: torch.tensor([[2.0, 1.0, 3.0]])}
+    prune.global_unstructured([(net, "0.weight")], L1, scores, amount=1)
+    assert net[0].weight_mask.tolist() == [[1, 0, 1]]
+
+
+def test_a_dotted_name_of_nothing_is_an_attribute_error():
+    with pytest.raises(AttributeError, match=r"no tensor '3\.wieght' to prune"):
+        prune.global_unstructured([(make(), "3.wieght")], L1, amount=1)
+    with pytest.raises(AttributeError, match=r"no tensor '9\.weight' to prune"):
+        prune.global_unstructured([(make(), "9.weight")], L1, amount=1)
 
 
 def test_amount_above_what_remains_counts_earlier_rounds():

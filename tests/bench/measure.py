@@ -48,9 +48,11 @@ print(resident("VmHWM") - before)
 def peak(setup: str, call: str) -> float:
     """Give the peak growth of the resident set during a call, in MiB, in a fresh process.
 
-    The setup should make one small call first, so that code loaded on first use does not count.
+    The setup should make a similar call first, so that code loaded on first use does not count.
+    Freed memory is given back to the system at once, so that the order of frees does not count.
     """
-    return float(python(PEAK.format(setup=setup, call=call)))
+    script = PEAK.format(setup=setup, call=call)
+    return float(python(script, MALLOC_ARENA_MAX="1", MALLOC_MMAP_THRESHOLD_=str(2**17)))
 
 
 def python(code: str, **environment: str) -> str:

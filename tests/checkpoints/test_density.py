@@ -7,7 +7,7 @@ import torch
 from torch.nn.utils import prune as torch_prune
 
 from tests.support.checkpoint_commands import assert_refused, prune, run
-from tests.support.checkpoint_files import save
+from tests.support.checkpoint_files import raw, save
 
 
 def test_report(tmp_path: Path) -> None:
@@ -48,3 +48,40 @@ def test_report_reads_tensors_of_any_layout(tmp_path: Path) -> None:
     torch.save({"weight": weight, "expanded": torch.zeros(1).expand(5, 2)}, tmp_path / "x.pth")
     found = json.loads(run("report", tmp_path / "x.pth", "--json").stdout)
     assert {row["name"]: row["zeros"] for row in found["tensors"]} == {"weight": 1, "expanded": 10}
+
+
+def test_the_two_entries_of_a_byte_are_counted(tmp_path: Path) -> None:
+    """0 and -0 are the half bytes 0 and 8."""
+    halves = torch.tensor([[0x00, 0x10, 0x08, 0x7F], [0x80, 0x88, 0x99, 0x01]], dtype=torch.uint8)
+    tree = {"w": halves.view(torch.float4_e2m1fn_x2)}
+    torch.save(tree, tmp_path / "x.pt")
+    for path in (save(tmp_path / "x.safetensors", tree), tmp_path / "x.pt"):
+        [row] = json.loads(run("report", path, "--json").stdout)["tensors"]
+        assert (row["shape"], row["entries"], row["zeros"]) == ([2, 8], 16, 10)
+
+
+def test_powers_of_two_are_never_zero(tmp_path: Path) -> None:
+    """torch says that the smallest one, whose bits are all 0, equals 0."""
+    tree = {"scales": torch.arange(4, dtype=torch.uint8).view(torch.float8_e8m0fnu)}
+    [row] = json.loads(run("report", save(tmp_path / "x.safetensors", tree), "--json").stdout)[
+        "tensors"
+    ]
+    assert (row["entries"], row["zeros"]) == (4, 0)
+
+
+def test_what_cannot_be_counted_is_printed_with_the_reason(tmp_path: Path) -> None:
+    """Codes of quantized weights, and dtypes that torch cannot compare or does not have."""
+    codes = {"a.qweight": torch.zeros(2, 2).int(), "a.scales": torch.ones(2, 2).half()}
+    torch.save(codes | {"bits": torch.zeros(2).byte().view(torch.bits8)}, tmp_path / "x.pt")
+    six = {"dtype": "F6_E2M3", "shape": [4], "data_offsets": [0, 3]}
+    (tmp_path / "six.safetensors").write_bytes(raw(json.dumps({"six": six}), bytes(3)))
+    for name, counted, reasons in [
+        ("x.pt", ["a.scales"], {"a.qweight": "GPTQ", "bits": "torch.bits8"}),
+        ("six.safetensors", [], {"six": "torch cannot compare"}),
+    ]:
+        found = json.loads(run("report", tmp_path / name, "--json").stdout)
+        assert [row["name"] for row in found["tensors"]] == counted
+        assert found["not_counted"].keys() == reasons.keys()
+        assert all(word in found["not_counted"][key] for key, word in reasons.items())
+        shown = run("report", tmp_path / name).stdout
+        assert all(f"1 {why}: {key}\n" in shown for key, why in found["not_counted"].items())

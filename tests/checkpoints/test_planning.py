@@ -1,31 +1,13 @@
-"""Plans: which tensors are pruned, and a dry run that writes nothing."""
+"""Plans: a dry run that writes nothing, and what is counted."""
 
 import json
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.support.checkpoint_commands import SCORES, assert_refused, example, prune
+from tests.support.checkpoint_commands import SCORES, assert_refused, example, prune, run
 from tests.support.checkpoint_files import contents, save
-
-
-@pytest.mark.parametrize(
-    ("options", "pruned"),
-    [
-        ((), {"layer0.weight", "layer0.wide", "layer1.weight", "layer1.wide"}),
-        (("--include", "layer0.*"), {"layer0.weight", "layer0.wide"}),
-        (
-            ("--include", "*1.wide", "--include", "layer0.w*"),
-            {"layer0.weight", "layer0.wide", "layer1.wide"},
-        ),
-        (("--exclude", "*.wide", "--exclude", "layer1.b*"), {"layer0.weight", "layer1.weight"}),
-        (("--include", "layer1.*", "--exclude", "*.weight"), {"layer1.wide"}),
-    ],
-)
-def test_globs_choose(tmp_path: Path, options: tuple[str, ...], pruned: set[str]) -> None:
-    source = save(tmp_path / "x.safetensors", example(0) | example(1))
-    done = prune(source, tmp_path / "y.safetensors", "--json", *options)
-    assert {row["name"] for row in json.loads(done.stdout)["tensors"]} == pruned
 
 
 @pytest.mark.parametrize("score", SCORES)
@@ -40,3 +22,24 @@ def test_a_dry_run_counts_and_writes_nothing(tmp_path: Path, score: str) -> None
     again = prune(source, tmp_path / "y.safetensors", "--json", "--score", score)
     assert json.loads(again.stdout) == found | {"written": True}
     assert_refused(prune(source, tmp_path / "y.safetensors", "--dry-run"))
+
+
+def test_the_density_is_that_of_the_copy(tmp_path: Path) -> None:
+    """Of a file that is sparse already, and not that of the masks of this call."""
+    weight = torch.arange(10.0).reshape(2, 5)
+    weight[0] = torch.tensor([0.0, -0.0, 0.0, 0.0, 0.0])
+    weight[1, :2] = 0
+    source, out = save(tmp_path / "x.safetensors", {"w": weight}), tmp_path / "y.safetensors"
+    for options in (["--dry-run"], []):
+        found = json.loads(prune(source, out, "--json", *options, amount=0.2).stdout)
+        want = {"entries": 10, "pruned": 2, "zeros": 7, "density": pytest.approx(0.3)}
+        assert found["total"] == want
+        assert found["tensors"] == [{"name": "w", "shape": [2, 5], **want}]
+    reported = json.loads(run("report", out, "--json").stdout)["tensors"][0]
+    assert reported == {
+        "name": "w",
+        "shape": [2, 5],
+        "entries": 10,
+        "zeros": 7,
+        "density": want["density"],
+    }

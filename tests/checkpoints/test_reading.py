@@ -1,7 +1,9 @@
 """Broken files and folders: exit code 2, one line, and nothing written."""
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +12,8 @@ from hypothesis import strategies as st
 
 from gprune.checkpoints import CheckpointError, read
 from tests.support.broken_checkpoints import FILES, GOOD, INDICES, SHARDS
-from tests.support.checkpoint_commands import assert_unreadable
-from tests.support.checkpoint_files import INDEX, save, save_folder
+from tests.support.checkpoint_commands import assert_refused, assert_unreadable, prune, run
+from tests.support.checkpoint_files import INDEX, contents, save, save_folder
 
 TREE = {"a": torch.ones(2, 2), "b": torch.zeros(3, 1)}
 
@@ -58,6 +60,80 @@ def test_missing(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for name in ("none.safetensors", "none.pt", "none", "empty"):
         assert_unreadable(tmp_path, tmp_path / name)
+
+
+WEIGHT_FILES = "model", "diffusion_pytorch_model", "adapter_model"
+
+
+@pytest.mark.parametrize("stem", WEIGHT_FILES)
+@pytest.mark.parametrize("num_shards", [1, 2])
+def test_folders_of_other_libraries(tmp_path: Path, stem: str, num_shards: int) -> None:
+    """Of transformers, of a component of diffusers, and of PEFT."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    names = [f"{stem}-{i + 1:05}-of-00002.safetensors" for i in range(2)]
+    names = names if num_shards == 2 else [f"{stem}.safetensors"]
+    for i, name in enumerate(names):
+        save(folder / name, {f"{i}.weight": torch.ones(2, 2)})
+    if num_shards == 2:
+        where = {f"{i}.weight": name for i, name in enumerate(names)}
+        index = folder / f"{stem}.safetensors.index.json"
+        index.write_text(json.dumps({"weight_map": where}))
+    assert len(read(folder).tensors) == num_shards
+    assert prune(folder, tmp_path / "out", amount=1).exit_code == 0
+    assert contents(tmp_path / "out").keys() == contents(folder).keys()
+    assert prune(folder, tmp_path / "out", "--force", amount=1).exit_code == 0
+
+
+def test_a_folder_that_cannot_be_read_says_what_was_looked_for(tmp_path: Path) -> None:
+    for name, files, words in [
+        ("pipeline", ["model_index.json", "unet/diffusion_pytorch_model.safetensors"], ["unet"]),
+        ("loose", ["lora.safetensors"], ["lora.safetensors"]),
+        ("saved", ["pytorch_model.bin"], ["pytorch_model.bin", "save_file()"]),
+        ("bare", ["config.json"], []),
+        ("both", ["model.safetensors", "adapter_model.safetensors"], ["give the path"]),
+    ]:
+        for file in files:
+            (tmp_path / name / file).parent.mkdir(parents=True, exist_ok=True)
+            save(tmp_path / name / file, TREE)
+        assert_unreadable(tmp_path, tmp_path / name)
+        stderr = run("report", tmp_path / name).stderr
+        assert all(word in stderr for word in ["model.safetensors", *words]), stderr
+        if name != "both":
+            assert "diffusion_pytorch_model.safetensors" in stderr
+            assert "adapter_model.safetensors" in stderr
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"GGUF\x03\0\0\0" + bytes(20), "GGUF"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(20), "HDF5"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
+        (None, "a file of torch.save; convert it with safetensors.torch.save_file"),
+    ],
+)
+def test_a_file_of_another_format_says_which(tmp_path: Path, data: Any, words: str) -> None:
+    path = tmp_path / "x.pt"
+    torch.save(TREE, path)
+    if data is not None:
+        path.write_bytes(data)
+    before = contents(tmp_path)
+    done = prune(path, tmp_path / "out")
+    assert_refused(done)
+    assert words in done.stderr
+    assert contents(tmp_path) == before
+
+
+def test_an_index_that_is_a_device_is_not_read(tmp_path: Path) -> None:
+    """Some devices have no end; this one is empty, so that the test ends if it is read."""
+    folder = save_folder(tmp_path / "model", TREE)
+    (folder / INDEX).unlink()
+    (folder / INDEX).symlink_to("/dev/null")
+    done = run("report", folder)
+    assert_refused(done)
+    assert "is not a file" in done.stderr
 
 
 @given(st.data())

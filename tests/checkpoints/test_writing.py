@@ -49,9 +49,9 @@ def test_the_copy_is_the_masks_and_no_other_byte(
     source, out = save(folder / "x.safetensors", tree), folder / "y.safetensors"
     weights = gp.prunable(tree, is_weight)
     masks = METHODS[method](weights, SCORES[kind](weights), amount=amount)
-    done = prune(
-        source, out, "--force", "--json", "--score", kind, "--method", method, amount=amount
-    )
+    quantized = ["--exclude", "other.torch.float8*"] * any("float8" in name for name in tree)
+    options = "--force", "--json", "--score", kind, "--method", method, *quantized
+    done = prune(source, out, *options, amount=amount)
     assert done.exit_code == 0, done.output
     assert out.read_bytes() == zeroed(source.read_bytes(), masks)
     counts = {row["name"]: row["pruned"] for row in json.loads(done.stdout)["tensors"]}
@@ -365,6 +365,51 @@ def test_links_in_a_folder(tmp_path: Path) -> None:
     (source / "1_Pooling" / "up").unlink()
     (source / "up").symlink_to("..")
     assert_refused(prune(source, tmp_path / "again"))
+
+
+def test_what_cannot_be_copied_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    """Some devices have no end, and a pipe waits for a writer. This device is empty."""
+    source = save_folder(tmp_path / "x", example())
+    for name, target in [
+        ("device", "/dev/null"),
+        ("1_Pooling/device", "/dev/null"),
+        ("gone", "nowhere"),
+        ("itself", "itself"),
+        ("pipe", None),
+    ]:
+        path = source / name
+        if target is None:
+            os.mkfifo(path)
+        else:
+            path.symlink_to(target)
+        for options in ([], ["--dry-run"]):
+            done = prune(source, tmp_path / "out", *options)
+            assert_refused(done)
+            assert f"{path} is " in done.stderr
+            assert "not a file or a folder" in done.stderr
+        path.unlink()
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["x"]
+
+
+def test_an_output_that_is_a_link_to_itself_is_refused(tmp_path: Path) -> None:
+    source, out = save(tmp_path / "x.safetensors", example()), tmp_path / "out"
+    out.symlink_to("out")
+    for options in ([], ["--force"]):
+        assert_refused(prune(source, out, *options))
+    assert out.is_symlink()
+
+
+def test_links_that_lead_to_each_other_are_a_loop(tmp_path: Path) -> None:
+    """Neither is in a folder that contains it, and each copy would contain the other's."""
+    source = save_folder(tmp_path / "x", example())
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    (source / "a").symlink_to("../a")
+    (tmp_path / "a" / "b").symlink_to("../b")
+    (tmp_path / "b" / "a").symlink_to("../a")
+    done = prune(source, tmp_path / "out")
+    assert_refused(done)
+    assert "contains it" in done.stderr
 
 
 @pytest.mark.long

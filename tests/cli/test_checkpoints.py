@@ -19,13 +19,14 @@ def test_json(tmp_path: Path) -> None:
         "amount": 7,
         "score": "magnitude",
         "method": "layerwise",
-        "total": {"entries": 744, "pruned": 14, "density": 1 - 14 / 744},
+        "total": {"entries": 744, "pruned": 14, "zeros": 14, "density": 1 - 14 / 744},
         "tensors": [
             {
                 "name": "layer0.weight",
                 "shape": [30, 20],
                 "entries": 600,
                 "pruned": 7,
+                "zeros": 7,
                 "density": 1 - 7 / 600,
             },
             {
@@ -33,9 +34,11 @@ def test_json(tmp_path: Path) -> None:
                 "shape": [8, 9, 2],
                 "entries": 144,
                 "pruned": 7,
+                "zeros": 7,
                 "density": 1 - 7 / 144,
             },
         ],
+        "left_out": {"layer0.bias": "of fewer than two dimensions"},
     }
     assert done.stderr == ""
 

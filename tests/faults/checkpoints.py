@@ -81,6 +81,87 @@ FAULTS = [
         "tests/checkpoints/test_writing.py::test_the_norm_is_that_of_all_blocks",
     ),
     fault(
+        "an FP4 byte is one entry",
+        "checkpoints/density.py",
+        "for half in (0x07, 0x70)",
+        "for half in (0x77,)",
+        "tests/checkpoints/test_density.py::test_the_two_entries_of_a_byte_are_counted",
+    ),
+    fault(
+        "the zeros of the copy are those of the masks",
+        "checkpoints/planning.py",
+        "count_zeros(weight, mask)",
+        "count_zeros(mask)",
+        "tests/checkpoints/test_planning.py::test_the_density_is_that_of_the_copy",
+    ),
+    fault(
+        "codes are recognised by their names alone",
+        "checkpoints/choosing.py",
+        "        if tensor.dtype in NARROW_DTYPES and tensor.dim() >= 2 and not _is_scale(name):\n"
+        "            found[name] = NARROW_DTYPES[tensor.dtype]\n"
+        "        elif (pair",
+        "        if (pair",
+        "tests/checkpoints/test_choosing.py::test_a_quantized_weight_is_refused_by_name",
+    ),
+    fault(
+        "the buffers of a model are ranked",
+        "checkpoints/choosing.py",
+        "if _parts(name) & CONSTANTS else None",
+        "if not _parts(name) else None",
+        "tests/checkpoints/test_choosing.py::test_buffers_of_constants_are_no_weights",
+    ),
+    fault(
+        "scales are ranked where their codes are left out",
+        "checkpoints/choosing.py",
+        "        elif name in scales:\n            reasons[name] = SCALE\n",
+        "",
+        "tests/checkpoints/test_choosing.py::"
+        "test_scales_are_not_ranked_where_the_codes_are_left_out",
+    ),
+    fault(
+        "devices are copied",
+        "checkpoints/writing.py",
+        "        elif not path.is_file():\n",
+        "        elif path.is_fifo() or not os.path.exists(path):\n",
+        "tests/checkpoints/test_writing.py::"
+        "test_what_cannot_be_copied_is_refused_before_anything_is_written",
+    ),
+    fault(
+        "a loop is a link to a folder above it",
+        "checkpoints/writing.py",
+        "_require_copyable(path, [*above, target])",
+        "_require_copyable(path, [target])",
+        "tests/checkpoints/test_writing.py::test_links_that_lead_to_each_other_are_a_loop",
+    ),
+    fault(
+        "an index may be a device",
+        "checkpoints/reading.py",
+        "    require_file(path)\n    try:\n        file_of",
+        "    try:\n        file_of",
+        "tests/checkpoints/test_reading.py::test_an_index_that_is_a_device_is_not_read",
+    ),
+    fault(
+        "old files are mapped",
+        "checkpoints/states.py",
+        "mmap=is_zip)",
+        "mmap=True)",
+        "tests/checkpoints/test_states.py::test_a_state_dict_is_found",
+    ),
+    fault(
+        "the first of several state dicts is read",
+        "checkpoints/states.py",
+        "        if len(states) > 1:\n",
+        "        states = dict(list(states.items())[:1])\n        if len(states) > 1:\n",
+        "tests/checkpoints/test_states.py::test_several_state_dicts_are_named",
+    ),
+    fault(
+        "a full standard output is a traceback",
+        "cli/printing.py",
+        '        error.add_note(f"the result cannot be printed{done}")\n        raise\n',
+        "        raise RuntimeError(done) from error\n",
+        "tests/cli/test_printing.py::test_a_full_standard_output_is_one_line",
+    ),
+    fault(
         "an error after the rename says that nothing has changed",
         "checkpoints/writing.py",
         "    _sync(out.parent)\n\n\ndef _rename(",

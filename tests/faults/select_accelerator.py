@@ -62,21 +62,21 @@ FAULTS = [
     fault(
         "too few slots are enough",
         "select/accelerator.py",
-        "own.places.numel() < own.num_inside:",
+        "block.indices.numel() < block.num_inside:",
         "False:",
         "tests/select/test_accelerator.py::test_as_many_slots_as_candidates_are_enough",
     ),
     fault(
         "slots that are all used are too few",
         "select/partition.py",
-        "used = num_inside if num_inside <= self.places.numel() else 0",
-        "used = num_inside if num_inside < self.places.numel() else 0",
+        "used = num_inside if num_inside <= self.indices.numel() else 0",
+        "used = num_inside if num_inside < self.indices.numel() else 0",
         "tests/select/test_accelerator.py::test_as_many_slots_as_candidates_are_enough",
     ),
     fault(
         "unused slots are candidates",
         "select/partition.py",
-        "num_inside=num_inside, places=places, bits=bits)",
+        "num_inside=num_inside, indices=indices, bits=bits)",
         "num_inside=num_inside)",
         "tests/select/test_accelerator.py::test_an_unused_slot_is_no_candidate",
     ),
@@ -111,15 +111,15 @@ FAULTS = [
     fault(
         "what is above is not counted on an accelerator",
         "select/accelerator.py",
-        "totals[0, query] += own.num_above + own.num_inside",
-        "totals[0, query] += own.num_inside",
+        "totals[0, query] += block.num_above + block.num_inside",
+        "totals[0, query] += block.num_inside",
         "tests/select/test_accelerator.py::test_a_pass_divides_every_query_by_its_bracket",
     ),
     fault(
         "the candidates of later blocks have the positions of the first",
         "select/accelerator.py",
-        "(own.places + own.start).to(ranked.device)",
-        "own.places.to(ranked.device)",
+        "(block.indices + block.start).to(ranked.device)",
+        "block.indices.to(ranked.device)",
         "tests/select/test_accelerator.py::test_a_pass_divides_every_query_by_its_bracket",
     ),
     fault(
@@ -167,8 +167,8 @@ FAULTS = [
     fault(
         "inside a joined block only the first mask is written",
         "select/accelerator.py",
-        "    torch.split_with_sizes_copy(joined, own.sizes, out=flat)\n",
-        "    flat[0].copy_(joined[: own.sizes[0]])\n",
+        "    torch.split_with_sizes_copy(joined, block.sizes, out=flat)\n",
+        "    flat[0].copy_(joined[: block.sizes[0]])\n",
         "tests/select/test_accelerator.py::test_joined_leaves_are_written_and_their_threshold_is_found",
     ),
     fault(

@@ -63,7 +63,7 @@ FAULTS = [
     fault(
         "a low int64 score is not checked",
         "select/blocks.py",
-        "if low < -LARGEST_INT64 or high",
+        "if low < -MAX_INT64_SCORE or high",
         "if high",
         "tests/select/test_blocks.py::test_int64_scores_that_float64_cannot_hold",
     ),

@@ -85,8 +85,8 @@ FAULTS = [
     fault(
         "a kernel counts the keys above all bins in the last bin",
         "select/kernels.py",
-        "own + 1 + num_bins,",
-        "own + num_bins,",
+        "row_counts + 1 + num_bins,",
+        "row_counts + num_bins,",
         f"{INTERPRETED}[test_counting_is_one_launch_for_queries_of_the_same_bins]",
     ),
     fault(

@@ -177,8 +177,8 @@ FAULTS = [
     fault(
         "int64 scores may be up to 2^54",
         "select/keys.py",
-        "LARGEST_INT64 = 2**53",
-        "LARGEST_INT64 = 2**54",
+        "MAX_INT64_SCORE = 2**53",
+        "MAX_INT64_SCORE = 2**54",
         "tests/select/test_blocks.py::test_int64_scores_that_float64_cannot_hold",
     ),
     fault(
@@ -317,8 +317,8 @@ FAULTS = [
     fault(
         "the last tie of a row is kept",
         "select/rows.py",
-        "ties.cumsum(1) > num_tied",
-        "ties.cumsum(1) >= num_tied",
+        "ties.cumsum(1) > num_pruned_ties",
+        "ties.cumsum(1) >= num_pruned_ties",
         "tests/select/test_rows.py::test_every_row_is_pruned_as_if_alone",
     ),
     fault(

@@ -125,8 +125,8 @@ FAULTS = [
     fault(
         "a message has twice as many counts",
         "select/refine.py",
-        "share.bit_length() - 1",
-        "share.bit_length()",
+        "max_bins.bit_length() - 1",
+        "max_bins.bit_length()",
         "tests/select/test_refine.py::test_digits_are_as_wide_as_a_message_allows",
     ),
     fault(
@@ -321,15 +321,15 @@ FAULTS = [
     fault(
         "the last pruned tie of a small leaf is kept",
         "select/finish.py",
-        "ties.cumsum(0) > num_tied",
-        "ties.cumsum(0) >= num_tied",
+        "ties.cumsum(0) > num_pruned_ties",
+        "ties.cumsum(0) >= num_pruned_ties",
         "tests/select/test_finish.py::test_few_candidates_of_every_dtype",
     ),
     fault(
         "no tie of a small leaf is kept",
         "select/finish.py",
-        "if num_tied < found.num_inside:",
-        "if num_tied > found.num_inside:",
+        "if num_pruned_ties < found.num_inside:",
+        "if num_pruned_ties > found.num_inside:",
         "tests/select/test_finish.py::test_few_candidates_of_every_dtype",
     ),
     fault(

@@ -258,14 +258,14 @@ FAULTS = [
     fault(
         "a sample without a lower end begins at its lowest",
         "select/sampling.py",
-        "if ranks[0] >= 1:",
-        "if ranks[0] >= 0:",
+        "if places[0] >= 1:",
+        "if places[0] >= 0:",
         "tests/select/test_sampling.py::test_guesses_are_what_the_sample_says",
     ),
     fault(
         "sampled keys count from 0",
         "select/sampling.py",
-        "[own - ranked.key_range[0] for own in keys] * 2",
+        "[part - ranked.key_range[0] for part in keys] * 2",
         "keys * 2",
         "tests/select/test_sampling.py::test_guesses_are_what_the_sample_says",
     ),

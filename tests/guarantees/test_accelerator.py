@@ -273,7 +273,7 @@ def test_other_devices_than_the_parameters_are_errors(name: str) -> None:
 def test_a_method_of_the_user_needs_one_device() -> None:
     [row] = [row for row in ROWS if row.name == "pruning_method"]
     mixed = [on_two_devices(EXAMPLES[0][name], 0) for name in INPUTS]
-    with pytest.raises(ValueError, match="needs all leaves on one device"):
+    with pytest.raises(ValueError, match="needs all leaves on one device, got cpu and simulated:0"):
         row.call(*mixed, 1)
 
 

@@ -267,6 +267,10 @@ class Walk(RuleBasedStateMachine):
             k -= 1
         return k
 
+    def refuses(self, scored, paths):
+        """Return whether scores of other pairs alone are refused. torch ignores them."""
+        return False
+
     def release(self):
         """Leave no mask behind."""
         for path in self.model.adapted():
@@ -340,7 +344,7 @@ class Walk(RuleBasedStateMachine):
             "importance_scores": {self.now.site(p): tensor(p, s) for p, s in given.items()},
             "amount": amount,
         }
-        if not fits:
+        if not fits or self.refuses(given, paths):
             with self.refused(ValueError):
                 self.call(self.library.global_unstructured, **arguments)
             return
@@ -485,6 +489,9 @@ class AdapterWalk(Walk):
 
     def settled(self, k, ranking, method):
         return super().settled(k, ranking, method) if method is Largest else k
+
+    def refuses(self, scored, paths):
+        return bool(scored) and not set(scored) & set(paths)
 
     def release(self):
         assert self.call(prune.detach_masks_, self.net) is self.net

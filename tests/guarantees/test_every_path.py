@@ -89,8 +89,8 @@ PATHS: dict[str, Line] = {
     "many amounts of one model": Line("operators.py", "many = amounts[0].movedim("),
     "random draws": Line("blocks.py", "bits = draw_integers("),
     # --- without a search -----------------------------------------------------------------------
-    "small leaves together": Line("search.py", "prune_few(ranked, leaves, k", "len(leaves) > 1"),
-    "a small leaf": Line("search.py", "prune_few(ranked, leaves, k", "len(leaves) == 1"),
+    "small leaves together": Line("search.py", "prune_directly(ranked, leaves,", "len(leaves) > 1"),
+    "a small leaf": Line("search.py", "prune_directly(ranked, leaves,", "len(leaves) == 1"),
     **lines(
         "finish.py",
         "candidates = keys if prior is None",
@@ -100,9 +100,9 @@ PATHS: dict[str, Line] = {
     ),
     **lines(
         "finish.py",
-        "if num_tied < found.num_inside",
-        small_leaves_whose_ties_are_all_pruned="num_tied == found.num_inside > 1",
-        small_leaves_whose_later_ties_are_kept="num_tied < found.num_inside",
+        "if num_pruned_ties < found.num_inside",
+        small_leaves_whose_ties_are_all_pruned="num_pruned_ties == found.num_inside > 1",
+        small_leaves_whose_later_ties_are_kept="num_pruned_ties < found.num_inside",
     ),
     # --- queries --------------------------------------------------------------------------------
     **lines(
@@ -143,10 +143,10 @@ PATHS: dict[str, Line] = {
         SAMPLED,
         both_ends_of_a_bracket_are_single_keys="at_low > 0 and at_high > 0",
         both_ends_of_a_bracket_are_the_same_key="at_low > 0 and low == high",
-        the_lower_end_of_a_bracket_is_coarse="ranks[0] >= 1 and at_low == 0",
-        the_upper_end_of_a_bracket_is_coarse="ranks[1] <= size and upper.low < upper.high",
-        no_end_below_the_threshold="ranks[0] < 1",
-        no_end_above_the_threshold="ranks[1] > size",
+        the_lower_end_of_a_bracket_is_coarse="places[0] >= 1 and at_low == 0",
+        the_upper_end_of_a_bracket_is_coarse="places[1] <= size and upper.low < upper.high",
+        no_end_below_the_threshold="places[0] < 1",
+        no_end_above_the_threshold="places[1] > size",
     ),
     # --- brackets -------------------------------------------------------------------------------
     "a guess that is known to be wrong": Line(
@@ -188,7 +188,7 @@ PATHS: dict[str, Line] = {
         "search.py",
         "pending = [i for i in pending if",
         some_queries_are_collected_and_others_counted=(
-            "0 < sum(made.collects(pending.index(i)) for i in pending if i in found)"
+            "0 < sum(pass_.collects(pending.index(i)) for i in pending if i in found)"
             " < sum(i in found for i in pending)"
         ),
         nothing_is_settled="not any(i in found for i in pending)",
@@ -222,7 +222,7 @@ PATHS: dict[str, Line] = {
         "blocks.py", "return keys if keys.element_size() > 2", "keys.element_size() <= 2"
     ),
     # --- the pass, one query of its leaves ------------------------------------------------------
-    "a bracket is collected": Line("partition.py", "found = packed_positions(inside)"),
+    "a bracket is collected": Line("partition.py", "found = find_packed(inside)"),
     "a bracket is too full": Line(
         "partition.py",
         "if self.collects(query) and self._reserve(num_inside):",
@@ -307,8 +307,8 @@ PATHS: dict[str, Line] = {
     **lines(
         "finish.py",
         "collected = Once(lambda",
-        all_queries_of_a_pass_are_collected="len(numbers) == len(made.queries) > 1",
-        some_queries_of_a_pass_are_collected="len(numbers) < len(made.queries)",
+        all_queries_of_a_pass_are_collected="len(numbers) == len(pass_.queries) > 1",
+        some_queries_of_a_pass_are_collected="len(numbers) < len(pass_.queries)",
     ),
     **lines(
         "finish.py",
@@ -496,9 +496,20 @@ TESTS: dict[Any, tuple[int, Sequence[st.SearchStrategy[Any]]]] = {
 """Random tests of the search, how many examples of each are watched, and their arguments."""
 
 
-@pytest.fixture(scope="module")
-def calls() -> Counter[str]:
-    """How often the random tests take each path, on the same trees in every run."""
+def run_watched(
+    watch: Watch, test: Any, number: int, strategies: Sequence[st.SearchStrategy[Any]]
+) -> None:
+    @settings(same_every_time, max_examples=number)
+    @given(st.tuples(*strategies))
+    def run(arguments: tuple[Any, ...]) -> None:
+        with watch.watched():
+            test(*arguments)
+
+    run()
+
+
+def test_random_tests_take_every_path() -> None:
+    """On the same trees in every run."""
     watch = Watch()
 
     @settings(same_every_time, max_examples=1200)
@@ -512,22 +523,6 @@ def calls() -> Counter[str]:
     ask()
     for test, (number, strategies) in TESTS.items():
         run_watched(watch, test.hypothesis.inner_test, number, strategies)
-    return watch.calls
-
-
-def run_watched(
-    watch: Watch, test: Any, number: int, strategies: Sequence[st.SearchStrategy[Any]]
-) -> None:
-    @settings(same_every_time, max_examples=number)
-    @given(st.tuples(*strategies))
-    def run(arguments: tuple[Any, ...]) -> None:
-        with watch.watched():
-            test(*arguments)
-
-    run()
-
-
-@pytest.mark.parametrize("path", PATHS)
-def test_random_tests_take_the_path(path: str, calls: Counter[str]) -> None:
-    print(f"{path}: {calls[path]} times")
-    assert calls[path] >= 5
+    times = {path: watch.calls[path] for path in PATHS}
+    print(times)
+    assert not {path: number for path, number in times.items() if number < 5}

@@ -21,7 +21,7 @@ from tests.support import fuzz, ways
 from tests.support.assertions import fail_if
 from tests.support.limits import small_limits
 
-CHECKS = {25: 500, 100: 20_000, 2_500: 200_000}.get(settings().max_examples, 500)
+CHECKS = {25: 500, 100: 5_000, 2_500: 200_000}.get(settings().max_examples, 500)
 """How many checks all ways make in all, by the examples of the profile."""
 
 

@@ -170,7 +170,7 @@ def check_scores(sharding: Sharding) -> list[str]:
         gp.scores.taylor,
         gp.scores.obd,
         lambda params, grads: gp.scores.movement(gp.scores.magnitude(grads), params, grads),
-        lambda params, grads: gp.scores.normalize_l2(params),
+        lambda params, grads: gp.scores.normalize_l2(gp.scores.magnitude(params)),
         lambda params, grads: gp.scores.snip(lambda tree: tree[1].float().square().mean(), params),
     ]
     problems = []

@@ -201,7 +201,7 @@ def test_the_documented_example_prints_ten(capsys):
     assert torch_prune.is_pruned(net)
 
 
-def test_public_names_are_torchs_and_eight_more():
+def test_public_names_are_torchs_and_our_own():
     torchs = {
         name
         for name, value in vars(torch_prune).items()
@@ -209,10 +209,19 @@ def test_public_names_are_torchs_and_eight_more():
     }
     ours = {"attach_masks_", "detach_masks_", "make_permanent_", "masks_of"}
     ours |= {"params_of", "prior_masks", "project_", "prune_"}
+    ours |= {"recalibrate_batchnorm", "recalibrate_batchnorm_"}
     assert set(prune.__all__) == torchs | ours
     assert list(prune.__all__) == sorted(prune.__all__)
-    for name in torchs - {"global_unstructured"}:
+    for name in torchs - {"global_unstructured", "remove"}:
         assert getattr(prune, name) is getattr(torch_prune, name), name
+
+
+def test_every_other_name_of_torchs_module_comes_from_torch():
+    missing = [name for name in vars(torch_prune) if not hasattr(prune, name)]
+    assert not missing
+    assert prune._compute_nparams_toprune is torch_prune._compute_nparams_toprune
+    with pytest.raises(AttributeError, match="no attribute 'l2_unstructured'"):
+        _ = prune.l2_unstructured
 
 
 def test_the_signature_is_torchs():
@@ -220,7 +229,8 @@ def test_the_signature_is_torchs():
         parameters = inspect.signature(function).parameters.values()
         return [(p.name, p.kind, p.default) for p in parameters]
 
-    assert shape(prune.global_unstructured) == shape(torch_prune.global_unstructured)
+    for name in ("global_unstructured", "remove"):
+        assert shape(getattr(prune, name)) == shape(getattr(torch_prune, name))
 
 
 class LargeWeights(torch_prune.BasePruningMethod):

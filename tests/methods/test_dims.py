@@ -11,8 +11,8 @@ import gprune as gp
 @pytest.mark.parametrize(
     ("dim", "error", "words"),
     [
-        (2, ValueError, r"dim is 2 for a leaf of shape \(2, 3\)"),
-        (-3, ValueError, "dim is -3"),
+        (2, ValueError, r"dim 2 is out of range for a leaf of shape \(2, 3\)"),
+        (-3, ValueError, "dim -3 is out of range"),
         ((0, -2), ValueError, "each dim once"),
         ("x", TypeError, "an int, a tuple of ints, or a function .* got 'x'"),
         (True, TypeError, "an int"),

@@ -176,7 +176,7 @@ def test_errors_name_the_leaf() -> None:
     method = {"pruning_method": gp.ln_structured, "n": 2, "dim": 0}
     with pytest.raises(ValueError, match=r"params\['bias'\]: .* two dim.* of shape \(3,\)"):
         gp.layerwise(params, amount=1, **method)
-    with pytest.raises(IndexError, match=r"params\['fc'\]: dim is 2"):
+    with pytest.raises(IndexError, match=r"params\['fc'\]: dim 2 is out of range"):
         gp.layerwise({"fc": params["fc"]}, amount=1, **{**method, "dim": 2})
     with pytest.raises(ValueError, match=r"params\['fc'\]: the nuclear norm"):
         gp.layerwise({"fc": params["fc"]}, amount=1, **{**method, "n": "nuc"})

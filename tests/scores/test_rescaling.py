@@ -17,7 +17,31 @@ from tests.support.scoring import assert_close, each_dtype, each_model, finite_t
 @each_dtype
 def test_normalize_l2(name: str, dtype: torch.dtype) -> None:
     _, params, _ = setting(name, dtype)
-    assert_close(gp.scores.normalize_l2(params), reference.normalize_l2(params), dtype)
+    scores = gp.scores.magnitude(params)
+    assert_close(gp.scores.normalize_l2(scores), reference.normalize_l2(scores), dtype)
+
+
+def test_normalize_l2_takes_scores_and_no_weights() -> None:
+    """Weights would rank by their sign: the largest negative one would go first."""
+    params = {"fc": {"weight": torch.tensor([1.0, -8.0, 2.0]), "bias": None}}
+    with pytest.raises(
+        ValueError, match=r"scores\['fc'\]\['weight'\] has neg.*magnitude\(params\)"
+    ):
+        gp.scores.normalize_l2(params)
+    scores = gp.scores.normalize_l2(gp.scores.magnitude(params))
+    masks = gp.global_unstructured(params, scores, amount=1)
+    assert masks["fc"]["weight"].tolist() == [False, True, True]
+    zeros = gp.scores.normalize_l2([torch.tensor([-0.0, 3.0])])
+    assert zeros[0].tolist() == [0, 1]
+
+
+def test_a_negative_score_is_seen_in_a_batch_and_ranks_last_in_a_trace() -> None:
+    scores = torch.tensor([[3.0, 4.0], [3.0, -4.0]])
+    with pytest.raises(ValueError, match="has negative entries"):
+        torch.vmap(gp.scores.normalize_l2)(scores)
+    compiled = torch.compile(gp.scores.normalize_l2, fullgraph=True, backend="aot_eager")
+    assert compiled(list(scores))[0].tolist() == pytest.approx([0.6, 0.8])
+    assert compiled(list(scores))[1].isnan().all()
 
 
 extremes = pytest.mark.parametrize(
@@ -33,8 +57,8 @@ extremes = pytest.mark.parametrize(
 
 @extremes
 def test_normalize_l2_neither_vanishes_nor_overflows(dtype: torch.dtype, scale: float) -> None:
-    leaf = torch.tensor([3.0, -4.0], dtype=dtype) * scale
-    want = torch.tensor([0.6, -0.8], dtype=dtype)
+    leaf = torch.tensor([3.0, 4.0], dtype=dtype) * scale
+    want = torch.tensor([0.6, 0.8], dtype=dtype)
     torch.testing.assert_close(gp.scores.normalize_l2(leaf), want)
 
 
@@ -97,7 +121,8 @@ def test_lamp_does_not_see_the_scale_of_a_leaf(params: Any) -> None:
 
 
 @given(finite_trees)
-def test_normalized_leaves_have_norm_one_and_their_own_order(scores: Any) -> None:
+def test_normalized_leaves_have_norm_one_and_their_own_order(params: Any) -> None:
+    scores = gp.scores.magnitude(params)
     for leaf, unit in zip(
         reference.leaves(scores), reference.leaves(gp.scores.normalize_l2(scores)), strict=True
     ):

@@ -113,7 +113,7 @@ def pairwise(weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 def test_norms_of_a_network_of_one_example_under_vmap(forward: Any) -> None:
     """As many networks of `torch.func` are written; and in the batches of a `vmap` around it."""
     weight, x = torch.randn(2, 3), torch.randn(2, 6, 3)
-    norms = gp.scores.input_norms(forward, weight, x)
+    norms = gp.scores.input_norms(forward, weight, list(x))
     torch.testing.assert_close(norms, x.flatten(0, 1).norm(dim=0).expand(2, 3))
     each = torch.vmap(lambda x: gp.scores.input_norms(forward, weight, [x]))(x)
     torch.testing.assert_close(each, x.norm(dim=1, keepdim=True).expand(2, 2, 3))
@@ -135,3 +135,11 @@ def test_wanda_is_the_exact_reconstruction_error_of_a_linear_layer(
     flat = torch.cat([x.reshape(-1, columns) for x in inputs])
     errors = reference.removal_errors(lambda w: F.linear(flat, w, bias), weight)
     torch.testing.assert_close(gp.scores.wanda(weight, norms).square(), errors)
+
+
+def test_norms_are_not_negative() -> None:
+    """As weights are, if the two arguments are swapped."""
+    weight, norms = torch.tensor([[2.0, -1.0]]), torch.tensor([[1.0, 3.0]])
+    assert gp.scores.wanda(weight, norms).tolist() == [[2, 3]]
+    with pytest.raises(ValueError, match="input_norms has negative entries; pass params first"):
+        gp.scores.wanda(norms, weight)

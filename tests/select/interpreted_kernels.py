@@ -284,9 +284,13 @@ def test_counting_is_one_launch_for_queries_of_the_same_bins() -> None:
 
 
 def few_passes(small: Limits) -> Limits:
-    """Let every pass find some bits of a key, since a pass takes long in the interpreter."""
-    max_pass_bits = max(6, small.max_pass_bits)
-    return small._replace(on_accelerator=True, max_pass_bits=max_pass_bits, max_counts=2**20)
+    """Let every pass find some bits of a key in few tiles, since each is slow to interpret."""
+    return small._replace(
+        on_accelerator=True,
+        block=max(64, small.block),
+        max_pass_bits=max(6, small.max_pass_bits),
+        max_counts=2**20,
+    )
 
 
 @settings(max_examples=settings().max_examples // 2)

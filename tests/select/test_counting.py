@@ -21,7 +21,7 @@ def test_packed_bools_are_counted_and_found(words: int, share: float) -> None:
     count = counting.count_packed(packed)
     assert (count.dtype, count.shape) == (torch.int64, ())
     assert int(count) == int(packed.sum())
-    found = counting.packed_positions(packed)
+    found = counting.find_packed(packed)
     assert found.dtype == torch.int64
     assert found.equal(packed.nonzero().view(-1))
 

@@ -16,7 +16,7 @@ from gprune.select.finish import (
     _narrow_ties,
     finish_collected,
     finish_counted,
-    prune_few,
+    prune_directly,
     write_replicas,
 )
 from gprune.select.partition import Candidates, CountedBlock, PartitionPass, empty_masks
@@ -260,7 +260,7 @@ def test_few_candidates_are_pruned_in_order(
         query = Query(leaves, data.draw(st.integers(1, n)), n)
         masks = [mask.fill_(True) for mask in empty_masks(own.leaves.scores)]
         with patched(small):
-            prune_few(own.leaves, leaves, query.k, masks)
+            prune_directly(own.leaves, leaves, query.k, masks)
         assert flat(masks, leaves) == mask_at(own, query)
         assert all(mask.all() for leaf, mask in enumerate(masks) if leaf not in leaves)
 
@@ -285,7 +285,7 @@ def test_few_candidates_of_every_dtype(
     n = len(own.candidates(range(1)))
     for k in {1, 2, 3, n // 2, n - 1, n}:
         masks = [torch.ones(size, dtype=torch.bool)]
-        prune_few(own.leaves, range(1), k, masks)
+        prune_directly(own.leaves, range(1), k, masks)
         assert masks[0].tolist() == mask_at(own, Query(range(1), k, n))
 
 
@@ -298,5 +298,5 @@ def test_few_candidates_of_two_dtypes(first: torch.dtype) -> None:
         own = ranked.of(RankedLeaves(scores, []))
         for k in range(1, 13):
             masks = empty_masks(scores)
-            prune_few(own.leaves, range(3), k, masks)
+            prune_directly(own.leaves, range(3), k, masks)
             assert flat(masks, range(3)) == mask_at(own, Query(range(3), k, 12))

@@ -210,7 +210,7 @@ def fail_within(phase: str) -> tuple[str, str]:
 PHASES = [
     "gprune.select.shards.RankedLeaves",
     "gprune.select.sampling.draw_sample",
-    "gprune.select.partition.packed_positions",
+    "gprune.select.partition.find_packed",
     "gprune.select.refine.histogram",
     "gprune.select.partition.PartitionPass.run",
     "gprune.select.refine.Integers.slots",

@@ -6,9 +6,10 @@ from torch.nn.utils import prune
 
 
 def hook_chain(hook):
-    """The classes of a pruning hook, a container's members in order."""
+    """The classes that torch has for a pruning hook, a container's members in order."""
     inner = [hook_chain(h) for h in hook] if isinstance(hook, prune.PruningContainer) else []
-    return type(hook), getattr(hook, "_tensor_name", None), inner
+    torchs = next((c for c in type(hook).__mro__ if c.__module__ == prune.__name__), type(hook))
+    return torchs, getattr(hook, "_tensor_name", None), inner
 
 
 def layout(module):

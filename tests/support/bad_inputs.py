@@ -76,6 +76,7 @@ def out() -> torch.Tensor:
 
 
 PARAMS = Make(lambda: tree(weight(), None, out()))
+SIGNED = Make(lambda: tree(-weight(), None, out()))
 TEN = Make(lambda: torch.arange(10.0))
 ENTRIES = 10
 LEAF = Make(lambda: [torch.arange(10.0)])
@@ -487,7 +488,7 @@ FLOORED = [
         gp.global_unstructured,
         "floor: for a user's method",
         T,
-        "pruned_by_hand min_per_leaf built-in",
+        "pruned_by_hand min_per_leaf method of gprune",
         PARAMS,
         pruning_method=pruned_by_hand,
         min_per_leaf=1,
@@ -931,7 +932,7 @@ OF_A_LOSS = [
         ),
         bad(score, "an integer loss", T, "loss_fn int64", integers, PARAMS, *args, **more),
         bad(score, "a loss that is a float", T, "loss_fn float", a_float, PARAMS, *args, **more),
-        bad(score, "no loss", T, "callable", "loss", PARAMS, *args, **more),
+        bad(score, "no loss", T, "function str", "loss", PARAMS, *args, **more),
         bad(
             score,
             "an infinite gradient",
@@ -1008,6 +1009,43 @@ OF_PAIRS = [
         bad(score, "an integer leaf", T, "['out'] int64 None", *call(INTEGERS)),
         bad(score, "a float", T, "['a'] float", *call({"a": 1.0})),
     )
+]
+NEGATIVE = [
+    bad(
+        Sc.normalize_l2,
+        "weights",
+        V,
+        "scores['fc']['weight'] negative magnitude(params)",
+        SIGNED,
+    ),
+    bad(
+        Sc.wanda, "negative norms", V, "input_norms['fc']['weight'] negative params", PARAMS, SIGNED
+    ),
+]
+MODULE = Make(lambda: torch.nn.Linear(3, 2))
+NO_FUNCTIONS = [
+    bad(function, what, T, f"{name} {words}", value, *rest, **more)
+    for function, name, rest, more in [
+        (Sc.input_norms, "forward", (PARAMS, BATCHES), {}),
+        (Sc.synflow, "forward", (PARAMS, (1, 3)), {}),
+        (Sc.iterative_synflow, "forward", (PARAMS, (1, 3)), {"sparsity": 0.5}),
+        (Sc.snip, "loss_fn", (PARAMS,), {}),
+        (Sc.grasp, "loss_fn", (PARAMS,), {}),
+        (Sc.fisher, "loss_fn", (PARAMS, EXAMPLES), {}),
+        (Sc.hessian_diagonal, "loss_fn", (PARAMS,), {"seed": 0}),
+        (Sc.accumulate, "grad_fn", (BATCHES,), {}),
+    ]
+    for what, value, words in [
+        ("a module for a function", MODULE, "Linear functional_call(module, params, args)"),
+        ("the parameters first", PARAMS, "function dict"),
+    ]
+] + [
+    bad(function, what, T, f"batches {words}", *first, batches)
+    for function, first in [(Sc.input_norms, (forward, PARAMS)), (Sc.accumulate, (forward,))]
+    for what, batches, words in [
+        ("one tensor for batches", Make(lambda: torch.ones(2, 3)), "(2, 3) rows [tensor]"),
+        ("one dict for batches", Make(lambda: {"x": torch.ones(2, 3)}), "dict keys [batch]"),
+    ]
 ]
 OF_A_FORWARD = [
     bad(Sc.synflow, "integers", T, "forward int64", integers, PARAMS, (1, 3)),
@@ -1383,6 +1421,8 @@ BAD = [
     *REST,
     *OF_A_LOSS,
     *OF_PAIRS,
+    *NEGATIVE,
+    *NO_FUNCTIONS,
     *OF_A_FORWARD,
     *OF_MANY,
     *SCHEDULES,

@@ -101,6 +101,20 @@ def quantized(path: Path) -> None:
         torch.save({"a": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)}, path)
 
 
+def endless(path: Path) -> None:
+    inner: dict[str, Any] = {"a": torch.ones(2)}
+    inner["x"] = inner
+    torch.save(inner, path)
+
+
+def exponential(path: Path) -> None:
+    """Forty dicts with two names each are 2^40 names."""
+    inner: dict[str, Any] = {"a": torch.ones(2)}
+    for _ in range(40):
+        inner = {"a": inner, "b": inner}
+    torch.save(inner, path)
+
+
 STATES: dict[str, Callable[[Path], Any]] = {
     "a pickle with a reduce": harm,
     "a bare pickle with a reduce": bare_harm,
@@ -109,12 +123,21 @@ STATES: dict[str, Callable[[Path], Any]] = {
     "an epoch": saved({"a": torch.ones(2), "epoch": 3}),
     "names that are numbers": saved({1: torch.ones(2)}),
     "a sparse tensor": saved({"a": torch.eye(2).to_sparse()}),
-    "the old format": saved({"a": torch.ones(2)}, _use_new_zipfile_serialization=False),
+    "the old format of no state dict": saved([1], _use_new_zipfile_serialization=False),
+    "two state dicts": saved({"g": {"a": torch.ones(2)}, "d": {"a": torch.ones(1)}, "epoch": 3}),
+    "a name that two tensors have": saved({"a": {"b": torch.ones(2)}, "a.b": torch.ones(2)}),
+    "a name that two tensors have, in turn": saved(
+        {"a.b": torch.ones(2), "a": {"b": torch.ones(2)}}
+    ),
+    "an optimizer alone": saved(
+        {"optimizer": {"state": {0: {"step": torch.ones(())}}}, "epoch": 3}
+    ),
     "a mask of another shape": saved({"w_orig": torch.ones(2, 2), "w_mask": torch.ones(3)}),
     "a weight that is there twice": saved(dict.fromkeys(["w", "w_orig", "w_mask"], torch.ones(2))),
     "a meta tensor": saved({"a": torch.ones(2, device="meta")}),
-    "a dtype that torch cannot compare": saved({"a": torch.ones(2).byte().view(torch.bits8)}),
     "a quantized tensor": quantized,
+    "a dict that contains itself": endless,
+    "dicts with the same dicts in them": exponential,
     "truncated": truncated,
     "empty": written(b""),
     "picture": written(FILES["picture"]),

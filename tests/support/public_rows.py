@@ -610,8 +610,14 @@ SCORES = [
         gp.scores.movement,
         lambda params, scores: gp.scores.movement(own(params, scores), params, params),
     ),
-    scored(gp.scores.wanda, lambda params, scores: gp.scores.wanda(params, own(params, scores))),
-    scored(gp.scores.normalize_l2, lambda params, scores: gp.scores.normalize_l2(params)),
+    scored(
+        gp.scores.wanda,
+        lambda params, scores: gp.scores.wanda(params, by_magnitude(params, scores)),
+    ),
+    scored(
+        gp.scores.normalize_l2,
+        lambda params, scores: gp.scores.normalize_l2(by_magnitude(params, scores)),
+    ),
     scored(gp.scores.lamp, lambda params, scores: gp.scores.lamp(params)),
     scored(gp.scores.accumulate, mean),
     scored(gp.scores.input_norms, norms),
