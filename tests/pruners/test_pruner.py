@@ -189,6 +189,19 @@ def test_a_run_that_a_new_process_resumes_is_bit_identical(tmp_path: Path) -> No
         assert_same(there, here)
 
 
+@pytest.mark.parametrize("name", PICKLED)
+def test_a_run_of_fake_tensors(name: str) -> None:
+    """Of a pruner that was built before: only its functions, and no tensor, come from outside."""
+    pruner = PICKLED[name]
+    with FakeTensorMode():
+        params = {"0.weight": torch.rand(8, 4), "1.weight": torch.rand(4, 8), "bias": torch.ones(8)}
+        state = pruner.init(params)
+        new, after = pruner.update(params, state, params)
+    leaves = (optree.tree_leaves(tree) for tree in ((new, after), (params, state)))
+    for got, wanted in zip(*leaves, strict=True):
+        assert (got.shape, got.dtype) == (wanted.shape, wanted.dtype)
+
+
 BY_DUE: list[Callable[[Any], gp.pruners.Pruner]] = [
     lambda due: gp.pruners.gradual(HALF, due=due),
     lambda due: gp.pruners.iterative(0.5, due=due),
@@ -307,16 +320,3 @@ def test_an_error_about_a_schedule_names_it(build: Callable[[], Any], name: str)
     message = f"^{re.escape(name)} must be an int or a float, got 'half'"
     with pytest.raises(TypeError, match=message):
         pruner.update(params, pruner.init(params), params)
-
-
-@pytest.mark.parametrize("name", PICKLED)
-def test_a_run_of_fake_tensors(name: str) -> None:
-    """Of a pruner that was built before: only its functions, and no tensor, come from outside."""
-    pruner = PICKLED[name]
-    with FakeTensorMode():
-        params = {"0.weight": torch.rand(8, 4), "1.weight": torch.rand(4, 8), "bias": torch.ones(8)}
-        state = pruner.init(params)
-        new, after = pruner.update(params, state, params)
-    leaves = (optree.tree_leaves(tree) for tree in ((new, after), (params, state)))
-    for got, wanted in zip(*leaves, strict=True):
-        assert (got.shape, got.dtype) == (wanted.shape, wanted.dtype)
