@@ -29,8 +29,10 @@ from gprune.masks import (
     keep_all,
     masks_from_zeros,
     num_pruned,
+    pack_masks,
     sparsity,
     straight_through,
+    unpack_masks,
 )
 from gprune.methods import (
     blocks,
@@ -85,6 +87,8 @@ __all__ = [
     "intersect",
     "agreement",
     "check_n_of_m",
+    "pack_masks",
+    "unpack_masks",
     "scores",
     "schedules",
     "allocation",

@@ -5,6 +5,7 @@ The rest of gprune trusts these lists. If several leaves are wrong, one error na
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
@@ -17,6 +18,7 @@ from gprune.trees import (
     describe_first,
     dotted_paths,
     flatten,
+    is_single_leaf,
     leaf_names,
     leaves_like,
     require_tensors,
@@ -74,6 +76,8 @@ class Leaves(NamedTuple):
         masks: the prior masks; an empty list where nothing is pruned yet.
         flat: every leaf of the tree, with `None` for a leaf that is not ranked.
         treedef: the structure of the tree.
+        min_per_leaf: how many entries each leaf keeps at least, or the fraction of them; 0-dim, or
+            `None` if a leaf may lose all.
     """
 
     params: list[Tensor]
@@ -82,6 +86,7 @@ class Leaves(NamedTuple):
     masks: list[Tensor]
     flat: list[Any]
     treedef: TreeDef
+    min_per_leaf: Tensor | None = None
 
     def paths(self) -> list[str]:
         """Return the dotted path of every ranked leaf."""
@@ -123,6 +128,8 @@ def align(
     flat, treedef = flatten(params)
     if not all(map(_is_plain, flat)):
         require_tensors(flat, treedef, names[0])
+    if scores is not None and not isinstance(scores, (dict, Tensor)):
+        require_score_tensors(scores, names)
     given = flat if scores is None else leaves_like(scores, treedef, names[1], names[0])
     # a leaf is ranked if neither its parameter nor its prior mask is None
     priors = flat if masks is None else leaves_like(masks, treedef, names[2], names[0])
@@ -162,6 +169,29 @@ def align(
         flat = [None if mask is None else leaf for leaf, mask in zip(flat, priors, strict=True)]
     ranked_by = tensors if detached_scores is None else detached_scores
     return Leaves(tensors, detached_scores, ranked_by, prior_list, flat, treedef)
+
+
+def require_score_tensors(scores: Any, names: tuple[str, str, str]) -> None:
+    """Raise a TypeError if the scores are a number, a name or a function instead of tensors.
+
+    Args:
+        scores: what the user has passed as scores.
+        names: what errors call params, scores and prior masks.
+
+    Raises:
+        TypeError: with what to pass instead.
+    """
+    params, name, _ = names
+    got = f"{name} must be tensors like {params}, got"
+    if isinstance(scores, numbers.Real):
+        raise TypeError(f"{got} {scores!r}; pass a number by name: amount={scores} or sparsity=...")
+    if isinstance(scores, str):
+        raise TypeError(f"{got} {scores!r}; pass gprune.scores.magnitude({params}) or its like")
+    if callable(scores) and is_single_leaf(scores) and not isinstance(scores, torch.nn.Module):
+        function = getattr(scores, "__name__", type(scores).__name__)
+        raise TypeError(
+            f"{got} the function {function}; pass what it returns, such as {function}({params})"
+        )
 
 
 def raise_with_path(error: LeafError, leaves: Leaves) -> NoReturn:

@@ -14,6 +14,7 @@ from gprune.sharding import (
     is_sharded,
     load_dtensor_rules,
     raise_on_all_ranks,
+    require_unsharded,
 )
 from gprune.trees import (
     Tree,
@@ -257,6 +258,114 @@ def intersect(*masks: Tree) -> Tree:
         both = [(a & b).contiguous() for a, b in zip(ours, theirs, strict=True) if a is not None]
         kept = unflatten_like(treedef, ours, both)
     return kept
+
+
+def pack_masks(masks: Tree) -> Tree:
+    """Pack masks into bits: 8 entries to a byte, in an eighth of the memory.
+
+    Bit i of byte j is entry 8 j + i of the flattened mask, the lowest bit first. The last byte is
+    filled up with zeros. The shapes are those of the parameters, which `unpack_masks` takes.
+
+    `torch.save` saves the result. safetensors saves dicts of tensors, so leave out the `None`s, and
+    put them back before you unpack: `{**dict.fromkeys(params), **loaded}`.
+
+    Args:
+        masks: pytree of bool masks of any shape and `None`s; no DTensors.
+
+    Returns:
+        1-D uint8 tensors of ceil(entries / 8) bytes, of the structure of `masks`, on their devices.
+
+    Raises:
+        TypeError: if a mask is not a bool tensor.
+        ValueError: if a mask is a DTensor.
+
+    Example:
+        >>> pack_masks({"bias": None, "weight": torch.tensor([[True, False], [True, True]])})
+        {'bias': None, 'weight': tensor([13], dtype=torch.uint8)}
+    """
+    leaves, treedef = flatten(masks)
+    _check(leaves, leaves, treedef)
+    require_unsharded(leaves, "pack_masks")
+    return unflatten(treedef, [None if mask is None else _packed(mask) for mask in leaves])
+
+
+def unpack_masks(packed: Tree, params: Tree) -> Tree:
+    """Unpack the masks that `pack_masks` has packed.
+
+    Args:
+        packed: what `pack_masks` returned, as it is or saved and loaded.
+        params: pytree of that structure: tensors of the shapes of the masks, on the devices of
+            `packed`; their values do not matter.
+
+    Returns:
+        The masks, bit for bit: bool tensors of the shapes of `params`, `None` where `packed` has
+        `None`.
+
+    Raises:
+        TypeError: if a leaf of `packed` is not a uint8 tensor.
+        ValueError: if a structure, size or device differs, or a leaf is a DTensor.
+
+    Example:
+        >>> params = {"bias": torch.zeros(2), "weight": torch.zeros(2, 2)}
+        >>> packed = {"bias": None, "weight": torch.tensor([13], dtype=torch.uint8)}
+        >>> unpack_masks(packed, params)["weight"]
+        tensor([[ True, False],
+                [ True,  True]])
+    """
+    leaves, treedef = flatten(params)
+    require_tensors(leaves, treedef, "params")
+    found = leaves_like(packed, treedef, "packed")
+    require_tensors(found, treedef, "packed")
+    require_unsharded(leaves + found, "unpack_masks")
+    names, pairs = leaf_names(treedef, "packed"), list(zip(found, leaves, strict=True))
+    wrong = [i for i, bits in enumerate(found) if bits is not None and bits.dtype != torch.uint8]
+    if wrong:
+        problem = "packed masks are torch.uint8, as pack_masks returns them"
+        raise TypeError(
+            describe_first(wrong, lambda i: f"{names[i]} has dtype {found[i].dtype}, {problem}")
+        )
+    wrong = [i for i, pair in enumerate(pairs) if _packed_mismatch(*pair)]
+    if wrong:
+        raise ValueError(
+            describe_first(wrong, lambda i: f"{names[i]} {_packed_mismatch(*pairs[i])}")
+        )
+    return unflatten(
+        treedef, [None if bits is None else _unpacked(bits, leaf.shape) for bits, leaf in pairs]
+    )
+
+
+def _packed(mask: Tensor) -> Tensor:
+    """Pack one mask into bytes."""
+    entries = mask.reshape(-1).view(torch.uint8)
+    if missing := -entries.numel() % 8:
+        entries = torch.nn.functional.pad(entries, (0, missing))
+    return (entries.view(-1, 8) * _powers_of_two(mask.device)).sum(1, dtype=torch.uint8)
+
+
+def _unpacked(packed: Tensor, shape: torch.Size) -> Tensor:
+    """Unpack one mask of a shape."""
+    entries = packed.unsqueeze(1) & _powers_of_two(packed.device)
+    return entries.view(-1)[: shape.numel()].view(shape) != 0
+
+
+def _powers_of_two(device: torch.device) -> Tensor:
+    """Return what each bit of a byte counts, the lowest first."""
+    return torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=device)
+
+
+def _packed_mismatch(packed: Tensor | None, param: Tensor | None) -> str | None:
+    """Return how a packed mask differs from its parameter, or `None` if it fits."""
+    if packed is None:
+        return None
+    if param is None:
+        return "is a tensor, its parameter is None (not prunable)"
+    shape, size = tuple(param.shape), -(-param.numel() // 8)
+    if packed.shape != (size,):
+        got = tuple(packed.shape)
+        return f"has shape {got}, its parameter of shape {shape} takes ({size},)"
+    if packed.device != param.device:
+        return f"is on {packed.device}, its parameter is on {param.device}"
+    return None
 
 
 def _map_with_masks(

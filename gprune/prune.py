@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from gprune.inputs import RANKABLE_DTYPES, LeafError, Leaves, align, raise_with_path
@@ -39,6 +40,9 @@ class Threshold(NamedTuple):
     flat_index: Tensor
 
 
+torch.serialization.add_safe_globals([Threshold])  # so that torch.load reads it by default
+
+
 @raise_on_all_ranks
 def global_unstructured(
     params: Tree,
@@ -46,6 +50,7 @@ def global_unstructured(
     *,
     masks: Tree = None,
     pruning_method: Callable[..., Tensor] = lowest_unstructured,
+    min_per_leaf: float | Tensor | None = None,
     **kwargs: Any,
 ) -> Tree:
     """Rank the entries of all leaves together and prune the lowest.
@@ -53,6 +58,10 @@ def global_unstructured(
     This is the pure counterpart of `torch.nn.utils.prune.global_unstructured`. The methods of
     gprune stream over the leaves. A method of yours is called once, with the 1-D concatenations of
     all parameters, all scores and all prior masks.
+
+    A leaf whose scores are low may lose all of its entries. With `min_per_leaf` no leaf loses more
+    once it has only so many left: the next entries of the other leaves are pruned instead, and the
+    total stays exact.
 
     Args:
         params: pytree of tensors; `None` where a leaf is not prunable (see `prunable`).
@@ -63,6 +72,10 @@ def global_unstructured(
             that nothing is pruned yet.
         pruning_method: a method whose `PRUNING_TYPE` is `"unstructured"`, or a
             `functools.partial` of one.
+        min_per_leaf: how many entries each leaf keeps at least (int), or the fraction of its
+            entries (float, 0 to 1, rounded half to even, but at least one entry if it is above 0).
+            A smaller leaf keeps all, and a leaf that has fewer left by its prior mask keeps those.
+            Only for the methods of gprune. By default a leaf may lose all.
         **kwargs: the arguments of the method, such as `amount` (how many more, or the fraction of
             the candidates), `sparsity` (the fraction of all prunable entries) or `seed`.
 
@@ -73,13 +86,16 @@ def global_unstructured(
     Raises:
         TypeError: if the method is not unstructured, an argument of it is unknown or missing, or a
             leaf has the wrong type.
-        ValueError: if a number is out of range, a structure or shape differs, or there is no leaf
-            to rank.
+        ValueError: if a number is out of range, a structure or shape differs, there is no leaf
+            to rank, or `min_per_leaf` does not allow the total.
 
     Example:
         >>> import torch
         >>> params = {"a": torch.tensor([0.1, -2.0]), "b": torch.tensor([[-0.3, 4.0]])}
         >>> global_unstructured(params, amount=2)
+        {'a': tensor([False,  True]), 'b': tensor([[False,  True]])}
+        >>> params = {"a": torch.tensor([0.1, 0.2]), "b": torch.tensor([[3.0, 4.0]])}
+        >>> global_unstructured(params, amount=2, min_per_leaf=1)
         {'a': tensor([False,  True]), 'b': tensor([[False,  True]])}
     """
     method, bound = unwrap_partials(pruning_method)
@@ -90,6 +106,8 @@ def global_unstructured(
         )
     arguments = {**bound, **kwargs}
     leaves = align(params, scores, masks)
+    if min_per_leaf is not None:
+        leaves = leaves._replace(min_per_leaf=as_scalar(min_per_leaf, "min_per_leaf"))
     try:
         kept = method.select(leaves, per_leaf=False, **arguments)
     except LeafError as error:

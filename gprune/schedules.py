@@ -3,6 +3,9 @@
 A step is a Python int or a 0-dim tensor. Inside a compiled function use a tensor, so that one
 compilation serves all steps. Pass the result as `sparsity=` to `global_unstructured` or
 `layerwise`, which prune to it and never restore weights. `every` says at which steps to prune.
+
+The builders return instances of the frozen dataclasses at the end of this file. So two schedules
+with the same numbers are equal, and a schedule survives `pickle` and `copy.deepcopy`.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
@@ -37,8 +41,7 @@ def constant(sparsity: float) -> Schedule:
         >>> constant(0.5)(0)
         tensor(0.5000, dtype=torch.float64)
     """
-    fraction = _sparsity(sparsity, "sparsity")
-    return lambda step: torch.full_like(_float64(step), fraction)
+    return Constant(_sparsity(sparsity, "sparsity"))
 
 
 def one_shot(sparsity: float, *, step: int) -> Schedule:
@@ -60,8 +63,7 @@ def one_shot(sparsity: float, *, step: int) -> Schedule:
         >>> float(schedule(99)), float(schedule(100))
         (0.0, 0.5)
     """
-    fraction, first = _sparsity(sparsity, "sparsity"), _number(step, "step")
-    return lambda step: (_float64(step) >= first).to(torch.float64) * fraction
+    return OneShot(_sparsity(sparsity, "sparsity"), _number(step, "step"))
 
 
 def linear(sparsity: float, *, begin: int, end: int, initial: float = 0.0) -> Schedule:
@@ -121,12 +123,7 @@ def polynomial(
     power = _number(power, "power")
     if not power > 0:
         raise ValueError(f"power must be above 0, got {power}")
-
-    def schedule(step: int | Tensor) -> Tensor:
-        t = _progress(step, begin, end)
-        return sparsity + (initial - sparsity) * (1 - t) ** power
-
-    return schedule
+    return Polynomial(sparsity, begin, end, initial, power)
 
 
 def exponential(sparsity: float, *, begin: int, end: int, initial: float = 0.0) -> Schedule:
@@ -158,14 +155,7 @@ def exponential(sparsity: float, *, begin: int, end: int, initial: float = 0.0) 
     sparsity, initial = _check_ramp(sparsity, begin, end, initial)
     if sparsity == 1 or initial == 1:
         raise ValueError("the sparsities of an exponential schedule must be below 1, got 1")
-
-    low, high = sorted((initial, sparsity))
-
-    def schedule(step: int | Tensor) -> Tensor:
-        left = ((1 - initial) / (1 - sparsity)) ** (1 - _progress(step, begin, end))
-        return (sparsity + (1 - sparsity) * (1 - left)).clamp(low, high)  # exact at the end
-
-    return schedule
+    return Exponential(sparsity, begin, end, initial)
 
 
 def cosine(sparsity: float, *, begin: int, end: int, initial: float = 0.0) -> Schedule:
@@ -194,12 +184,7 @@ def cosine(sparsity: float, *, begin: int, end: int, initial: float = 0.0) -> Sc
         (0.15, 0.0)
     """
     sparsity, initial = _check_ramp(sparsity, begin, end, initial)
-
-    def schedule(step: int | Tensor) -> Tensor:
-        wave = torch.cos(math.pi * _progress(step, begin, end))
-        return sparsity + (initial - sparsity) * (1 + wave) / 2
-
-    return schedule
+    return Cosine(sparsity, begin, end, initial)
 
 
 def every(step: int | Tensor, *, begin: int, end: int, freq: int) -> Tensor:
@@ -233,7 +218,84 @@ def every(step: int | Tensor, *, begin: int, end: int, freq: int) -> Tensor:
     return (at >= begin) & (at <= end) & (torch.remainder(at - begin, freq) == 0)
 
 
-def _progress(step: int | Tensor, begin: int, end: int) -> Tensor:
+# --- what the builders return -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The schedule of `constant`."""
+
+    sparsity: float
+
+    def __call__(self, step: int | Tensor) -> Tensor:
+        """Return the sparsity at a step."""
+        return torch.full_like(_float64(step), self.sparsity)
+
+
+@dataclass(frozen=True)
+class OneShot:
+    """The schedule of `one_shot`; `end` is the first step with the sparsity."""
+
+    sparsity: float
+    end: float
+
+    def __call__(self, step: int | Tensor) -> Tensor:
+        """Return the sparsity at a step."""
+        return (_float64(step) >= self.end).to(torch.float64) * self.sparsity
+
+
+@dataclass(frozen=True)
+class Polynomial:
+    """The schedule of `polynomial` and `linear`."""
+
+    sparsity: float
+    begin: float
+    end: float
+    initial: float
+    power: float
+
+    def __call__(self, step: int | Tensor) -> Tensor:
+        """Return the sparsity at a step."""
+        t = _progress(step, self.begin, self.end)
+        return self.sparsity + (self.initial - self.sparsity) * (1 - t) ** self.power
+
+
+@dataclass(frozen=True)
+class Exponential:
+    """The schedule of `exponential`."""
+
+    sparsity: float
+    begin: float
+    end: float
+    initial: float
+
+    def __call__(self, step: int | Tensor) -> Tensor:
+        """Return the sparsity at a step."""
+        t = _progress(step, self.begin, self.end)
+        left = ((1 - self.initial) / (1 - self.sparsity)) ** (1 - t)
+        low, high = sorted((self.initial, self.sparsity))
+        return (self.sparsity + (1 - self.sparsity) * (1 - left)).clamp(low, high)  # exact at `end`
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """The schedule of `cosine`."""
+
+    sparsity: float
+    begin: float
+    end: float
+    initial: float
+
+    def __call__(self, step: int | Tensor) -> Tensor:
+        """Return the sparsity at a step."""
+        wave = torch.cos(math.pi * _progress(step, self.begin, self.end))
+        return self.sparsity + (self.initial - self.sparsity) * (1 + wave) / 2
+
+
+# --- helpers ------------------------------------------------------------------------------------
+
+
+def _progress(step: int | Tensor, begin: float, end: float) -> Tensor:
     """Return t: 0 until `begin`, then rising to 1 at `end`."""
     return ((_float64(step) - float(begin)) / float(end - begin)).clamp(0, 1)
 

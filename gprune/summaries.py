@@ -136,6 +136,9 @@ class Agreement(NamedTuple):
     jaccard: Tree
 
 
+torch.serialization.add_safe_globals([Agreement])  # so that torch.load reads it by default
+
+
 @raise_on_all_ranks
 def agreement(masks: Tree, others: Tree) -> Agreement:
     """Compare two trees of masks leaf by leaf: |A △ B| and |A ∩ B| / |A ∪ B|.

@@ -17,6 +17,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import translate
+from types import GeneratorType
 from typing import Any, TypeAlias, TypeVar
 
 import optree
@@ -113,7 +114,8 @@ def prunable(params: Tree, where: Where = None, *, exclude: Where = None) -> Tre
         A tree of the same structure with the same tensors, and `None` at all other leaves.
 
     Raises:
-        TypeError: if `where` or `exclude` is none of these.
+        TypeError: if `where` or `exclude` is none of these, or `params` is no tree: a module, a
+            generator or a number.
 
     Example:
         >>> params = {"fc": {"weight": torch.ones(2, 3), "bias": torch.ones(2)}}
@@ -125,6 +127,10 @@ def prunable(params: Tree, where: Where = None, *, exclude: Where = None) -> Tre
     included = None if where is None else predicate(where)
     excluded = None if exclude is None else predicate(exclude, "exclude")
     leaves, treedef = flatten(params)
+    for leaf in leaves:
+        _refuse_what_has_parameters(leaf, "params")
+    if not (params is None or isinstance(params, Tensor)) and is_single_leaf(params):
+        raise TypeError(f"params must be a tree of tensors, got {params!r}")
     by_path = list(zip(dotted_paths(treedef), leaves, strict=True))
     others = dict(by_path)
     taken = []
@@ -176,11 +182,17 @@ def vmap_dims(tree: Tree, dim: int = 0) -> Tree:
     Returns:
         A tree of the same structure with `dim` in place of the tensors.
 
+    Raises:
+        TypeError: if `tree` is a module or a generator.
+
     Example:
         >>> vmap_dims({"bias": None, "weight": torch.ones(5, 2, 3)})
         {'bias': None, 'weight': 0}
     """
-    return map_leaves(lambda leaf: None if leaf is None else dim, tree)
+    leaves, treedef = flatten(tree)
+    for leaf in leaves:
+        _refuse_what_has_parameters(leaf, "tree")
+    return unflatten(treedef, [None if leaf is None else dim for leaf in leaves])
 
 
 def flatten(tree: Tree) -> tuple[list[Any], TreeDef]:
@@ -244,9 +256,21 @@ def leaves_like(tree: Tree, treedef: TreeDef, name: str, reference: str = "param
         detail = f"{name}{missing[0]} is missing"
     elif extra:
         detail = f"{reference} has nothing at {name}{extra[0]}"
+    elif _kind(other) is dict and _kind(treedef) is OrderedDict:
+        detail = f"{name} is a dict, {reference} is an OrderedDict; pass dict({reference})"
     else:
         detail = f"{name} is {_shown(other)}, {reference} is {_shown(treedef)}"
+    if missing and not extra and "." in missing[0] and _kind(treedef) in (dict, OrderedDict):
+        detail += (
+            "; state_dict() also has buffers and every name of a tied weight, named_parameters() "
+            "does not: make both trees from the same one"
+        )
     raise ValueError(f"{name} must have the structure of {reference}: {detail}")
+
+
+def _kind(treedef: TreeDef) -> type | None:
+    """Return the type of the root of a tree, `None` for a leaf."""
+    return treedef.kind if isinstance(treedef, TracedDef) else treedef.type
 
 
 def _shown(treedef: TreeDef) -> str:
@@ -306,12 +330,20 @@ def require_tensors(leaves: list[Any], treedef: TreeDef, root: str) -> None:
     wrong = [i for i, leaf in enumerate(leaves) if leaf is not None and tensor_problem(leaf)]
     if not wrong:
         return
-    if any(isinstance(leaf, torch.nn.Module) for leaf in leaves):
-        raise TypeError(
-            f"{root} must be a tree of tensors, got a module; pass dict(module.named_parameters())"
-        )
+    for leaf in leaves:
+        _refuse_what_has_parameters(leaf, root)
     names = leaf_names(treedef, root)
     raise TypeError(describe_first(wrong, lambda i: f"{names[i]} {tensor_problem(leaves[i])}"))
+
+
+def _refuse_what_has_parameters(leaf: Any, root: str) -> None:
+    """Raise a TypeError if a leaf is a module, or a generator such as `module.parameters()`."""
+    for kind, name in ((torch.nn.Module, "module"), (GeneratorType, "generator")):
+        if isinstance(leaf, kind):
+            raise TypeError(
+                f"{root} must be a tree of tensors, got a {name}; "
+                "pass dict(module.named_parameters())"
+            )
 
 
 def describe_first(

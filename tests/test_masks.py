@@ -2,6 +2,7 @@
 
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 import optree
@@ -9,6 +10,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import Shard
 
 import gprune as gp
 from gprune.testing import param_trees, prior_masks
@@ -17,9 +20,11 @@ from tests.support.assertions import (
     assert_are_masks,
     assert_entries,
     assert_equal_masks,
+    assert_same,
     assert_same_structure,
 )
 from tests.support.cases import map_tensors
+from tests.support.sharded_cases import all_well, mesh_of, place
 
 
 @given(param_trees(), st.data())
@@ -80,6 +85,106 @@ def test_the_zeros_that_masks_have_made_are_found_again() -> None:
 def test_zeros_of_dtypes_that_are_not_ranked(dtype: torch.dtype) -> None:
     leaf = torch.tensor([0.0, 1.0, -0.0]).to(dtype)
     assert gp.masks_from_zeros([leaf])[0].tolist() == [False, True, False]
+
+
+def tied() -> torch.nn.Module:
+    module = torch.nn.Sequential(torch.nn.Embedding(5, 4), torch.nn.Linear(4, 5, bias=False))
+    module[1].weight = module[0].weight
+    return module
+
+
+def with_buffers() -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+
+
+@pytest.mark.parametrize("apply", [gp.apply_masks, gp.straight_through, gp.summary])
+@pytest.mark.parametrize(
+    ("module", "missing"), [(tied(), "1.weight"), (with_buffers(), "1.num_batches_tracked")]
+)
+def test_a_state_dict_and_masks_of_named_parameters(
+    module: torch.nn.Module, missing: str, apply: Any
+) -> None:
+    """The error says how the two differ; with both trees from one of them it works."""
+    masks = gp.keep_all(gp.prunable(dict(module.named_parameters())))
+    message = r" is missing; state_dict\(\) also has buffers.*make both trees from the same one"
+    with pytest.raises(ValueError, match=rf"masks\['{missing}'\]{message}"):
+        apply(dict(module.state_dict()), masks)
+    with pytest.raises(ValueError, match=rf"masks\['1\..*'\]{message}"):
+        apply(module.state_dict(), masks)
+    apply(module.state_dict(), gp.keep_all(gp.prunable(module.state_dict())))
+
+
+def test_a_state_dict_is_no_dict_to_the_functions_of_trees() -> None:
+    module = torch.nn.Linear(2, 3)
+    masks = gp.keep_all(gp.prunable(dict(module.named_parameters())))
+    with pytest.raises(ValueError, match=r"params is an OrderedDict; pass dict\(params\)"):
+        gp.apply_masks(module.state_dict(), masks)
+    gp.apply_masks(dict(module.state_dict()), masks)
+
+
+@given(param_trees(), st.data())
+def test_packed_masks_are_bits_and_come_back(params: Any, data: st.DataObject) -> None:
+    """Bit i of byte j is entry 8 j + i, with zeros at the end."""
+    masks = data.draw(prior_masks(params))
+    packed = gp.pack_masks(masks)
+    for mask, bits in zip(reference.leaves(masks), reference.leaves(packed), strict=True):
+        if mask is None:
+            assert bits is None
+            continue
+        assert (bits.dtype, bits.device) == (torch.uint8, mask.device)
+        entries = reference.entries(mask)
+        padded = entries + [False] * (-len(entries) % 8)
+        bytes_of_8 = [padded[start : start + 8] for start in range(0, len(padded), 8)]
+        assert bits.tolist() == [sum(bit << i for i, bit in enumerate(row)) for row in bytes_of_8]
+    assert_equal_masks(gp.unpack_masks(packed, params), masks, params)
+
+
+def test_packed_masks_of_any_layout_and_size() -> None:
+    """An eighth of the memory; a mask that is not contiguous is packed in its flat order."""
+    for entries in [*range(18), 1_000_003]:
+        mask = torch.rand(entries, generator=torch.Generator().manual_seed(entries)) < 0.5
+        packed = gp.pack_masks(mask)
+        assert packed.shape == (math.ceil(entries / 8),)
+        assert packed.untyped_storage().nbytes() == len(packed)
+        assert gp.unpack_masks(packed, torch.empty(entries)).equal(mask)
+    mask = (torch.arange(60) % 7 < 3).view(3, 4, 5).permute(2, 0, 1)
+    assert gp.pack_masks(mask).equal(gp.pack_masks(mask.contiguous()))
+    assert gp.unpack_masks(gp.pack_masks(mask), torch.empty(5, 3, 4)).equal(mask)
+    assert gp.unpack_masks(gp.pack_masks(torch.tensor(True)), torch.empty(())).item() is True
+
+
+def test_packed_masks_are_saved_and_loaded(tmp_path: Path) -> None:
+    """By torch.save, with the default of torch.load, and by safetensors without the `None`s."""
+    module = torch.nn.Sequential(torch.nn.Linear(9, 7), torch.nn.Linear(7, 3))
+    params = dict(module.named_parameters())
+    masks = gp.global_unstructured(gp.prunable(params), sparsity=0.4)
+    packed = gp.pack_masks(masks)
+    torch.save(packed, tmp_path / "masks.pt")
+    assert_same(gp.unpack_masks(torch.load(tmp_path / "masks.pt"), params), masks)
+    tensors = {name: bits for name, bits in packed.items() if bits is not None}
+    save_file(tensors, tmp_path / "masks.safetensors")
+    loaded = {**dict.fromkeys(params), **load_file(tmp_path / "masks.safetensors")}
+    assert_same(gp.unpack_masks(loaded, params), masks)
+
+
+def check_packing_of_shards() -> list[str]:
+    leaf = place(torch.ones(8), mesh_of((2,)), (Shard(0),))
+    mask, problems = gp.keep_all(leaf), []
+    for function, call in [
+        ("pack_masks", lambda: gp.pack_masks(mask)),
+        ("unpack_masks", lambda: gp.unpack_masks(torch.zeros(1, dtype=torch.uint8), leaf)),
+    ]:
+        try:
+            call()
+            problems.append(f"{function} packs shards")
+        except ValueError as error:
+            problems += [] if f"{function} needs whole leaves" in str(error) else [str(error)]
+    return problems
+
+
+@pytest.mark.slow
+def test_shards_are_not_packed() -> None:
+    all_well(2, check_packing_of_shards)
 
 
 @given(param_trees(), st.data())

@@ -1,5 +1,6 @@
 """The combinators: thresholds of several amounts, numbers for each leaf, and fresh masks."""
 
+import io
 import traceback
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import gprune as gp
 from gprune.select.partition import PartitionPass
 from gprune.testing import param_trees, prior_masks
 from tests.support import reference
-from tests.support.assertions import assert_equal_masks, assert_masks
+from tests.support.assertions import assert_equal_masks, assert_masks, assert_same
 
 
 @given(param_trees(), st.data(), st.sampled_from([0, 0.5]))
@@ -88,3 +89,12 @@ def test_eight_functions_lead_to_the_pass(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(PartitionPass, "run", look)
     gp.global_unstructured([torch.randn(600, 500)], amount=3)  # too large for `prune_directly`
     assert 1 < len(frames) <= 8, frames
+
+
+def test_a_threshold_is_loaded_with_the_default_of_torch_load() -> None:
+    found, file = gp.find_threshold([torch.arange(5.0)], amount=2), io.BytesIO()
+    torch.save(found, file)
+    file.seek(0)
+    loaded = torch.load(file)
+    assert type(loaded) is gp.Threshold
+    assert_same(loaded, found)

@@ -55,6 +55,8 @@ TOP_LEVEL = [
     "intersect",
     "agreement",
     "check_n_of_m",
+    "pack_masks",
+    "unpack_masks",
     "scores",
     "schedules",
     "allocation",

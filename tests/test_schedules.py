@@ -1,6 +1,9 @@
 """The schedules, against the formulas of tests/support/reference.py."""
 
+import copy
+import dataclasses
 import itertools
+import pickle
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -61,6 +64,27 @@ def test_schedules(schedule: Scheduled, step: int) -> None:
         assert 0 <= sparsity.item() <= 1
     for at, value in schedule.exact.items():
         assert schedule.ours(at).item() == pytest.approx(value, rel=0, abs=1e-15)
+
+
+def test_schedules_are_values() -> None:
+    """They are equal where their numbers are, and survive pickle and deepcopy."""
+    ramp: dict[str, Any] = {"begin": 0, "end": 4}
+    made = [
+        (gp.schedules.constant, {}),
+        (gp.schedules.one_shot, {"step": 3}),
+        (gp.schedules.linear, ramp),
+        (gp.schedules.polynomial, ramp),
+        (gp.schedules.exponential, ramp),
+        (gp.schedules.cosine, ramp),
+    ]
+    for build, arguments in made:
+        schedule = build(0.5, **arguments)
+        assert schedule != build(0.75, **arguments)
+        for other in (pickle.loads(pickle.dumps(schedule)), copy.deepcopy(schedule)):
+            assert other == schedule == build(0.5, **arguments)
+            assert [other(step) for step in range(6)] == [schedule(step) for step in range(6)]
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            schedule.sparsity = 0.1
 
 
 GOLDEN = [  # worked out by hand from the formulas

@@ -1,5 +1,6 @@
 """Summaries: counts of each leaf and of all, and the agreement of two trees of masks."""
 
+import io
 import re
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 import gprune as gp
 from gprune.testing import param_trees, prior_masks
 from tests.support import reference
-from tests.support.assertions import assert_same_structure
+from tests.support.assertions import assert_same, assert_same_structure
 
 
 @given(param_trees(), st.data())
@@ -61,3 +62,11 @@ def test_an_error_of_agreement_names_the_trees() -> None:
             gp.agreement(keep, others)
     with pytest.raises(TypeError, match=r"masks\['a'\] has dtype"):
         gp.agreement({"a": torch.ones(2), "b": None}, keep)
+
+
+def test_an_agreement_is_loaded_with_the_default_of_torch_load() -> None:
+    masks = {"a": torch.tensor([True, False]), "b": None}
+    found, file = gp.agreement(masks, masks), io.BytesIO()
+    torch.save(found, file)
+    file.seek(0)
+    assert_same(torch.load(file), found)

@@ -68,6 +68,9 @@ def select(params: Params) -> tuple[Params, Params]:
     masks = gp.intersect(
         masks, gp.global_unstructured(weights, pruning_method=below, threshold=0.01)
     )
+    floored: Params = gp.global_unstructured(weights, sparsity=0.3, min_per_leaf=0.2)
+    packed: Params = gp.pack_masks(gp.intersect(masks, floored))
+    masks = gp.unpack_masks(packed, weights)
     count: Tensor = gp.num_pruned(masks)
     print(gp.summary(params, masks), int(count), gp.sparsity(masks).item(), one.shape)
     return gp.apply_masks(params, masks), masks

@@ -68,7 +68,7 @@ def select_lowest(
         call = describe_call(method, scores, lambda: leaves.names(""))
         load_dtensor_rules()
         kept: list[Tensor] = operators.select(
-            scores, leaves.masks, amounts, seed, absolute, is_sparsity, call
+            scores, leaves.masks, amounts, seed, leaves.min_per_leaf, absolute, is_sparsity, call
         )
         return kept
     if not per_leaf:

@@ -16,7 +16,7 @@ from typing import Any, Generic, ParamSpec
 import torch
 from torch import Tensor
 
-from gprune.inputs import RANKABLE_DTYPES, LeafError, Leaves, align
+from gprune.inputs import RANKABLE_DTYPES, LeafError, Leaves, align, require_score_tensors
 from gprune.sharding import raise_on_all_ranks, require_unsharded
 
 P = ParamSpec("P")
@@ -163,10 +163,13 @@ def select_on_one_leaf(
         TypeError: if an argument is not a tensor or has the wrong dtype.
         ValueError: if a shape or device differs, or a number is out of range.
     """
-    for name, given in (("param", param), ("scores", scores), ("mask", mask)):
+    names = ("param", "scores", "mask")
+    for name, given in zip(names, (param, scores, mask), strict=True):
+        if name == "scores":
+            require_score_tensors(scores, names)
         if not isinstance(given, Tensor) and (given is not None or name == "param"):
             raise TypeError(f"{name} must be a tensor, got {type(given).__name__}")
-    leaves = align(param, scores, mask, names=("param", "scores", "mask"))
+    leaves = align(param, scores, mask, names=names)
     arguments = {
         name: [value] if name in NUMBER_ARGUMENTS and value is not None else value
         for name, value in kwargs.items()
@@ -252,6 +255,11 @@ def call_on_concatenation(
 ) -> list[Tensor]:
     """Call a user's function once, with the 1-D concatenations of all leaves."""
     require_unsharded(leaves.params, name)
+    if leaves.min_per_leaf is not None:
+        raise TypeError(
+            f"{name} chooses the entries itself, so global_unstructured cannot leave each leaf "
+            "min_per_leaf of them; use a method of gprune"
+        )
     devices = {param.device for param in leaves.params}
     if len(devices) > 1:
         got = " and ".join(sorted(map(str, devices)))

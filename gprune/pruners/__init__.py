@@ -17,11 +17,18 @@ not due all amounts are 0, and the masks are returned without a search.
 Each file has the same order: the paper with its equation, the state, init, update, the builder.
 """
 
-from gprune.pruners.gradual import gradual
-from gprune.pruners.iterative import iterative
+import torch
+
+from gprune.pruners.gradual import GradualState, gradual
+from gprune.pruners.iterative import IterativeState, iterative
 from gprune.pruners.pruner import Pruner
-from gprune.pruners.rigl import rigl
-from gprune.pruners.sparse_evolution import sparse_evolution
-from gprune.pruners.static_sparse import static_sparse
+from gprune.pruners.rigl import RiglState, rigl
+from gprune.pruners.sparse_evolution import SparseEvolutionState, sparse_evolution
+from gprune.pruners.static_sparse import StaticSparseState, static_sparse
+
+# By default torch.load reads tensors, plain containers and the classes that are listed here.
+torch.serialization.add_safe_globals(
+    [GradualState, IterativeState, RiglState, SparseEvolutionState, StaticSparseState]
+)
 
 __all__ = ["Pruner", "gradual", "iterative", "rigl", "sparse_evolution", "static_sparse"]

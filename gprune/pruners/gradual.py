@@ -15,12 +15,15 @@ ignore the prior masks, and prune from `keep_all`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
+from gprune.allocation import erdos_renyi, uniform
 from gprune.masks import apply_masks, keep_all, prunable_params
 from gprune.prune import global_unstructured
 from gprune.pruners.pruner import (
@@ -37,7 +40,8 @@ from gprune.pruners.pruner import (
     raise_on_all_ranks_when_due,
     zero_unless,
 )
-from gprune.schedules import Schedule
+from gprune.schedules import Schedule, every
+from gprune.select.counts import as_scalar
 from gprune.trees import Tree, Where, prunable
 
 
@@ -47,15 +51,19 @@ class GradualState(NamedTuple):
     Attributes:
         masks: bool masks, `None` where a parameter is not prunable.
         step: the number of updates so far, 0-dim int64.
+        target: what the schedule gave at the last due step, 0-dim float64; 0 before the first. The
+            masks have reached the last sparsity of the schedule when `target` is equal to it.
     """
 
     masks: Tree
     step: Tensor
+    target: Tensor
 
 
 def init(params: Tree, *, where: Where) -> GradualState:
     """Keep every weight."""
-    return GradualState(keep_all(prunable(params, where)), first_step())
+    target = torch.zeros((), dtype=torch.float64, device="cpu")
+    return GradualState(keep_all(prunable(params, where)), first_step(), target)
 
 
 @raise_on_all_ranks_when_due
@@ -77,11 +85,14 @@ def update(
         return apply_masks(params, state.masks), state._replace(step=state.step + 1)
     weights = prunable_params(params, state.masks, "state.masks")
     scores = score_fn(params, grads) if scores is None else scores
-    target = allocation(weights, sparsity=schedule(state.step))
+    target = schedule(state.step)
+    allocated = allocation(weights, sparsity=target)
     name = "the sparsity that schedule and allocation give"
-    sparsity = zero_unless(step_is_due, target, name)  # 0 prunes nothing more
+    sparsity = zero_unless(step_is_due, allocated, name)  # 0 prunes nothing more
     masks = prune(weights, scores, masks=state.masks, sparsity=sparsity)
-    return apply_masks(params, masks), GradualState(masks, state.step + 1)
+    reached = as_scalar(target, "schedule(step)").to(state.target)
+    target = torch.where(step_is_due.to(reached.device), reached, state.target)
+    return apply_masks(params, masks), GradualState(masks, state.step + 1, target)
 
 
 def gradual(
@@ -103,18 +114,22 @@ def gradual(
     Args:
         schedule: the sparsity at each step, `step -> 0-dim float64 tensor`.
         due: whether to prune at a step, `step -> 0-dim bool tensor`: `schedules.every`. A schedule
-            reaches its last sparsity only if its last step, or a later one, is due.
+            reaches its last sparsity only if its last step, or a later one, is due. Whether it has
+            done so, `state.target` says.
         where: which leaves are prunable, as in `gprune.prunable`.
         score_fn: `(params, grads) -> scores`; magnitudes by default.
         allocation: gives each leaf its sparsity, for `prune=layerwise`:
-            `allocation.erdos_renyi`. By default all leaves are ranked together.
+            `allocation.erdos_renyi`. By default all leaves get the sparsity of the schedule.
         prune: `global_unstructured`, `layerwise`, or a partial of one with another method.
 
     Returns:
-        The pruner; its state has `masks` and `step`.
+        The pruner; its state has `masks`, `step` and `target`.
 
     Raises:
-        TypeError: if a function cannot be called.
+        TypeError: if a function cannot be called, or an allocation of gprune is used without
+            `prune=layerwise`.
+        ValueError: if `schedule` is one of `gprune.schedules` and `due` a partial of
+            `schedules.every` whose last step comes before the end of the schedule.
 
     Example:
         >>> import torch, gprune as gp
@@ -129,6 +144,8 @@ def gradual(
         0 0
         4 2
         8 4
+        >>> bool(state.target == 0.5)  # the last sparsity of the schedule
+        True
 
     References:
         Zhu & Gupta, 2017, arXiv:1710.01878, section 3.
@@ -136,6 +153,13 @@ def gradual(
     check_functions(
         schedule=schedule, due=due, score_fn=score_fn, allocation=allocation, prune=prune
     )
+    _check_last_due_step(schedule, due)
+    per_leaf = _function_in(allocation) in (erdos_renyi, uniform)
+    if per_leaf and _function_in(prune) is global_unstructured:
+        raise TypeError(
+            f"allocation gives each leaf its own sparsity, got {_function_in(allocation).__name__} "
+            "with prune=global_unstructured, which takes one for all; pass prune=gprune.layerwise"
+        )
     return Pruner(
         partial(init, where=where),
         partial(
@@ -147,3 +171,25 @@ def gradual(
             prune=prune,
         ),
     )
+
+
+def _check_last_due_step(schedule: Schedule, due: Due) -> None:
+    """Raise a ValueError if the last due step is known, and is before the end of the schedule."""
+    end = getattr(schedule, "end", None)
+    if end is None or not isinstance(due, partial) or due.func is not every:
+        return
+    due(0)  # so that a wrong argument of `every` raises now, not at the first step
+    first, freq = due.keywords["begin"], due.keywords["freq"]
+    last = due.keywords["end"] - (due.keywords["end"] - first) % freq
+    if last < end:
+        needed = last + math.ceil((end - last) / freq) * freq
+        raise ValueError(
+            f"the last due step must not be before step {end:g}, where the schedule reaches its "
+            f"last sparsity, got {last}; pass end={needed} to every(), or end the schedule at "
+            f"step {last}"
+        )
+
+
+def _function_in(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function inside a `functools.partial`, or the function itself."""
+    return function.func if isinstance(function, partial) else function

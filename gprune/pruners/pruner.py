@@ -8,6 +8,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 
 from gprune.inputs import mismatch, score_problem
 from gprune.masks import count_pruned, mask_leaves
@@ -73,6 +74,11 @@ class Pruner(NamedTuple, Generic[State]):
         update: `update(params, state, grads=None, scores=None) -> (params, state)`. It returns the
             parameters with the masks applied. `scores` replace those of the pruner's `score_fn`.
 
+    A state survives `pickle`, `copy.deepcopy` and `torch.save`. A program that has imported gprune
+    reads it with `torch.load`, also with `weights_only=True`, which is the default. A pruner
+    survives `pickle` and `copy.deepcopy` if its functions can be imported: pass functions of a
+    module, or partials of them, and no lambdas.
+
     Example:
         >>> import gprune as gp
         >>> pruner = gp.pruners.static_sparse(0.5, seed=0)
@@ -108,7 +114,12 @@ def first_step() -> Tensor:
 
 @raise_on_all_ranks
 def random_masks(
-    params: Tree, *, sparsity: Tensor, seed: Tensor, allocation: Allocation, where: Where
+    params: Tree,
+    *,
+    sparsity: float | Tensor,
+    seed: int | Tensor,
+    allocation: Allocation,
+    where: Where,
 ) -> Tree:
     """Draw random masks in which every leaf has the sparsity that the allocation gives it."""
     weights = prunable(params, where)
@@ -116,7 +127,7 @@ def random_masks(
         weights,
         pruning_method=random_unstructured,
         seed=seed,
-        sparsity=allocation(weights, sparsity=sparsity),
+        sparsity=allocation(weights, sparsity=as_scalar(sparsity, "sparsity")),
     )
 
 
@@ -138,13 +149,9 @@ def bind_random_masks(
         TypeError: if the allocation is not a function, or a number has the wrong type.
     """
     check_functions(allocation=allocation)
-    return partial(
-        random_masks,
-        sparsity=as_scalar(sparsity, "sparsity"),
-        seed=as_seed(seed),
-        allocation=allocation,
-        where=where,
-    )
+    as_scalar(sparsity, "sparsity")  # so that a wrong number raises now, not in `init`
+    as_seed(seed)
+    return partial(random_masks, sparsity=sparsity, seed=seed, allocation=allocation, where=where)
 
 
 # --- steps of an update -------------------------------------------------------------------------
@@ -182,8 +189,8 @@ def is_due(due: Due, step: Tensor) -> Tensor:
 def can_skip(step_is_due: Tensor) -> bool:
     """Return whether a step only applies the masks, because it is not due.
 
-    While compiling and under `vmap` the answer is not known. A step that is not due is then taken,
-    but prunes nothing.
+    While compiling, under `vmap` and under FakeTensorMode the answer is not known. A step that is
+    not due is then taken, but prunes nothing.
 
     Args:
         step_is_due: 0-dim bool tensor.
@@ -193,7 +200,7 @@ def can_skip(step_is_due: Tensor) -> bool:
     """
     if torch.compiler.is_compiling() or torch._C._functorch.is_batchedtensor(step_is_due):
         return False
-    return not bool(step_is_due)
+    return not is_fake(step_is_due) and not bool(step_is_due)
 
 
 def raise_on_all_ranks_when_due(

@@ -107,12 +107,14 @@ def rigl(
 ) -> Pruner[RiglState]:
     """Build the pruner of RigL.
 
-    At a due step t a leaf with n weights exchanges k = round(f(t) n) of them. The number of weights
-    never changes.
+    At a due step t a leaf with n weights drops exactly k = round(f(t) n) of them, rounded half to
+    even, and grows k entries. The number of weights never changes. By the paper's rule a weight
+    that was just dropped may be grown again; then fewer than k entries differ after the step.
 
     `update` needs the gradients of all entries, also of the pruned ones. The gradient of the loss
-    at the masked parameters has them, because only the parameters are masked. A NaN gradient is
-    grown last. In the paper a due step replaces the optimizer's step.
+    at the masked parameters has them, because only the parameters are masked. An entry with an
+    infinite gradient is grown first, one with a NaN gradient last. In the paper a due step replaces
+    the optimizer's step.
 
     With DTensors `due` must give the same answer on all ranks; see `Pruner`.
 

@@ -60,9 +60,11 @@ class SparseEvolutionState(NamedTuple):
     seed: Tensor
 
 
-def init(params: Tree, *, draw_masks: Callable[[Tree], Tree], seed: Tensor) -> SparseEvolutionState:
+def init(
+    params: Tree, *, draw_masks: Callable[[Tree], Tree], seed: int | Tensor
+) -> SparseEvolutionState:
     """Draw the first masks."""
-    start = seed.to(torch.int64, copy=True)
+    start = as_seed(seed).to(torch.int64, copy=True)
     return SparseEvolutionState(draw_masks(params), first_step(), start)
 
 
@@ -115,8 +117,9 @@ def sparse_evolution(
 ) -> Pruner[SparseEvolutionState]:
     """Build the pruner of sparse evolutionary training.
 
-    At a due step t a leaf with n weights and z zeros exchanges k = min(round(ζ(t) n), z) of them.
-    The number of weights never changes.
+    At a due step t a leaf with n weights and z zeros exchanges exactly k = min(round(ζ(t) n), z) of
+    them, rounded half to even. The number of weights never changes. What grows was zero before the
+    step, so no weight is dropped and grown in the same step. RigL's rule differs in this.
 
     With DTensors `due` must give the same answer on all ranks; see `Pruner`.
 
@@ -155,7 +158,7 @@ def sparse_evolution(
     check_functions(fraction=fraction, due=due, score_fn=score_fn)
     draw_masks = bind_random_masks(sparsity, seed, allocation, where)
     return Pruner(
-        partial(init, draw_masks=draw_masks, seed=as_seed(seed)),
+        partial(init, draw_masks=draw_masks, seed=seed),
         partial(update, fraction=fraction, due=due, score_fn=score_fn),
     )
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 
 from gprune.inputs import mismatch
 from gprune.select import operators
@@ -181,15 +182,17 @@ def _require_finite(
     remedies: Mapping[str, str],
 ) -> None:
     """Raise a ValueError that names the leaves whose scores are NaN or infinite, and the cause."""
-    # While tracing there are no values to check. So compiled code keeps a NaN in the scores, and
-    # prunes it last. Under vmap all elements of the batch are checked at once.
+    # While tracing and under FakeTensorMode there are no values to check. So compiled code keeps a
+    # NaN in the scores, and prunes it last. Under vmap the whole batch is checked at once.
     indices = [i for i, score in enumerate(scores) if score is not None]
     if torch.compiler.is_compiling() or not indices:
         return
     found = [scores[i] for i in indices]
     load_dtensor_rules()
-    finite = operators.all_finite(found, "scores").tolist()
-    wrong = [i for i, fine in zip(indices, finite, strict=True) if not fine]
+    finite = operators.all_finite(found, "scores")
+    if is_fake(finite):
+        return
+    wrong = [i for i, fine in zip(indices, finite.tolist(), strict=True) if not fine]
     if wrong:
         names = [leaf_names(treedef, name) for name in columns]
         rows = {i: [column[i] for column in columns.values()] for i in wrong[:MOST_NAMED]}

@@ -183,6 +183,33 @@ def resolve_sparsity(sparsity: Tensor, entries: int, candidates: int) -> int:
     return max(0, round(number * entries) - (entries - candidates))
 
 
+def resolve_floors(min_per_leaf: Tensor, sizes: list[int]) -> list[int]:
+    """Return how many entries each leaf must keep at least.
+
+    An integer is that many, or all entries of a smaller leaf. A fraction f of n entries is
+    round(f * n), but at least one entry if f is above 0.
+
+    Args:
+        min_per_leaf: 0-dim tensor.
+        sizes: how many entries each leaf has.
+
+    Returns:
+        A number for each leaf.
+
+    Raises:
+        ValueError: if the value is out of range.
+    """
+    number = min_per_leaf.item()
+    if isinstance(number, float):
+        _check_fraction(number, "min_per_leaf", " when it is a float")
+        wanted = [max(round(number * size), int(number > 0)) for size in sizes]
+    else:
+        if number < 0:
+            raise ValueError(f"min_per_leaf must not be negative, got {number}")
+        wanted = [int(number)] * len(sizes)
+    return [min(pair) for pair in zip(wanted, sizes, strict=True)]
+
+
 def resolve_each(number: Tensor, entries: int, candidates: Tensor, is_sparsity: bool) -> Tensor:
     """Return how many candidates of each of many groups an amount or a sparsity prunes.
 

@@ -36,10 +36,37 @@ from gprune.select.counter_rng import draw
 from gprune.select.counts import resolve_amount, resolve_sparsity, share_out
 from gprune.select.partition import empty_masks
 from gprune.select.refine import OneProcess, Reduce
-from gprune.select.search import find_thresholds, select_into, write_at
+from gprune.select.search import (
+    find_thresholds,
+    select_above_floors,
+    select_into,
+    write_at,
+)
 
 TAGS = (torch.Tag.cudagraph_unsafe,)
 Prepared = AbstractContextManager[tuple[RankedLeaves, Reduce, list[Tensor]]]
+
+
+def operator_with_masks(name: str) -> Callable[[Callable[..., Any]], Any]:
+    """Make an operator whose argument `masks`, a list, may be `None`, which is an empty list.
+
+    A program that AOTInductor has compiled passes `None` for an empty list of tensors. The
+    annotation `Optional[list[Tensor]]` is refused by the schema inference of torch.
+
+    Args:
+        name: the name of the operator.
+
+    Returns:
+        A decorator of the function of the operator.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        schema = torch.library.infer_schema(function, mutates_args=())
+        schema = schema.replace("Tensor[] masks", "Tensor[]? masks")
+        make = torch.library.custom_op(name, mutates_args=(), tags=TAGS, schema=schema)
+        return make(function)
+
+    return decorate
 
 
 def prepare(
@@ -56,7 +83,7 @@ def prepare(
 
     Args:
         scores: one tensor per leaf, or its local shard.
-        masks: their prior masks, or an empty list.
+        masks: their prior masks, or an empty list; `None` is an empty list too.
         absolute: whether to rank by absolute value.
         seed: if given, random draws are ranked.
         call: see `select`.
@@ -69,6 +96,7 @@ def prepare(
         the processes, and new masks, if they are needed. Errors inside its block are raised on all
         ranks.
     """
+    masks = masks or []
     if layout:
         from gprune.select.shards import open_shards
 
@@ -78,12 +106,13 @@ def prepare(
     return nullcontext((ranked, OneProcess(), empty_masks(scores) if needs_masks else []))
 
 
-@torch.library.custom_op("gprune::select", mutates_args=(), tags=TAGS)
+@operator_with_masks("gprune::select")
 def select(
     scores: list[Tensor],
     masks: list[Tensor],
     amounts: list[Tensor],
     seed: Optional[Tensor],  # noqa: UP045  the schema inference of torch 2.10 takes this spelling
+    min_per_leaf: Optional[Tensor],  # noqa: UP045
     absolute: bool,
     is_sparsity: bool,
     call: str,
@@ -93,9 +122,11 @@ def select(
 
     Args:
         scores: one tensor per prunable leaf.
-        masks: their prior masks, or an empty list.
+        masks: their prior masks, or an empty list; `None` is an empty list too.
         amounts: one, to rank all leaves together; or one per leaf, to rank each leaf alone.
         seed: if given, random draws are ranked.
+        min_per_leaf: if given, how many entries each leaf keeps at least, or the fraction of them;
+            then there is one amount.
         absolute: whether to rank by absolute value.
         is_sparsity: whether the amounts are sparsities.
         call: for DTensors the public function and the paths of the leaves; otherwise not used.
@@ -104,24 +135,28 @@ def select(
     Returns:
         The masks, one per leaf.
     """
-    arguments = is_sparsity, *amounts
+    arguments = is_sparsity, min_per_leaf, *amounts
     prepared = prepare(scores, masks, absolute, seed, call, layout, *arguments, needs_masks=True)
     with prepared as (ranked, reduce, kept):
-        select_into(kept, ranked, amounts, is_sparsity, reduce)
+        if min_per_leaf is None:
+            select_into(kept, ranked, amounts, is_sparsity, reduce)
+        else:
+            [amount] = amounts
+            select_above_floors(kept, ranked, amount, is_sparsity, min_per_leaf, reduce)
         return kept
 
 
-@torch.library.custom_op("gprune::select_rows", mutates_args=(), tags=TAGS)
+@operator_with_masks("gprune::select_rows")
 def select_rows(
     scores: Tensor, masks: list[Tensor], amount: Tensor, absolute: bool, is_sparsity: bool
 ) -> Tensor:
     """Prune each row of a matrix by an amount; `masks` has the prior mask, or is empty."""
-    RankedLeaves([scores], masks).check_int64_range()
+    RankedLeaves([scores], masks or []).check_int64_range()
     prior = masks[0] if masks else None
     return rows.prune_rows(scores, prior, amount, absolute=absolute, is_sparsity=is_sparsity)
 
 
-@torch.library.custom_op("gprune::find_threshold", mutates_args=(), tags=TAGS)
+@operator_with_masks("gprune::find_threshold")
 def find_threshold(
     scores: list[Tensor],
     masks: list[Tensor],
@@ -137,7 +172,7 @@ def find_threshold(
         return find_thresholds(ranked, amount, is_sparsity, reduce)
 
 
-@torch.library.custom_op("gprune::masks_from_threshold", mutates_args=(), tags=TAGS)
+@operator_with_masks("gprune::masks_from_threshold")
 def masks_from_threshold(
     value: Tensor,
     index: Tensor,
@@ -312,8 +347,9 @@ def vmap_of_select(
     loop = vmap_by_loop(select)
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-        scores, masks, amounts, seed, absolute, sparsity, call = args
-        if info.batch_size == 0 or seed is not None or len(amounts) > 1:
+        scores, masks, amounts, seed, min_per_leaf, absolute, sparsity, call = args
+        has_options = seed is not None or min_per_leaf is not None
+        if info.batch_size == 0 or has_options or len(amounts) > 1:
             return loop(info, in_dims, *args)
         if not _any_batched(in_dims[0], in_dims[1]):
             many = amounts[0].movedim(in_dims[2][0], 0).contiguous()

@@ -34,6 +34,7 @@ import functools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ from torch.nn.functional import pad
 from gprune.inputs import LeafError
 from gprune.select.accelerator import MAX_SLOTS, AcceleratorPass, AcceleratorSample, count_keys
 from gprune.select.blocks import Query, RankedLeaves
-from gprune.select.counts import resolve
+from gprune.select.counts import resolve, resolve_floors
 from gprune.select.finish import (
     KeyThreshold,
     finish_collected,
@@ -145,6 +146,56 @@ def select_into(
     alone = [[query] for query in queries]
     for group in alone if is_one_cpu_process else batches(queries, most, few, reduce):
         Search(ranked, group, reduce, masks).run()
+
+
+def select_above_floors(
+    masks: list[Tensor],
+    ranked: RankedLeaves,
+    amount: Tensor,
+    is_sparsity: bool,
+    min_per_leaf: Tensor,
+    reduce: Reduce,
+) -> None:
+    """Write the masks that prune all leaves by one amount and leave each leaf a least number.
+
+    A first selection ranks each leaf alone and finds the entries that it must keep: its last ones
+    in the order of pruning. A second selection ranks all the others together.
+
+    Args:
+        masks: one contiguous bool mask per leaf, to be written.
+        ranked: the leaves that are ranked.
+        amount: how much to prune.
+        is_sparsity: whether the amount is a sparsity.
+        min_per_leaf: how many entries each leaf must keep, or which fraction of them.
+        reduce: sums counts over the processes.
+
+    Raises:
+        ValueError: if a number is out of range, or the leaves must keep more than the amount does.
+    """
+    starts = ranked.tree_starts
+    scopes = [range(leaf, leaf + 1) for leaf in range(len(ranked.scores))]
+    candidates = count_candidates(ranked, scopes, reduce)
+    k = resolve(amount, starts[-1], sum(candidates), is_sparsity)
+    floors = resolve_floors(min_per_leaf, [stop - start for start, stop in pairwise(starts)])
+    most = [max(0, n - floor) for n, floor in zip(candidates, floors, strict=True)]
+    if k > sum(most):
+        name = "sparsity" if is_sparsity else "amount"
+        raise ValueError(
+            f"{name} {amount.item()} prunes {k} of {sum(candidates)} candidates, min_per_leaf "
+            f"{min_per_leaf.item()} allows at most {sum(most)}"
+        )
+    if k == 0:
+        copy_priors(ranked, range(len(masks)), masks)
+        return
+    counts = [torch.tensor(n, dtype=torch.int64, device="cpu") for n in (*most, k)]
+    protected = [torch.empty_like(mask) for mask in masks]
+    select_into(protected, ranked, counts[:-1], False, reduce)
+    free = [mask.logical_not() for mask in protected]
+    if ranked.priors:
+        free = [mask & prior for mask, prior in zip(free, ranked.priors, strict=True)]
+    select_into(masks, replace(ranked, priors=free), counts[-1:], False, reduce)
+    for mask, must_stay in zip(masks, protected, strict=True):
+        mask.logical_or_(must_stay)
 
 
 def find_thresholds(

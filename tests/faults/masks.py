@@ -4,6 +4,20 @@ from tests.faults import fault
 
 FAULTS = [
     fault(
+        "a packed mask has its first entry in the highest bit",
+        "masks.py",
+        "[1, 2, 4, 8, 16, 32, 64, 128]",
+        "[128, 64, 32, 16, 8, 4, 2, 1]",
+        "tests/test_masks.py::test_packed_masks_are_bits_and_come_back",
+    ),
+    fault(
+        "the last bits of a packed mask are lost",
+        "masks.py",
+        "missing := -entries.numel() % 8",
+        "missing := -(entries.numel() % 8)",
+        "tests/test_masks.py::test_packed_masks_are_bits_and_come_back",
+    ),
+    fault(
         "Jaccard is taken over all entries",
         "summaries.py",
         "either = either.clamp(min=1)",

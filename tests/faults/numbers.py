@@ -27,8 +27,8 @@ FAULTS = [
     fault(
         "the exponential ramp is linear in the density",
         "schedules.py",
-        "((1 - initial) / (1 - sparsity)) ** (1 - _progress(step, begin, end))",
-        "1 + (1 - _progress(step, begin, end)) * ((1 - initial) / (1 - sparsity) - 1)",
+        "((1 - self.initial) / (1 - self.sparsity)) ** (1 - t)",
+        "1 + (1 - t) * ((1 - self.initial) / (1 - self.sparsity) - 1)",
         "tests/test_schedules.py",
     ),
     fault(
@@ -62,15 +62,15 @@ FAULTS = [
     fault(
         "the power is always three",
         "schedules.py",
-        "* (1 - t) ** power",
+        "* (1 - t) ** self.power",
         "* (1 - t) ** 3",
         "tests/test_schedules.py",
     ),
     fault(
         "one shot a step late",
         "schedules.py",
-        "(_float64(step) >= first)",
-        "(_float64(step) > first)",
+        "(_float64(step) >= self.end)",
+        "(_float64(step) > self.end)",
         "tests/test_schedules.py",
     ),
     fault(

@@ -4,6 +4,13 @@ from tests.faults import fault
 
 FAULTS = [
     fault(
+        "fake scores are asked whether they are finite",
+        "scores/score_map.py",
+        "if is_fake(finite):",
+        "if finite.is_meta:",
+        "tests/guarantees/test_contracts.py::test_fake_tensors",
+    ),
+    fault(
         "the magnitude of an integer wraps",
         "scores/magnitude.py",
         "(leaf.detach().to(torch.int64) if integer else leaf.detach()).abs()",

@@ -4,6 +4,27 @@ from tests.faults import fault
 
 FAULTS = [
     fault(
+        "the entries that a leaf must keep are ranked too",
+        "select/search.py",
+        "replace(ranked, priors=free)",
+        "ranked",
+        "tests/guarantees/test_min_per_leaf.py",
+    ),
+    fault(
+        "with a floor, what was pruned before comes back",
+        "select/search.py",
+        "[mask & prior for mask, prior in zip(free, ranked.priors, strict=True)]",
+        "[mask & (prior | True) for mask, prior in zip(free, ranked.priors, strict=True)]",
+        "tests/guarantees/test_min_per_leaf.py",
+    ),
+    fault(
+        "a fraction of a small leaf may be no entry",
+        "select/counts.py",
+        "max(round(number * size), int(number > 0))",
+        "round(number * size)",
+        "tests/select/test_counts.py::test_floors",
+    ),
+    fault(
         "a missed bracket keeps its lowest key",
         "select/search.py",
         "Interval(known.low, low - 1, known",

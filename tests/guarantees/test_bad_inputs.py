@@ -36,8 +36,7 @@ def test_bad_input(row: Bad) -> None:
 def test_the_table_itself() -> None:
     assert [name for name, times in Counter(row.name for row in BAD).items() if times > 1] == []
     assert all(row.words for row in BAD)
-    # these take anything: a tree of anything has dims, a threshold and a pruner are pairs
-    cannot_fail = {"vmap_dims", "Threshold", "pruners.Pruner"}
+    cannot_fail = {"Threshold", "pruners.Pruner"}  # pairs of anything
     covered = {row.function for row in BAD}
     missing = {name for name, function in public_callables() if function not in covered}
     assert missing == cannot_fail
@@ -182,6 +181,7 @@ class Good:
             "tree": lambda: st.just(self.params),
             "scores": lambda: st.none() | scores_for(self.params),
             "masks": lambda: st.none() | prior_masks(self.params),
+            "packed": lambda: prior_masks(self.params).map(gp.pack_masks),
             "amount": lambda: amounts(4),
             "sparsity": lambda: st.floats(0, 1),
             "seed": lambda: st.integers(0, 9),
@@ -217,6 +217,7 @@ class Good:
 BUDGET = {"amount": "amount", "sparsity": "sparsity"}
 LIFTED_KEYWORDS = {"masks": "masks", "pruning_method": "pruning_method", "seed": "seed", **BUDGET}
 LIFTED_KEYWORDS["dim"] = "dim"
+LIFTED_KEYWORDS["min_per_leaf"] = "amount"
 RAMP = {"begin": "step", "end": "step", "initial": "sparsity"}
 ALLOCATED = {"sparsity": "sparsity", "overrides": "overrides", "min_kept": "count"}
 EXCHANGED = {"fraction": "function", "due": "function", "seed": "seed"}
@@ -251,6 +252,8 @@ CALLS: dict[Callable[..., Any], tuple[list[str], dict[str, str]]] = {
     gp.sparsity: (["masks"], {}),
     gp.summary: (["params", "masks"], {}),
     gp.intersect: (["masks", "masks"], {}),
+    gp.pack_masks: (["masks"], {}),
+    gp.unpack_masks: (["packed", "params"], {}),
     gp.scores.magnitude: (["params"], {}),
     gp.scores.random: (["params"], {"seed": "seed"}),
     gp.scores.taylor: (["params", "grads"], {"squared": "flag"}),

@@ -1,7 +1,9 @@
 """Compilation beyond the contract that test_contracts.py runs on every row."""
 
+import warnings
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -11,7 +13,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 import gprune as gp
 from gprune.testing import assert_compiles
 from gprune.testing.strategies import Box
-from tests.support.assertions import assert_equal_masks
+from tests.support.assertions import assert_equal_masks, assert_same
 
 
 class Layer(NamedTuple):
@@ -149,3 +151,35 @@ def test_wrong_structure_stops_the_trace_with_our_words() -> None:
     )
     with pytest.raises(torch._dynamo.exc.Unsupported, match=r"scores\['fc'\].weight has shape"):
         compiled(0.5)
+
+
+class Selections(torch.nn.Module):
+    """Every operator that takes prior masks, without them."""
+
+    def forward(self, weight: torch.Tensor, other: torch.Tensor) -> Any:
+        params = {"weight": weight, "other": other}
+        threshold = gp.find_threshold(params, amount=7)
+        return (
+            gp.global_unstructured(params, sparsity=0.5),
+            gp.global_unstructured(params, amount=20, min_per_leaf=2),
+            gp.layerwise(params, amount=0.3, pruning_method=gp.random_unstructured, seed=3),
+            gp.layerwise(params, amount=0.5, dim=-1),
+            gp.masks_from_threshold(threshold, params),
+        )
+
+
+@pytest.mark.long
+def test_a_selection_is_compiled_ahead_of_time(tmp_path: Path) -> None:
+    """By AOTInductor, which passes `None` where a program has an empty list of masks."""
+    module, inputs = Selections(), (torch.randn(4, 5), torch.randn(7))
+    program = torch.export.export(module, inputs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's own packaging
+        path = torch._inductor.aoti_compile_and_package(
+            program, package_path=str(tmp_path / "selections.pt2")
+        )
+        compiled = torch._inductor.aoti_load_package(path)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        inputs = (torch.randn(4, 5), torch.randn(7))
+        assert_same(compiled(*inputs), module(*inputs))

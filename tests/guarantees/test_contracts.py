@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import gprune as gp
 from gprune.testing import (
@@ -248,6 +249,7 @@ COMPILES_SLOWLY = {
     "global_unstructured, l1",
     "global_unstructured, partial",
     "global_unstructured, random",
+    "global_unstructured, some of each leaf",
     "layerwise with a tree of amounts",
     "layerwise, a user's method",
     "layerwise, channels",
@@ -317,6 +319,24 @@ def test_meta(row: Row) -> None:
     trees, amount = EXAMPLES[0], EXAMPLES[0]["amount"]
     function = of_one_tree(row)  # an amount must have a value: only the trees go to meta
     assert_meta(lambda x: function({**x, "amount": amount}), {**trees, "amount": None})
+
+
+@pytest.mark.slow
+@rows("compiles")
+def test_fake_tensors(row: Row) -> None:
+    """Structures, shapes and dtypes without values, as shape propagation asks for them."""
+    function = of_one_tree(row)
+    expected, treedef = gp.trees.flatten(function(EXAMPLES[0]))
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:  # the seed of the rows is real
+        fakes = gp.trees.map_leaves(lambda x: x if x is None else mode.from_tensor(x), EXAMPLES[0])
+        got, other = gp.trees.flatten(function(fakes))
+    assert other == treedef
+    for ours, wanted in zip(got, expected, strict=True):
+        if isinstance(wanted, torch.Tensor):
+            assert isinstance(ours, FakeTensor)
+            assert (ours.shape, ours.dtype) == (wanted.shape, wanted.dtype)
+        else:
+            assert ours == wanted
 
 
 # --- what a user sees of a broken selector ------------------------------------------------------

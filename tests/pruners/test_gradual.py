@@ -100,8 +100,73 @@ def test_masks_of_another_structure_are_named() -> None:
         pruner.update({"v": torch.ones(2, 2)}, state)
 
 
-def test_an_allocation_is_for_layerwise() -> None:
+@pytest.mark.parametrize("allocation", [gp.allocation.uniform, gp.allocation.erdos_renyi])
+def test_an_allocation_is_for_layerwise(allocation: Any) -> None:
+    for allocate in (allocation, functools.partial(allocation, min_kept=1)):
+        with pytest.raises(TypeError, match=r"pass prune=gprune\.layerwise"):
+            gp.pruners.gradual(HALF, due=always, allocation=allocate)
+        method = functools.partial(gp.global_unstructured, pruning_method=gp.l1_unstructured)
+        with pytest.raises(TypeError, match=f"{allocation.__name__} with prune=global"):
+            gp.pruners.gradual(HALF, due=always, allocation=allocate, prune=method)
+
+
+def test_an_allocation_of_a_user_may_give_one_number_for_all() -> None:
     params = {"w": torch.ones(2, 3)}
-    pruner = gp.pruners.gradual(HALF, due=always, allocation=gp.allocation.uniform)
-    with pytest.raises(TypeError, match="takes one sparsity for all leaves"):
-        pruner.update(params, pruner.init(params))
+    for allocation, error in [(halve, None), (lambda w, *, sparsity: {"w": sparsity}, TypeError)]:
+        pruner = gp.pruners.gradual(HALF, due=always, allocation=allocation)
+        if error:
+            with pytest.raises(error, match="takes one sparsity for all leaves"):
+                pruner.update(params, pruner.init(params))
+        else:
+            _, state = pruner.update(params, pruner.init(params))
+            assert int(gp.num_pruned(state.masks)) == 2  # half of a half of 6 is 1.5
+
+
+def halve(weights: Any, *, sparsity: torch.Tensor) -> torch.Tensor:
+    return sparsity / 2
+
+
+RAMP = {"begin": 0, "end": 100}
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        gp.schedules.one_shot(0.9, step=100),
+        gp.schedules.linear(0.9, **RAMP),
+        gp.schedules.polynomial(0.9, **RAMP),
+        gp.schedules.exponential(0.9, **RAMP),
+        gp.schedules.cosine(0.9, **RAMP),
+    ],
+    ids=lambda schedule: type(schedule).__name__,
+)
+def test_due_steps_that_miss_the_end_of_the_schedule_are_refused(schedule: Any) -> None:
+    """The message says which end of `every` is enough; a due of the user's own is not checked."""
+    for begin, end, freq, needed in [(0, 100, 30, 120), (0, 20, 10, 100), (7, 99, 1, 100)]:
+        with pytest.raises(ValueError, match=rf"step 100.*pass end={needed} to every\(\)"):
+            gp.pruners.gradual(schedule, due=every(freq, begin=begin, end=end))
+        enough = every(freq, begin=begin, end=needed)
+        params, pruner = {"w": torch.rand(5, 4)}, gp.pruners.gradual(schedule, due=enough)
+        state = pruner.init(params)._replace(step=torch.tensor(needed))
+        _, state = pruner.update(params, state)
+        assert int(gp.num_pruned(state.masks)) == 18
+    gp.pruners.gradual(schedule, due=lambda step: every(30, end=100)(step))
+    with pytest.raises(ValueError, match="freq must be at least 1"):
+        gp.pruners.gradual(schedule, due=every(0))
+
+
+def test_a_state_knows_the_sparsity_that_it_has_reached() -> None:
+    """Also where the last due step never came, and for counts of channels or of few entries."""
+    schedule = gp.schedules.polynomial(0.9, begin=0, end=8)
+    by_channel = functools.partial(gp.layerwise, pruning_method=gp.ln_structured, n=1, dim=0)
+    for prune in (gp.global_unstructured, by_channel):
+        params, pruner = (
+            {"w": torch.rand(3, 2)},
+            gp.pruners.gradual(schedule, due=every(4), prune=prune),
+        )
+        state, seen = pruner.init(params), []
+        for _ in range(10):
+            params, state = pruner.update(params, state)
+            seen.append(float(state.target))
+        half = float(schedule(4))
+        assert seen == [0.0] * 4 + [half] * 4 + [0.9] * 2

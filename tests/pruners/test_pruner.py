@@ -1,8 +1,13 @@
-"""What all pruners share: what is due, fractions, and whole runs in one compiled step."""
+"""What all pruners share: due steps, fractions, saving, and whole runs in one compiled step."""
 
+import copy
+import functools
 import io
+import multiprocessing
+import pickle
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -10,6 +15,7 @@ import optree
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed import all_reduce
 from torch.distributed.tensor import Shard
 
@@ -39,6 +45,16 @@ PRUNERS = {
         fraction=gp.schedules.cosine(0.0, begin=0, end=400, initial=0.3),
         due=every(20, begin=20, end=400),
         seed=1,
+    ),
+}
+PICKLED = PRUNERS | {
+    "static_sparse": gp.pruners.static_sparse(0.5, seed=2, where=["*.weight"]),
+    "gradual, channels": gp.pruners.gradual(
+        gp.schedules.one_shot(0.5, step=20),
+        due=every(20),
+        score_fn=gp.scores.taylor,
+        allocation=functools.partial(gp.allocation.uniform, min_kept=1),
+        prune=functools.partial(gp.layerwise, pruning_method=gp.ln_structured, n=1, dim=0),
     ),
 }
 COMPILED_BY_INDUCTOR = ("gradual", "rigl")
@@ -103,6 +119,92 @@ def test_a_whole_run_compiles_once_and_its_masks_are_those_of_eager_code(name: s
     assert_same(again.masks, state.masks)
     assert_same(resumed, params)
     torch._dynamo.reset()
+
+
+def saved_and_loaded(thing: Any) -> Any:
+    file = io.BytesIO()
+    torch.save(thing, file)
+    file.seek(0)
+    return torch.load(file)  # with weights_only=True, its default
+
+
+@pytest.mark.parametrize("name", PICKLED)
+def test_states_survive_pickle_deepcopy_and_torch_load(name: str) -> None:
+    """At the start and after updates; what comes back has its class and shares no memory."""
+    run = Recorded(PICKLED[name])
+    state = run.pruner.init(run.params)
+    for _ in range(2):
+        copies = [copy.deepcopy(state), saved_and_loaded(state), pickle.loads(pickle.dumps(state))]
+        copies += [saved_and_loaded({"epoch": 1, "pruner": state, "params": run.params})["pruner"]]
+        for other in copies:
+            assert type(other) is type(state)
+            assert_same(other, state)
+            assert other.step.data_ptr() != state.step.data_ptr()
+        _, state, _, _ = run.step(run.params, state)
+
+
+@pytest.mark.parametrize("name", PICKLED)
+def test_pruners_survive_pickle_and_deepcopy(name: str) -> None:
+    run = Recorded(PICKLED[name])
+    for pruner in (pickle.loads(pickle.dumps(run.pruner)), copy.deepcopy(run.pruner)):
+        assert type(pruner) is gp.pruners.Pruner
+        state = run.pruner.init(run.params)
+        assert_same(pruner.init(run.params), state)
+        due = state._replace(step=state.step + 100)
+        assert_same(
+            pruner.update(run.params, due, run.params),
+            run.pruner.update(run.params, due, run.params),
+        )
+
+
+def train_on(pruner: gp.pruners.Pruner, before: Path, after: Path, steps: int) -> None:
+    """Read parameters and state from a file, train for some steps, and write them to another."""
+    run = Recorded(pruner)
+    params, state = torch.load(before)
+    for _ in range(steps):
+        params, state, _, _ = run.step(params, state)
+    torch.save((params, state), after)
+
+
+def train_all_on(pruners: dict[str, gp.pruners.Pruner], folder: Path, steps: int) -> None:
+    torch.set_num_threads(1)
+    for number, pruner in enumerate(pruners.values()):
+        train_on(pruner, folder / f"{number}.half", folder / f"{number}.resumed", steps)
+
+
+@pytest.mark.slow
+def test_a_run_that_a_new_process_resumes_is_bit_identical(tmp_path: Path) -> None:
+    """The process gets the pruners by pickle, and parameters and states from files."""
+    steps = 25
+    for number, pruner in enumerate(PICKLED.values()):
+        params = Recorded(pruner).params
+        start = pruner.init(params)._replace(step=torch.tensor(80))  # each is due in both halves
+        names = [tmp_path / f"{number}.{name}" for name in ("start", "half", "whole")]
+        torch.save((params, start), names[0])
+        train_on(pruner, names[0], names[1], steps)
+        train_on(pruner, names[1], names[2], steps)
+    process = multiprocessing.get_context("spawn").Process(
+        target=train_all_on, args=(PICKLED, tmp_path, steps)
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    for number in range(len(PICKLED)):
+        here, there = (torch.load(tmp_path / f"{number}.{name}") for name in ("whole", "resumed"))
+        assert_same(there, here)
+
+
+@pytest.mark.parametrize("name", PICKLED)
+def test_a_run_of_fake_tensors(name: str) -> None:
+    """Of a pruner that was built before: only its functions, and no tensor, come from outside."""
+    pruner = PICKLED[name]
+    with FakeTensorMode():
+        params = {"0.weight": torch.rand(8, 4), "1.weight": torch.rand(4, 8), "bias": torch.ones(8)}
+        state = pruner.init(params)
+        new, after = pruner.update(params, state, params)
+    leaves = (optree.tree_leaves(tree) for tree in ((new, after), (params, state)))
+    for got, wanted in zip(*leaves, strict=True):
+        assert (got.shape, got.dtype) == (wanted.shape, wanted.dtype)
 
 
 BY_DUE: list[Callable[[Any], gp.pruners.Pruner]] = [

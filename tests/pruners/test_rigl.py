@@ -42,6 +42,20 @@ def test_golden_rigl() -> None:
     assert params["w"].tolist() == [[5, -1, 0, -4, 0, 0, 0, 0]]  # what came back was never gone
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_infinite_gradients_grow_first_and_nan_last(dtype: torch.dtype) -> None:
+    inf, nan = float("inf"), float("nan")
+    weight = torch.tensor([[5.0, 4.0, 0.0, 0.0, 0.0, 0.0]], dtype=dtype)
+    grad = torch.tensor([[0.0, 0.0, nan, torch.finfo(dtype).max, -inf, 1.0]], dtype=dtype)
+    grown = []
+    for fraction in (0.5, 1.0):
+        pruner = gp.pruners.rigl(0.5, fraction=gp.schedules.constant(fraction), due=always, seed=0)
+        state = pruner.init({"w": weight})._replace(masks={"w": weight != 0})
+        _, state = pruner.update({"w": weight}, state, {"w": grad})
+        grown.append(state.masks["w"].nonzero()[:, 1].tolist())
+    assert grown == [[0, 4], [3, 4]]
+
+
 def test_rigl_needs_gradients() -> None:
     pruner = gp.pruners.rigl(0.5, fraction=gp.schedules.constant(0.5), due=always, seed=0)
     params = {"w": torch.ones(2, 2)}

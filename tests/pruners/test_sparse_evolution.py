@@ -47,6 +47,26 @@ def test_golden_sparse_evolution() -> None:
     assert params["w"].tolist() == [[5, 0, 0, -4, 0, 0, 0, 0]]
 
 
+@pytest.mark.parametrize("num_kept", [0, 1, 7, 15, 20, 29, 30])
+@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.3, 0.5, 1.0])
+def test_exactly_so_many_are_exchanged_and_none_that_was_just_dropped(
+    num_kept: int, fraction: float
+) -> None:
+    """round(f n), half to even, or all zeros of the leaf if there are fewer."""
+    mask = (torch.arange(30) < num_kept).view(5, 6)
+    pruner = gp.pruners.sparse_evolution(
+        0.5, fraction=gp.schedules.constant(fraction), due=always, seed=0
+    )
+    params = {"w": torch.where(mask, torch.arange(30.0, 0, -1).view(5, 6), 0.0)}
+    state = pruner.init(params)._replace(masks={"w": mask})
+    params, after = pruner.update(params, state)
+    k = min(round(fraction * num_kept), 30 - num_kept)
+    dropped, grown = mask & ~after.masks["w"], after.masks["w"] & ~mask
+    assert (int(dropped.sum()), int(grown.sum())) == (k, k)
+    assert dropped.flatten()[num_kept - k : num_kept].all()  # the smallest of the weights
+    assert (params["w"] == 0).sum() == 30 - num_kept + k
+
+
 def test_growth_is_random_and_differs_between_steps_and_seeds() -> None:
     params = {"w": torch.ones(40, 50)}
 

@@ -28,6 +28,24 @@ def test_both_or_neither_are_refused(number: Any, got: str) -> None:
         counts.amount_or_sparsity(number, number, "prune")
 
 
+@pytest.mark.parametrize(
+    ("number", "floors"),
+    [
+        (0, [0, 0, 0, 0]),
+        (2, [0, 1, 2, 2]),
+        (2**40, [0, 1, 5, 14]),
+        (0.0, [0, 0, 0, 0]),
+        (0.01, [0, 1, 1, 1]),
+        (0.25, [0, 1, 1, 4]),  # 3.5, half to even
+        (0.5, [0, 1, 2, 7]),
+        (1.0, [0, 1, 5, 14]),
+    ],
+)
+def test_floors(number: float, floors: list[int]) -> None:
+    scalar = counts.as_scalar(number, "min_per_leaf")
+    assert counts.resolve_floors(scalar, [0, 1, 5, 14]) == floors
+
+
 @pytest.mark.parametrize("number", [0, 1, -3, 2**53 + 1, 2**63 - 1, True + 1])
 def test_integers_are_exact(number: int) -> None:
     scalar = counts.as_scalar(number, "amount")

@@ -16,7 +16,7 @@ import gprune as gp
 from gprune.select import operators
 from gprune.testing import SCORE_DTYPES, param_trees, prior_masks
 from tests.support import reference
-from tests.support.assertions import assert_equal_masks, assert_masks
+from tests.support.assertions import assert_equal_masks, assert_masks, assert_same
 from tests.support.limits import Limits, limits, patched
 
 TENSORS = [torch.randn(3, 4), torch.randn(5).requires_grad_(False)]
@@ -29,9 +29,11 @@ CALL = "prune"
 @pytest.mark.parametrize(
     ("operator", "args"),
     [
-        (operators.select, (TENSORS, [], [HALF], None, True, False, CALL)),
-        (operators.select, (TENSORS, MASKS, [HALF], SEED, False, True, CALL)),
-        (operators.select, (TENSORS, MASKS, [HALF, HALF], None, False, False, CALL)),
+        (operators.select, (TENSORS, [], [HALF], None, None, True, False, CALL)),
+        (operators.select, (TENSORS, MASKS, [HALF], SEED, None, False, True, CALL)),
+        (operators.select, (TENSORS, MASKS, [HALF], None, HALF, False, True, CALL)),
+        (operators.select, (TENSORS, None, [HALF], None, None, True, False, CALL)),
+        (operators.select, (TENSORS, MASKS, [HALF, HALF], None, None, False, False, CALL)),
         (operators.select_rows, (TENSORS[0], [], HALF, True, False)),
         (operators.select_rows, (TENSORS[0], MASKS[:1], HALF, False, True)),
         (operators.find_threshold, (TENSORS, MASKS, HALF, True, False, CALL)),
@@ -55,12 +57,28 @@ def test_operators_are_unsafe_in_cuda_graphs() -> None:
         assert torch.Tag.cudagraph_unsafe in operator._opoverload.tags
 
 
+@pytest.mark.parametrize(
+    ("operator", "before", "after"),
+    [
+        (operators.select, [TENSORS], [[HALF], None, None, True, False, CALL]),
+        (operators.select, [TENSORS], [[HALF], None, HALF, True, False, CALL]),
+        (operators.select_rows, [TENSORS[0]], [HALF, True, False]),
+        (operators.find_threshold, [TENSORS], [HALF, True, False, CALL]),
+        (operators.masks_from_threshold, [HALF, SEED, TENSORS], [False, CALL]),
+    ],
+    ids=lambda value: getattr(value, "_name", ""),
+)
+def test_no_list_of_masks_is_an_empty_one(operator: Any, before: Any, after: Any) -> None:
+    """AOTInductor passes `None` where the program that it compiles has an empty list."""
+    assert_same(operator(*before, None, *after), operator(*before, [], *after))
+
+
 def test_one_amount_is_for_all_leaves_and_one_per_leaf_for_each() -> None:
     scores = [torch.tensor([1.0, 2.0]), torch.tensor([0.0, 9.0, 8.0])]
-    [a, b] = operators.select(scores, [], [torch.tensor(2)], None, False, False, CALL)
+    [a, b] = operators.select(scores, [], [torch.tensor(2)], None, None, False, False, CALL)
     assert (a.tolist(), b.tolist()) == ([False, True], [False, True, True])
     both = [torch.tensor(0), torch.tensor(2)]
-    [a, b] = operators.select(scores, [], both, None, False, False, CALL)
+    [a, b] = operators.select(scores, [], both, None, None, False, False, CALL)
     assert (a.tolist(), b.tolist()) == ([True, True], [False, True, False])
 
 
@@ -68,7 +86,7 @@ def test_the_results_of_the_operators_are_contiguous_and_fresh() -> None:
     scores = [torch.randn(3, 4).t()]
     prior = [torch.ones(3, 4, dtype=torch.bool).t()]
     for k in (0, 5):
-        [mask] = operators.select(scores, prior, [torch.tensor(k)], None, False, False, CALL)
+        [mask] = operators.select(scores, prior, [torch.tensor(k)], None, None, False, False, CALL)
         assert mask.is_contiguous()
         assert mask.data_ptr() != prior[0].data_ptr()
 
@@ -267,8 +285,8 @@ def which(params: Any, in_dims: Any, **much: Any) -> list[str]:
     info = mock.Mock(batch_size=SIZE)
     amounts = much.pop("amounts", [torch.tensor(1)])
     batched = much.pop("amount_dims", [None] * len(amounts))
-    rest = (None, False, False, "")
-    rule(info, (in_dims, [], batched, *[None] * 4), params, [], amounts, *rest)
+    rest = (None, None, False, False, "")
+    rule(info, (in_dims, [], batched, *[None] * 5), params, [], amounts, *rest)
     return called
 
 

@@ -83,6 +83,10 @@ LEAF = Make(lambda: [torch.arange(10.0)])
 THRESHOLD = Make(lambda: gp.Threshold(torch.tensor(0.0), torch.tensor(0)))
 
 
+MODULE = Make(lambda: torch.nn.Linear(1, 1))
+BYTE = Make(lambda: torch.zeros(1, dtype=torch.uint8))
+
+
 def nested() -> torch.Tensor:
     return torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged)
 
@@ -271,6 +275,11 @@ BAD_SCORES: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     ("uint16", lambda: tree(weight().to(torch.uint16), None, out()), T, "uint16 cast"),
     ("a list of floats", lambda: tree([1.0] * 6, None, out()), V, "scores ['fc']['weight']"),
     ("a float", lambda: tree(weight(), None, 1.0), T, "scores['out'] tensor float"),
+    ("an amount", lambda: 0.5, T, "scores 0.5 amount=0.5 sparsity="),
+    ("a name", lambda: "magnitude", T, "scores 'magnitude' gprune.scores.magnitude(params)"),
+    ("a function", lambda: gp.scores.magnitude, T, "scores function magnitude(params)"),
+    ("a partial", lambda: functools.partial(len), T, "scores function partial(params)"),
+    ("a module", lambda: torch.nn.Linear(1, 1), V, "scores structure params"),
     ("a string", lambda: tree(weight(), None, "1"), T, "scores['out'] tensor str"),
     ("sparse", lambda: tree(weight().to_sparse(), None, out()), T, "['fc']['weight'] to_dense"),
     ("nested", lambda: tree(weight(), None, nested()), T, "scores['out']"),
@@ -452,7 +461,48 @@ def structured(param: torch.Tensor, scores: Any, *, mask: torch.Tensor) -> torch
     return mask
 
 
+@gp.pruning_method("unstructured")
+def pruned_by_hand(param: torch.Tensor, scores: Any, *, mask: torch.Tensor) -> torch.Tensor:
+    return mask
+
+
 positional = functools.partial(gp.lowest_unstructured, torch.ones(10))
+
+FLOORS: list[tuple[str, Any, type[Exception], str]] = [
+    ("a string", "1", T, "min_per_leaf '1'"),
+    ("a bool", True, T, "min_per_leaf True"),
+    ("a list", [1], T, "min_per_leaf [1]"),
+    ("numbers", number([1, 2]), V, "min_per_leaf 0-dim (2,)"),
+    ("negative", -1, V, "min_per_leaf negative -1"),
+    ("a negative fraction", -0.5, V, "min_per_leaf negative -0.5"),
+    ("a percentage", 20.0, V, "min_per_leaf 20.0 mean 0.2?"),
+    ("NaN", math.nan, V, "min_per_leaf nan"),
+    ("more than the amount leaves", 2, V, "amount 7 of 10 min_per_leaf 2 most 6"),
+    ("a fraction that leaves too few", 0.5, V, "amount 7 of 10 min_per_leaf 0.5 most 5"),
+]
+FLOORED = [
+    bad(gp.global_unstructured, f"floor: {what}", e, words, PARAMS, amount=7, min_per_leaf=floor)
+    for what, floor, e, words in FLOORS
+] + [
+    bad(
+        gp.global_unstructured,
+        "floor: for a user's method",
+        T,
+        "pruned_by_hand min_per_leaf method of gprune",
+        PARAMS,
+        pruning_method=pruned_by_hand,
+        min_per_leaf=1,
+    ),
+    bad(
+        gp.layerwise,
+        "floor: for each leaf alone",
+        T,
+        "lowest_unstructured() 'min_per_leaf'",
+        PARAMS,
+        amount=1,
+        min_per_leaf=1,
+    ),
+]
 
 GIVEN_METHODS: list[tuple[str, Any, dict[str, Any], type[Exception], str]] = [
     ("unmarked", unmarked, {}, T, "unmarked pruning_method"),
@@ -736,6 +786,63 @@ REST = [
     ),
     bad(gp.intersect, "other structures", V, "masks[1] structure masks[0]", KEEP_TWO, []),
     bad(gp.intersect, "floats", T, "masks[1][0] float32", KEEP_TWO, Make(lambda: [torch.ones(2)])),
+    bad(gp.pack_masks, "floats", T, "masks[0] float32 bool", Make(lambda: [torch.ones(2)])),
+    bad(gp.pack_masks, "a number", T, "masks[0] tensor int", [1]),
+    *(
+        bad(gp.unpack_masks, what, error, words, packed, PARAMS)
+        for what, packed, error, words in [
+            (
+                "masks",
+                Make(lambda: tree(weight() > 0, None, None)),
+                T,
+                "packed['fc']['weight'] bool",
+            ),
+            ("a list", Make(lambda: [torch.ones(1)]), V, "packed structure params"),
+            ("a number", Make(lambda: tree(1, None, None)), T, "packed['fc']['weight'] int"),
+            (
+                "too long",
+                Make(lambda: tree(BYTE.how(), None, torch.zeros(2).byte())),
+                V,
+                "packed['out'] (2,) (4,) (1,)",
+            ),
+            (
+                "not flat",
+                Make(lambda: tree(BYTE.how().view(1, 1), None, None)),
+                V,
+                "packed['fc']['weight'] (1, 1) (2, 3) (1,)",
+            ),
+            (
+                "at a `None` leaf",
+                Make(lambda: tree(None, BYTE.how(), None)),
+                V,
+                "packed['fc']['bias'] None",
+            ),
+            (
+                "on another device",
+                Make(lambda: tree(BYTE.how().to("meta"), None, None)),
+                V,
+                "packed['fc']['weight'] meta cpu",
+            ),
+        ]
+    ),
+    *(
+        bad(function, what, T, f"{name} {words}", params)
+        for function, name in [(gp.prunable, "params"), (gp.vmap_dims, "tree")]
+        for what, params, words in [
+            ("a module", MODULE, "module dict(module.named_parameters())"),
+            (
+                "a module in a dict",
+                Make(lambda: {"fc": MODULE.how()}),
+                "module dict(module.named_parameters())",
+            ),
+            (
+                "a generator",
+                Make(lambda: MODULE.how().parameters()),
+                "generator dict(module.named_parameters())",
+            ),
+        ]
+    ),
+    bad(gp.prunable, "a string for a tree", T, "params tree 'fc.weight'", "fc.weight"),
     bad(gp.prunable, "a number", T, "where 3", PARAMS, 3),
     bad(gp.prunable, "a list with a number", T, "where ['a', 3]", PARAMS, ["a", 3]),
     bad(gp.prunable, "a tensor", T, "where tensor", PARAMS, Make(lambda: torch.ones(2))),
@@ -1226,6 +1333,13 @@ BUILDERS: list[tuple[Callable[..., Any], Any, dict[str, Any]]] = [
     (P.sparse_evolution, 0.5, EXCHANGE),
     (P.rigl, 0.5, EXCHANGE),
 ]
+
+
+def build_and_init(params: Any, function: Callable[..., Any], first: Any, more: Any) -> Any:
+    """The first call of a pruner of `BUILDERS`."""
+    return function(made(first), **{name: made(value) for name, value in more.items()}).init(params)
+
+
 PRUNERS = (
     [
         bad(
@@ -1253,11 +1367,34 @@ PRUNERS = (
     + [
         bad(P.gradual, "a sparsity for a schedule", T, "schedule function 0.5", 0.5, due=ALWAYS),
         bad(P.gradual, "no due", T, "due", HALF),
+        bad(
+            P.gradual,
+            "an allocation for each leaf of one ranking",
+            T,
+            "allocation uniform global_unstructured prune=gprune.layerwise",
+            HALF,
+            due=ALWAYS,
+            allocation=A.uniform,
+        ),
+        bad(
+            P.gradual,
+            "no due step at the end",
+            V,
+            "step 10 9 end=12",
+            Make(lambda: gp.schedules.linear(0.5, **RAMP)),
+            due=functools.partial(S.every, begin=0, end=10, freq=3),
+        ),
+        *(
+            bad(
+                build_and_init, function.__name__, T, "params module", MODULE, function, first, more
+            )
+            for function, first, more in BUILDERS
+        ),
         bad(P.iterative, "a string amount", T, "amount 'x'", "x", due=ALWAYS),
         bad(P.iterative, "a float rewind_to", T, "rewind_to 0.5", 0.5, due=ALWAYS, rewind_to=0.5),
         bad(P.iterative, "a negative rewind_to", V, "rewind_to -1", 0.5, due=ALWAYS, rewind_to=-1),
         bad(P.static_sparse, "a string sparsity", T, "sparsity 'x'", "x", seed=0),
-        bad(P.rigl, "a schedule for a sparsity", T, "sparsity function", HALF, **EXCHANGE),
+        bad(P.rigl, "a schedule for a sparsity", T, "sparsity Constant", HALF, **EXCHANGE),
         bad(gp.agreement, "other `None` leaves", V, "others[0] None masks[0]", KEEP_TWO, [None]),
         bad(gp.agreement, "other shapes", V, "others[0] (3,) masks[0] (2,)", KEEP_TWO, KEEP_THREE),
         bad(gp.agreement, "other structures", V, "others structure", KEEP_TWO, []),
@@ -1276,6 +1413,7 @@ BAD = [
     *SELECTIONS,
     *AT_A_THRESHOLD,
     *METHODS,
+    *FLOORED,
     *WITHIN,
     *METHODS_OF_ONE_TENSOR,
     *PATTERN_BUDGETS,

@@ -132,6 +132,16 @@ def partial(params: Any, scores: Any, masks: Any, amount: Any) -> Any:
     return gp.global_unstructured(params, scores, masks=masks, pruning_method=method)
 
 
+def above_floors(params: Any, scores: Any, masks: Any, amount: Any) -> Any:
+    """Prune some of what may go if each leaf keeps two entries."""
+    left = [mask.sum().cpu() for mask in leaves(kept(params, masks))]
+    may_go = sum((number - 2).clamp(min=0) for number in left)
+    fraction = number(amount) / (1 + number(amount))  # of a count too
+    return gp.global_unstructured(
+        params, scores, masks=masks, amount=(fraction * may_go).floor().long(), min_per_leaf=2
+    )
+
+
 def layerwise_with_a_tree(params: Any, scores: Any, masks: Any, amount: Any) -> Any:
     each_amount = map_tensors(lambda leaf: amount, params)
     return gp.layerwise(params, scores, masks=masks, amount=each_amount)
@@ -417,6 +427,13 @@ COMBINATORS = [
         inductor=True,
     ),
     Row(
+        "global_unstructured, some of each leaf",
+        gp.global_unstructured,
+        above_floors,
+        SELECTION - {"mask"} | {"compiles", "vmaps"},  # its order is in test_min_per_leaf.py
+        inductor=True,
+    ),
+    Row(
         "global_unstructured, identity",
         gp.global_unstructured,
         prune_nothing,
@@ -520,6 +537,22 @@ MASKS = [
         lambda params, scores, masks, amount: gp.intersect(
             kept(params, masks), gp.keep_all(params)
         ),
+        inductor=True,
+    ),
+    Row(
+        "pack_masks",
+        gp.pack_masks,
+        lambda params, scores, masks, amount: gp.pack_masks(kept(params, masks)),
+        inductor=True,
+    ),
+    Row(
+        "unpack_masks",
+        gp.unpack_masks,
+        lambda params, scores, masks, amount: gp.unpack_masks(
+            gp.pack_masks(kept(params, masks)), params
+        ),
+        TRANSFORMS | {"mask"},
+        k=lambda *_: 0,  # what comes back is the prior mask
         inductor=True,
     ),
     Row(

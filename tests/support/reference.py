@@ -147,6 +147,44 @@ def global_masks(params: Any, scores: Any, k: int, masks: Any = None) -> MaskLis
     return prune(scores_of(params, scores), priors(params, masks), k)
 
 
+def floors(params: Any, min_per_leaf: Any) -> list[int]:
+    """How many entries each leaf must keep; a fraction above 0 keeps at least one."""
+    number, result = exact(min_per_leaf), []
+    for leaf in lists(params):
+        size = 0 if leaf is None else len(leaf)
+        if isinstance(number, float):
+            wanted = round(number * size)
+            wanted = 1 if number > 0 and wanted == 0 else wanted
+        else:
+            wanted = number
+        result.append(min(wanted, size))
+    return result
+
+
+def most_to_prune(params: Any, min_per_leaf: Any, masks: Any = None) -> int:
+    """How many candidates can go until every leaf is at its floor."""
+    pairs = zip(priors(params, masks), floors(params, min_per_leaf), strict=True)
+    return sum(max(0, sum(prior) - floor) for prior, floor in pairs if prior is not None)
+
+
+def masks_above_floors(
+    params: Any, scores: Any, k: int, min_per_leaf: Any, masks: Any = None
+) -> MaskLists:
+    """Entry by entry in the order of pruning; an entry of a leaf at its floor is passed over."""
+    prior = priors(params, masks)
+    flat = [keep for leaf in prior if leaf is not None for keep in leaf]
+    leaf_of = [i for i, leaf in enumerate(prior) if leaf is not None for _ in leaf]
+    left, least = [sum(leaf or []) for leaf in prior], floors(params, min_per_leaf)
+    for index, _ in ranking(scores_of(params, scores), prior):
+        leaf = leaf_of[index]
+        if k > 0 and left[leaf] > least[leaf]:
+            flat[index] = False
+            left[leaf] -= 1
+            k -= 1
+    assert k == 0
+    return unflatten(flat, prior)
+
+
 def layerwise_masks(
     params: Any, scores: Any, ks: Sequence[int | None], masks: Any = None
 ) -> MaskLists:

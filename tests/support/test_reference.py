@@ -54,6 +54,23 @@ def test_num_to_reach(sparsity, entries, pruned, k):
     assert reference.num_to_reach(sparsity, entries, pruned) == k
 
 
+def test_masks_above_floors():
+    params = [torch.tensor([1.0, 2.0, 3.0]), None, torch.tensor([4.0, 0.0])]
+    assert reference.floors(params, 2) == [2, 0, 2]
+    assert reference.floors(params, 9) == [3, 0, 2]
+    assert reference.floors(params, 0.5) == [2, 0, 1]
+    assert reference.floors(params, 0.1) == [1, 0, 1]
+    assert reference.floors(params, 0.0) == [0, 0, 0]
+    assert reference.most_to_prune(params, 1) == 3
+    kept = reference.masks_above_floors(params, None, 3, 1)
+    assert kept == [[False, False, True], None, [True, False]]
+    prior = [torch.tensor([True, False, False]), None, torch.tensor([True, True])]
+    assert reference.most_to_prune(params, 2, prior) == 0
+    assert reference.most_to_prune(params, 1, prior) == 1
+    kept = reference.masks_above_floors(params, None, 1, 1, prior)
+    assert kept == [[True, False, False], None, [True, False]]
+
+
 def test_count_takes_the_amount_of_candidates_and_the_sparsity_of_entries():
     params = {"a": torch.zeros(6), "none": None, "z": torch.zeros(2, 2)}
     masks = {"a": torch.tensor([0, 0, 1, 1, 1, 1]) > 0, "none": None, "z": torch.ones(2, 2) > 0}
