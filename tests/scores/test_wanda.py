@@ -209,7 +209,7 @@ def test_wanda_of_any_layout_is_the_error_of_the_output(name: str) -> None:
             without = weight.flatten()
             without = torch.where(torch.arange(weight.numel()) == i, 0, without).view(shape)
             errors[i] += (outputs_of(forward(without, x)) - dense).square().sum()
-    norms = gp.scores.input_norms(forward, weight, batches)
+    norms = gp.scores.input_norms(forward, weight, list(batches))
     assert norms.shape == weight.shape
     scores = gp.scores.wanda(weight, norms)
     torch.testing.assert_close(scores.square().flatten(), errors, rtol=1e-4, atol=1e-5)
