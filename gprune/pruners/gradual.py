@@ -51,8 +51,8 @@ class GradualState(NamedTuple):
     Attributes:
         masks: bool masks, `None` where a parameter is not prunable.
         step: the number of updates so far, 0-dim int64.
-        target: what the schedule gave at the last due step, 0-dim float64; 0 before the first. The
-            masks have reached the last sparsity of the schedule when `target` is equal to it.
+        target: what the schedule gave at the last due step, 0-dim float32; 0 before the first. The
+            masks have reached the last sparsity of the schedule, `s`, when `target == s`.
     """
 
     masks: Tree
@@ -62,7 +62,8 @@ class GradualState(NamedTuple):
 
 def init(params: Tree, *, where: Where) -> GradualState:
     """Keep every weight."""
-    target = torch.zeros((), dtype=torch.float64, device="cpu")
+    # not float64: for a float64 number on the CPU, torch.compile calls its backend twice
+    target = torch.zeros((), dtype=torch.float32, device="cpu")
     return GradualState(keep_all(prunable(params, where)), first_step(), target)
 
 

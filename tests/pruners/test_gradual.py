@@ -167,6 +167,7 @@ def test_a_state_knows_the_sparsity_that_it_has_reached() -> None:
         state, seen = pruner.init(params), []
         for _ in range(10):
             params, state = pruner.update(params, state)
-            seen.append(float(state.target))
+            seen.append(state.target)
         half = float(schedule(4))
-        assert seen == [0.0] * 4 + [half] * 4 + [0.9] * 2
+        assert torch.stack(seen).equal(torch.tensor([0.0] * 4 + [half] * 4 + [0.9] * 2))
+        assert state.target == 0.9
