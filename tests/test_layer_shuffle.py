@@ -27,7 +27,7 @@ def test_training_keeps_what_is_pruned_at_zero() -> None:
     assert (weight[mask] != start["0.weight"][mask]).all()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_experiment_in_small() -> None:
     results = layer_shuffle.run(num_seeds=2, steps=2, sparsity=0.5)
     assert list(results["methods"]) == list(layer_shuffle.METHODS)

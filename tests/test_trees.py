@@ -147,7 +147,7 @@ def test_exclude_takes_from_what_is_chosen(where: Any, exclude: Any) -> None:
     assert kept(flat, where, []) == chosen
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_default_and_exclude_trace_whole() -> None:
     flat = dict(Block().named_parameters())
     trees = {"flat": flat, "nested": nested(flat), "list": list(flat.values())}

@@ -430,7 +430,7 @@ def test_bad_input(optimizer: Any, module: Any, error: type[Exception], words: s
         adapter.project_(optimizer, module)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")  # those of the trainers
 @pytest.mark.parametrize("from_callback", [False, True])
 def test_keep_zeros_inside_the_trainer_of_transformers(tmp_path: Path, from_callback: bool) -> None:

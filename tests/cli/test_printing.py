@@ -60,7 +60,7 @@ def test_a_name_that_the_terminal_cannot_encode(tmp_path: Path, options: list[st
         assert "Gewichtsma\\xdf.\\u4e2d" in done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
 @pytest.mark.parametrize("options", [[], pytest.param(["--json"], marks=pytest.mark.long)])
 def test_a_full_standard_output_is_one_line(tmp_path: Path, options: list[str]) -> None:

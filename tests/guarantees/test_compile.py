@@ -94,7 +94,7 @@ def test_every_container_traces() -> None:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_training_step_with_inductor() -> None:
     """Fifty different sparsities, masks and update in one graph, compiled once by Inductor."""
     model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))

@@ -221,6 +221,7 @@ def check_compiled() -> list[str]:
     return problems + sent + ([] if number == len(graphs) == 1 else [f"{number} in {len(graphs)}"])
 
 
+@pytest.mark.long
 def test_compiled() -> None:
     all_well(2, check_compiled)
 

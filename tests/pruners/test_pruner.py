@@ -172,7 +172,7 @@ def train_all_on(pruners: dict[str, gp.pruners.Pruner], folder: Path, steps: int
         train_on(pruner, folder / f"{number}.half", folder / f"{number}.resumed", steps)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_that_a_new_process_resumes_is_bit_identical(tmp_path: Path) -> None:
     """The process gets the pruners by pickle, and parameters and states from files."""
     steps = 25
