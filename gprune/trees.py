@@ -146,7 +146,11 @@ def prunable(params: Tree, where: Where = None, *, exclude: Where = None) -> Tre
 
 def _is_weight(path: str, leaf: Any, others: dict[str, Any]) -> bool:
     """Return whether `prunable` takes a leaf by default; `others` has all leaves by path."""
-    if not isinstance(leaf, Tensor) or not torch.is_floating_point(leaf) or leaf.dim() < 2:
+    if not isinstance(leaf, Tensor):
+        return False
+    if isinstance(leaf, UninitializedParameter | UninitializedBuffer):
+        raise TypeError(f"params[{path!r}] {tensor_problem(leaf)}")
+    if not torch.is_floating_point(leaf) or leaf.dim() < 2:
         return False
     parent, dot, name = path.rpartition(".")
     if any(part in _NOT_WEIGHTS for part in name.split("_")):

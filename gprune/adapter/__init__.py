@@ -15,7 +15,9 @@ To migrate, write `import gprune.adapter as prune`. To prune a whole module by o
 Only this package changes modules. It leaves the state that torch's own `custom_from_mask` leaves,
 so torch's `remove` and `is_pruned` recognise it: `<name>_orig` is the same `Parameter` as before,
 `<name>_mask` is a persistent buffer in its dtype, and a forward pre-hook recomputes `<name>`. The
-hook is of a subclass of torch's, so that pruned modules can be copied.
+hook is of a subclass of torch's, so that modules pruned here can be copied. The functions that come
+from torch, such as `l1_unstructured`, leave torch's hook; `attach_masks_(net, masks_of(net))` makes
+such a module one that can be copied.
 
     drop_in.py     global_unstructured and remove with torch's arguments: pairs (module, name)
     modules.py     a whole module, and flat dicts of its parameters and masks

@@ -212,6 +212,8 @@ def _collect(
             users.append((owner, path.rpartition(".")[0]))
         users += uncalled_children([owner])
         dense = getattr(module, f"{name}_orig") if name in pruning_hooks(module) else value
+        if value.device != dense.device:  # the masked weight does not move before a forward
+            value = getattr(module, f"{name}_mask") * dense
         if not isinstance(dense, nn.Parameter) and (behind := tensors_behind(module, name)):
             raise TypeError(
                 f"{where}: the tensor is computed from {' and '.join(map(repr, behind))}, so it is "

@@ -155,6 +155,22 @@ def uncalled_children(modules: Iterable[nn.Module]) -> Iterator[tuple[nn.Module,
     for module in modules:
         if isinstance(module, nn.MultiheadAttention):
             yield module, "out_proj"
+        if has_forward(module):
+            yield from ((module, path) for path in _without_forward(module, ""))
+
+
+def has_forward(module: nn.Module) -> bool:
+    """Return whether a module can be called; a `ParameterList`, for one, cannot."""
+    return type(module).forward is not nn.Module.forward or "forward" in vars(module)
+
+
+def _without_forward(module: nn.Module, prefix: str) -> Iterator[str]:
+    """Yield the paths of the children that cannot be called, also of those inside of each other."""
+    for name, child in module._modules.items():
+        if child is not None and not has_forward(child):
+            if child._parameters:
+                yield f"{prefix}{name}"
+            yield from _without_forward(child, f"{prefix}{name}.")
 
 
 def tensors_behind(module: nn.Module, name: str) -> list[str]:

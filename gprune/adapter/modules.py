@@ -69,6 +69,8 @@ def prune_(
     call this function on all ranks, with the module to which `fully_shard` was applied. If
     parameters were DTensors before `fully_shard`, as after `parallelize_module`, prune before it.
 
+    The weight of a child whose forward is not called needs its owner; see `attach_masks_`.
+
     Args:
         module: the module to prune.
         scores: scores by parameter name, with the keys and shapes of `params_of(module)`; larger =
@@ -236,6 +238,12 @@ def detach_masks_(module: M) -> M:
 def make_permanent_(module: M) -> M:
     """Write the zeros of every mask into the weights, and remove the masks, with torch's `remove`.
 
+    Call it before the module is quantized or fused, and before it is saved for code that does not
+    know the masks, such as `from_pretrained` of transformers. Afterwards the zeros are candidates
+    of further pruning again: prune to a `sparsity`, which counts them, not by an `amount`.
+
+    Pruned entries become exactly zero, also where the weight is NaN or infinite.
+
     Args:
         module: the module to change. If it is under DDP and has no other buffers than masks, wrap
             it again: DDP cannot send the buffers of a module that has none any more.
@@ -269,7 +277,7 @@ def make_permanent_(module: M) -> M:
         follow_names(module)
     with torch.no_grad():
         for shard, mask in shards:
-            shard.mul_(mask)
+            shard.masked_fill_(mask == 0, 0)
     return module
 
 

@@ -82,16 +82,19 @@ def forget_children(module: nn.Module) -> None:
 def make_permanent(module: nn.Module, name: str) -> None:
     """Write the zeros of a mask into the weight, and remove the mask, with torch's `remove`.
 
-    torch replaces the data, which a DTensor does not take over. Its shard is multiplied in place.
+    torch replaces the data, which a DTensor does not take over. So its shard is changed in place.
+    torch multiplies by the mask, and 0 times NaN is NaN. So pruned entries are set to zero at last.
     """
     dense = module._parameters.get(f"{name}_orig")
     if dense is not None and is_sharded([dense]):
         mask = place_like(getattr(module, f"{name}_mask"), dense)
         restore_dense(module, name)
         with torch.no_grad():
-            dense.mul_(mask)
+            dense.masked_fill_(mask == 0, 0)
         return
+    pruned = getattr(module, f"{name}_mask", torch.ones(())) == 0
     remove(module, name)  # type: ignore[no-untyped-call]  # torch's prune has no types
+    module.get_parameter(name).data.masked_fill_(pruned, 0)
 
 
 def restore_dense(module: nn.Module, name: str) -> None:

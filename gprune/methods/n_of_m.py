@@ -119,7 +119,7 @@ def n_of_m(
         m: how many entries are a group.
         dim: the dim that groups run along, or a function `(path, leaf)` that returns it. By default
             it is 1, and 0 for a vector: the inputs of a linear layer, the input channels of a
-            convolution.
+            convolution. A transposed convolution has its input channels in dim 0.
 
     Returns:
         Bool mask of the shape of `param`, `True` = keep.

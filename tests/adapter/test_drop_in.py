@@ -395,3 +395,17 @@ def test_a_foreign_attribute_in_the_place_of_the_mask_is_refused():
     s.net[2].weight_mask = torch.ones(3)
     with pytest.raises(ValueError, match=r"weight_mask must be of shape \(2, 3\), got \(3,\)"):
         prune.global_unstructured(s.pairs, L1, amount=1)
+
+
+def test_a_module_that_has_left_the_meta_device_is_pruned_further() -> None:
+    """Its masked weight is still there until the next forward."""
+    pairs = [(pruned := nn.Linear(4, 4), "weight")]
+    prune.global_unstructured(pairs, prune.L1Unstructured, amount=4)
+    with torch.device("meta"):
+        net = nn.Linear(4, 4)
+        prune.global_unstructured([(net, "weight")], prune.L1Unstructured, amount=4)
+    net.to_empty(device="cpu").load_state_dict(pruned.state_dict())
+    for module in (pruned, net):
+        prune.global_unstructured([(module, "weight")], prune.L1Unstructured, amount=4)
+    assert int(net.weight_mask.sum()) == 8
+    assert net.weight_mask.equal(pruned.weight_mask)

@@ -321,6 +321,39 @@ def test_an_attention_whose_pruning_is_undone_runs(undo):
     assert not prune.masks_of(net)["attention.out_proj.weight"]
 
 
+class Lists(nn.Module):
+    """Weights in children that have no forward, one of them inside another."""
+
+    def __init__(self):
+        super().__init__()
+        self.list = nn.ParameterList([nn.Parameter(torch.randn(3, 3))])
+        self.nested = nn.ModuleList([nn.ParameterDict({"w": nn.Parameter(torch.randn(3, 3))})])
+        self.holder = nn.Module()
+        self.holder.weight = nn.Parameter(torch.randn(3, 3))
+
+    def forward(self, x):
+        return x @ self.list[0] @ self.nested[0]["w"] @ self.holder.weight
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_children_without_a_forward_are_recomputed(copied):
+    net = prune.prune_(Lists(), sparsity=0.5)
+    net = copy.deepcopy(net) if copied else net
+    x = torch.randn(2, 3)
+    for _ in range(2):
+        net(x).sum().backward()
+    state = {
+        name: 10 * value if name.endswith("_orig") else value
+        for name, value in net.state_dict().items()
+    }
+    before = net(x)
+    net.load_state_dict(state)
+    torch.testing.assert_close(net(x), 1000 * before)
+    prune.make_permanent_(net)
+    assert not net._forward_pre_hooks
+    torch.testing.assert_close(net(x), 1000 * before)
+
+
 class UsesAWeight(nn.Module):
     """As some attentions do: the child is never called."""
 

@@ -565,3 +565,17 @@ def test_prior_masks_go_into_the_pure_functions(state):
     twin = make()
     if state == "fresh":
         assert_same_state(prune.attach_masks_(twin, masks), prune.prune_(make(), amount=0.1))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_pruned_entries_become_zero_also_where_the_weight_is_not_finite(value: float) -> None:
+    net = nn.Linear(2, 1)
+    net.weight.data[:] = value
+    prune.attach_masks_(net, {"weight": torch.tensor([[True, False]])})
+    assert prune.make_permanent_(net).weight[0, 1] == 0
+    assert not net.weight[0, 0].isfinite()
+
+
+def test_a_module_without_values_is_named() -> None:
+    with pytest.raises(TypeError, match=r"params\['0.bias'\] is not initialised yet"):
+        prune.prune_(nn.Sequential(nn.LazyLinear(4)), sparsity=0.5)

@@ -83,7 +83,7 @@ FAULTS = [
     fault(
         "zeros are not written into shards",
         "adapter/modules.py",
-        "            shard.mul_(mask)\n",
+        "            shard.masked_fill_(mask == 0, 0)\n",
         "            shard.mul_(1)\n",
         "tests/adapter/test_sharded.py::test_pruned_training_is_that_of_one_process",
         "tests/adapter/test_sharded.py::test_parameters_that_are_dtensors",
@@ -293,5 +293,27 @@ FAULTS = [
         "copies = {path: tensor.detach().clone() for",
         "copies = {path: tensor.detach() for",
         "tests/adapter/test_batchnorm.py",
+    ),
+    fault(
+        "children without a forward are not recomputed",
+        "adapter/hooks.py",
+        "        if has_forward(module):\n",
+        "        if False:\n",
+        "tests/adapter/test_hooks.py::test_children_without_a_forward_are_recomputed",
+    ),
+    fault(
+        "a NaN that is pruned stays",
+        "adapter/state.py",
+        ".data.masked_fill_(pruned, 0)",
+        "",
+        "tests/adapter/test_modules.py::test_pruned_entries_become_zero_also_where_the_weight_is_not_"
+        "finite",
+    ),
+    fault(
+        "the masked weight of another device is ranked",
+        "adapter/drop_in.py",
+        "        if value.device != dense.device:",
+        "        if False:",
+        "tests/adapter/test_drop_in.py::test_a_module_that_has_left_the_meta_device_is_pruned_further",
     ),
 ]
