@@ -350,7 +350,8 @@ def _unpacked(packed: Tensor, shape: torch.Size) -> Tensor:
 
 def _powers_of_two(device: torch.device) -> Tensor:
     """Return what each bit of a byte counts, the lowest first."""
-    return torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=device)
+    bits = torch.arange(8, dtype=torch.uint8, device=device)
+    return torch.ones_like(bits) << bits
 
 
 def _packed_mismatch(packed: Tensor | None, param: Tensor | None) -> str | None:
