@@ -274,11 +274,13 @@ def count_tiles(
             scores, prior, num_entries, first, BITS, HAS_PRIOR, IS_ALIGNED, TILE
         )
         keys = keys_of_bits(bits, LARGEST, NAN, ABSOLUTE)
-        bins = (keys.to(tl.int64) >> shift) - lowest
-        is_below, is_above = is_candidate & (bins < 0), is_candidate & (bins >= num_bins)
+        numbers = keys.to(tl.int64) >> shift
+        bins = numbers - lowest  # if this overflows, the key is above all bins
+        is_below = is_candidate & (numbers < lowest)
+        is_in_bins = is_candidate & (numbers >= lowest) & (bins >= 0) & (bins < num_bins)
+        is_above = is_candidate & (numbers >= lowest) & ~((bins >= 0) & (bins < num_bins))
         below += is_below.to(tl.int32)
         above += is_above.to(tl.int32)
-        is_in_bins = is_candidate & (bins >= 0) & (bins < num_bins)
         in_bins += tl.histogram(bins.to(tl.int32), NUM_BINS, mask=is_in_bins)
         first += TILE
     tl.atomic_add(row_counts, tl.sum(below).to(tl.int64), sem="relaxed")

@@ -103,4 +103,11 @@ FAULTS = [
         "_without_kernels.update([])",
         "tests/select/test_kernels.py::test_torch_operators_take_over_when_the_kernels_fail",
     ),
+    fault(
+        "a key far above all bins is below them",
+        "select/kernels.py",
+        "is_below = is_candidate & (numbers < lowest)",
+        "is_below = is_candidate & (bins < 0)",
+        f"{INTERPRETED}[test_keys_further_apart_than_int64_can_say]",
+    ),
 ]

@@ -280,6 +280,16 @@ def test_counting_is_one_launch_for_queries_of_the_same_bins() -> None:
     assert moved["load"] <= 4.1 * 4256
 
 
+def test_keys_further_apart_than_int64_can_say() -> None:
+    leaves = RankedLeaves([torch.tensor([-1e9, 1e9, -2e9], dtype=torch.float64)], [])
+    key = int(torch.tensor(-1e9, dtype=torch.float64).view(torch.int64)) ^ (2**63 - 1)
+    query, bins = [Query(range(1), 1, 3)], [partition.Bins.covering(key, key, 16)]
+    with kernels_used():
+        found = accelerator.count_keys(leaves, query, bins)
+    assert found.tolist() == partition.count_keys(leaves, query, bins).tolist()
+    assert (found[0], found[-1], found.sum()) == (1, 1, 3)
+
+
 # --- searches -----------------------------------------------------------------------------------
 
 
@@ -287,8 +297,8 @@ def few_passes(small: Limits) -> Limits:
     """Let every pass find some bits of a key in few tiles, since each is slow to interpret."""
     return small._replace(
         on_accelerator=True,
-        block=max(64, small.block),
-        max_pass_bits=max(6, small.max_pass_bits),
+        block=max(256, small.block),
+        max_pass_bits=max(10, small.max_pass_bits),
         max_counts=2**20,
     )
 
