@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 import gprune.select
@@ -400,6 +400,9 @@ PATHS: dict[str, Line] = {
 LEAST = 5
 """How often each path must be taken."""
 
+PART = 300
+"""How many examples of a random test are run at a time."""
+
 ENOUGH = 10
 """A path that is taken so often is no longer watched."""
 
@@ -498,21 +501,26 @@ TESTS: dict[Any, tuple[int, Sequence[st.SearchStrategy[Any]]]] = {
 }
 """Random tests of the search, how many examples of each are watched, and their arguments.
 
-An example is left out if all paths have been taken often enough before it.
+The rest is left out if all paths have been taken often enough before.
 """
 
 
 def run_watched(
     watch: Watch, test: Any, number: int, strategies: Sequence[st.SearchStrategy[Any]]
 ) -> None:
-    @settings(same_every_time, max_examples=number)
-    @given(st.tuples(*strategies))
-    def run(arguments: tuple[Any, ...]) -> None:
-        if min(watch.calls[path] for path in PATHS) < LEAST:
+    """Run some examples of a random test in parts, until all paths are taken often enough."""
+    for part in range(0, number, PART):
+        if min(watch.calls[path] for path in PATHS) >= LEAST:
+            return
+
+        @seed(part)
+        @settings(same_every_time, max_examples=min(PART, number - part))
+        @given(st.tuples(*strategies))
+        def run(arguments: tuple[Any, ...]) -> None:
             with watch.watched():
                 test(*arguments)
 
-    run()
+        run()
 
 
 def test_random_tests_take_every_path() -> None:
@@ -521,9 +529,9 @@ def test_random_tests_take_every_path() -> None:
 
     @settings(same_every_time, max_examples=1200)
     @given(fuzz.trees(large=False), st.integers(0, 2**32 - 1), st.sampled_from(WAYS))
-    def ask(tree: fuzz.Tree, seed: int, name: str) -> None:
+    def ask(tree: fuzz.Tree, limit_seed: int, name: str) -> None:
         case, rng = fuzz.build(tree), np.random.default_rng(tree.seed)
-        with small_limits(np.random.default_rng(seed)), watch.watched():
+        with small_limits(np.random.default_rng(limit_seed)), watch.watched():
             for _ in ways.WAYS[name].ask(case, rng):
                 pass
 
