@@ -114,7 +114,7 @@ def prunable(params: Tree, where: Where = None, *, exclude: Where = None) -> Tre
         A tree of the same structure with the same tensors, and `None` at all other leaves.
 
     Raises:
-        TypeError: if `where` or `exclude` is none of these, or `params` is no tree: a module, a
+        TypeError: if `where` or `exclude` is none of these, or `params` is not a tree: a module, a
             generator or a number.
 
     Example:

@@ -259,7 +259,7 @@ def _resolve(owner: nn.Module, path: str) -> ModuleAndName:
     prefix, _, name = path.rpartition(".")
     try:
         return (owner.get_submodule(prefix), name) if prefix else (owner, path)
-    except AttributeError:  # there is no such submodule, or it is no module
+    except AttributeError:  # there is no such submodule, or it is not a module
         return owner, path
 
 

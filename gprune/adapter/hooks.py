@@ -151,15 +151,15 @@ class RecomputeChild:
 
 
 def uncalled_children(modules: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, str]]:
-    """Return each (owner, path of a child) where the owner uses a weight of the uncalled child."""
+    """Yield (owner, path of a child) if the owner uses weights of a child that it does not call."""
     for module in modules:
         if isinstance(module, nn.MultiheadAttention):
             yield module, "out_proj"
-        if has_forward(module):
+        if _has_forward(module):
             yield from ((module, path) for path in _without_forward(module, ""))
 
 
-def has_forward(module: nn.Module) -> bool:
+def _has_forward(module: nn.Module) -> bool:
     """Return whether a module can be called; a `ParameterList`, for one, cannot."""
     return type(module).forward is not nn.Module.forward or "forward" in vars(module)
 
@@ -167,7 +167,7 @@ def has_forward(module: nn.Module) -> bool:
 def _without_forward(module: nn.Module, prefix: str) -> Iterator[str]:
     """Yield the paths of the children that cannot be called, also of those inside of each other."""
     for name, child in module._modules.items():
-        if child is not None and not has_forward(child):
+        if child is not None and not _has_forward(child):
             if child._parameters:
                 yield f"{prefix}{name}"
             yield from _without_forward(child, f"{prefix}{name}.")

@@ -127,7 +127,7 @@ def _select(
         Masks by parameter name.
 
     Raises:
-        TypeError: if `scores` is no mapping.
+        TypeError: if `scores` is not a mapping.
         ValueError: if nothing is prunable.
     """
     number, is_sparsity = amount_or_sparsity(budget["amount"], budget["sparsity"], "prune_")

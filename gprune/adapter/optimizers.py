@@ -40,7 +40,7 @@ ELEMENTWISE_STATE = frozenset(
 )
 """The names under which the optimizers of torch store one moment for each weight.
 
-Not among them are Rprop's `step_size`, for which 0 is no value, and what `LBFGS` stores, which is
+Two states are left out on purpose. Rprop's `step_size` must not become 0. What `LBFGS` stores is
 about all parameters together.
 """
 

@@ -131,7 +131,7 @@ def left_out(
     """Say why tensors are not pruned.
 
     Weights are floating point tensors of bfloat16, float16, float32 or float64, of at least two
-    dimensions, that are not quantized. Tensors whose name says that they are no weights are left
+    dimensions, that are not quantized. Tensors whose name says that they are not weights are left
     out: those that `gprune.prunable` leaves out, scales, and buffers of constants such as causal
     masks. To prune a tensor in spite of its name, give its whole name to `include`.
 

@@ -138,9 +138,8 @@ def report(
     """Print the density of each tensor of a checkpoint, and in total.
 
     Reads state dicts saved by torch, also inside of checkpoints such as those of Lightning, without
-    running code in them (weights_only). The density of prune and
-    report is that of the file: entries that are not zero. Codes of quantized weights are not
-    counted, and are listed. A pair <name>_orig and
+    running code in them (weights_only). The density is the fraction of entries of the file that are
+    not zero. Codes of quantized weights are listed, but not counted. A pair <name>_orig and
     <name>_mask, as torch.nn.utils.prune leaves it, counts as one tensor, their product.
     """
     from gprune.cli import checkpoints

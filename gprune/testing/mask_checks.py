@@ -92,7 +92,7 @@ def selection_errors(ranked: Ranking, k: int | None) -> list[str]:
 
 
 def structure_errors(masks: Tree, params: Tree) -> list[str]:
-    """Return why a tree is no tree of masks for the parameters, one line for each error."""
+    """Return why a tree does not hold the masks of the parameters, one line for each error."""
     (leaves, treedef), (found, other) = flatten(params), flatten(masks)
     if other != treedef:
         return [f"the masks have the structure {other}, params has {treedef}"]

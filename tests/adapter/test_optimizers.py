@@ -431,11 +431,11 @@ def test_bad_input(optimizer: Any, module: Any, error: type[Exception], words: s
 
 
 @pytest.mark.long
-@pytest.mark.filterwarnings("ignore")  # those of the trainers
+@pytest.mark.filterwarnings("ignore")  # those of the other library
 @pytest.mark.parametrize("from_callback", [False, True])
 def test_keep_zeros_inside_the_trainer_of_transformers(tmp_path: Path, from_callback: bool) -> None:
-    transformers = pytest.importorskip("transformers")
-    pytest.importorskip("accelerate")
+    transformers = pytest.importorskip("transformers")  # of the extra dev
+    pytest.importorskip("accelerate")  # of the extra dev
     config = transformers.BertConfig(
         vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2
     )
@@ -473,9 +473,9 @@ def test_keep_zeros_inside_the_trainer_of_transformers(tmp_path: Path, from_call
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore")  # those of the other library
 def test_keep_zeros_inside_the_trainer_of_lightning(tmp_path: Path) -> None:
-    lightning = pytest.importorskip("lightning")
+    lightning = pytest.importorskip("lightning")  # of the extra dev
     zeros = {}
 
     class Module(lightning.LightningModule):  # type: ignore[misc]  # skipped without it
@@ -516,9 +516,9 @@ def test_keep_zeros_inside_the_trainer_of_lightning(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore")  # those of the other library
 def test_project_through_the_optimizer_of_accelerate() -> None:
-    accelerate = pytest.importorskip("accelerate")
+    accelerate = pytest.importorskip("accelerate")  # of the extra dev
     net = pruned()
     accelerator = accelerate.Accelerator(cpu=True)
     wrapped_net, optimizer = accelerator.prepare(net, optim.AdamW(net.parameters(), lr=0.1))
@@ -531,10 +531,10 @@ def test_project_through_the_optimizer_of_accelerate() -> None:
 
 
 @pytest.mark.long  # torchao compiles its step
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore")  # those of the other library
 @pytest.mark.parametrize("name", ["AdamW8bit", "AdamW4bit", "AdamWFp8"])
 def test_project_with_the_quantized_optimizers_of_torchao(name: str) -> None:
-    torchao = pytest.importorskip("torchao.optim")
+    torchao = pytest.importorskip("torchao.optim")  # in no extra: it follows each torch late
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(128, 128), nn.Tanh(), nn.Linear(128, 1))
     adapter.prune_(net, sparsity=0.5)

@@ -1,4 +1,4 @@
-"""Which tensors are pruned: globs, quantized layouts, and buffers that are no weights."""
+"""Which tensors are pruned: globs, quantized layouts, and buffers that are not weights."""
 
 import json
 from pathlib import Path

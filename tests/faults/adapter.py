@@ -297,7 +297,7 @@ FAULTS = [
     fault(
         "children without a forward are not recomputed",
         "adapter/hooks.py",
-        "        if has_forward(module):\n",
+        "        if _has_forward(module):\n",
         "        if False:\n",
         "tests/adapter/test_hooks.py::test_children_without_a_forward_are_recomputed",
     ),

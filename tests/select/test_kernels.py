@@ -24,7 +24,7 @@ from gprune.select.keys import FORMATS
 from gprune.select.search import MAX_ACCELERATOR_BITS
 from tests.support.limits import Limits, patched
 
-pytest.importorskip("triton")
+pytest.importorskip("triton")  # comes with torch on Linux only
 
 CASES = Path(__file__).with_name("interpreted_kernels.py")
 NAMES = re.findall(r"^def (test_\w+)", CASES.read_text(encoding="utf-8"), re.MULTILINE)

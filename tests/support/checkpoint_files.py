@@ -30,7 +30,7 @@ def floating_tensors(draw: st.DrawFn, values: Iterable[float]) -> torch.Tensor:
 
 @st.composite
 def tensors(draw: st.DrawFn, values: Iterable[float] = (*VALUES, float("nan"))) -> Tensors:
-    """At least one matrix with entries, and others that are no weights, in any order."""
+    """At least one matrix with entries, and others that are not weights, in any order."""
     found = {"weight": draw(floating_tensors(values).filter(lambda x: x.dim() > 1 and x.numel()))}
     names = st.text("abc.[*é ", min_size=1, max_size=4)
     found |= draw(st.dictionaries(names, floating_tensors(values), max_size=4))
