@@ -3,7 +3,6 @@
 import copy
 import functools
 import io
-import multiprocessing
 import pickle
 import re
 from collections.abc import Callable
@@ -167,7 +166,6 @@ def train_on(pruner: gp.pruners.Pruner, before: Path, after: Path, steps: int) -
 
 
 def train_all_on(pruners: dict[str, gp.pruners.Pruner], folder: Path, steps: int) -> None:
-    torch.set_num_threads(1)
     for number, pruner in enumerate(pruners.values()):
         train_on(pruner, folder / f"{number}.half", folder / f"{number}.resumed", steps)
 
@@ -183,12 +181,7 @@ def test_a_run_that_a_new_process_resumes_is_bit_identical(tmp_path: Path) -> No
         torch.save((params, start), names[0])
         train_on(pruner, names[0], names[1], steps)
         train_on(pruner, names[1], names[2], steps)
-    process = multiprocessing.get_context("spawn").Process(
-        target=train_all_on, args=(PICKLED, tmp_path, steps)
-    )
-    process.start()
-    process.join()
-    assert process.exitcode == 0
+    assert started(1).run(train_all_on, PICKLED, tmp_path, steps) == [None]
     for number in range(len(PICKLED)):
         here, there = (torch.load(tmp_path / f"{number}.{name}") for name in ("whole", "resumed"))
         assert_same(there, here)
