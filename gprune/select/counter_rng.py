@@ -87,4 +87,4 @@ def _signed(word: int) -> int:
 
 def _shift_right(z: Tensor, num_bits: int) -> Tensor:
     # `>>` fills with copies of the sign bit, which the mask removes
-    return torch.bitwise_and(z >> num_bits, 2 ** (64 - num_bits) - 1)
+    return (z >> num_bits).bitwise_and_(2 ** (64 - num_bits) - 1)
