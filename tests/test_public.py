@@ -58,13 +58,16 @@ TOP_LEVEL = [
     "pack_masks",
     "unpack_masks",
     "scores",
+    "reconstruct",
     "schedules",
     "allocation",
     "pruners",
 ]
 SCORES = ["magnitude", "random", "taylor", "snip", "grasp", "synflow", "iterative_synflow"]
 SCORES += ["fisher", "hessian_diagonal", "obd", "movement", "wanda", "input_norms"]
+SCORES += ["input_gram"]
 SCORES += ["normalize_l2", "lamp", "accumulate"]
+RECONSTRUCT = ["refit", "sparsegpt", "swap", "sequential"]
 ALLOCATION = ["uniform", "erdos_renyi"]
 PRUNERS = ["Pruner", "gradual", "iterative", "rigl", "sparse_evolution", "static_sparse"]
 SCHEDULES = ["constant", "one_shot", "linear", "polynomial", "exponential", "cosine", "every"]
@@ -77,6 +80,7 @@ ADAPTER += ["recalibrate_batchnorm", "recalibrate_batchnorm_"]
 def test_top_level_names() -> None:
     assert gprune.__all__ == TOP_LEVEL
     assert gprune.scores.__all__ == SCORES
+    assert gprune.reconstruct.__all__ == RECONSTRUCT
     assert sorted(gprune.allocation.__all__) == sorted(ALLOCATION)
     assert gprune.pruners.__all__ == PRUNERS
     assert sorted(gprune.schedules.__all__) == sorted(SCHEDULES)
@@ -88,6 +92,7 @@ def test_top_level_names() -> None:
     ("module", "name"),
     [(gprune, name) for name in TOP_LEVEL]
     + [(gprune.scores, name) for name in SCORES]
+    + [(gprune.reconstruct, name) for name in RECONSTRUCT]
     + [(gprune.schedules, name) for name in SCHEDULES]
     + [(gprune.allocation, name) for name in ALLOCATION]
     + [(gprune.pruners, name) for name in PRUNERS]

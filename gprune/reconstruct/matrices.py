@@ -39,18 +39,18 @@ class Weight(NamedTuple):
     def matrices(self, tensor: Tensor) -> Tensor:
         """Return the weight, or a tensor of its shape, as (parts, rows, columns)."""
         local = tensor.to_local() if is_sharded([tensor]) else tensor  # type: ignore[attr-defined]
-        matrix = local.detach().permute(self._order()).flatten(local.dim() - len(self.columns))
-        matrix = matrix.reshape(-1, matrix.shape[-1])
+        sizes = [math.prod([local.shape[d] for d in dims]) for dims in (self._rows(), self.columns)]
+        matrix = local.detach().permute(*self._rows(), *self.columns).reshape(sizes)
         parts, num_columns = len(self.gram), self.gram.shape[-1]
-        if matrix.shape[1] > num_columns:  # a transposed convolution: its columns are in groups
-            return matrix.view(len(matrix), parts, num_columns).transpose(0, 1)
-        return matrix.view(parts, -1, num_columns)
+        if sizes[1] > num_columns:  # a transposed convolution: its columns are in groups
+            return matrix.view(sizes[0], parts, num_columns).transpose(0, 1)
+        return matrix.view(parts, sizes[0] // parts, num_columns)
 
     def like_leaf(self, matrices: Tensor) -> Tensor:
         """Return what `matrices` makes of a tensor as a tensor of the layout of the weight."""
         is_local = is_sharded([self.leaf])
         shape = self.leaf.to_local().shape if is_local else self.leaf.shape  # type: ignore[attr-defined]
-        order = self._order()
+        order = [*self._rows(), *self.columns]
         if math.prod([shape[d] for d in self.columns]) > matrices.shape[-1]:
             matrices = matrices.transpose(0, 1)
         moved = matrices.reshape([shape[d] for d in order])
@@ -67,9 +67,8 @@ class Weight(NamedTuple):
         )
         return whole
 
-    def _order(self) -> list[int]:
-        rows = [d for d in range(self.leaf.dim()) if d not in self.columns]
-        return [*rows, *self.columns]
+    def _rows(self) -> list[int]:
+        return [d for d in range(self.leaf.dim()) if d not in self.columns]
 
 
 def weights_with_grams(
@@ -115,7 +114,7 @@ def weights_with_grams(
     found: list[Weight | None] = [None] * len(leaves)
     for i in needed:
         gram = given[i].full_tensor() if is_sharded([given[i]]) else given[i].detach()
-        gram = gram.view(-1, *gram.shape[-2:])
+        gram = gram.unsqueeze(0) if gram.dim() == 2 else gram
         found[i] = Weight(names[i], gram_names[i], leaves[i], columns[i], gram)
     return found
 

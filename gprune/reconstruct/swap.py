@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  torch's own name for it
 
+from gprune.inputs import float64_device
 from gprune.masks import paired_with_masks
 from gprune.methods.dims import DimFunction, input_dims
 from gprune.reconstruct.matrices import check_gram, group_order, weights_with_grams
@@ -41,7 +42,8 @@ def swap(
     makes the exchange that lowers its error most, until none lowers it. So each row keeps as many
     entries as before, and its error never rises.
 
-    For r rows that keep k and prune p of d columns a round takes about r k p multiplications.
+    For r rows that keep k and prune p of d columns a round takes about r k p multiplications. On a
+    device without float64 it is computed on the CPU.
 
     Args:
         params: pytree of floating point tensors of any shape and `None`s: the weights before they
@@ -122,14 +124,17 @@ def swap_matrices(
     """
     check_gram(gram, name)
     dtype = torch.promote_types(upcast_dtype(weight), gram.dtype)
-    new = kept.clone()
-    for mask, w, g in zip(new, weight.to(dtype), gram.to(dtype), strict=True):
+    device = float64_device(weight.device)  # the CPU if the device of the weight has no float64
+    new = kept.to(device, copy=True)
+    if not new.numel():
+        return new.to(kept.device)
+    for mask, w, g in zip(new, weight.to(device, dtype), gram.to(device, dtype), strict=True):
         slots, exact = _slots(mask, m), g.to(torch.float64)
-        pairs = slots.kept[0].numel() * slots.pruned.shape[2]
-        for start in range(0, len(mask), size := max(1, MAX_PAIRS // max(1, pairs))):
+        pairs = max(1, slots.kept[0].numel() * slots.pruned.shape[2])
+        for start in range(0, len(mask), size := max(1, MAX_PAIRS // pairs)):
             rows = slice(start, start + size)
             _swap_rows(w[rows], mask[rows], g, exact, _slots(mask[rows], m), rounds)
-    return new
+    return new.to(kept.device)
 
 
 swap_matrices.register_fake(lambda weight, kept, *_: torch.empty_like(kept))

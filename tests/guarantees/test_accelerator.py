@@ -37,7 +37,7 @@ OWN_TENSORS = {"ln_structured, nuclear"}
 NUMBERS_OF_MASKS = {"num_pruned", "sparsity", "agreement"}
 """Rows whose numbers are on the device of the masks. All other numbers are on the CPU."""
 
-ONE_DEVICE = {"pruning_method", "fisher", "input_norms"}
+ONE_DEVICE = {"pruning_method", "fisher", "input_norms", "input_gram"}
 """Rows with a function of the user that combines all leaves, which is then on one device."""
 
 OWN_FLOAT64 = {"pruning_method", "layerwise, a user's method"}

@@ -207,6 +207,7 @@ class Good:
             "kernel": lambda: st.booleans(),
             "function": lambda: st.sampled_from([len, lambda step: step >= 0, gp.layerwise]),
             "matrix": lambda: st.just(torch.arange(12.0).reshape(4, 3)),
+            "gram": lambda: st.just(torch.eye(3)) | st.just(torch.ones(3, 3)),
             "norm": lambda: st.sampled_from([1, 2, 0.5, float("inf"), "fro"]),
             "shape": lambda: st.sampled_from([(1,), (2,), (2, 2), [5], (1, 4)]),
         }
@@ -270,6 +271,17 @@ CALLS: dict[Callable[..., Any], tuple[list[str], dict[str, str]]] = {
     gp.scores.movement: (["params", "grads", "grads"], {}),
     gp.scores.wanda: (["params", "grads"], {}),
     gp.scores.input_norms: (["loss_fn", "params", "batches"], {}),
+    gp.scores.input_gram: (["loss_fn", "params", "batches"], {"where": "where"}),
+    gp.reconstruct.refit: (["matrix", "masks", "gram"], {"damping": "power", "dim": "dim"}),
+    gp.reconstruct.sparsegpt: (
+        ["matrix", "gram"],
+        {**BUDGET, "n": "count", "m": "count", "block_size": "rounds", "dim": "dim"},
+    ),
+    gp.reconstruct.swap: (
+        ["matrix", "masks", "gram"],
+        {"rounds": "rounds", "m": "count", "dim": "dim"},
+    ),
+    gp.reconstruct.sequential: (["batches", "batches", "batches", "function"], {}),
     gp.scores.normalize_l2: (["params"], {}),
     gp.scores.lamp: (["params"], {}),
     gp.scores.accumulate: (["grad_fn", "batches"], {"progress": "progress"}),

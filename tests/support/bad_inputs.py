@@ -1028,6 +1028,7 @@ NO_FUNCTIONS = [
     bad(function, what, T, f"{name} {words}", value, *rest, **more)
     for function, name, rest, more in [
         (Sc.input_norms, "forward", (PARAMS, BATCHES), {}),
+        (Sc.input_gram, "forward", (PARAMS, BATCHES), {}),
         (Sc.synflow, "forward", (PARAMS, (1, 3)), {}),
         (Sc.iterative_synflow, "forward", (PARAMS, (1, 3)), {"sparsity": 0.5}),
         (Sc.snip, "loss_fn", (PARAMS,), {}),
@@ -1042,7 +1043,11 @@ NO_FUNCTIONS = [
     ]
 ] + [
     bad(function, what, T, f"batches {words}", *first, batches)
-    for function, first in [(Sc.input_norms, (forward, PARAMS)), (Sc.accumulate, (forward,))]
+    for function, first in [
+        (Sc.input_norms, (forward, PARAMS)),
+        (Sc.input_gram, (forward, PARAMS)),
+        (Sc.accumulate, (forward,)),
+    ]
     for what, batches, words in [
         ("one tensor for batches", Make(lambda: torch.ones(2, 3)), "(2, 3) rows [tensor]"),
         ("one dict for batches", Make(lambda: {"x": torch.ones(2, 3)}), "dict keys [batch]"),
@@ -1402,6 +1407,194 @@ PRUNERS = (
     ]
 )
 
+R = gp.reconstruct
+ROWS = Make(lambda: torch.arange(8.0).view(2, 4))
+KEPT = Make(lambda: torch.tensor([[True, True, False, False]] * 2))
+GRAM = Make(lambda: torch.eye(4))
+SKEWED = Make(lambda: torch.eye(4) + torch.tensor([0.0, 0.0, 0.0, 1.0]).view(4, 1))
+NOT_FINITE = Make(lambda: torch.full((4, 4), math.nan))
+NEGATIVE_GRAM = Make(lambda: -torch.eye(4))
+INDEFINITE = Make(lambda: torch.eye(4) + 9 * torch.eye(4).flip(0))
+TOO_SMALL = Make(lambda: torch.eye(3))
+
+
+def parts(params: Any, x: torch.Tensor) -> torch.Tensor:
+    weight = params["fc"]["weight"]
+    return x[:, :1] @ weight[:, :1].T + x[:, 1:] @ weight[:, 1:].T
+
+
+def first_row(params: Any, x: torch.Tensor) -> torch.Tensor:
+    weight = params["long"]
+    return x @ weight[:2].T, x @ weight[2:].T
+
+
+def whole_and_parts(params: Any, x: torch.Tensor) -> torch.Tensor:
+    weight = params["fc"]["weight"]
+    return x @ weight.T + x @ weight[:1].T
+
+
+def half_a_kernel(params: Any, x: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.conv1d(x, params["conv"][:1])
+
+
+def return_a_list(block: Any, params: Any, inputs: Any) -> Any:
+    return [params, params]
+
+
+REBUILT = [
+    bad(Sc.input_gram, "no batches", V, "batches empty", forward, PARAMS, []),
+    bad(Sc.input_gram, "nothing is seen", V, "forward linear convolution", unseen, PARAMS, BATCHES),
+    bad(
+        Sc.input_gram,
+        "a glob that matches nothing",
+        V,
+        "where 'no.*' params",
+        forward,
+        PARAMS,
+        BATCHES,
+        where="no.*",
+    ),
+    bad(
+        Sc.input_gram,
+        "an infinite input",
+        V,
+        "['fc']['weight'] infinity",
+        forward,
+        PARAMS,
+        Make(lambda: [torch.full((2, 3), math.inf)]),
+    ),
+    bad(Sc.input_gram, "an integer leaf", T, "params['out'] int64", forward, INTEGERS, BATCHES),
+    bad(
+        Sc.input_gram,
+        "inputs in parts",
+        V,
+        "params['fc']['weight'] inputs where=",
+        parts,
+        PARAMS,
+        BATCHES,
+    ),
+    bad(
+        Sc.input_gram,
+        "parts of different sizes",
+        V,
+        "params['long'] equal where=",
+        first_row,
+        Make(lambda: {"long": torch.ones(5, 3)}),
+        BATCHES,
+    ),
+    bad(
+        Sc.input_gram,
+        "a weight as a whole and in parts",
+        V,
+        "params['fc']['weight'] whole where=",
+        whole_and_parts,
+        PARAMS,
+        BATCHES,
+    ),
+    bad(
+        Sc.input_gram,
+        "a part of a kernel",
+        V,
+        "params['conv'] part where=",
+        half_a_kernel,
+        Make(lambda: {"conv": torch.ones(2, 3, 1)}),
+        Make(lambda: [torch.ones(1, 3, 5)]),
+    ),
+    *(
+        bad(function, what, error, words, *args, **kwargs)
+        for function, before, more in [
+            (R.refit, (ROWS, KEPT), {}),
+            (R.swap, (ROWS, KEPT), {}),
+            (R.sparsegpt, (ROWS,), {"amount": 0.5}),
+        ]
+        for what, error, words, args, kwargs in [
+            ("a Gram matrix of another size", V, "grams (3, 3) (2, 4)", (*before, TOO_SMALL), more),
+            ("a Gram matrix with NaN", V, "grams NaN", (*before, NOT_FINITE), more),
+            ("a skewed Gram matrix", V, "grams symmetric", (*before, SKEWED), more),
+            ("a negative diagonal", V, "grams negative", (*before, NEGATIVE_GRAM), more),
+            (
+                "an integer Gram matrix",
+                T,
+                "grams int64",
+                (*before, Make(lambda: torch.eye(4).long())),
+                more,
+            ),
+            (
+                "another structure",
+                V,
+                "grams structure",
+                (*before, Make(lambda: [torch.eye(4)])),
+                more,
+            ),
+            ("a dim that is not there", V, "params dim 5", (*before, GRAM), {**more, "dim": 5}),
+            ("a string for a dim", T, "params dim 'x'", (*before, GRAM), {**more, "dim": "x"}),
+        ]
+    ),
+    *(
+        bad(function, what, error, words, *args, **kwargs, damping=damping)
+        for function, args, kwargs in [
+            (R.refit, (ROWS, KEPT, GRAM), {}),
+            (R.sparsegpt, (ROWS, GRAM), {"amount": 0.5}),
+        ]
+        for what, error, words, damping in [
+            ("a negative damping", V, "damping -1", -1.0),
+            ("an infinite damping", V, "damping inf", math.inf),
+            ("a string for the damping", T, "damping 'x'", "x"),
+        ]
+    ),
+    bad(R.refit, "an indefinite matrix", V, "grams semidefinite", ROWS, KEPT, INDEFINITE),
+    bad(R.sparsegpt, "an indefinite matrix", V, "grams semidefinite", ROWS, INDEFINITE, amount=0.5),
+    bad(R.refit, "no Gram matrix", V, "grams None mask input_gram", ROWS, KEPT, None),
+    bad(R.swap, "no Gram matrix", V, "grams None mask input_gram", ROWS, KEPT, None),
+    bad(R.sparsegpt, "no Gram matrix", V, "grams nothing pruned", ROWS, None, amount=0.5),
+    bad(R.refit, "masks of numbers", T, "masks float32", ROWS, ROWS, GRAM),
+    bad(R.swap, "masks of numbers", T, "masks float32", ROWS, ROWS, GRAM),
+    bad(R.swap, "no rounds", V, "rounds 0", ROWS, KEPT, GRAM, rounds=0),
+    bad(R.swap, "a group of nothing", V, "m 0", ROWS, KEPT, GRAM, m=0),
+    bad(
+        R.swap,
+        "channels that are no multiple of m",
+        V,
+        "params 3 m=2",
+        Make(lambda: torch.ones(2, 3, 2)),
+        Make(lambda: torch.ones(2, 3, 2, dtype=torch.bool)),
+        Make(lambda: torch.eye(6)),
+        m=2,
+    ),
+    bad(R.sparsegpt, "no amount", T, "sparsegpt amount sparsity", ROWS, GRAM),
+    bad(R.sparsegpt, "an amount and a pattern", T, "amount n m", ROWS, GRAM, amount=0.5, n=2, m=4),
+    bad(R.sparsegpt, "n without m", T, "m None", ROWS, GRAM, n=2),
+    bad(R.sparsegpt, "n above m", V, "n=5 m=4", ROWS, GRAM, n=5, m=4),
+    bad(R.sparsegpt, "an amount of 80", V, "amount 80", ROWS, GRAM, amount=80.0),
+    bad(
+        R.sparsegpt, "no columns in a block", V, "block_size 0", ROWS, GRAM, amount=1, block_size=0
+    ),
+    bad(R.sequential, "no function", T, "prune_block str", [], [], BATCHES, "x"),
+    bad(
+        R.sequential,
+        "a module for a block",
+        T,
+        "blocks[0] Linear",
+        Make(lambda: [torch.nn.Linear(3, 2)]),
+        [ROWS],
+        BATCHES,
+        len,
+    ),
+    bad(R.sequential, "more params than blocks", V, "0 blocks 1", [], [ROWS], BATCHES, len),
+    bad(R.sequential, "no batches", V, "batches empty", [forward], [PARAMS], [], len),
+    bad(R.sequential, "one tensor for batches", T, "(2, 4) [tensor]", [], [], ROWS, len),
+    bad(
+        R.sequential,
+        "a list for a pair",
+        T,
+        "prune_block (params, masks) list",
+        [forward],
+        [PARAMS],
+        BATCHES,
+        return_a_list,
+    ),
+]
+
 BAD = [
     *AMOUNTS,
     *SPARSITIES,
@@ -1425,6 +1618,7 @@ BAD = [
     *NEGATIVE,
     *NO_FUNCTIONS,
     *OF_A_FORWARD,
+    *REBUILT,
     *OF_MANY,
     *SCHEDULES,
     *ALLOCATIONS,

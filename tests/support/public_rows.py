@@ -189,10 +189,40 @@ def linear(params: Any, x: torch.Tensor) -> Any:
     ]
 
 
+def linear_of_rows(params: Any, x: torch.Tensor) -> Any:
+    return [
+        torch.nn.functional.linear(x[:, : leaf.shape[1]].to(leaf.dtype), leaf)
+        for leaf in leaves(params)
+    ]
+
+
 def norms(params: Any, scores: Any) -> Any:
     rows = map_tensors(lambda leaf: leaf.reshape(1, -1), params)
     batches = [leaves(params)[0].new_ones(100) * i for i in range(1, 3)]
     return gp.scores.input_norms(linear, rows, batches)
+
+
+def grams(params: Any, scores: Any) -> Any:
+    """Of so many inputs that no Gram matrix is singular for want of them."""
+    some = leaves(params)[0]
+    batches = [some.new_ones(100, 100) * i for i in range(1, 3)]
+    return gp.scores.input_gram(linear_of_rows, map_tensors(row_of, params), batches)
+
+
+def row_of(leaf: torch.Tensor) -> torch.Tensor:
+    return leaf.reshape(1, -1)
+
+
+def gram_of(leaf: torch.Tensor) -> torch.Tensor:
+    """A Gram matrix of inputs that are alike, one for each entry of a leaf."""
+    dtype = torch.promote_types(leaf.dtype, torch.float32)
+    return 1 + torch.eye(leaf.numel(), dtype=dtype, device=leaf.device)
+
+
+def rebuilt(function: Callable[..., Any], params: Any, *masks: Any, **kwargs: Any) -> Any:
+    """Call a function of `gp.reconstruct` on a tree of single rows."""
+    rows = [map_tensors(row_of, tree) for tree in (params, *masks)]
+    return function(*rows, map_tensors(gram_of, params), **kwargs)
 
 
 def mean(params: Any, scores: Any) -> Any:
@@ -622,10 +652,46 @@ SCORES = [
     scored(gp.scores.lamp, lambda params, scores: gp.scores.lamp(params)),
     scored(gp.scores.accumulate, mean),
     scored(gp.scores.input_norms, norms),
+    scored(gp.scores.input_gram, grams),
     scored(
         gp.scores.iterative_synflow,
         lambda params, scores: gp.scores.iterative_synflow(
             flow, params, (1, 2), sparsity=0.5, masks=gp.keep_all(params), rounds=3
+        ),
+    ),
+]
+
+RECONSTRUCT = [
+    scored(
+        gp.reconstruct.refit,
+        lambda params, scores: rebuilt(
+            gp.reconstruct.refit, params, gp.layerwise(params, scores, amount=0.5)
+        ),
+    ),
+    scored(
+        gp.reconstruct.swap,
+        lambda params, scores: rebuilt(
+            gp.reconstruct.swap, params, gp.layerwise(params, scores, amount=0.5), rounds=2
+        ),
+    ),
+    Row(
+        "sparsegpt",
+        gp.reconstruct.sparsegpt,
+        lambda params, scores, masks, amount: rebuilt(
+            gp.reconstruct.sparsegpt, params, amount=0.5, block_size=2
+        ),
+        dtypes=(torch.float32, torch.float64, torch.bfloat16, torch.float16),
+        atol=1e-5,
+        finite=True,
+    ),
+    Row(
+        "sequential",
+        gp.reconstruct.sequential,
+        lambda params, scores, masks, amount: gp.reconstruct.sequential(
+            [lambda tree, x: x * 2],
+            [params],
+            [1.0],
+            lambda block, tree, inputs: (tree, gp.layerwise(tree, scores, amount=0.5)),
         ),
     ),
 ]
@@ -788,6 +854,7 @@ ROWS = [
     *COMBINATORS,
     *MASKS,
     *SCORES,
+    *RECONSTRUCT,
     *SCHEDULES,
     *ALLOCATION,
     *PRUNERS,
