@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from hypothesis import strategies as st
 
@@ -20,6 +21,9 @@ bfloat16 weights are rebuilt in float32 and then rounded once, so 1/256 and a li
 """
 
 DTYPES = list(TOLERANCE)
+
+GAP = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 1e-3}
+"""How clear a choice must be, so that no rounding of the scores changes it: see `Chosen.gap`."""
 
 
 def gram_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -60,12 +64,15 @@ def matrices(rows: int, columns: int, bound: int) -> st.SearchStrategy[torch.Ten
 
 @st.composite
 def grams(draw: st.DrawFn, columns: int) -> torch.Tensor:
-    """XᵀX of integers, exact in every dtype: of fewer rows than columns too, but not all zero."""
+    """XᵀX: of fewer rows than columns and with inputs that are always 0 too, but not all 0."""
     tokens = draw(st.integers(1, 10))
     inputs = draw(matrices(tokens, columns, 3))
-    if not inputs.any():
+    if draw(st.booleans()):
+        inputs = unequal(inputs)
+    elif not inputs.any():
         inputs[0, 0] = 1
-    return inputs.mT @ inputs
+    gram = inputs.mT @ inputs
+    return (gram + gram.mT) / 2
 
 
 def masks(rows: int, columns: int) -> st.SearchStrategy[torch.Tensor]:
@@ -181,3 +188,40 @@ def in_tree(function: Callable[..., Any], *leaves: Any, **keywords: Any) -> Any:
         return tuple(tree["w"] for tree in result)
     assert result["none"] is None
     return result["w"]
+
+
+def stacked(name: str, size: int = 3) -> dict[str, torch.Tensor]:
+    """Several layers of one layout, stacked along a new first dim."""
+    drawn = [LAYOUTS[name].draw(seed) for seed in range(size)]
+    weight, gram, mask = (torch.stack(leaves) for leaves in zip(*drawn, strict=True))
+    return {"w": weight, "gram": gram, "mask": mask}
+
+
+# --- bad inputs ----------------------------------------------------------------------------------
+
+WEIGHT = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 7.0]])
+MASK = torch.tensor([[True, False], [True, True], [False, True]])
+GRAM = torch.tensor([[2.0, 1.0], [1.0, 3.0]])
+WHERE = r"\['fc'\]\['weight'\]"
+"""The path of the leaf, as a pattern."""
+
+
+def tree(leaf: Any) -> dict[str, Any]:
+    return {"fc": {"weight": leaf}}
+
+
+bad_grams = pytest.mark.parametrize(
+    ("gram", "words"),
+    [
+        (torch.tensor([[2.0, 1.0], [0.0, 3.0]]), "symmetric"),
+        (torch.tensor([[2.0, torch.nan], [torch.nan, 3.0]]), "(?i)nan|finite"),
+        (torch.tensor([[2.0, torch.inf], [torch.inf, 3.0]]), "(?i)inf|finite"),
+        (torch.eye(3), "shape"),
+        (torch.ones(2), "shape"),
+        (torch.ones(2, 3), "shape"),
+        (torch.eye(2).expand(2, 2, 2), "shape"),  # three rows are not two parts
+        (torch.eye(3).expand(3, 3, 3), "shape"),
+        (None, "(?i)none|gram"),
+    ],
+    ids=["asymmetric", "nan", "inf", "wrong size", "vector", "not square", "parts", "both", "none"],
+)

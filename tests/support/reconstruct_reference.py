@@ -247,17 +247,14 @@ class Chosen(NamedTuple):
     Attributes:
         weight: the new weights.
         keep: the masks.
-        gap: the smallest distance between the last that was chosen and the first that was not, over
-            the larger of the two; 0 at a tie. A rounding error that is smaller changes no mask.
+        gap: the smallest distance of |w| / U_cc between the last that was chosen and the first that
+            was not, over the largest weight over the smallest U_cc; 0 at a tie. Rounding errors
+            that are smaller change no mask.
     """
 
     weight: Matrix
     keep: MaskRows
     gap: float
-
-
-def relative_gap(low: float, high: float) -> float:
-    return (high - low) / max(abs(high), abs(low)) if high != low else 0.0
 
 
 def sparsegpt(
@@ -290,6 +287,9 @@ def sparsegpt(
     keep = [[True] * columns for _ in range(rows)]
     factors = [upper_factor(inverse(damped(g, damping))) for g in grams]
     factor_of = [factors[i * len(factors) // rows] for i in range(rows)]
+    scale = max(abs(x) for row in w for x in row) / min(
+        u[c][c] for u in factors for c in range(columns)
+    )
     gap = math.inf
 
     def prune_lowest(candidates: list[tuple[int, int]], number: int) -> float:
@@ -303,7 +303,8 @@ def sparsegpt(
         for i, c in order[:number]:
             keep[i][c] = False
         if 0 < number < len(order):
-            return relative_gap(score(order[number - 1]), score(order[number]))
+            last, first = score(order[number - 1]), score(order[number])
+            return (math.sqrt(first) - math.sqrt(last)) / scale if scale else 0.0
         return math.inf
 
     for c in range(columns):
@@ -384,8 +385,10 @@ def swap(
             if not order:
                 break
             best = order[0]
+            if best.error == error:  # as if both inputs are always 0
+                break
             gap = min(gap, abs(best.error - error) / scale)
-            if best.error >= error:
+            if best.error > error:
                 break
             if len(order) > 1:
                 gap = min(gap, (order[1].error - best.error) / scale)
