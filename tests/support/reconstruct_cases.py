@@ -163,6 +163,10 @@ LAYOUTS = {
 }
 
 
+GROUPED = [name for name, layout in LAYOUTS.items() if layout.shape[layout.dims[0]] > 1]
+"""Those in which several inputs can be a group."""
+
+
 def parts_of(gram: torch.Tensor) -> list[oracle.Matrix]:
     """The Gram matrix of each part of the rows, as lists."""
     return [matrix.double().tolist() for matrix in (gram if gram.dim() == 3 else gram[None])]
