@@ -138,8 +138,9 @@ class Layout(NamedTuple):
         def normal(*shape: int) -> torch.Tensor:
             return torch.randn(shape, generator=generator, dtype=torch.float64)
 
-        # inputs that go along with each other, as those of a network do
+        # inputs of different sizes that go along with each other, as those of a network do
         inputs = normal(self.parts, 3 * size, size) + normal(self.parts, 3 * size, 1)
+        inputs = inputs * torch.linspace(2, 1 / 2, size, dtype=torch.float64)
         gram = inputs.mT @ inputs
         mask = normal(*self.shape) > 0
         return normal(*self.shape), gram if self.parts > 1 else gram[0], mask
