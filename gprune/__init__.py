@@ -10,6 +10,7 @@ and what to do with the masks.
     masks.py       making, applying, counting and combining masks
     summaries.py   tables of masks, and how far two trees of masks agree
     scores/        functions from parameters to scores
+    reconstruct/   better masks and new weights from the inputs of each layer
     schedules.py   from a step to a sparsity
     allocation.py  from a total sparsity to one for each leaf
     pruners/       masks that change while a model trains
@@ -22,7 +23,7 @@ Four submodules are imported by their own names, since most programs do not need
 (contracts for tests) and `gprune.cli` (the command line).
 """
 
-from gprune import allocation, pruners, schedules, scores
+from gprune import allocation, pruners, reconstruct, schedules, scores
 from gprune.masks import (
     apply_masks,
     intersect,
@@ -90,6 +91,7 @@ __all__ = [
     "pack_masks",
     "unpack_masks",
     "scores",
+    "reconstruct",
     "schedules",
     "allocation",
     "pruners",

@@ -18,6 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"cli"},
     {"adapter", "checkpoints", "testing"},
+    {"reconstruct"},
     {"pruners", "scores"},
     {"prune", "summaries"},
     {"allocation", "methods", "schedules"},
@@ -40,7 +41,12 @@ TESTED_ELSEWHERE = {
 # who may import what: folders and files of the package
 LIBRARIES = {
     "optree": {"trees.py", "testing/strategies.py"},  # the latter registers a custom node
-    "torch.library": {"select/operators.py"},
+    "torch.library": {
+        "select/operators.py",
+        "reconstruct/refit.py",
+        "reconstruct/sparsegpt.py",
+        "reconstruct/swap.py",
+    },
     "triton": {"select/kernels.py"},  # which is imported only where a GPU needs it
     "torch.distributed": {"select/dtensors.py", "select/ranks.py", "select/shards.py"},
     "hypothesis": {"testing/strategies.py", "testing/tensors.py"},

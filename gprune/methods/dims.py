@@ -95,10 +95,38 @@ def dims_per_leaf(dim: Any, leaves: Leaves) -> list[list[int]]:
     dims = []
     for i, given in enumerate(value_per_leaf(dim, leaves.paths, leaves.params)):
         try:
-            dims.append(_ascending(given, leaves.params[i].shape))
+            dims.append(ascending_dims(given, leaves.params[i].shape))
         except (TypeError, ValueError) as error:
             raise LeafError(i, "params", str(error), type(error)) from None
     return dims
+
+
+def ascending_dims(dims: Any, shape: tuple[int, ...]) -> list[int]:
+    """Check the dims of one leaf.
+
+    Args:
+        dims: an int or a tuple of ints.
+        shape: the shape of the leaf.
+
+    Returns:
+        The dims, counted from 0 and ascending.
+
+    Raises:
+        TypeError: if `dims` is neither.
+        ValueError: if the leaf has no such dim, or a dim is given twice.
+    """
+    given = list(dims) if isinstance(dims, tuple | list) else [dims]
+    if not given or any(isinstance(d, bool) or not isinstance(d, int) for d in given):
+        raise TypeError(
+            "dim must be an int, a tuple of ints, or a function (path, leaf) that returns one of "
+            f"these, got {dims!r}"
+        )
+    if any(not -len(shape) <= d < len(shape) for d in given):
+        raise ValueError(f"dim {dims!r} is out of range for a leaf of shape {tuple(shape)}")
+    ascending = sorted({d % len(shape) for d in given})
+    if len(ascending) < len(given):
+        raise ValueError(f"dim must name each dim once, got {dims!r}")
+    return ascending
 
 
 def one_dim(dim: Any, shape: tuple[int, ...]) -> int:
@@ -142,18 +170,3 @@ def single_entry_problem(shape: tuple[int, ...], dims: list[int]) -> str | None:
         f"every group along {named} is a single entry in a leaf of shape {tuple(shape)}; "
         "choose another dim, or make the leaf None with prunable()"
     )
-
-
-def _ascending(dims: Any, shape: tuple[int, ...]) -> list[int]:
-    given = list(dims) if isinstance(dims, tuple | list) else [dims]
-    if not given or any(isinstance(d, bool) or not isinstance(d, int) for d in given):
-        raise TypeError(
-            "dim must be an int, a tuple of ints, or a function (path, leaf) that returns one of "
-            f"these, got {dims!r}"
-        )
-    if any(not -len(shape) <= d < len(shape) for d in given):
-        raise ValueError(f"dim {dims!r} is out of range for a leaf of shape {tuple(shape)}")
-    ascending = sorted({d % len(shape) for d in given})
-    if len(ascending) < len(given):
-        raise ValueError(f"dim must name each dim once, got {dims!r}")
-    return ascending

@@ -31,7 +31,7 @@ SMALL = 2**12
 
 
 def _select(leaves: Leaves, *, per_leaf: bool, n: Any, m: Any, dim: Any = None) -> list[Tensor]:
-    _check_pattern(n, m)
+    check_pattern(n, m)
     require_unsharded(leaves.ranked_by, "n_of_m")
     dims = []
     for i, given in enumerate(_dims(dim, leaves.paths, leaves.params)):
@@ -161,7 +161,7 @@ def check_n_of_m(masks: Tree, *, n: int, m: int, dim: int | DimFunction | None =
         Traceback (most recent call last):
         ValueError: masks[0] keeps more than 2 of 4 along dim 0 in 1 of 1 groups
     """
-    _check_pattern(n, m)
+    check_pattern(n, m)
     mask_leaves(masks)
     flat, treedef = flatten(masks)
     leaves = [(i, mask) for i, mask in enumerate(flat) if mask is not None]
@@ -196,7 +196,17 @@ def _dims(dim: Any, paths: Callable[[], list[str]], leaves: list[Tensor]) -> lis
     return value_per_leaf(dim, paths, leaves)
 
 
-def _check_pattern(n: Any, m: Any) -> None:
+def check_pattern(n: Any, m: Any) -> None:
+    """Check n and m.
+
+    Args:
+        n: how many entries of a group are kept.
+        m: how many entries are a group.
+
+    Raises:
+        TypeError: if one is not an int.
+        ValueError: if n is not from 0 to m, or m is below 1.
+    """
     for name, number in (("n", n), ("m", m)):
         if isinstance(number, bool) or not isinstance(number, int):
             raise TypeError(f"{name} must be an int, got {number!r}")

@@ -14,6 +14,8 @@ Each file has the scores of one paper or one kind, with the equation. They diffe
     taylor.py, movement.py           the parameters and gradients
     snip.py, grasp.py, curvature.py  the parameters and a loss function
     synflow.py, wanda.py             the parameters and a forward function
+    gram.py                          Gram matrices of the inputs, for `gprune.reconstruct`
+    observer.py                      which inputs a forward function multiplies with each weight
     rescaling.py                     scores (normalize_l2) or the parameters (lamp)
     accumulate.py                    gradients of many batches; their mean
     score_map.py                     the checks and the map over leaves that the scores share
@@ -24,6 +26,7 @@ Score all parameters, then choose what to prune: `global_unstructured(prunable(p
 
 from gprune.scores.accumulate import accumulate
 from gprune.scores.curvature import fisher, hessian_diagonal, obd
+from gprune.scores.gram import input_gram
 from gprune.scores.grasp import grasp
 from gprune.scores.magnitude import magnitude
 from gprune.scores.movement import movement
@@ -48,6 +51,7 @@ __all__ = [
     "movement",
     "wanda",
     "input_norms",
+    "input_gram",
     "normalize_l2",
     "lamp",
     "accumulate",

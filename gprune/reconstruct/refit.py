@@ -1,0 +1,213 @@
+"""Refitting: the weights that change the outputs least, given what the masks keep."""
+
+# No `from __future__ import annotations`: the schema is inferred from the annotations themselves.
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from gprune.masks import paired_with_masks
+from gprune.methods.dims import DimFunction, input_dims
+from gprune.reconstruct.matrices import check_gram, damp, require_damping, weights_with_grams
+from gprune.scores.score_map import floating_leaves, upcast_dtype
+from gprune.select.operators import TAGS, vmap_by_loop
+from gprune.sharding import check_same_leaves, raise_on_all_ranks
+from gprune.trees import Tree, tensor_paths, unflatten
+
+SCRATCH = 2**26
+"""The most numbers in the matrices that are factored at once, 256 MiB in float32."""
+
+CHEAP_ITERATIONS = 200
+"""So many iterations of conjugate gradients are assumed when the cheaper way is chosen."""
+
+MAX_ITERATIONS = 2_000
+"""The most iterations of conjugate gradients. After them there is a warning."""
+
+
+@raise_on_all_ranks
+def refit(
+    params: Tree,
+    masks: Tree,
+    grams: Tree,
+    *,
+    damping: float = 0.01,
+    dim: int | tuple[int, ...] | DimFunction = input_dims,
+) -> Tree:
+    """Return the weights that change the outputs least, given what the masks keep.
+
+    For each row w of a weight the new row v is zero where the mask prunes, and minimises
+    (w - v) H (w - v)ᵀ, with H = G + λI and λ = `damping` times the mean of the diagonal of G. With
+    K for what the mask keeps, it solves the normal equations H[K, K] v[K] = (H w)[K]. So rows that
+    keep all are unchanged, and rows that keep nothing become zero.
+
+    For r rows that keep k of d columns it takes about r k³ / 3 multiplications, by a Cholesky
+    factorization for each row in batches of at most 256 MiB. If k is so large that this is dearer,
+    conjugate gradients on all rows at once take about r d² for each iteration.
+
+    Args:
+        params: pytree of floating point tensors of any shape and `None`s.
+        masks: bool masks of that structure; a parameter whose mask is `None` is returned as it is.
+        grams: the Gram matrices, from `gprune.scores.input_gram`: of that structure, `None` allowed
+            where the mask is `None`.
+        damping: what is added to the diagonal of G, as a fraction of its mean, at least 0. If H has
+            no Cholesky factor with it, more is added, with a warning.
+        dim: the dims of the inputs, which are the columns: an int, a tuple of ints, or a function
+            `(path, leaf)` that returns one of these.
+
+    Returns:
+        The new parameters, detached, in their dtypes. What the masks prune is exactly 0. They are
+        computed in float32 at least.
+
+    Raises:
+        TypeError: if a leaf is not a floating point tensor, a mask is not a bool tensor, or an
+            argument has the wrong type.
+        ValueError: if a structure, shape or device differs, a Gram matrix is missing, not finite,
+            not symmetric or not positive semidefinite, `damping` is negative, or a DTensor is
+            sharded along its columns.
+
+    Warns:
+        UserWarning: if a Gram matrix is so nearly singular that the damping had to be raised.
+
+    Example:
+        >>> weight = torch.tensor([[1.0, 1.0]])
+        >>> gram = torch.tensor([[2.0, 1.0], [1.0, 2.0]])
+        >>> refit(weight, torch.tensor([[True, False]]), gram, damping=0.0)
+        tensor([[1.5000, 0.0000]])
+
+    References:
+        The problem is that of Frantar & Alistarh, 2023, arXiv:2301.00774, eq. 2, solved exactly.
+    """
+    strength = require_damping(damping)
+    floating_leaves(params, "params")
+    leaves, kept, treedef = paired_with_masks(params, masks)
+    is_needed = [mask is not None for mask in kept]
+    weights = weights_with_grams(leaves, grams, dim, treedef, is_needed)
+    tensors = [leaf for leaf in leaves if leaf is not None]
+    check_same_leaves("refit", tensors, lambda: tensor_paths(treedef, leaves), strength)
+    rebuilt = []
+    for leaf, mask, weight in zip(leaves, kept, weights, strict=True):
+        if weight is None:
+            rebuilt.append(leaf)
+            continue
+        rows, keeps = weight.matrices(leaf), weight.matrices(mask)
+        new = refit_matrices(rows, keeps, weight.gram, strength, weight.gram_name)
+        rebuilt.append(weight.like_leaf(new))
+    return unflatten(treedef, rebuilt)
+
+
+@torch.library.custom_op("gprune::refit", mutates_args=(), tags=TAGS)
+def refit_matrices(weight: Tensor, kept: Tensor, gram: Tensor, damping: float, name: str) -> Tensor:
+    """Refit the rows of matrices.
+
+    Args:
+        weight: (parts, rows, columns).
+        kept: bool, of the same shape.
+        gram: (parts, columns, columns).
+        damping: as in `refit`.
+        name: what errors call the Gram matrices.
+
+    Returns:
+        The new weights, of the shape and dtype of `weight`.
+    """
+    check_gram(gram, name)
+    dtype = torch.promote_types(upcast_dtype(weight), gram.dtype)
+    new = torch.where(kept, weight, 0)
+    for part, (w, keeps, g) in enumerate(zip(weight.to(dtype), kept, gram.to(dtype), strict=True)):
+        changed = (keeps.any(1) & ~keeps.all(1)).nonzero().squeeze(1)
+        if not len(changed):
+            continue
+        damped = damp(g, damping, name)
+        w, keeps = w[changed], keeps[changed]
+        # v[K] = w[K] + c with H[K, K] c = (H e)[K], where e is what is pruned
+        target = torch.where(keeps, torch.where(keeps, 0, w) @ damped, 0)
+        most_kept = int(keeps.sum(1).max())
+        if most_kept**3 / 3 <= CHEAP_ITERATIONS * len(g) ** 2:
+            correction = _solve_by_cholesky(damped, keeps, target)
+        else:
+            correction = _solve_by_conjugate_gradients(damped, keeps, target, name)
+        new[part, changed] = torch.where(keeps, w + correction, 0).to(weight.dtype)
+    return new
+
+
+refit_matrices.register_fake(lambda weight, *_: torch.empty_like(weight))
+refit_matrices.register_vmap(vmap_by_loop(refit_matrices))
+
+
+def _solve_by_cholesky(damped: Tensor, kept: Tensor, target: Tensor) -> Tensor:
+    """Solve H[K, K] c[K] = target[K] for each row, by a factorization for each.
+
+    Args:
+        damped: H, (columns, columns).
+        kept: which columns are in K, (rows, columns).
+        target: (rows, columns), zero outside K.
+
+    Returns:
+        c, (rows, columns), zero outside K.
+    """
+    solution = torch.zeros_like(target)
+    num_kept = kept.sum(1)
+    by_count = num_kept.argsort()  # rows of about as many kept entries are solved at once
+    start = 0
+    while start < len(kept):
+        # `size` rows of as many kept entries as the last of them fit; it can only shrink
+        size = len(kept) - start
+        while size > 1 and size * int(num_kept[by_count[start + size - 1]]) ** 2 > SCRATCH:
+            size = max(1, min(size - 1, SCRATCH // int(num_kept[by_count[start + size - 1]]) ** 2))
+        batch = by_count[start : start + size]
+        most = int(num_kept[batch[-1]])
+        index = kept[batch].to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
+        is_padding = torch.arange(most, device=kept.device) >= num_kept[batch, None]
+        matrices = damped[index.unsqueeze(2), index.unsqueeze(1)]
+        if is_padding.any():  # shorter rows get equations c = 0 more
+            matrices.masked_fill_(is_padding.unsqueeze(1) | is_padding.unsqueeze(2), 0)
+            matrices.diagonal(dim1=1, dim2=2).masked_fill_(is_padding, 1)
+        factors = torch.linalg.cholesky(matrices)
+        right = target[batch].gather(1, index).unsqueeze(2)
+        solved = torch.cholesky_solve(right, factors).squeeze(2)
+        solution[batch] = solution[batch].scatter(1, index, solved)
+        start += size
+    return torch.where(kept, solution, 0)
+
+
+def _solve_by_conjugate_gradients(
+    damped: Tensor, kept: Tensor, target: Tensor, name: str
+) -> Tensor:
+    """Solve the equations of `_solve_by_cholesky` for all rows at once, iteratively.
+
+    The preconditioner is the diagonal of H. A row is solved when its residual is at most 8 times
+    the precision of the dtype, relative to the target.
+
+    Args:
+        damped: H, (columns, columns).
+        kept: which columns are in K, (rows, columns).
+        target: (rows, columns), zero outside K.
+        name: what a warning calls the Gram matrix.
+
+    Returns:
+        c, (rows, columns), zero outside K.
+    """
+    inverse = 1 / damped.diagonal()
+    solution, residual = torch.zeros_like(target), target.clone()
+    direction = residual * inverse
+    product = (residual * direction).sum(1, keepdim=True)
+    goal = 8 * torch.finfo(target.dtype).eps * target.norm(dim=1)
+    for _ in range(MAX_ITERATIONS):
+        is_open = residual.norm(dim=1) > goal
+        if not is_open.any():
+            return solution
+        image = torch.where(kept, direction @ damped, 0)
+        curvature = (direction * image).sum(1, keepdim=True)
+        step = torch.where(is_open.unsqueeze(1) & (curvature > 0), product / curvature, 0)
+        solution += step * direction
+        residual -= step * image
+        scaled = residual * inverse
+        before, product = product, (residual * scaled).sum(1, keepdim=True)
+        direction = scaled + torch.where(before > 0, product / before, 0) * direction
+    worst = float((residual.norm(dim=1) / target.norm(dim=1)).max())
+    warnings.warn(
+        f"{name}: refit stopped after {MAX_ITERATIONS} iterations with a relative residual of "
+        f"{worst:.1e}; raise the damping",
+        stacklevel=2,
+    )
+    return solution

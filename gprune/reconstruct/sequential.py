@@ -1,0 +1,85 @@
+"""Sequential pruning: one block of a network after the other, with the inputs of the pruned net."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+
+from gprune.masks import apply_masks
+from gprune.scores.losses import require_function
+from gprune.scores.score_map import require_batches
+from gprune.trees import Tree
+
+Block: TypeAlias = Callable[[Tree, Any], Any]
+"""A function `block(params, x)` that returns the input of the next block."""
+
+
+def sequential(
+    blocks: Sequence[Block],
+    params: Sequence[Tree],
+    batches: Iterable[Any],
+    prune_block: Callable[[Block, Tree, list[Any]], tuple[Tree, Tree]],
+) -> tuple[list[Tree], list[Tree]]:
+    """Prune the blocks of a network in turn, each with the outputs of the pruned ones before it.
+
+    So every block can make up for the errors of the blocks before it, and the statistics of only
+    one block are in memory at a time. Each block is called on every batch once by this function,
+    after it has been pruned, and as often as `prune_block` calls it.
+
+    Args:
+        blocks: the functions `block(params, x)`, in order. Their results are the inputs of the next
+            block, of any type.
+        params: the parameters of each block, pytrees.
+        batches: the inputs of the first block, all of which are kept in memory.
+        prune_block: `prune_block(block, params, inputs)`, which returns the new parameters of the
+            block and its masks.
+
+    Returns:
+        The new parameters, with the masks applied, and the masks of all blocks: two lists.
+
+    Raises:
+        TypeError: if a block or `prune_block` is not a function, or `prune_block` returns something
+            else than a pair.
+        ValueError: if there are not as many parameters as blocks, or there is no batch.
+
+    Example:
+        >>> import gprune as gp
+        >>> def block(params, x):
+        ...     return torch.relu(torch.nn.functional.linear(x, params))
+        >>> def prune_block(block, params, inputs):
+        ...     scores = gp.scores.wanda(params, gp.scores.input_norms(block, params, inputs))
+        ...     masks = gp.layerwise(params, scores, amount=0.5, dim=gp.input_dims)
+        ...     grams = gp.scores.input_gram(block, params, inputs)
+        ...     return gp.reconstruct.refit(params, masks, grams), masks
+        >>> weights, inputs = [torch.rand(4, 4), torch.rand(2, 4)], [torch.rand(8, 4)]
+        >>> params, masks = sequential([block, block], weights, inputs, prune_block)
+        >>> [int(mask.sum()) for mask in masks]
+        [8, 4]
+
+    References:
+        Frantar & Alistarh, 2023, arXiv:2301.00774, section 3.3 and appendix (layer by layer, with
+        the inputs of the layers that are compressed already).
+    """
+    require_batches(batches)
+    require_function(prune_block, "prune_block")
+    for number, block in enumerate(blocks):
+        require_function(block, f"blocks[{number}]")
+    if len(blocks) != len(params):
+        raise ValueError(f"there are {len(blocks)} blocks, and params for {len(params)} of them")
+    inputs = list(batches)
+    if not inputs:
+        raise ValueError("batches is empty: there are no inputs to measure")
+    new_params, masks = [], []
+    for number, (block, tree) in enumerate(zip(blocks, params, strict=True)):
+        result = prune_block(block, tree, inputs)
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise TypeError(f"prune_block must return (params, masks), got {type(result).__name__}")
+        new_params.append(apply_masks(*result))
+        masks.append(result[1])
+        if number + 1 < len(blocks):
+            with torch.no_grad():
+                for i, x in enumerate(inputs):  # in place: one set of inputs is in memory at a time
+                    inputs[i] = block(new_params[-1], x)
+    return new_params, masks

@@ -1,0 +1,240 @@
+"""SparseGPT: weights and masks in one pass over the columns of a weight."""
+
+# No `from __future__ import annotations`: the schema is inferred from the annotations themselves.
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gprune.methods.dims import DimFunction, input_dims
+from gprune.methods.n_of_m import check_pattern
+from gprune.reconstruct.matrices import (
+    Weight,
+    check_gram,
+    damp,
+    group_order,
+    require_damping,
+    weights_with_grams,
+)
+from gprune.scores.score_map import floating_leaves, require_positive, upcast_dtype
+from gprune.select.counts import amount_or_sparsity, as_scalar, resolve
+from gprune.select.operators import TAGS, vmap_by_loop
+from gprune.sharding import raise_on_all_ranks, require_unsharded
+from gprune.trees import Tree, is_single_leaf, leaves_like, unflatten
+
+
+@raise_on_all_ranks
+def sparsegpt(
+    params: Tree,
+    grams: Tree,
+    *,
+    amount: Any = None,
+    sparsity: Any = None,
+    n: int | None = None,
+    m: int | None = None,
+    block_size: int = 128,
+    damping: float = 0.01,
+    dim: int | tuple[int, ...] | DimFunction = input_dims,
+) -> tuple[Tree, Tree]:
+    """Prune each weight column by column, and let the later columns make up for the errors.
+
+    With H = G + λI, λ = `damping` times the mean of the diagonal of G, and U the upper triangular
+    matrix with H⁻¹ = Uᵀ U, the score of an entry is w² / U_cc². The columns are taken in blocks. At
+    the start of a block its entries with the lowest scores are chosen, over all rows. Then each
+    column c is pruned, and (w_c - pruned w_c) / U_cc times U[c, c+1:] is subtracted from the
+    columns after it.
+
+    If k entries of a leaf are to be pruned, the blocks up to column c of d prune floor(k c / d) of
+    them together, so the total is exact. Among equal scores the entry in the first row is pruned
+    first, and within a row that in the first column. With `n` and `m` the n highest of every m
+    consecutive columns of a row are kept, chosen when the first of the m columns is reached.
+
+    For r rows and d columns it takes about r d² + d³ multiplications.
+
+    Args:
+        params: pytree of floating point tensors of any shape and `None`s.
+        grams: the Gram matrices, from `gprune.scores.input_gram`: of that structure. A leaf without
+            one is not pruned: it is returned as it is, and its mask is `None`.
+        amount: how many entries of each leaf to prune (int), or the fraction of them (float, 0 to
+            1); or a tree with a number for each leaf.
+        sparsity: the fraction of the entries of each leaf to prune, 0 to 1; or such a tree, as the
+            functions of `gprune.allocation` return it.
+        n: how many entries of a group are kept, 0 to m, in place of an amount.
+        m: how many consecutive columns are a group. For a convolution these are input channels of
+            the same position of the kernel, as in `n_of_m`.
+        block_size: how many columns a block has; rounded up to a multiple of m.
+        damping: what is added to the diagonal of G, as a fraction of its mean, at least 0. If H has
+            no Cholesky factor with it, more is added, with a warning.
+        dim: the dims of the inputs, which are the columns: an int, a tuple of ints, or a function
+            `(path, leaf)` that returns one of these.
+
+    Returns:
+        The new parameters, detached, in their dtypes, with 0 where they are pruned; and the masks.
+        Both have the structure of `params`. If nothing is pruned, the weights are unchanged.
+
+    Raises:
+        TypeError: if not exactly one of `amount`, `sparsity` and `n` with `m` is given, a leaf is
+            not a floating point tensor, or an argument has the wrong type.
+        ValueError: if a structure, shape or device differs, a number is out of range, a Gram matrix
+            is not finite, not symmetric or not positive semidefinite, no leaf has one, or a leaf is
+            a DTensor.
+
+    Warns:
+        UserWarning: if a Gram matrix is so nearly singular that the damping had to be raised.
+
+    Example:
+        >>> weight = torch.tensor([[1.0, 2.0], [3.0, 0.5]])
+        >>> gram = torch.tensor([[2.0, 1.0], [1.0, 2.0]])
+        >>> params, masks = sparsegpt(weight, gram, amount=0.5, block_size=1, damping=0.0)
+        >>> params, masks
+        (tensor([[0.0000, 2.5000],
+                [3.0000, 0.0000]]), tensor([[False,  True],
+                [ True, False]]))
+
+    References:
+        Frantar & Alistarh, 2023, arXiv:2301.00774, algorithm 1.
+    """
+    pattern: Any = (0, 0)
+    number: Any = 0
+    is_sparsity = False
+    if n is None and m is None:
+        number, is_sparsity = amount_or_sparsity(amount, sparsity, "sparsegpt")
+    elif amount is not None or sparsity is not None:
+        raise TypeError("sparsegpt takes an amount, a sparsity, or n and m; got two of them")
+    else:
+        check_pattern(n, m)
+        pattern = (n, m)
+    require_positive(block_size, "block_size")
+    strength = require_damping(damping)
+    leaves, treedef = floating_leaves(params, "params")
+    require_unsharded([leaf for leaf in leaves if leaf is not None], "sparsegpt")
+    given = leaves_like(grams, treedef, "grams")
+    is_pruned = [a is not None and b is not None for a, b in zip(leaves, given, strict=True)]
+    if not any(is_pruned):
+        raise ValueError("grams has no Gram matrix for a tensor of params, so nothing is pruned")
+    weights = weights_with_grams(leaves, grams, dim, treedef, is_pruned)
+    name = "sparsity" if is_sparsity else "amount"
+    several = not is_single_leaf(number)
+    numbers = leaves_like(number, treedef, name) if several else [number] * len(leaves)
+    rebuilt: list[Any] = list(leaves)
+    masks: list[Any] = [None] * len(leaves)
+    for i, weight in enumerate(weights):
+        if weight is not None:
+            rebuilt[i], masks[i] = _prune_weight(
+                weight, as_scalar(numbers[i], name), is_sparsity, pattern, block_size, strength
+            )
+    return unflatten(treedef, rebuilt), unflatten(treedef, masks)
+
+
+def _prune_weight(
+    weight: Weight,
+    number: Tensor,
+    is_sparsity: bool,
+    pattern: tuple[int, int],
+    block_size: int,
+    damping: float,
+) -> tuple[Tensor, Tensor]:
+    """Prune one weight: bring its columns into the order of the groups, and back."""
+    rows, gram = weight.matrices(weight.leaf), weight.gram
+    order = group_order(weight, pattern[1])
+    new, kept = sparsegpt_matrices(
+        rows[..., order],
+        gram[:, order][..., order],
+        number,
+        is_sparsity,
+        *pattern,
+        block_size,
+        damping,
+        weight.gram_name,
+    )
+    back = order.argsort()
+    return weight.like_leaf(new[..., back]), weight.like_leaf(kept[..., back])
+
+
+@torch.library.custom_op("gprune::sparsegpt", mutates_args=(), tags=TAGS)
+def sparsegpt_matrices(
+    weight: Tensor,
+    gram: Tensor,
+    number: Tensor,
+    is_sparsity: bool,
+    n: int,
+    m: int,
+    block_size: int,
+    damping: float,
+    name: str,
+) -> list[Tensor]:
+    """Prune matrices.
+
+    Args:
+        weight: (parts, rows, columns).
+        gram: (parts, columns, columns).
+        number: the amount or the sparsity of all parts together, 0-dim; not used if m is above 0.
+        is_sparsity: whether it is a sparsity.
+        n: how many entries of a group are kept.
+        m: how many columns a group has; 0 for an amount or a sparsity.
+        block_size: how many columns a block has.
+        damping: as in `sparsegpt`.
+        name: what errors call the Gram matrices.
+
+    Returns:
+        The new weights, of the shape and dtype of `weight`, and the masks.
+    """
+    check_gram(gram, name)
+    num_pruned = 0 if m else resolve(number, weight.numel(), weight.numel(), is_sparsity)
+    dtype = torch.promote_types(upcast_dtype(weight), gram.dtype)
+    w = weight.to(dtype).clone()
+    kept = torch.ones_like(weight, dtype=torch.bool)
+    num_columns = w.shape[2]
+    if not w.numel():
+        return [weight.clone(), kept]
+    factor = torch.stack([_inverse_factor(damp(g, damping, name)) for g in gram.to(dtype)])
+    scale = factor.diagonal(dim1=1, dim2=2).unsqueeze(1)
+    block_size = -(-block_size // max(1, m)) * max(1, m)
+    for start in range(0, num_columns, block_size):
+        end = min(start + block_size, num_columns)
+        block, block_factor = w[:, :, start:end], factor[:, start:end, start:end]
+        if m == 0:
+            count = num_pruned * end // num_columns - num_pruned * start // num_columns
+            score = (block / scale[:, :, start:end]).square()
+            kept[:, :, start:end] = _all_but_lowest(score.reshape(1, -1), count).view(block.shape)
+        errors = torch.zeros_like(block)
+        for c in range(end - start):
+            if m and c % m == 0:
+                group = slice(start + c, min(start + c + m, end))
+                score = (w[:, :, group] / scale[:, :, group]).square()
+                count = max(0, score.shape[2] - n)
+                kept[:, :, group] = _all_but_lowest(score.flatten(0, 1), count).view(score.shape)
+            is_kept = kept[:, :, start + c]
+            error = torch.where(is_kept, 0, block[:, :, c]) / scale[:, :, start + c]
+            block[:, :, c].masked_fill_(~is_kept, 0)
+            block[:, :, c + 1 :] -= error.unsqueeze(2) * block_factor[:, c, None, c + 1 :]
+            errors[:, :, c] = error
+        w[:, :, end:] -= errors @ factor[:, start:end, end:]
+    return [w.to(weight.dtype), kept]
+
+
+@sparsegpt_matrices.register_fake
+def _fake_sparsegpt(weight: Tensor, *_: object) -> list[Tensor]:
+    return [torch.empty_like(weight), torch.empty_like(weight, dtype=torch.bool)]
+
+
+sparsegpt_matrices.register_vmap(vmap_by_loop(sparsegpt_matrices))
+
+
+def _inverse_factor(damped: Tensor) -> Tensor:
+    """Return the upper triangular U with H⁻¹ = Uᵀ U.
+
+    With the rows and columns in reversed order, the Cholesky factor of H becomes an upper
+    triangular R with H = R Rᵀ. So U = R⁻¹, and H⁻¹ itself is never computed.
+    """
+    upper = torch.linalg.cholesky(damped.flip(0, 1)).flip(0, 1)
+    identity = torch.eye(len(damped), dtype=damped.dtype, device=damped.device)
+    factor: Tensor = torch.linalg.solve_triangular(upper, identity, upper=True)
+    return factor
+
+
+def _all_but_lowest(scores: Tensor, count: int) -> Tensor:
+    """Return a mask that prunes `count` entries of each row, by (score, column)."""
+    kept = torch.ones_like(scores, dtype=torch.bool)
+    return kept.scatter(1, scores.argsort(dim=1, stable=True)[:, :count], False)

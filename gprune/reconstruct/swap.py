@@ -1,0 +1,244 @@
+"""Swapping: better masks, by exchanging kept for pruned entries."""
+
+# No `from __future__ import annotations`: the schema is inferred from the annotations themselves.
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812  torch's own name for it
+
+from gprune.masks import paired_with_masks
+from gprune.methods.dims import DimFunction, input_dims
+from gprune.reconstruct.matrices import check_gram, group_order, weights_with_grams
+from gprune.scores.score_map import floating_leaves, require_positive, upcast_dtype
+from gprune.select.operators import TAGS, vmap_by_loop
+from gprune.sharding import check_same_leaves, raise_on_all_ranks
+from gprune.trees import Tree, tensor_paths, unflatten
+
+MAX_PAIRS = 2**20
+"""The most pairs that are compared at once, 4 MiB in float32: they stay in the cache of a CPU."""
+
+TOLERANCE = 1e-12
+"""An exchange must lower the error by more than this fraction of the terms that it is a sum of."""
+
+
+@raise_on_all_ranks
+def swap(
+    params: Tree,
+    masks: Tree,
+    grams: Tree,
+    *,
+    rounds: int = 100,
+    m: int | None = None,
+    dim: int | tuple[int, ...] | DimFunction = input_dims,
+) -> Tree:
+    """Improve masks by exchanging kept for pruned entries, so that the outputs change less.
+
+    The error of a row w is e G eᵀ, with the Gram matrix G of the inputs, and e for what is pruned
+    of w. If p is pruned and u kept instead, the error changes by
+    2 w_p (G e)_p + w_p² G_pp - 2 w_u (G e)_u + w_u² G_uu - 2 w_p w_u G_pu. In each round every row
+    makes the exchange that lowers its error most, until none lowers it. So each row keeps as many
+    entries as before, and its error never rises.
+
+    For r rows that keep k and prune p of d columns a round takes about r k p multiplications.
+
+    Args:
+        params: pytree of floating point tensors of any shape and `None`s: the weights before they
+            are pruned.
+        masks: bool masks of that structure; a mask that is `None` stays `None`.
+        grams: the Gram matrices, from `gprune.scores.input_gram`: of that structure, `None` allowed
+            where the mask is `None`.
+        rounds: the most exchanges of a row, at least 1.
+        m: if given, entries are exchanged only within groups of m consecutive columns, so that the
+            pattern of `n_of_m` stays. For a convolution these are input channels of the same
+            position of the kernel.
+        dim: the dims of the inputs, which are the columns: an int, a tuple of ints, or a function
+            `(path, leaf)` that returns one of these.
+
+    Returns:
+        The new masks, of the structure of `params`.
+
+    Raises:
+        TypeError: if a leaf is not a floating point tensor, a mask is not a bool tensor, or an
+            argument has the wrong type.
+        ValueError: if a structure, shape or device differs, `rounds` or `m` is below 1, a Gram
+            matrix is missing, not finite or not symmetric, or a DTensor is sharded along its
+            columns.
+
+    Example:
+        >>> weight = torch.tensor([[1.0, -1.0, 0.5]])
+        >>> gram = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+        >>> mask = torch.tensor([[False, True, False]])
+        >>> swap(weight, mask, gram)  # the first two inputs are equal, and their weights cancel
+        tensor([[False, False,  True]])
+
+    References:
+        Zimmer et al., 2025, arXiv:2512.10922 (SparseSwaps).
+    """
+    require_positive(rounds, "rounds")
+    if m is not None:
+        require_positive(m, "m")
+    floating_leaves(params, "params")
+    leaves, kept, treedef = paired_with_masks(params, masks)
+    is_needed = [mask is not None for mask in kept]
+    weights = weights_with_grams(leaves, grams, dim, treedef, is_needed)
+    tensors = [leaf for leaf in leaves if leaf is not None]
+    check_same_leaves("swap", tensors, lambda: tensor_paths(treedef, leaves), rounds, m)
+    swapped: list[Tensor | None] = []
+    for leaf, mask, weight in zip(leaves, kept, weights, strict=True):
+        if weight is None:
+            swapped.append(None)
+            continue
+        order = group_order(weight, m or 0)
+        new = swap_matrices(
+            weight.matrices(leaf)[..., order],
+            weight.matrices(mask)[..., order],
+            weight.gram[:, order][..., order],
+            rounds,
+            m or len(order),
+            weight.gram_name,
+        )
+        swapped.append(weight.like_leaf(new[..., order.argsort()]))
+    return unflatten(treedef, swapped)
+
+
+@torch.library.custom_op("gprune::swap", mutates_args=(), tags=TAGS)
+def swap_matrices(
+    weight: Tensor, kept: Tensor, gram: Tensor, rounds: int, m: int, name: str
+) -> Tensor:
+    """Improve the masks of matrices.
+
+    Args:
+        weight: (parts, rows, columns).
+        kept: bool, of the same shape.
+        gram: (parts, columns, columns).
+        rounds: the most exchanges of a row.
+        m: how many consecutive columns a group has.
+        name: what errors call the Gram matrices.
+
+    Returns:
+        The new masks.
+    """
+    check_gram(gram, name)
+    dtype = torch.promote_types(upcast_dtype(weight), gram.dtype)
+    new = kept.clone()
+    for mask, w, g in zip(new, weight.to(dtype), gram.to(dtype), strict=True):
+        slots, exact = _slots(mask, m), g.to(torch.float64)
+        pairs = slots.kept[0].numel() * slots.pruned.shape[2]
+        for start in range(0, len(mask), size := max(1, MAX_PAIRS // max(1, pairs))):
+            rows = slice(start, start + size)
+            _swap_rows(w[rows], mask[rows], g, exact, _slots(mask[rows], m), rounds)
+    return new
+
+
+swap_matrices.register_fake(lambda weight, kept, *_: torch.empty_like(kept))
+swap_matrices.register_vmap(vmap_by_loop(swap_matrices))
+
+
+class Slots(NamedTuple):
+    """The columns that each group of each row keeps and prunes.
+
+    Groups differ in how many they keep, so some slots at the end of a group are not used.
+
+    Attributes:
+        kept: int64, (rows, groups, most that a group keeps).
+        pruned: int64, (rows, groups, most that a group prunes).
+        is_kept: which slots of `kept` are used.
+        is_pruned: which slots of `pruned` are used.
+    """
+
+    kept: Tensor
+    pruned: Tensor
+    is_kept: Tensor
+    is_pruned: Tensor
+
+
+def _slots(mask: Tensor, m: int) -> Slots:
+    """List the kept and the pruned columns of the groups of m columns."""
+    missing = -mask.shape[1] % m  # the last group may be shorter
+    kept = torch.unflatten(F.pad(mask, (0, missing)), 1, (-1, m))
+    pruned = torch.unflatten(F.pad(~mask, (0, missing)), 1, (-1, m))
+    first = torch.arange(0, mask.shape[1], m, device=mask.device).unsqueeze(1)
+    lists = []
+    for chosen in (kept, pruned):
+        count = chosen.sum(2, keepdim=True)
+        order = chosen.to(torch.uint8).argsort(dim=2, descending=True, stable=True)
+        order = order[:, :, : int(count.max()) if count.numel() else 0]
+        is_used = torch.arange(order.shape[2], device=mask.device) < count
+        lists.append((torch.where(is_used, order + first, 0), is_used))
+    return Slots(lists[0][0], lists[1][0], lists[0][1], lists[1][1])
+
+
+def _swap_rows(
+    w: Tensor, mask: Tensor, gram: Tensor, exact_gram: Tensor, slots: Slots, rounds: int
+) -> None:
+    """Make the best exchange of every row, round by round; `mask` is changed.
+
+    Args:
+        w: the weights, (rows, columns).
+        mask: their mask.
+        gram: G, (columns, columns).
+        exact_gram: the same in float64.
+        slots: the columns that are kept and pruned.
+        rounds: the most exchanges of a row.
+    """
+    kept, pruned, is_kept, is_pruned = slots
+    if not kept.numel() or not pruned.numel():
+        return
+    # All pairs are compared in the dtype of the weights. Whether the best one lowers the error is
+    # decided in float64, so that the error cannot rise.
+    numbers = torch.arange(len(w), device=w.device)
+    mixed = -2 * _mixed_terms(w, gram, numbers, kept.unsqueeze(3), pruned.unsqueeze(2))
+    exact, changes = w.to(torch.float64), torch.empty_like(mixed)
+    products = torch.where(mask, 0, exact) @ exact_gram  # G e
+    squares = exact.square() * exact_gram.diagonal()
+    for _ in range(rounds):
+        if_pruned = _at(squares + 2 * exact * products, kept).masked_fill_(~is_kept, torch.inf)
+        if_kept = _at(squares - 2 * exact * products, pruned).masked_fill_(~is_pruned, torch.inf)
+        torch.add(mixed, if_kept.to(w.dtype).unsqueeze(2), out=changes)
+        slot = (changes.amin(3) + if_pruned.to(w.dtype)).flatten(1).argmin(1)
+        all_rows = torch.arange(len(slot), device=w.device)
+        group, out = slot // kept.shape[2], slot % kept.shape[2]
+        back = changes[all_rows, group, out].argmin(1)
+        old, new = kept[all_rows, group, out], pruned[all_rows, group, back]
+        terms = torch.stack(
+            [
+                if_pruned[all_rows, group, out],
+                if_kept[all_rows, group, back],
+                -2 * _mixed_terms(exact, exact_gram, all_rows, old, new),
+            ]
+        )
+        better = (terms.sum(0) < -TOLERANCE * terms.abs().sum(0)).nonzero().squeeze(1)
+        if not len(better):
+            break
+        group, out, back, old, new = (x[better] for x in (group, out, back, old, new))
+        kept[better, group, out], pruned[better, group, back] = new, old
+        mask[numbers[better], new], mask[numbers[better], old] = True, False
+        products[better] += exact[better, old, None] * exact_gram[old]
+        products[better] -= exact[better, new, None] * exact_gram[new]
+        row = better.unsqueeze(1)
+        mixed[better, group, out] = -2 * _mixed_terms(
+            w, gram, row, new.unsqueeze(1), pruned[better, group]
+        )
+        mixed[better, group, :, back] = -2 * _mixed_terms(
+            w, gram, row, kept[better, group], old.unsqueeze(1)
+        )
+        if 2 * len(better) <= len(w):  # a row without a better exchange never gets one again
+            kept, pruned, is_kept, is_pruned = (
+                x[better] for x in (kept, pruned, is_kept, is_pruned)
+            )
+            w, exact, products, squares = (x[better] for x in (w, exact, products, squares))
+            mixed, numbers = mixed[better], numbers[better]
+            changes = changes[: len(better)]
+
+
+def _mixed_terms(w: Tensor, gram: Tensor, rows: Tensor, p: Tensor, u: Tensor) -> Tensor:
+    """Return w_p w_u G_pu for columns p and u of some rows, which are broadcast."""
+    rows = rows.view(-1, *[1] * (max(p.dim(), u.dim()) - 1)) if rows.dim() == 1 else rows
+    return w[rows, p] * w[rows, u] * gram[p, u]
+
+
+def _at(values: Tensor, columns: Tensor) -> Tensor:
+    """Return the values of (rows, columns) at the columns of each group."""
+    return values.gather(1, columns.flatten(1)).view(columns.shape)
