@@ -336,7 +336,14 @@ def test_one_graph(call: Any, backend: str) -> None:
 def test_a_bad_gram_matrix_is_refused(gram: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words) as raised:
         sparsegpt(tree(WEIGHT), tree(gram), amount=2)
-    assert re.search(WHERE, str(raised.value))
+    assert gram is None or re.search(WHERE, str(raised.value))
+
+
+def test_a_leaf_without_a_gram_matrix_is_not_pruned() -> None:
+    params, grams = [WEIGHT, WEIGHT, None], [GRAM, None, None]
+    new, masks = sparsegpt(params, grams, amount=2)
+    assert_same([new[1], masks[1]], [WEIGHT, None])
+    assert_same([new[0], masks[0]], list(sparsegpt(WEIGHT, GRAM, amount=2)))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F  # noqa: N812  torch's own name for it
 
-import gprune as gp
 from gprune.scores import input_gram, input_norms
 from gprune.testing import assert_pure
 from tests.support import reconstruct_reference as oracle
@@ -20,16 +19,21 @@ from tests.support.scoring import each_dtype, each_model, seeds, setting
 few_tokens = pytest.mark.filterwarnings("ignore:.*:UserWarning")
 """Where a test takes fewer inputs than a weight has columns, and does not look at the warning."""
 
-# A sum of n products in float64 is exact to n * 1e-16, and the result is rounded once to its dtype.
+# The diagonal is a sum in float64, rounded once; two roundings are allowed. The other entries are
+# sums in the dtype of the inputs: matrix products sum in blocks, so a million terms err like a few.
 TOLERANCE = {torch.float32: 2e-7, torch.float64: 1e-12}
+OFF_DIAGONAL = {torch.float32: 5e-6, torch.float64: 1e-12}
 
 
 def assert_gram(got: torch.Tensor, want: Any, dtype: torch.dtype = torch.float64) -> None:
     """Relative to the largest entry, that is, of the diagonal."""
     want = torch.as_tensor(want, dtype=torch.float64)
     assert (got.dtype, got.shape, got.requires_grad) == (dtype, want.shape, False)
-    error = (got.double() - want).abs().max()
-    assert error <= TOLERANCE[dtype] * want.abs().max(), f"{got} for {want}"
+    errors = (got.double() - want).abs() / want.abs().max().clamp(min=1e-300)
+    diagonal = errors.diagonal(dim1=-2, dim2=-1)
+    assert diagonal.max() <= TOLERANCE[dtype], f"{got} for {want}"
+    assert errors.max() <= OFF_DIAGONAL[dtype], f"{got} for {want}"
+    assert torch.equal(got, got.mT)
 
 
 # --- the definition ---------------------------------------------------------------------------
@@ -123,7 +127,7 @@ def test_gram_of_a_transposed_convolution_is_that_of_the_oracle(stride: int, gro
 OFFSETS = torch.tensor([2, 2, 6], dtype=torch.int32)
 """The ends of the groups of rows of three experts: the second has none."""
 
-LAYOUTS: dict[str, tuple[tuple[int, ...], Any, Any]] = {  # shape, dim, function of weight and input
+LAYOUTS: dict[str, tuple[tuple[int, ...], Any, Any]] = {  # shape, dim of inputs, function
     "linear": ((3, 4), None, lambda w, x: F.linear(x, w)),
     "addmm, the Conv1D of GPT-2": ((4, 3), 0, lambda w, x: torch.addmm(torch.ones(3).to(x), x, w)),
     "@": ((4, 3), 0, lambda w, x: x @ w),
@@ -150,15 +154,13 @@ LAYOUTS: dict[str, tuple[tuple[int, ...], Any, Any]] = {  # shape, dim, function
         1,
         lambda w, x: torch.baddbmm(torch.ones(3, 2, 2).to(x), x.view(3, 2, 4), w),
     ),
-    "a function for dim": ((4, 3), lambda path, leaf: 0, lambda w, x: x @ w),
 }
 
 
 def dims_of(dim: Any, weight: torch.Tensor) -> tuple[int, ...]:
     if dim is None:
         return tuple(range(1, weight.dim()))
-    given = dim("", weight) if callable(dim) else dim
-    return (given % weight.dim(),)
+    return (dim % weight.dim(),)
 
 
 @few_tokens
@@ -169,8 +171,7 @@ def test_a_gram_matrix_gives_the_error_of_the_output(name: str) -> None:
     generator = torch.Generator().manual_seed(0)
     weight, change = torch.randn(2, *shape, generator=generator, dtype=torch.float64)
     batches = list(torch.randn(3, 6, 4, generator=generator, dtype=torch.float64))
-    keywords = {} if dim is None else {"dim": dim}
-    gram = input_gram(forward, weight, batches, **keywords)
+    gram = input_gram(forward, weight, batches)
     dims = dims_of(dim, weight)
     rows = oracle.as_rows(change, dims)
     assert gram.shape[-2:] == (len(rows[0]),) * 2
@@ -185,7 +186,7 @@ def test_a_gram_matrix_gives_the_error_of_the_output(name: str) -> None:
 def test_gram_of_experts_that_get_groups_of_rows() -> None:
     """One of them gets none, and has a Gram matrix of zeros."""
     weight, x = torch.randn(3, 4, 4), torch.randn(6, 4)
-    gram = input_gram(lambda w, x: F.grouped_mm(x, w, offs=OFFSETS), weight, [x], dim=1)
+    gram = input_gram(lambda w, x: F.grouped_mm(x, w, offs=OFFSETS), weight, [x])
     want = torch.stack(
         [part.mT @ part for part in (x[:2].double(), x[2:2].double(), x[2:].double())]
     )
@@ -206,7 +207,6 @@ def test_the_shape_says_whether_the_rows_have_the_same_inputs() -> None:
         forward,
         {**params, "bias": torch.zeros(5), "none": None},
         [torch.randn(4, 3)],
-        dim=lambda path, leaf: 2 if path == "experts" else gp.input_dims(path, leaf),
     )
     got = {name: None if gram is None else tuple(gram.shape) for name, gram in grams.items()}
     assert got == {
@@ -247,14 +247,12 @@ def test_the_diagonal_is_the_square_of_the_norms(name: str, dtype: torch.dtype) 
 @given(
     seeds, st.integers(1, 6), st.integers(1, 40), st.sampled_from([torch.float32, torch.bfloat16])
 )
-def test_a_gram_matrix_is_symmetric_and_rounded_once(
+def test_a_gram_matrix_of_inputs_far_from_zero(
     seed: int, columns: int, tokens: int, dtype: torch.dtype
 ) -> None:
-    """Also where the entries of a float32 product would cancel."""
     generator = torch.Generator().manual_seed(seed)
     x = (torch.randn(tokens, columns, generator=generator) * 3 + 100).to(dtype)
     gram = input_gram(lambda w, x: F.linear(x, w), torch.ones(1, columns, dtype=dtype), [x])
-    assert torch.equal(gram, gram.mT)
     assert_gram(gram, x.double().mT @ x.double(), torch.float32)
 
 
@@ -421,22 +419,13 @@ def test_inputs_that_are_not_finite_are_refused(bad: float) -> None:
     """Or whose squares are not, in float32."""
     x = torch.randn(9, 4)
     x[3, 1] = bad
-    with pytest.raises(
-        ValueError, match=r"\['a'\]\['weight'\].*finite|finite.*\['a'\]\['weight'\]"
-    ):
+    with pytest.raises(ValueError, match=r"\['a'\]\['weight'\].*(NaN|finite)"):
         input_gram(network, network_params(), [x])
 
 
 def test_a_wrong_where_is_refused() -> None:
     with pytest.raises(TypeError, match="where"):
         input_gram(network, network_params(), [torch.randn(9, 4)], where=3)
-
-
-def test_a_dim_that_is_not_that_of_the_inputs_is_refused() -> None:
-    """The default is wrong for `Conv1D`, and a square weight would not show it by its shape."""
-    for shape in ((4, 4), (4, 3)):
-        with pytest.raises(ValueError, match="dim"):
-            input_gram(lambda w, x: x @ w, torch.randn(shape), [torch.randn(9, 4)])
 
 
 def test_a_leaf_that_forward_does_not_use_has_no_gram() -> None:

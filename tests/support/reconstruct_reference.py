@@ -40,13 +40,14 @@ def from_rows(
 def groups_of_columns(sizes: Sequence[int], m: int) -> Columns:
     """The groups of m inputs along the first of the input dims, at each place of the others.
 
-    The last group of a place may be shorter. Each group is a list of columns, in ascending order.
+    The last group of a place may be shorter. Each group is a list of columns, in ascending order;
+    those of one place of the kernel follow each other.
     """
     inner = math.prod(sizes[1:])
     return [
         [i * inner + place for i in range(start, min(start + m, sizes[0]))]
-        for start in range(0, sizes[0], m)
         for place in range(inner)
+        for start in range(0, sizes[0], m)
     ]
 
 
@@ -270,7 +271,7 @@ def sparsegpt(
     """Frantar & Alistarh, 2023, arXiv:2301.00774, algorithm 1.
 
     What a pruned weight leaves over is spread to all later columns at once, not block by block:
-    the sums are the same.
+    the sums are the same. Columns are taken in ascending order, or group by group.
 
     Args:
         weight: the rows.
@@ -282,6 +283,24 @@ def sparsegpt(
         n: how many columns of each group are kept instead, in each row.
         groups: the columns of each group.
     """
+    if groups is not None and (order := list(itertools.chain(*groups))) != sorted(order):
+        # the columns of a group lie apart: bring them together, and back
+        moved = [[matrix[i][j] for j in order] for matrix in grams for i in order]
+        size = len(order)
+        parts = [moved[at : at + size] for at in range(0, len(moved), size)]
+        places = iter(range(size))
+        chosen = sparsegpt(
+            [[row[j] for j in order] for row in weight],
+            parts,
+            damping,
+            n=n,
+            groups=[[next(places) for _ in group] for group in groups],
+        )
+        return Chosen(
+            [[row[order.index(j)] for j in range(size)] for row in chosen.weight],
+            [[row[order.index(j)] for j in range(size)] for row in chosen.keep],
+            chosen.gap,
+        )
     w = [list(row) for row in weight]
     rows, columns = len(w), len(w[0])
     keep = [[True] * columns for _ in range(rows)]
@@ -309,11 +328,11 @@ def sparsegpt(
 
     for c in range(columns):
         if groups is not None and n is not None:
-            for group in groups:
-                if group[0] == c:
+            [group] = [group for group in groups if c in group]
+            if c == group[0]:
+                for i in range(rows):
                     number = max(0, len(group) - n)
-                    for i in range(rows):
-                        gap = min(gap, prune_lowest([(i, j) for j in group], number))
+                    gap = min(gap, prune_lowest([(i, j) for j in group], number))
         elif c % block_size == 0:
             end = min(c + block_size, columns)
             number = k * end // columns - k * c // columns

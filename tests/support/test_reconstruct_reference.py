@@ -27,7 +27,7 @@ def test_rows_and_columns_of_a_layout() -> None:
 
 def test_groups_of_input_channels() -> None:
     assert oracle.groups_of_columns([5], 2) == [[0, 1], [2, 3], [4]]
-    assert oracle.groups_of_columns([3, 2], 2) == [[0, 2], [1, 3], [4], [5]]
+    assert oracle.groups_of_columns([3, 2], 2) == [[0, 2], [4], [1, 3], [5]]
 
 
 @given(grams(4), st.sampled_from([0.01, 1.0]))
