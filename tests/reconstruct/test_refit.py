@@ -166,9 +166,9 @@ def test_layouts(name: str) -> None:
     layout = LAYOUTS[name]
     weight, gram, mask = layout.draw()
     got = in_tree(refit, weight, mask, gram, **layout.keywords)
-    rows, keep = oracle.as_rows(weight, layout.dims), oracle.as_rows(mask, layout.dims)
+    rows, keep = layout.rows_of(weight), layout.rows_of(mask)
     want = oracle.refit(rows, keep, parts_of(gram), 0.01)
-    assert_near(got, oracle.from_rows(want, layout.shape, layout.dims), weight)
+    assert_near(got, layout.from_rows(want), weight)
     assert got.is_contiguous()
 
 

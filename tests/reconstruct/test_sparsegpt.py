@@ -208,13 +208,13 @@ def test_layouts(name: str) -> None:
     """Blocks run over the rows of all parts, each with the factor of its own Gram matrix."""
     layout = LAYOUTS[name]
     weight, gram, _ = layout.draw()
-    rows, parts = oracle.as_rows(weight, layout.dims), parts_of(gram)
+    rows, parts = layout.rows_of(weight), parts_of(gram)
     k = weight.numel() * 2 // 5
     want = oracle.sparsegpt(rows, parts, 0.01, k=k, block_size=3)
     new, mask = in_tree(sparsegpt, weight, gram, amount=k, block_size=3, **layout.keywords)
     assert want.gap > GAP[weight.dtype]
-    assert torch.equal(mask, oracle.from_rows(want.keep, layout.shape, layout.dims))
-    assert_near(new, oracle.from_rows(want.weight, layout.shape, layout.dims), weight)
+    assert torch.equal(mask, layout.from_rows(want.keep))
+    assert_near(new, layout.from_rows(want.weight), weight)
     assert new.is_contiguous()
     assert mask.is_contiguous()
 
@@ -224,12 +224,12 @@ def test_groups_lie_along_the_inputs_of_one_place_of_the_kernel(name: str) -> No
     """As those of `n_of_m`: along the first of the dims of the inputs."""
     layout = LAYOUTS[name]
     weight, gram, _ = layout.draw()
-    rows, parts = oracle.as_rows(weight, layout.dims), parts_of(gram)
+    rows, parts = layout.rows_of(weight), parts_of(gram)
     want = oracle.sparsegpt(rows, parts, 0.01, n=1, groups=layout.groups(2))
     new, mask = in_tree(sparsegpt, weight, gram, n=1, m=2, block_size=3, **layout.keywords)
     assert want.gap > GAP[weight.dtype]
-    assert torch.equal(mask, oracle.from_rows(want.keep, layout.shape, layout.dims))
-    assert_near(new, oracle.from_rows(want.weight, layout.shape, layout.dims), weight)
+    assert torch.equal(mask, layout.from_rows(want.keep))
+    assert_near(new, layout.from_rows(want.weight), weight)
     gp.check_n_of_m([mask], n=1, m=2, dim=layout.dims[0])
 
 

@@ -150,11 +150,11 @@ def test_by_hand() -> None:
 def test_layouts(name: str) -> None:
     layout = LAYOUTS[name]
     weight, gram, mask = layout.draw()
-    rows, keep = oracle.as_rows(weight, layout.dims), oracle.as_rows(mask, layout.dims)
+    rows, keep = layout.rows_of(weight), layout.rows_of(mask)
     want, gap = oracle.swap(rows, keep, parts_of(gram), rounds=100)
     got = in_tree(swap, weight, mask, gram, **layout.keywords)
     assert gap > GAP[weight.dtype]
-    assert torch.equal(got, oracle.from_rows(want, layout.shape, layout.dims))
+    assert torch.equal(got, layout.from_rows(want))
     assert got.is_contiguous()
 
 
@@ -164,11 +164,11 @@ def test_groups_lie_along_the_inputs_of_one_place_of_the_kernel(name: str) -> No
     along = layout.dims[0]
     weight, gram, _ = layout.draw()
     mask = gp.n_of_m(weight, n=1, m=2, dim=along)
-    rows, keep = oracle.as_rows(weight, layout.dims), oracle.as_rows(mask, layout.dims)
+    rows, keep = layout.rows_of(weight), layout.rows_of(mask)
     want, gap = oracle.swap(rows, keep, parts_of(gram), rounds=100, groups=layout.groups(2))
     got = in_tree(swap, weight, mask, gram, m=2, **layout.keywords)
     assert gap > GAP[weight.dtype]
-    assert torch.equal(got, oracle.from_rows(want, layout.shape, layout.dims))
+    assert torch.equal(got, layout.from_rows(want))
     gp.check_n_of_m([got], n=1, m=2, dim=along)
 
 

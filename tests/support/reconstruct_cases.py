@@ -1,5 +1,6 @@
 """What rebuilding weights is tested on: weights, Gram matrices of every rank, masks and layouts."""
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -112,23 +113,43 @@ class Layout(NamedTuple):
         dim: the argument, or `None` for the default.
         dims: the dims that it stands for.
         parts: how many Gram matrices there are.
+        divides_columns: whether each is of some of the columns in all rows, as in a transposed
+            convolution in groups; else each is of all columns in some of the rows.
     """
 
     shape: tuple[int, ...]
     dim: Any
     dims: tuple[int, ...]
     parts: int = 1
+    divides_columns: bool = False
 
     @property
     def num_columns(self) -> int:
-        return math.prod(self.shape[dim] for dim in self.dims)
+        columns = math.prod(self.shape[dim] for dim in self.dims)
+        return columns // self.parts if self.divides_columns else columns
+
+    def rows_of(self, leaf: torch.Tensor) -> list[list[Any]]:
+        """The leaf as a matrix in which each part has its own consecutive rows."""
+        rows = oracle.as_rows(leaf, self.dims)
+        if not self.divides_columns:
+            return rows
+        size = self.num_columns
+        return [row[part * size :][:size] for part in range(self.parts) for row in rows]
+
+    def from_rows(self, rows: list[list[Any]]) -> torch.Tensor:
+        if self.divides_columns:
+            number = len(rows) // self.parts
+            rows = [list(itertools.chain(*rows[i::number])) for i in range(number)]
+        return oracle.from_rows(rows, self.shape, self.dims)
 
     @property
     def keywords(self) -> dict[str, Any]:
         return {} if self.dim is None else {"dim": self.dim}
 
     def groups(self, m: int) -> oracle.Columns:
-        return oracle.groups_of_columns([self.shape[dim] for dim in self.dims], m)
+        sizes = [self.shape[dim] for dim in self.dims]
+        sizes[0] //= self.parts if self.divides_columns else 1
+        return oracle.groups_of_columns(sizes, m)
 
     def draw(self, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """A weight, its Gram matrices, and a mask that keeps about half of each row."""
@@ -158,6 +179,7 @@ LAYOUTS = {
     "grouped convolution": Layout((4, 2, 3), None, (1, 2), 2),
     "depthwise convolution": Layout((3, 1, 2, 2), None, (1, 2, 3), 3),
     "transposed convolution": Layout((4, 3, 2), (0, 2), (0, 2)),
+    "grouped transposed convolution": Layout((4, 3, 2), (0, 2), (0, 2), 2, divides_columns=True),
     "packed experts": Layout((3, 2, 5), 2, (2,), 3),
     "packed experts, inputs first": Layout((3, 5, 2), 1, (1,), 3),
     "by a function": Layout((5, 2), lambda path, leaf: 0, (0,)),
