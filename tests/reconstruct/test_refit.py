@@ -221,8 +221,10 @@ def test_weights_that_are_not_finite_are_refused() -> None:
 
 
 def test_empty_leaves() -> None:
-    new = refit(torch.ones(0, 3), torch.ones(0, 3, dtype=torch.bool), torch.eye(3))
-    assert new.shape == (0, 3)
+    for rows, columns in ((0, 3), (2, 0)):
+        weight = torch.ones(rows, columns)
+        new = refit(weight, weight.bool(), torch.eye(columns))
+        assert new.shape == weight.shape
 
 
 @given(any_case())
@@ -329,6 +331,22 @@ def test_a_singular_matrix_without_damping_is_damped_and_said() -> None:
     ][-1:]
     assert 0 < used < 1
     assert_near(new, torch.tensor([[3.0, 0], [3, 4], [0, 12]]), WEIGHT, 1e-2)
+
+
+@pytest.mark.filterwarnings("ignore:.*damping:UserWarning")
+@given(cases(torch.float32), st.sampled_from([0.0, 1e-7, 1e-6]))
+def test_a_nearly_singular_matrix_has_an_answer(case: Case, damping: float) -> None:
+    """The damping that is used is enough for the matrix of every row, too."""
+    assert refit(case.weight, case.mask, case.gram, damping=damping).isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore:.*damping:UserWarning")
+def test_a_row_that_keeps_the_inputs_that_are_the_same_has_an_answer() -> None:
+    """The whole matrix has a Cholesky factor in float32, thanks to rounding, and this part none."""
+    gram = torch.tensor([[2.0, 1.0, 1.0], [1.0, 5.0, 5.0], [1.0, 5.0, 5.0]])
+    weight, mask = torch.ones(1, 3), torch.tensor([[False, True, True]])
+    new = refit(weight, mask, gram, damping=0.0)
+    torch.testing.assert_close(new.sum(), torch.tensor(2.2))  # 5 (v_1 + v_2) = 11
 
 
 def test_a_matrix_of_full_rank_needs_no_damping() -> None:

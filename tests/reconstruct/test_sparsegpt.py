@@ -403,6 +403,26 @@ def test_a_singular_matrix_without_damping_is_damped_and_said() -> None:
     assert new["fc"]["weight"].isfinite().all()
 
 
+@pytest.mark.filterwarnings("ignore:.*damping:UserWarning")
+@pytest.mark.parametrize("seed", range(3))
+def test_inputs_of_very_different_sizes_have_an_answer(seed: int) -> None:
+    """From .01 to 100, and one fewer than there are columns, in float32."""
+    generator = torch.Generator().manual_seed(seed)
+    for columns in range(2, 12):
+        sizes = 10 ** (4 * torch.rand(columns, generator=generator) - 2)
+        x = torch.randn(columns - 1, columns, generator=generator) * sizes
+        weight = torch.randn(4, columns, generator=generator)
+        new, mask = sparsegpt(weight, x.mT @ x, amount=0.5, damping=0.0)
+        assert num_pruned(mask) == 2 * columns
+        assert new.isfinite().all()
+
+
+def test_empty_leaves() -> None:
+    for rows, columns in ((0, 3), (2, 0)):
+        new, mask = sparsegpt(torch.ones(rows, columns), torch.eye(columns), amount=0.5)
+        assert new.shape == mask.shape == (rows, columns)
+
+
 def test_a_matrix_that_is_not_positive_is_an_error_or_damped_and_said() -> None:
     """No Gram matrix has negative eigenvalues; the identity is never taken in its place."""
     for gram in (torch.tensor([[1.0, 2.0], [2.0, 1.0]]), torch.tensor([[1.0, 0.0], [0.0, -1.0]])):

@@ -208,6 +208,12 @@ def test_inputs_do_not_change(case: Case) -> None:
     assert_pure(swap, {"w": case.weight}, {"w": case.mask}, {"w": case.gram})
 
 
+def test_empty_leaves() -> None:
+    for rows, columns in ((0, 3), (2, 0)):
+        weight = torch.ones(rows, columns)
+        assert swap(weight, weight.bool(), torch.eye(columns)).shape == weight.shape
+
+
 # --- transforms ----------------------------------------------------------------------------------
 
 
