@@ -34,6 +34,8 @@ TESTED_ELSEWHERE = {
     "cli/__main__.py": "two lines, run by tests/cli/test_demo.py",
     "cli/demo_report.py": "the table and the picture of the demo, in tests/cli/test_demo.py",
     "cli/demo_training.py": "the runs of the demo, in tests/cli/test_demo.py",
+    "reconstruct/matrices.py": "layouts, in the tests of each function of reconstruct",
+    "scores/observer.py": "which inputs are seen, in tests/scores/test_wanda.py and test_gram.py",
     "select/dtensors.py": "the operators of DTensors, in tests/guarantees/test_sharded.py",
     "sharding.py": "errors on all ranks, in tests/select/test_ranks.py",
 }

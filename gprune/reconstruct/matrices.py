@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from gprune.methods.dims import DimFunction, ascending_dims, value_per_leaf
-from gprune.scores.score_map import floating_leaves
+from gprune.scores.score_map import floating_leaves, score_leaves
 from gprune.sharding import is_sharded
-from gprune.trees import Tree, TreeDef, describe_first, leaf_names, leaves_like, tensor_paths
+from gprune.trees import (
+    Tree,
+    TreeDef,
+    describe_first,
+    leaf_names,
+    leaves_like,
+    tensor_paths,
+    unflatten,
+)
 
 ASYMMETRY = 1e-4
 """How far mirror images in a Gram matrix may differ, as a fraction of its largest entry. Rounding
@@ -67,6 +77,10 @@ class Weight(NamedTuple):
         )
         return whole
 
+    def num_positions(self) -> int:
+        """Return how many positions the kernel of a convolution has; 1 for other weights."""
+        return max(1, math.prod([self.leaf.shape[d] for d in self.columns[1:]]))
+
     def _rows(self) -> list[int]:
         return [d for d in range(self.leaf.dim()) if d not in self.columns]
 
@@ -93,7 +107,7 @@ def weights_with_grams(
     Raises:
         TypeError: if a Gram matrix is not a floating point tensor, or a dim is not an int.
         ValueError: if a Gram matrix is missing or has the wrong shape or device, a dim is out of
-            range, or the columns of a DTensor are sharded.
+            range, the columns of a DTensor are sharded, or a weight is not finite.
     """
     names, gram_names = leaf_names(treedef, "params"), leaf_names(treedef, "grams")
     given, _ = floating_leaves(grams, "grams")
@@ -111,6 +125,12 @@ def weights_with_grams(
     wrong = [i for i in needed if problems[i]]
     if wrong:
         raise ValueError(describe_first(wrong, lambda i: f"{gram_names[i]} {problems[i]}"))
+    needed_leaves = [
+        leaf if is_one else None for leaf, is_one in zip(leaves, is_needed, strict=True)
+    ]
+    score_leaves(
+        lambda leaf: leaf, params=unflatten(treedef, needed_leaves)
+    )  # an error if not finite
     found: list[Weight | None] = [None] * len(leaves)
     for i in needed:
         gram = given[i].full_tensor() if is_sharded([given[i]]) else given[i].detach()
@@ -151,31 +171,23 @@ def _gram_problem(gram: Any, leaf: Tensor, columns: list[int]) -> str | None:
     return None
 
 
-def group_order(weight: Weight, m: int) -> Tensor:
-    """Return the columns in an order in which groups of m of them are consecutive.
+def group_columns(num_columns: int, positions: int, m: int, device: torch.device) -> Tensor:
+    """Return the columns of each group of m columns.
 
     Args:
-        weight: the weight.
-        m: how many columns a group has; 0 if there are no groups.
+        num_columns: how many columns there are.
+        positions: how many positions the kernel of a convolution has; 1 for other weights.
+        m: how many columns a group has.
+        device: where the result is.
 
     Returns:
-        The numbers of the columns. For a convolution those of one position of the kernel come one
-        after the other.
-
-    Raises:
-        ValueError: if the groups of one position do not end with it.
+        The numbers of the columns, int64 of shape (groups, m). A shorter group ends with -1. The
+        columns of a convolution weight run over channels and positions of the kernel. A group has
+        channels of one position, and the groups of one position come one after the other.
     """
-    num_columns = weight.gram.shape[-1]
-    positions = math.prod([weight.leaf.shape[d] for d in weight.columns[1:]])
-    order = torch.arange(num_columns, device=weight.gram.device)
-    if m == 0 or positions <= 1:
-        return order
     channels = num_columns // positions
-    if channels % m:
-        raise ValueError(
-            f"{weight.name} has {channels} input channels, which are not a multiple of m={m}"
-        )
-    return order.view(channels, positions).mT.flatten()
+    columns = torch.arange(num_columns, device=device).view(channels, positions).mT
+    return pad(columns, (0, -channels % m), value=-1).reshape(-1, m)
 
 
 def require_damping(damping: Any) -> float:
@@ -223,41 +235,43 @@ def check_gram(gram: Tensor, name: str) -> None:
         )
 
 
-def damp(gram: Tensor, damping: float, name: str) -> Tensor:
-    """Return G + λI, with λ so large that it has a Cholesky factor.
+def solve_damped(
+    solve: Callable[[Tensor], Tensor | None], gram: Tensor, damping: float, name: str
+) -> Tensor:
+    """Solve a problem with G + λI, with λ so large that rounding does no harm.
 
     Args:
+        solve: returns the solution for a damped matrix, or `None` if a Cholesky factor that it
+            needs does not exist in the precision of G.
         gram: G, (columns, columns).
-        damping: λ as a fraction of the mean of the diagonal of G. If the sum has no Cholesky factor
-            in the precision of G, it is raised tenfold until it has one, with a warning.
+        damping: λ as a fraction of the mean of the diagonal of G. If the matrix has no factor with
+            it, it is raised tenfold until it has one, with a warning.
         name: what errors and warnings call G.
 
     Returns:
-        The sum. It is the identity if G is zero, because then no weight changes an output.
+        The solution. If G is zero it is that of the identity, because no weight changes an output.
 
     Raises:
-        ValueError: if G + λI has no factor even with λ as large as the mean of the diagonal.
+        ValueError: if there is no factor even with λ as large as the mean of the diagonal.
     """
-    mean = float(gram.diagonal().mean()) if gram.numel() else 0.0
+    mean = float(gram.diagonal().mean())
     identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    if mean == 0:
-        return identity
-    smallest = 10 * torch.finfo(gram.dtype).eps
+    base, mean = (gram, mean) if mean > 0 else (identity, 1.0)
     used = damping
-    while True:
-        damped = gram + used * mean * identity
-        if int(torch.linalg.cholesky_ex(damped).info) == 0:
-            break
-        used = max(10 * used, smallest)
-        if used > 1:
-            raise ValueError(
-                f"{name} is not positive semidefinite, so it is no Gram matrix: it has no Cholesky "
-                "factor even with the mean of its diagonal added to the diagonal"
-            )
-    if used != damping:
-        warnings.warn(
-            f"{name} has no Cholesky factor with damping={damping:g}, because it is singular or "
-            f"nearly so; damping={used:g} is used instead",
-            stacklevel=2,
-        )
-    return damped
+    while used <= 1 or used == damping:
+        damped = base + used * mean * identity
+        has_factor = int(torch.linalg.cholesky_ex(damped).info) == 0
+        solution = solve(damped) if has_factor else None
+        if solution is not None:
+            if used != damping:
+                warnings.warn(
+                    f"{name} has no Cholesky factor with damping={damping:g}, because it is "
+                    f"singular or nearly so; damping={used:g} is used instead",
+                    stacklevel=2,
+                )
+            return solution
+        used = max(10 * used, 10 * torch.finfo(gram.dtype).eps)
+    raise ValueError(
+        f"{name} is not positive semidefinite, so it is no Gram matrix: it has no Cholesky factor "
+        "even with the mean of its diagonal added to the diagonal"
+    )

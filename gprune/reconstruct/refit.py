@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations`: the schema is inferred from the annotations themselves.
 
+import functools
 import warnings
 
 import torch
@@ -9,7 +10,12 @@ from torch import Tensor
 
 from gprune.masks import paired_with_masks
 from gprune.methods.dims import DimFunction, input_dims
-from gprune.reconstruct.matrices import check_gram, damp, require_damping, weights_with_grams
+from gprune.reconstruct.matrices import (
+    check_gram,
+    require_damping,
+    solve_damped,
+    weights_with_grams,
+)
 from gprune.scores.score_map import floating_leaves, upcast_dtype
 from gprune.select.operators import TAGS, vmap_by_loop
 from gprune.sharding import check_same_leaves, raise_on_all_ranks
@@ -117,16 +123,9 @@ def refit_matrices(weight: Tensor, kept: Tensor, gram: Tensor, damping: float, n
         changed = (keeps.any(1) & ~keeps.all(1)).nonzero().squeeze(1)
         if not len(changed):
             continue
-        damped = damp(g, damping, name)
         w, keeps = w[changed], keeps[changed]
-        # v[K] = w[K] + c with H[K, K] c = (H e)[K], where e is what is pruned
-        target = torch.where(keeps, torch.where(keeps, 0, w) @ damped, 0)
-        most_kept = int(keeps.sum(1).max())
-        if most_kept**3 / 3 <= CHEAP_ITERATIONS * len(g) ** 2:
-            correction = _solve_by_cholesky(damped, keeps, target)
-        else:
-            correction = _solve_by_conjugate_gradients(damped, keeps, target, name)
-        new[part, changed] = torch.where(keeps, w + correction, 0).to(weight.dtype)
+        solve = functools.partial(_solve_rows, w, keeps, name)
+        new[part, changed] = solve_damped(solve, g, damping, name).to(weight.dtype)
     return new
 
 
@@ -134,7 +133,29 @@ refit_matrices.register_fake(lambda weight, *_: torch.empty_like(weight))
 refit_matrices.register_vmap(vmap_by_loop(refit_matrices))
 
 
-def _solve_by_cholesky(damped: Tensor, kept: Tensor, target: Tensor) -> Tensor:
+def _solve_rows(w: Tensor, kept: Tensor, name: str, damped: Tensor) -> Tensor | None:
+    """Return the refitted rows, or `None` if a matrix has no Cholesky factor.
+
+    Args:
+        w: the weights, (rows, columns).
+        kept: which of them are kept.
+        name: what a warning calls the Gram matrix.
+        damped: H, (columns, columns).
+
+    Returns:
+        The new rows, zero outside K.
+    """
+    # v[K] = w[K] + c with H[K, K] c = (H e)[K], where e is what is pruned
+    target = torch.where(kept, torch.where(kept, 0, w) @ damped, 0)
+    most_kept = int(kept.sum(1).max())
+    if most_kept**3 / 3 <= CHEAP_ITERATIONS * len(damped) ** 2:
+        correction = _solve_by_cholesky(damped, kept, target)
+    else:
+        correction = _solve_by_conjugate_gradients(damped, kept, target, name)
+    return None if correction is None else torch.where(kept, w + correction, 0)
+
+
+def _solve_by_cholesky(damped: Tensor, kept: Tensor, target: Tensor) -> Tensor | None:
     """Solve H[K, K] c[K] = target[K] for each row, by a factorization for each.
 
     Args:
@@ -143,7 +164,7 @@ def _solve_by_cholesky(damped: Tensor, kept: Tensor, target: Tensor) -> Tensor:
         target: (rows, columns), zero outside K.
 
     Returns:
-        c, (rows, columns), zero outside K.
+        c, (rows, columns), zero outside K; `None` if a matrix has no Cholesky factor.
     """
     solution = torch.zeros_like(target)
     num_kept = kept.sum(1)
@@ -162,7 +183,9 @@ def _solve_by_cholesky(damped: Tensor, kept: Tensor, target: Tensor) -> Tensor:
         if is_padding.any():  # shorter rows get equations c = 0 more
             matrices.masked_fill_(is_padding.unsqueeze(1) | is_padding.unsqueeze(2), 0)
             matrices.diagonal(dim1=1, dim2=2).masked_fill_(is_padding, 1)
-        factors = torch.linalg.cholesky(matrices)
+        factors, info = torch.linalg.cholesky_ex(matrices)
+        if info.any():
+            return None
         right = target[batch].gather(1, index).unsqueeze(2)
         solved = torch.cholesky_solve(right, factors).squeeze(2)
         solution[batch] = solution[batch].scatter(1, index, solved)

@@ -80,6 +80,6 @@ def sequential(
         masks.append(result[1])
         if number + 1 < len(blocks):
             with torch.no_grad():
-                for i, x in enumerate(inputs):  # in place: one set of inputs is in memory at a time
-                    inputs[i] = block(new_params[-1], x)
+                for i in range(len(inputs)):  # in place: one set of inputs is in memory at a time
+                    inputs[i] = block(new_params[-1], inputs[i])
     return new_params, masks

@@ -2,6 +2,8 @@
 
 # No `from __future__ import annotations`: the schema is inferred from the annotations themselves.
 
+import bisect
+import itertools
 from typing import Any
 
 import torch
@@ -10,11 +12,10 @@ from torch import Tensor
 from gprune.methods.dims import DimFunction, input_dims
 from gprune.methods.n_of_m import check_pattern
 from gprune.reconstruct.matrices import (
-    Weight,
     check_gram,
-    damp,
-    group_order,
+    group_columns,
     require_damping,
+    solve_damped,
     weights_with_grams,
 )
 from gprune.scores.score_map import floating_leaves, require_positive, upcast_dtype
@@ -61,9 +62,10 @@ def sparsegpt(
         sparsity: the fraction of the entries of each leaf to prune, 0 to 1; or such a tree, as the
             functions of `gprune.allocation` return it.
         n: how many entries of a group are kept, 0 to m, in place of an amount.
-        m: how many consecutive columns are a group. For a convolution these are input channels of
-            the same position of the kernel, as in `n_of_m`.
-        block_size: how many columns a block has; rounded up to a multiple of m.
+        m: how many consecutive columns are a group; the last group may be shorter. For a
+            convolution these are input channels of one position of the kernel, as in `n_of_m`. Then
+            the columns are taken position by position.
+        block_size: how many columns a block has; more if a group would be divided.
         damping: what is added to the diagonal of G, as a fraction of its mean, at least 0. If H has
             no Cholesky factor with it, more is added, with a warning.
         dim: the dims of the inputs, which are the columns: an int, a tuple of ints, or a function
@@ -120,36 +122,21 @@ def sparsegpt(
     rebuilt: list[Any] = list(leaves)
     masks: list[Any] = [None] * len(leaves)
     for i, weight in enumerate(weights):
-        if weight is not None:
-            rebuilt[i], masks[i] = _prune_weight(
-                weight, as_scalar(numbers[i], name), is_sparsity, pattern, block_size, strength
-            )
+        if weight is None:
+            continue
+        new, kept = sparsegpt_matrices(
+            weight.matrices(weight.leaf),
+            weight.gram,
+            as_scalar(numbers[i], name),
+            is_sparsity,
+            *pattern,
+            weight.num_positions(),
+            block_size,
+            strength,
+            weight.gram_name,
+        )
+        rebuilt[i], masks[i] = weight.like_leaf(new), weight.like_leaf(kept)
     return unflatten(treedef, rebuilt), unflatten(treedef, masks)
-
-
-def _prune_weight(
-    weight: Weight,
-    number: Tensor,
-    is_sparsity: bool,
-    pattern: tuple[int, int],
-    block_size: int,
-    damping: float,
-) -> tuple[Tensor, Tensor]:
-    """Prune one weight: bring its columns into the order of the groups, and back."""
-    rows, gram = weight.matrices(weight.leaf), weight.gram
-    order = group_order(weight, pattern[1])
-    new, kept = sparsegpt_matrices(
-        rows[..., order],
-        gram[:, order][..., order],
-        number,
-        is_sparsity,
-        *pattern,
-        block_size,
-        damping,
-        weight.gram_name,
-    )
-    back = order.argsort()
-    return weight.like_leaf(new[..., back]), weight.like_leaf(kept[..., back])
 
 
 @torch.library.custom_op("gprune::sparsegpt", mutates_args=(), tags=TAGS)
@@ -160,6 +147,7 @@ def sparsegpt_matrices(
     is_sparsity: bool,
     n: int,
     m: int,
+    positions: int,
     block_size: int,
     damping: float,
     name: str,
@@ -173,6 +161,7 @@ def sparsegpt_matrices(
         is_sparsity: whether it is a sparsity.
         n: how many entries of a group are kept.
         m: how many columns a group has; 0 for an amount or a sparsity.
+        positions: how many positions the kernel of a convolution has.
         block_size: how many columns a block has.
         damping: as in `sparsegpt`.
         name: what errors call the Gram matrices.
@@ -182,36 +171,43 @@ def sparsegpt_matrices(
     """
     check_gram(gram, name)
     num_pruned = 0 if m else resolve(number, weight.numel(), weight.numel(), is_sparsity)
+    if not weight.numel():
+        return [weight.clone(), torch.ones_like(weight, dtype=torch.bool)]
     dtype = torch.promote_types(upcast_dtype(weight), gram.dtype)
-    w = weight.to(dtype).clone()
-    kept = torch.ones_like(weight, dtype=torch.bool)
-    num_columns = w.shape[2]
-    if not w.numel():
-        return [weight.clone(), kept]
-    factor = torch.stack([_inverse_factor(damp(g, damping, name)) for g in gram.to(dtype)])
+    num_columns = weight.shape[2]
+    groups = group_columns(num_columns, positions, m or num_columns, weight.device)
+    order = groups[groups >= 0] if m else torch.arange(num_columns, device=weight.device)
+    w, gram = weight.to(dtype)[:, :, order], gram.to(dtype)[:, order][:, :, order]
+    kept = torch.ones_like(w, dtype=torch.bool)
+    factor = torch.stack([solve_damped(_inverse_factor, g, damping, name) for g in gram])
     scale = factor.diagonal(dim1=1, dim2=2).unsqueeze(1)
-    block_size = -(-block_size // max(1, m)) * max(1, m)
-    for start in range(0, num_columns, block_size):
-        end = min(start + block_size, num_columns)
-        block, block_factor = w[:, :, start:end], factor[:, start:end, start:end]
+    sizes = (groups >= 0).sum(1).tolist() if m else [1] * num_columns
+    bounds = [0, *itertools.accumulate(sizes)]  # of the groups, which no block divides
+    end_of_group = dict(itertools.pairwise(bounds))
+    start = 0
+    while start < num_columns:
+        end = bounds[bisect.bisect_left(bounds, min(start + block_size, num_columns))]
         if m == 0:
             count = num_pruned * end // num_columns - num_pruned * start // num_columns
-            score = (block / scale[:, :, start:end]).square()
-            kept[:, :, start:end] = _all_but_lowest(score.reshape(1, -1), count).view(block.shape)
-        errors = torch.zeros_like(block)
-        for c in range(end - start):
-            if m and c % m == 0:
-                group = slice(start + c, min(start + c + m, end))
+            score = (w[:, :, start:end] / scale[:, :, start:end]).square()
+            chosen = _all_but_lowest(score.reshape(1, -1), count)
+            kept[:, :, start:end] = chosen.view(score.shape)
+        errors = torch.zeros_like(w[:, :, start:end])
+        for c in range(start, end):
+            if m and c in end_of_group:
+                group = slice(c, end_of_group[c])
                 score = (w[:, :, group] / scale[:, :, group]).square()
                 count = max(0, score.shape[2] - n)
                 kept[:, :, group] = _all_but_lowest(score.flatten(0, 1), count).view(score.shape)
-            is_kept = kept[:, :, start + c]
-            error = torch.where(is_kept, 0, block[:, :, c]) / scale[:, :, start + c]
-            block[:, :, c].masked_fill_(~is_kept, 0)
-            block[:, :, c + 1 :] -= error.unsqueeze(2) * block_factor[:, c, None, c + 1 :]
-            errors[:, :, c] = error
+            pruned = torch.where(kept[:, :, c], 0, w[:, :, c])
+            error = pruned / scale[:, :, c]
+            w[:, :, c] -= pruned
+            w[:, :, c + 1 : end] -= error.unsqueeze(2) * factor[:, c, None, c + 1 : end]
+            errors[:, :, c - start] = error
         w[:, :, end:] -= errors @ factor[:, start:end, end:]
-    return [w.to(weight.dtype), kept]
+        start = end
+    back = order.argsort()
+    return [w[:, :, back].to(weight.dtype), kept[:, :, back]]
 
 
 @sparsegpt_matrices.register_fake
@@ -222,16 +218,18 @@ def _fake_sparsegpt(weight: Tensor, *_: object) -> list[Tensor]:
 sparsegpt_matrices.register_vmap(vmap_by_loop(sparsegpt_matrices))
 
 
-def _inverse_factor(damped: Tensor) -> Tensor:
-    """Return the upper triangular U with H⁻¹ = Uᵀ U.
+def _inverse_factor(damped: Tensor) -> Tensor | None:
+    """Return the upper triangular U with H⁻¹ = Uᵀ U, or `None` if H has no Cholesky factor.
 
     With the rows and columns in reversed order, the Cholesky factor of H becomes an upper
     triangular R with H = R Rᵀ. So U = R⁻¹, and H⁻¹ itself is never computed.
     """
-    upper = torch.linalg.cholesky(damped.flip(0, 1)).flip(0, 1)
+    factor, info = torch.linalg.cholesky_ex(damped.flip(0, 1))
+    if info:
+        return None
     identity = torch.eye(len(damped), dtype=damped.dtype, device=damped.device)
-    factor: Tensor = torch.linalg.solve_triangular(upper, identity, upper=True)
-    return factor
+    upper: Tensor = torch.linalg.solve_triangular(factor.flip(0, 1), identity, upper=True)
+    return upper if upper.isfinite().all() else None
 
 
 def _all_but_lowest(scores: Tensor, count: int) -> Tensor:

@@ -6,12 +6,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812  torch's own name for it
 
 from gprune.inputs import float64_device
 from gprune.masks import paired_with_masks
 from gprune.methods.dims import DimFunction, input_dims
-from gprune.reconstruct.matrices import check_gram, group_order, weights_with_grams
+from gprune.reconstruct.matrices import check_gram, group_columns, weights_with_grams
 from gprune.scores.score_map import floating_leaves, require_positive, upcast_dtype
 from gprune.select.operators import TAGS, vmap_by_loop
 from gprune.sharding import check_same_leaves, raise_on_all_ranks
@@ -92,22 +91,22 @@ def swap(
         if weight is None:
             swapped.append(None)
             continue
-        order = group_order(weight, m or 0)
         new = swap_matrices(
-            weight.matrices(leaf)[..., order],
-            weight.matrices(mask)[..., order],
-            weight.gram[:, order][..., order],
+            weight.matrices(leaf),
+            weight.matrices(mask),
+            weight.gram,
             rounds,
-            m or len(order),
+            m or 0,
+            weight.num_positions(),
             weight.gram_name,
         )
-        swapped.append(weight.like_leaf(new[..., order.argsort()]))
+        swapped.append(weight.like_leaf(new))
     return unflatten(treedef, swapped)
 
 
 @torch.library.custom_op("gprune::swap", mutates_args=(), tags=TAGS)
 def swap_matrices(
-    weight: Tensor, kept: Tensor, gram: Tensor, rounds: int, m: int, name: str
+    weight: Tensor, kept: Tensor, gram: Tensor, rounds: int, m: int, positions: int, name: str
 ) -> Tensor:
     """Improve the masks of matrices.
 
@@ -116,7 +115,8 @@ def swap_matrices(
         kept: bool, of the same shape.
         gram: (parts, columns, columns).
         rounds: the most exchanges of a row.
-        m: how many consecutive columns a group has.
+        m: how many columns a group has; 0 if all columns are one group.
+        positions: how many positions the kernel of a convolution has.
         name: what errors call the Gram matrices.
 
     Returns:
@@ -128,12 +128,14 @@ def swap_matrices(
     new = kept.to(device, copy=True)
     if not new.numel():
         return new.to(kept.device)
+    size = weight.shape[2]
+    groups = group_columns(size, positions if m else 1, m or size, device)
     for mask, w, g in zip(new, weight.to(device, dtype), gram.to(device, dtype), strict=True):
-        slots, exact = _slots(mask, m), g.to(torch.float64)
+        slots, exact = _slots(mask, groups), g.to(torch.float64)
         pairs = max(1, slots.kept[0].numel() * slots.pruned.shape[2])
-        for start in range(0, len(mask), size := max(1, MAX_PAIRS // pairs)):
-            rows = slice(start, start + size)
-            _swap_rows(w[rows], mask[rows], g, exact, _slots(mask[rows], m), rounds)
+        for start in range(0, len(mask), num_rows := max(1, MAX_PAIRS // pairs)):
+            rows = slice(start, start + num_rows)
+            _swap_rows(w[rows], mask[rows], g, exact, _slots(mask[rows], groups), rounds)
     return new.to(kept.device)
 
 
@@ -159,19 +161,18 @@ class Slots(NamedTuple):
     is_pruned: Tensor
 
 
-def _slots(mask: Tensor, m: int) -> Slots:
-    """List the kept and the pruned columns of the groups of m columns."""
-    missing = -mask.shape[1] % m  # the last group may be shorter
-    kept = torch.unflatten(F.pad(mask, (0, missing)), 1, (-1, m))
-    pruned = torch.unflatten(F.pad(~mask, (0, missing)), 1, (-1, m))
-    first = torch.arange(0, mask.shape[1], m, device=mask.device).unsqueeze(1)
+def _slots(mask: Tensor, groups: Tensor) -> Slots:
+    """List the columns that each row keeps and prunes in each group; see `group_columns`."""
+    columns = groups.clamp(min=0)
+    is_column = groups >= 0
     lists = []
-    for chosen in (kept, pruned):
+    for chosen in (mask[:, columns] & is_column, ~mask[:, columns] & is_column):
         count = chosen.sum(2, keepdim=True)
         order = chosen.to(torch.uint8).argsort(dim=2, descending=True, stable=True)
-        order = order[:, :, : int(count.max()) if count.numel() else 0]
+        order = order[:, :, : int(count.max())]
         is_used = torch.arange(order.shape[2], device=mask.device) < count
-        lists.append((torch.where(is_used, order + first, 0), is_used))
+        listed = columns.expand(len(mask), -1, -1).gather(2, order)
+        lists.append((listed, is_used))
     return Slots(lists[0][0], lists[1][0], lists[0][1], lists[1][1])
 
 

@@ -301,3 +301,49 @@ def test_compiled_with_a_warm_cache(
             if text and not (shapes is UNEVEN and any(refusal in text for refusal in REFUSED))
         ]
         assert not wrong, "\n".join(wrong)
+
+
+# --- weights rebuilt row by row -------------------------------------------------------------------
+
+
+def check_rebuilt(placement: str) -> list[str]:
+    """The rows of a weight do not meet, so each rank rebuilds its own."""
+    sharding = Sharding((2,), [(Shard(0) if placement == "rows" else Replicate(),)])
+    torch.manual_seed(0)
+    weight, x = torch.randn(7, 8), torch.randn(40, 8) @ torch.randn(8, 8)
+    gram, mask = x.mT @ x, torch.rand(7, 8) < 0.5
+    [params], [masks] = placed([weight], sharding), placed([mask], sharding)
+    swapped = gp.reconstruct.swap(weight, mask, gram)
+    refitted = gp.reconstruct.refit(weight, mask, gram)
+    got = gp.reconstruct.refit(params, masks, gram)
+    near = torch.allclose(got.full_tensor(), refitted, rtol=1e-5, atol=1e-6)
+    return [
+        *differences("swap", [gp.reconstruct.swap(params, masks, gram)], [swapped], sharding),
+        *(["refit differs by more than rounding"] if not near else []),
+        *(["refit has other placements"] if got.placements != params.placements else []),
+    ]
+
+
+@pytest.mark.parametrize("placement", ["rows", "whole"])
+def test_rows_are_rebuilt_where_they_are(placement: str) -> None:
+    all_well(2, check_rebuilt, placement)
+
+
+def check_columns_are_refused() -> list[str]:
+    sharding = Sharding((2,), [(Shard(1),)])
+    weight, mask, gram = torch.ones(4, 6), torch.ones(4, 6, dtype=torch.bool), torch.eye(6)
+    [params], [masks] = placed([weight], sharding), placed([mask], sharding)
+    found = []
+    for function in (gp.reconstruct.refit, gp.reconstruct.swap):
+        try:
+            function(params, masks, gram)
+        except ValueError as error:
+            if "only rows may be sharded" not in str(error):
+                found.append(str(error))
+        else:
+            found.append(f"{function.__name__} raised no error")
+    return found
+
+
+def test_columns_that_are_sharded_are_refused() -> None:
+    all_well(2, check_columns_are_refused)
