@@ -1,0 +1,185 @@
+"""Faults in the Gram matrices and in what is rebuilt with them."""
+
+from tests.faults import fault
+
+GRAM, LIMITS = "tests/scores/test_gram.py", "tests/reconstruct/test_limits.py"
+REFIT, SWAP = "tests/reconstruct/test_refit.py", "tests/reconstruct/test_swap.py"
+SPARSEGPT, SEQUENTIAL = (
+    "tests/reconstruct/test_sparsegpt.py",
+    "tests/reconstruct/test_sequential.py",
+)
+SHARDED = "tests/guarantees/test_side_paths_sharded.py"
+
+FAULTS = [
+    fault(
+        "Gram matrices of autocast inputs are multiplied in bfloat16",
+        "scores/gram.py",
+        "    with _without_autocast(x.device):\n        gram = x.mT @ x",
+        "    with nullcontext():\n        gram = x.mT @ x",
+        GRAM,
+    ),
+    fault(
+        "the last rows of unfolded inputs are lost",
+        "scores/gram.py",
+        "            gram = gram + _products(unfolded)",
+        "            gram = _products(unfolded)",
+        LIMITS,
+    ),
+    fault(
+        "the kernel of a transposed convolution is not flipped",
+        "scores/gram.py",
+        "dilations, groups, flip=True)",
+        "dilations, groups)",
+        GRAM,
+    ),
+    fault(
+        "an even kernel with padding 'same' is padded on the wrong side",
+        "scores/gram.py",
+        "pads = [(span // 2, span - span // 2) for span in spans]",
+        "pads = [(span - span // 2, span // 2) for span in spans]",
+        GRAM,
+    ),
+    fault(
+        "the first part of a weight gets the inputs of all parts",
+        "scores/gram.py",
+        "        self.grams[leaf][tuple(place)] += gram",
+        "        self.grams[leaf] += gram.sum_to_size(*[1] * len(grid), *gram.shape[-2:])",
+        GRAM,
+    ),
+    fault(
+        "few rows of inputs are not said",
+        "scores/gram.py",
+        "if least < (num_columns :=",
+        "if 2 * least < (num_columns :=",
+        GRAM,
+    ),
+    fault(
+        "norms of a transposed convolution are those of its first group",
+        "scores/wanda.py",
+        "one = (shape[0], 1, *shape[2:]) if layer in TRANSPOSED",
+        "one = (shape[0], *shape[1:]) if False",
+        GRAM,
+        "tests/scores/test_wanda.py",
+    ),
+    fault(
+        "refit aims at what is kept instead of what is pruned",
+        "reconstruct/refit.py",
+        "torch.where(kept, torch.where(kept, 0, w) @ damped, 0)",
+        "torch.where(kept, torch.where(kept, w, 0) @ damped, 0)",
+        REFIT,
+    ),
+    fault(
+        "refit damps by the largest entry of the diagonal",
+        "reconstruct/matrices.py",
+        "mean = float(gram.diagonal().mean())",
+        "mean = float(gram.diagonal().max())",
+        REFIT,
+    ),
+    fault(
+        "the equations of padding are singular",
+        "reconstruct/refit.py",
+        "matrices.diagonal(dim1=1, dim2=2).masked_fill_(is_padding, 1)",
+        "matrices.diagonal(dim1=1, dim2=2).masked_fill_(is_padding, 0)",
+        REFIT,
+    ),
+    fault(
+        "only the first batch of rows is refitted",
+        "reconstruct/refit.py",
+        "        start += size\n",
+        "        start += len(kept)\n",
+        LIMITS,
+    ),
+    fault(
+        "conjugate gradients leave the kept columns",
+        "reconstruct/refit.py",
+        "image = torch.where(kept, direction @ damped, 0)",
+        "image = direction @ damped",
+        LIMITS,
+    ),
+    fault(
+        "a raised damping is not said",
+        "reconstruct/matrices.py",
+        "            if used != damping:\n",
+        "            if used > 0.5:\n",
+        REFIT,
+        SPARSEGPT,
+    ),
+    fault(
+        "a submatrix without a factor ends in an error of LAPACK",
+        "reconstruct/refit.py",
+        "        if info.any():\n            return None\n",
+        "        if info.any():\n            raise torch.linalg.LinAlgError\n",
+        REFIT,
+    ),
+    fault(
+        "SparseGPT rounds the counts of its blocks up",
+        "reconstruct/sparsegpt.py",
+        "count = num_pruned * end // num_columns - num_pruned * start // num_columns",
+        "count = -(-num_pruned * end // num_columns) + (-num_pruned * start // num_columns)",
+        SPARSEGPT,
+    ),
+    fault(
+        "SparseGPT without the square of the diagonal",
+        "reconstruct/sparsegpt.py",
+        "score = (w[:, :, start:end] / scale[:, :, start:end]).square()",
+        "score = w[:, :, start:end].square() / scale[:, :, start:end]",
+        SPARSEGPT,
+    ),
+    fault(
+        "SparseGPT forgets the columns after the block",
+        "reconstruct/sparsegpt.py",
+        "        w[:, :, end:] -= errors @ factor[:, start:end, end:]\n",
+        "",
+        SPARSEGPT,
+    ),
+    fault(
+        "ties are pruned from the last",
+        "reconstruct/sparsegpt.py",
+        "scores.argsort(dim=1, stable=True)[:, :count]",
+        "scores.flip(1).argsort(dim=1, stable=True).neg().add(scores.shape[1] - 1)[:, :count]",
+        SPARSEGPT,
+    ),
+    fault(
+        "groups of m run along the kernel",
+        "reconstruct/matrices.py",
+        "columns = torch.arange(num_columns, device=device).view(channels, positions).mT",
+        "columns = torch.arange(num_columns, device=device).view(positions, channels)",
+        SPARSEGPT,
+        SWAP,
+    ),
+    fault(
+        "swaps without the mixed term",
+        "reconstruct/swap.py",
+        "-2 * _mixed_terms(exact, exact_gram, all_rows, old, new),",
+        "-0 * _mixed_terms(exact, exact_gram, all_rows, old, new),",
+        SWAP,
+    ),
+    fault(
+        "the pairs of a new column are not computed again",
+        "reconstruct/swap.py",
+        "        mixed[better, group, :, back] =",
+        "        mixed[better[:0], group[:0], :, back[:0]] =",
+        SWAP,
+    ),
+    fault(
+        "swaps go on when they raise the error",
+        "reconstruct/swap.py",
+        "better = (terms.sum(0) < -TOLERANCE * terms.abs().sum(0))",
+        "better = (terms.sum(0) < 0.1 * terms.abs().sum(0))",
+        SWAP,
+    ),
+    fault(
+        "the next block gets the outputs of the dense one",
+        "reconstruct/sequential.py",
+        "inputs[i] = block(new_params[-1], inputs[i])",
+        "inputs[i] = block(tree, inputs[i])",
+        SEQUENTIAL,
+    ),
+    fault(
+        "columns that are sharded are taken for rows",
+        "reconstruct/matrices.py",
+        'getattr(p, "dim", None) in columns for p in placements',
+        'getattr(p, "dim", None) == -1 for p in placements',
+        SHARDED,
+    ),
+]
