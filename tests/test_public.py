@@ -63,7 +63,7 @@ TOP_LEVEL = [
     "pruners",
 ]
 SCORES = ["magnitude", "random", "taylor", "snip", "grasp", "synflow", "iterative_synflow"]
-SCORES += ["fisher", "hessian_diagonal", "obd", "movement", "wanda", "input_norms"]
+SCORES += ["fisher", "hessian_diagonal", "obd", "movement", "wanda", "ria", "input_norms"]
 SCORES += ["normalize_l2", "lamp", "accumulate"]
 ALLOCATION = ["uniform", "erdos_renyi"]
 PRUNERS = ["Pruner", "gradual", "iterative", "rigl", "sparse_evolution", "static_sparse"]

@@ -14,6 +14,7 @@ Each file has the scores of one paper or one kind, with the equation. They diffe
     taylor.py, movement.py           the parameters and gradients
     snip.py, grasp.py, curvature.py  the parameters and a loss function
     synflow.py, wanda.py             the parameters and a forward function
+    ria.py                           the parameters and the norms of their inputs
     rescaling.py                     scores (normalize_l2) or the parameters (lamp)
     accumulate.py                    gradients of many batches; their mean
     score_map.py                     the checks and the map over leaves that the scores share
@@ -29,6 +30,7 @@ from gprune.scores.magnitude import magnitude
 from gprune.scores.movement import movement
 from gprune.scores.random import random
 from gprune.scores.rescaling import lamp, normalize_l2
+from gprune.scores.ria import ria
 from gprune.scores.snip import snip
 from gprune.scores.synflow import iterative_synflow, synflow
 from gprune.scores.taylor import taylor
@@ -47,6 +49,7 @@ __all__ = [
     "obd",
     "movement",
     "wanda",
+    "ria",
     "input_norms",
     "normalize_l2",
     "lamp",

@@ -269,6 +269,7 @@ CALLS: dict[Callable[..., Any], tuple[list[str], dict[str, str]]] = {
     gp.scores.obd: (["params", "grads"], {}),
     gp.scores.movement: (["params", "grads", "grads"], {}),
     gp.scores.wanda: (["params", "grads"], {}),
+    gp.scores.ria: (["params", "grads"], {"power": "power", "dim": "dim"}),
     gp.scores.input_norms: (["loss_fn", "params", "batches"], {}),
     gp.scores.normalize_l2: (["params"], {}),
     gp.scores.lamp: (["params"], {}),

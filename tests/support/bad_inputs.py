@@ -976,6 +976,7 @@ PAIRS: list[tuple[Callable[..., Any], str, Callable[[Any], tuple[Any, ...]]]] = 
     (Sc.movement, "scores", lambda scores: (scores, PARAMS, PARAMS)),
     (Sc.movement, "grads", lambda grads: (PARAMS, PARAMS, grads)),
     (Sc.wanda, "input_norms", lambda norms: (PARAMS, norms)),
+    (Sc.ria, "input_norms", lambda norms: (PARAMS, norms)),
 ]
 OF_PAIRS = [
     row
@@ -990,7 +991,7 @@ OF_PAIRS = [
             f"no leaf of {name}",
             V,
             "['out'] None"
-            if score is not Sc.wanda
+            if score not in (Sc.wanda, Sc.ria)
             else "linear convolution params['out'] exclude=['out']",
             *call(NO_OUT),
         ),
@@ -1002,6 +1003,7 @@ OF_PAIRS = [
         (Sc.obd, lambda params: (params, PARAMS)),
         (Sc.movement, lambda params: (PARAMS, params, PARAMS)),
         (Sc.wanda, lambda params: (params, PARAMS)),
+        (Sc.ria, lambda params: (params, PARAMS)),
         (Sc.normalize_l2, lambda scores: (scores,)),
         (Sc.lamp, lambda params: (params,)),
     ]
@@ -1019,9 +1021,30 @@ NEGATIVE = [
         "scores['fc']['weight'] negative magnitude(params)",
         SIGNED,
     ),
-    bad(
-        Sc.wanda, "negative norms", V, "input_norms['fc']['weight'] negative params", PARAMS, SIGNED
+    *(
+        bad(
+            score,
+            "negative norms",
+            V,
+            "input_norms['fc']['weight'] negative params",
+            PARAMS,
+            SIGNED,
+        )
+        for score in (Sc.wanda, Sc.ria)
     ),
+]
+OF_RIA = [
+    bad(Sc.ria, what, error, words, PARAMS, PARAMS, **more)
+    for what, error, words, more in [
+        ("a string for a power", T, "power 'x'", {"power": "x"}),
+        ("a bool for a power", T, "power True", {"power": True}),
+        ("a tensor for a power", T, "power tensor(1.)", {"power": number(1.0)}),
+        ("a negative power", V, "power negative -1", {"power": -1}),
+        ("an infinite power", V, "power finite inf", {"power": math.inf}),
+        ("no such dim", V, "params['out'] dim 1 (4,)", {"dim": 1}),
+        ("a string for a dim", T, "params['fc']['weight'] dim 'x'", {"dim": "x"}),
+        ("one dim twice", V, "params['out'] dim once (0, -1)", {"dim": (0, -1)}),
+    ]
 ]
 MODULE = Make(lambda: torch.nn.Linear(3, 2))
 NO_FUNCTIONS = [
@@ -1423,6 +1446,7 @@ BAD = [
     *OF_A_LOSS,
     *OF_PAIRS,
     *NEGATIVE,
+    *OF_RIA,
     *NO_FUNCTIONS,
     *OF_A_FORWARD,
     *OF_MANY,

@@ -189,10 +189,13 @@ def linear(params: Any, x: torch.Tensor) -> Any:
     ]
 
 
+def rows_of(params: Any) -> Any:
+    return map_tensors(lambda leaf: leaf.reshape(1, -1), params)
+
+
 def norms(params: Any, scores: Any) -> Any:
-    rows = map_tensors(lambda leaf: leaf.reshape(1, -1), params)
     batches = [leaves(params)[0].new_ones(100) * i for i in range(1, 3)]
-    return gp.scores.input_norms(linear, rows, batches)
+    return gp.scores.input_norms(linear, rows_of(params), batches)
 
 
 def mean(params: Any, scores: Any) -> Any:
@@ -614,6 +617,12 @@ SCORES = [
     scored(
         gp.scores.wanda,
         lambda params, scores: gp.scores.wanda(params, by_magnitude(params, scores)),
+    ),
+    scored(
+        gp.scores.ria,
+        lambda params, scores: gp.scores.ria(
+            *(rows_of(tree) for tree in (params, by_magnitude(params, scores)))
+        ),
     ),
     scored(
         gp.scores.normalize_l2,
