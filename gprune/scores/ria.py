@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -17,6 +14,7 @@ from gprune.scores.score_map import (
     scale_to_one,
     score_leaves,
 )
+from gprune.select.counts import as_nonnegative
 from gprune.sharding import check_same_leaves, raise_on_all_ranks
 from gprune.trees import Tree, leaves_like, tensor_paths
 
@@ -79,7 +77,7 @@ def ria(
         Zhang et al., 2024, "Plug-and-Play: An Efficient Post-training Pruning Method for Large
         Language Models", ICLR, https://openreview.net/forum?id=Tr0lPx9woF, section 3.
     """
-    _check_power(power)
+    power = as_nonnegative(power, "power")
     leaves, treedef = floating_leaves(params, "params")
     require_norms(leaves, leaves_like(input_norms, treedef, "input_norms"), treedef)
     tensors = [leaf for leaf in leaves if leaf is not None]
@@ -112,10 +110,3 @@ def _shares(weights: Tensor, dims: list[int]) -> Tensor:
     sums = exact.sum(dims, keepdim=True, dtype=torch.float64) if dims else exact
     sums = torch.where(sums == 0, 1, sums)  # of a DTensor this adds up the shards, in float64
     return weights / sums.to(weights.dtype).to(weights.device)
-
-
-def _check_power(power: Any) -> None:
-    if isinstance(power, bool) or not isinstance(power, int | float):
-        raise TypeError(f"power must be a number, got {power!r}")
-    if not 0 <= power < math.inf:
-        raise ValueError(f"power must be finite and not negative, got {power}")

@@ -74,5 +74,6 @@ for _operator in (
     operators.random_scores,
     operators.all_finite,
     operators.count_pruned,
+    operators.relative_outliers,
 ):
     _operator.register_torch_dispatch(DTensor, _rule(_operator))

@@ -34,6 +34,7 @@ from gprune.select import blocks, rows
 from gprune.select.blocks import RankedLeaves
 from gprune.select.counter_rng import draw
 from gprune.select.counts import resolve_amount, resolve_sparsity, share_out
+from gprune.select.outliers import outlier_shares
 from gprune.select.partition import empty_masks
 from gprune.select.refine import OneProcess, Reduce
 from gprune.select.search import (
@@ -248,9 +249,40 @@ def count_pruned(masks: list[Tensor], call: str, layout: str = "") -> Tensor:
         return reduce.sum("counting the pruned entries", len(masks), count).to(masks[0].device)
 
 
+@torch.library.custom_op("gprune::relative_outliers", mutates_args=(), tags=TAGS)
+def relative_outliers(
+    scores: list[Tensor], groups: list[int], outlier: float, call: str, layout: str = ""
+) -> Tensor:
+    """Compare how many outliers the groups of leaves have; see `outlier_shares`.
+
+    Args:
+        scores: one tensor per leaf.
+        groups: the number of the group of each leaf.
+        outlier: how many times the mean of its group a score must exceed.
+        call: see `select`.
+        layout: see `select`.
+
+    Returns:
+        For each leaf (D - min D) / (max D - min D), where D is the share of outliers of its group;
+        0 if all groups have the same D, or the group has no entries. float64, on the CPU.
+    """
+    with prepare(scores, [], False, None, call, layout, groups, outlier) as (ranked, reduce, _):
+        is_counted = ranked.counted or [True] * len(scores)
+        shares = outlier_shares(scores, groups, outlier, is_counted, reduce)
+    known = [share for share in shares if not math.isnan(share)]
+    low, high = min(known, default=0.0), max(known, default=0.0)
+    relative = [0.0 if math.isnan(d) or low == high else (d - low) / (high - low) for d in shares]
+    return torch.tensor([relative[g] for g in groups], dtype=torch.float64, device="cpu")
+
+
 @torch.library.custom_op("gprune::apportion", mutates_args=(), tags=TAGS)
 def apportion(
-    sparsity: Tensor, sizes: list[int], weights: list[float], low: list[int], high: list[int]
+    sparsity: Tensor,
+    sizes: list[int],
+    weights: list[float],
+    low: list[int],
+    high: list[int],
+    shifts: Optional[Tensor] = None,  # noqa: UP045  the schema inference of torch 2.10 takes this
 ) -> list[Tensor]:
     """Divide the entries that a sparsity keeps among the leaves, in proportion to weights.
 
@@ -260,6 +292,7 @@ def apportion(
         weights: a number for each leaf, to which its kept entries are proportional.
         low: the fewest entries that each leaf may keep.
         high: the most entries that each leaf may keep.
+        shifts: for each leaf how many entries it keeps beyond its proportion; 1-D, float64.
 
     Returns:
         The sparsity of each leaf.
@@ -274,7 +307,7 @@ def apportion(
             f"sparsity {sparsity.item():g} keeps {total} of {entries} entries, overrides and "
             f"min_kept allow from {sum(low)} to {sum(high)}"
         )
-    counts = share_out(total, weights, low, high)
+    counts = share_out(total, weights, low, high, None if shifts is None else shifts.tolist())
     return [
         torch.tensor((size - count) / max(1, size), dtype=torch.float64, device="cpu")
         for count, size in zip(counts, sizes, strict=True)
@@ -414,6 +447,18 @@ def _fake_draws(leaves: list[Tensor], *_: object) -> list[Tensor]:
     ]
 
 
+def _fake_sparsities(
+    sparsity: Tensor,
+    sizes: list[int],
+    weights: list[float],
+    low: list[int],
+    high: list[int],
+    shifts: Tensor | None = None,
+) -> list[Tensor]:
+    device = "cpu" if shifts is None else shifts.device
+    return [torch.empty((), dtype=torch.float64, device=device) for _ in sizes]
+
+
 select.register_fake(lambda scores, *_: empty_masks(scores))
 select_rows.register_fake(lambda scores, *_: empty_masks([scores])[0])
 find_threshold.register_fake(_fake_threshold)
@@ -422,8 +467,11 @@ num_to_prune.register_fake(lambda *_: torch.empty((), dtype=torch.int64, device=
 random_scores.register_fake(_fake_draws)
 all_finite.register_fake(lambda leaves, *_: torch.ones(len(leaves), dtype=torch.bool, device="cpu"))
 count_pruned.register_fake(lambda masks, *_: masks[0].new_empty(len(masks), dtype=torch.int64))
-apportion.register_fake(
-    lambda sparsity, sizes, *_: [torch.empty((), dtype=torch.float64, device="cpu") for _ in sizes]
+apportion.register_fake(_fake_sparsities)
+relative_outliers.register_fake(
+    lambda scores, *_: torch.empty(
+        len(scores), dtype=torch.float64, device="meta" if any(x.is_meta for x in scores) else "cpu"
+    )
 )
 
 select.register_vmap(vmap_of_select(select, select_rows, find_threshold, masks_from_threshold))
@@ -434,6 +482,7 @@ for _operator in (
     num_to_prune,
     random_scores,
     count_pruned,
+    relative_outliers,
     apportion,
 ):
     _operator.register_vmap(vmap_by_loop(_operator))

@@ -206,6 +206,7 @@ class Good:
             "overrides": lambda: st.sampled_from([None, {"*": 0.5}, {"*a*": 0}]),
             "kernel": lambda: st.booleans(),
             "function": lambda: st.sampled_from([len, lambda step: step >= 0, gp.layerwise]),
+            "group": lambda: st.sampled_from([len, lambda path: path[:1]]),
             "matrix": lambda: st.just(torch.arange(12.0).reshape(4, 3)),
             "norm": lambda: st.sampled_from([1, 2, 0.5, float("inf"), "fro"]),
             "shape": lambda: st.sampled_from([(1,), (2,), (2, 2), [5], (1, 4)]),
@@ -290,6 +291,10 @@ CALLS: dict[Callable[..., Any], tuple[list[str], dict[str, str]]] = {
     gp.pruners.rigl: (["sparsity"], EXCHANGED),
     gp.allocation.uniform: (["params"], ALLOCATED),
     gp.allocation.erdos_renyi: (["params"], {**ALLOCATED, "kernel": "kernel"}),
+    gp.allocation.owl: (
+        ["params", "scores"],
+        {"sparsity": "sparsity", "group": "group", "outlier": "power", "width": "sparsity"},
+    ),
 }
 
 

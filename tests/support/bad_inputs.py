@@ -1341,6 +1341,41 @@ ALLOCATIONS = (
         bad(A.erdos_renyi, "a float", T, "params['a'] float", {"a": 1.0}, sparsity=0.5),
         bad(A.erdos_renyi, "no sparsity", T, "sparsity", PARAMS),
     ]
+    + [
+        bad(A.owl, what, error, words, PARAMS, scores, **{"sparsity": 0.5, "group": len, **more})
+        for what, scores, more, error, words in [
+            *(
+                (f"sparsity is {what}", PARAMS, {"sparsity": value}, error, f"sparsity {words}")
+                for what, value, error, words in [*NUMBERS, *ABOVE_ONE]
+            ),
+            ("a string for a group", PARAMS, {"group": "layers.*"}, T, "group function 'layers.*'"),
+            (
+                "a list for a group",
+                PARAMS,
+                {"group": lambda path: [path]},
+                T,
+                "group('fc.weight') hashable ['fc.weight']",
+            ),
+            ("a string outlier", PARAMS, {"outlier": "x"}, T, "outlier 'x'"),
+            ("a negative outlier", PARAMS, {"outlier": -1}, V, "outlier negative -1"),
+            ("an infinite outlier", PARAMS, {"outlier": math.inf}, V, "outlier finite inf"),
+            ("a bool width", PARAMS, {"width": True}, T, "width True"),
+            ("a NaN width", PARAMS, {"width": math.nan}, V, "width 0.5 nan"),
+            ("a wide width", PARAMS, {"width": 0.6}, V, "width from 0 to 0.5 0.6"),
+            ("no scores", None, {}, T, "scores None wanda"),
+            ("a number for scores", 0.5, {}, T, "scores 0.5"),
+            ("NaN", NAN, {}, V, "scores['out'] NaN"),
+            ("weights", SIGNED, {}, V, "scores['fc']['weight'] negative wanda"),
+            ("a short leaf", SHORT, {}, V, "scores['out'] (3,) (4,)"),
+            ("another structure", OTHER, {}, V, "scores structure params"),
+            ("no leaf", NO_OUT, {}, V, "scores['out'] None"),
+        ]
+    ]
+    + [
+        bad(A.owl, "no prunable leaf", V, "params None", [None], [None], sparsity=0, group=len),
+        bad(A.owl, "a float", T, "params['a'] float", {"a": 1.0}, PARAMS, sparsity=0, group=len),
+        bad(A.owl, "no group", T, "group", PARAMS, PARAMS, sparsity=0.5),
+    ]
 )
 
 # --- pruners ------------------------------------------------------------------------------------

@@ -63,6 +63,7 @@ class Row(NamedTuple):
 # --- how they are called ----------------------------------------------------------------------
 
 SEED = torch.tensor(3)
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 WHERE = ["a", "*weight*", "*0*"]
 
 
@@ -681,6 +682,17 @@ def layerwise_by(allocate: Callable[..., Any]) -> Call:
     )
 
 
+def by_outliers(params: Any, scores: Any, sparsity: Any) -> Any:
+    """A group for each last letter of a path."""
+    return gp.allocation.owl(
+        params,
+        by_magnitude(params, scores),
+        sparsity=sparsity,
+        group=lambda path: path[-1:],
+        outlier=1,
+    )
+
+
 ALLOCATION = [
     Row(
         "uniform",
@@ -694,6 +706,26 @@ ALLOCATION = [
         lambda params, scores, masks, amount: gp.allocation.erdos_renyi(params, sparsity=amount),
         amounts=lambda candidates: fractions(),
         inductor=True,
+    ),
+    Row(
+        "owl",
+        gp.allocation.owl,
+        lambda params, scores, masks, amount: by_outliers(params, scores, amount),
+        amounts=lambda candidates: fractions(),
+        dtypes=FLOATING,
+        inductor=True,
+        finite=True,
+    ),
+    Row(
+        "layerwise, owl",
+        gp.layerwise,
+        lambda params, scores, masks, amount: gp.layerwise(
+            params, scores, masks=masks, sparsity=by_outliers(params, scores, amount)
+        ),
+        WHOLE - {"meta"},  # a sparsity must have a value
+        amounts=lambda candidates: fractions(),
+        dtypes=FLOATING,
+        finite=True,
     ),
     Row(
         "layerwise, uniform",
@@ -725,7 +757,6 @@ def one_update(build: Callable[[torch.Tensor], gp.pruners.Pruner]) -> Call:
     return call
 
 
-FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 EXCHANGED: dict[str, Any] = {"due": always, "seed": SEED, "where": "*"}
 
 PRUNERS = [

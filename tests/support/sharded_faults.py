@@ -159,6 +159,9 @@ SENDING: dict[str, Callable[[Given], Any]] = {
     "normalize_l2": lambda g: gp.scores.normalize_l2(g.params),
     "wanda": lambda g: gp.scores.wanda(g.params, g.grads),
     "ria": lambda g: gp.scores.ria(g.params, g.grads, **g.keywords),
+    "owl": lambda g: gp.allocation.owl(
+        g.params, g.grads, **{"sparsity": 0.5, "group": len, **g.keywords}
+    ),
     "snip": lambda g: gp.scores.snip(g.loss, g.params),
     "fisher": lambda g: gp.scores.fisher(lambda p, x: g.loss(p), g.params, torch.ones(2)),
     "accumulate": lambda g: gp.scores.accumulate(lambda grads: grads, [right().grads, g.grads]),
@@ -271,6 +274,9 @@ WRONG: dict[str, Callable[[Given], Given]] = {
     "keywords: another dim": given(keywords={"dim": 0}),
     "keywords: another power": given(keywords={"power": 1}),
     "keywords: no such dim": given(keywords={"dim": 2}),
+    "keywords: another group": given(keywords={"group": lambda path: path}),
+    "keywords: another outlier": given(keywords={"outlier": 4.0}),
+    "keywords: a group raises": given(keywords={"group": fail}),
     "keywords: no method": given(keywords={"pruning_method": max}),
 }
 
@@ -367,6 +373,14 @@ FAULTS = [
     Fault("ria", "keywords: another dim", 0, "ValueError", ARGUMENTS),
     Fault("ria", "keywords: another power", 1, "ValueError", ARGUMENTS),
     Fault("ria", "keywords: no such dim", 1, "ValueError", "params['a']: dim 2 is out of range"),
+    Fault("owl", "params: a module", 0, "TypeError", "params must be a tree of tensors,"),
+    Fault("owl", "grads: another shape", 1, "ValueError", "scores['b'] has shape (7, 2), its"),
+    Fault("owl", "grads: int64", 0, "ValueError", TENSORS),
+    Fault("owl", "grads: NaN in a plain leaf", 0, "ValueError", "scores['c']: these scores"),
+    Fault("owl", "grads: infinity in a shard", 1, "ValueError", "scores['a']: these scores"),
+    Fault("owl", "keywords: another group", 0, "ValueError", ARGUMENTS),
+    Fault("owl", "keywords: another outlier", 1, "ValueError", ARGUMENTS),
+    Fault("owl", "keywords: a group raises", 0, "RuntimeError", "this rank fails"),
     Fault("snip", "loss: raises", 0, "RuntimeError", "this rank fails"),
     Fault("snip", "loss: an integer", 1, "TypeError", "loss_fn must return floating"),
     Fault("snip", "params: text", 0, "TypeError", "params['c'] must be a tensor or"),
