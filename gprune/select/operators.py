@@ -2,9 +2,10 @@
 
 The control flow of the search depends on data, so `torch.compile` cannot trace it. An operator is
 one node of the graph instead: a list of tensors in, a list of new bool masks out. Each operator has
-a fake rule (shapes, for tracing, `meta` and export) and a batching rule (for `vmap`). None has a
-gradient: masks are piecewise constant, and the inputs are detached before they get here. The
-operators are `cudagraph_unsafe`, because the host reads counts.
+a fake rule (shapes, for tracing, `meta` and export) and a batching rule (for `vmap`). None of them
+has a gradient: masks are piecewise constant, and the inputs are detached before they get here. The
+one operator with a gradient, `mask_with_decay`, applies masks. The others are `cudagraph_unsafe`,
+because the host reads counts.
 
 The arguments `call` and `layout` are for DTensors, and only operators that take DTensors have them.
 A public function passes `call`, which names the function and the leaves. If an operator gets
@@ -28,6 +29,9 @@ from typing import Any, Optional
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd.forward_ad import _set_fwd_grad_enabled
+from torch.autograd.function import _SingleLevelFunction
 
 from gprune.inputs import float64_device
 from gprune.select import blocks, rows
@@ -314,6 +318,68 @@ def apportion(
     ]
 
 
+# --- masking with decay ---------------------------------------------------------------------------
+#
+# Its gradient has a term that does not depend on the gradient of the result. No composition of
+# torch's operators has such a gradient. Two public ways to write it do not work everywhere: in
+# torch 2.10 to 2.14, `torch.compile` drops the `backward` of a `torch.autograd.Function` inside
+# `torch.func.grad`, or cannot trace it (pytorch/pytorch#193279), and an operator with
+# `register_autograd` does not work inside `torch.func.grad` at all. So the derivative is a kernel
+# for the dispatch key Autograd, as operators in C++ have.
+
+MASK_WITH_DECAY = "gprune::mask_with_decay"
+torch.library.define(MASK_WITH_DECAY, "(Tensor leaf, Tensor mask, Tensor decay) -> Tensor")
+
+
+def mask_with_decay(leaf: Tensor, mask: Tensor, decay: Tensor) -> Tensor:
+    """Mask a leaf; its gradient is that of the result, plus `decay` times what is masked.
+
+    Args:
+        leaf: a floating point or complex tensor.
+        mask: its mask.
+        decay: 0-dim, or of a shape that broadcasts to that of the leaf.
+
+    Returns:
+        The leaf, with zeros where it is masked.
+    """
+    masked: Tensor = torch.ops.gprune.mask_with_decay.default(leaf, mask, decay)
+    return masked
+
+
+@torch.library.impl(MASK_WITH_DECAY, "CompositeExplicitAutograd")
+def _mask(leaf: Tensor, mask: Tensor, decay: Tensor) -> Tensor:
+    return torch.where(mask, leaf, leaf.new_zeros(()))
+
+
+class _MaskWithDecay(_SingleLevelFunction):
+    """The derivative of `mask_with_decay` at one level of nested transforms."""
+
+    @staticmethod
+    def forward(ctx: Any, leaf: Tensor, mask: Tensor, decay: Tensor) -> Tensor:
+        ctx.save_for_backward(leaf, mask, decay)
+        # the other levels differentiate the operator themselves
+        with (
+            torch.enable_grad(),
+            _set_fwd_grad_enabled(True),
+            torch._C._AutoDispatchBelowAutograd(),
+        ):
+            return mask_with_decay(leaf, mask, decay)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        leaf, mask, decay = ctx.saved_tensors
+        zero = leaf.new_zeros(())
+        decayed = grad + decay.to(leaf.device, leaf.dtype) * torch.where(mask, zero, leaf)
+        return torch.where(mask | leaf.isfinite(), decayed, zero), None, None
+
+
+@torch.library.impl(MASK_WITH_DECAY, "Autograd")
+def _mask_with_derivative(leaf: Tensor, mask: Tensor, decay: Tensor) -> Tensor:
+    with enable_single_level_autograd_function():
+        masked: Tensor = _MaskWithDecay.apply(leaf, mask, decay)  # type: ignore[attr-defined]
+        return masked
+
+
 # --- batching rules: what `vmap` does with an operator -------------------------------------------
 
 
@@ -407,6 +473,12 @@ def vmap_of_select(
     return rule
 
 
+def _vmap_of_mask_with_decay(info: Any, in_dims: tuple[Any, ...], *args: Tensor) -> tuple[Any, int]:
+    """Mask the whole batch at once."""
+    leaf, mask, decay = (_batched(*pair, info) for pair in zip(args, in_dims, strict=True))
+    return mask_with_decay(leaf, mask, decay.view(-1, *[1] * (leaf.dim() - 1))), 0
+
+
 def _any_batched(*in_dims: Any) -> bool:
     """Return whether any tensor of some lists is batched."""
     return any(dim is not None for dims in in_dims if dims is not None for dim in dims)
@@ -486,4 +558,5 @@ for _operator in (
     apportion,
 ):
     _operator.register_vmap(vmap_by_loop(_operator))
+torch.library.register_vmap(MASK_WITH_DECAY, _vmap_of_mask_with_decay)
 all_finite.register_vmap(lambda info, in_dims, *args: (all_finite(*args), None))

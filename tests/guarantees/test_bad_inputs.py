@@ -248,7 +248,7 @@ CALLS: dict[Callable[..., Any], tuple[list[str], dict[str, str]]] = {
     gp.keep_all: (["params"], {}),
     gp.masks_from_zeros: (["params"], {}),
     gp.apply_masks: (["params", "masks"], {}),
-    gp.straight_through: (["params", "masks"], {}),
+    gp.straight_through: (["params", "masks"], {"decay": "power"}),
     gp.num_pruned: (["masks"], {}),
     gp.sparsity: (["masks"], {}),
     gp.summary: (["params", "masks"], {}),

@@ -763,6 +763,7 @@ ON_MASKS = [
         bad(gp.intersect, what, T, f"masks[0]{words}", value),
     )
 ]
+NO_MASKS = Make(lambda: tree(None, None, None))
 KEEP_THREE = Make(lambda: [torch.ones(3).bool()])
 REST = [
     bad(gp.num_pruned, "scores", T, "masks[0] float32 bool", Make(lambda: [torch.ones(2)])),
@@ -855,6 +856,20 @@ REST = [
         "params['a'] float8_e5m2 cast",
         Make(lambda: {"a": torch.ones(2).to(torch.float8_e5m2)}),
         Make(lambda: {"a": torch.ones(2).bool()}),
+    ),
+    *(
+        bad(gp.straight_through, f"decay is {what}", error, words, PARAMS, NO_MASKS, decay=decay)
+        for what, decay, error, words in [
+            ("a string", "x", T, "decay 'x'"),
+            ("a bool", True, T, "decay True"),
+            ("negative", -0.5, V, "decay negative -0.5"),
+            ("NaN", math.nan, V, "decay finite nan"),
+            ("infinite", math.inf, V, "decay finite inf"),
+            ("a negative tensor", number(-0.5), V, "decay negative tensor(-0.5000)"),
+            ("an infinite tensor", number(math.inf), V, "decay finite tensor(inf)"),
+            ("a bool tensor", number(True), T, "decay bool"),
+            ("two numbers", number([0.5, 0.5]), V, "decay 0-dim (2,)"),
+        ]
     ),
     bad(gp.scores.magnitude, "bool", T, "bool cast", Make(lambda: [torch.ones(2).bool()])),
     bad(gp.scores.random, "a float seed", T, "seed 0.5", PARAMS, seed=0.5),

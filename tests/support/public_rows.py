@@ -517,6 +517,27 @@ MASKS = [
         inductor=True,
     ),
     Row(
+        "straight_through, decay",
+        gp.straight_through,
+        lambda params, scores, masks, amount: gp.straight_through(
+            params, kept(params, masks), decay=number(amount)
+        ),
+        inductor=True,
+    ),
+    Row(
+        "straight_through, gradients with decay",
+        gp.straight_through,
+        lambda params, scores, masks, amount: torch.func.grad(
+            lambda weights: cubes(
+                gp.straight_through(weights, leaves(kept(params, masks)), decay=number(amount))
+            )
+        )(leaves(params)),
+        dtypes=(torch.float32, torch.float64),
+        inductor=True,
+        atol=1e-5,
+        finite=True,
+    ),
+    Row(
         "num_pruned",
         gp.num_pruned,
         lambda params, scores, masks, amount: gp.num_pruned(kept(params, masks)),

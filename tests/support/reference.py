@@ -244,6 +244,24 @@ def apply_masks(params: Any, masks: Any) -> Lists:
     return result
 
 
+def decayed(params: Any, masks: Any, grads: Any, decay: float) -> Lists:
+    """SR-STE: the gradients, plus the decay times each entry that is masked.
+
+    Zhou et al., 2021, eq. 9. Where such an entry is not finite, the gradient is zero.
+    """
+    result: Lists = []
+    for trees in zip(leaves(params), leaves(masks), leaves(grads), strict=True):
+        param, mask, grad = trees
+        if param is None or mask is None:
+            result.append(None if grad is None else entries(grad))
+            continue
+        rows = zip(entries(param), entries(mask), entries(grad), strict=True)
+        result.append(
+            [g if keep else g + decay * w if math.isfinite(w) else 0.0 for w, keep, g in rows]
+        )
+    return result
+
+
 # --- schedules ------------------------------------------------------------------------------
 
 
