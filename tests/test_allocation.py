@@ -29,7 +29,7 @@ def num_pruned(sparsities: Any, params: Any) -> list[int]:
 
 def by_outliers(params: Any, *, sparsity: Any, width: float = 0.08) -> Any:
     """OWL by the entries themselves, a group for each last letter of a path."""
-    scores = map_tensors(lambda leaf: leaf.abs().double().clamp(max=8).nan_to_num(), params)
+    scores = map_tensors(lambda leaf: leaf.double().abs().clamp(max=8).nan_to_num(), params)
     return gp.allocation.owl(
         params, scores, sparsity=sparsity, group=lambda path: path[-1:], outlier=1, width=width
     )

@@ -40,7 +40,7 @@ TESTED_ELSEWHERE = {
 # who may import what: folders and files of the package
 LIBRARIES = {
     "optree": {"trees.py", "testing/strategies.py"},  # the latter registers a custom node
-    "torch.library": {"select/operators.py"},
+    "torch.library": {"select/operators.py", "select/dtensors.py"},  # the latter: their rules
     "triton": {"select/kernels.py"},  # which is imported only where a GPU needs it
     "torch.distributed": {"select/dtensors.py", "select/ranks.py", "select/shards.py"},
     "hypothesis": {"testing/strategies.py", "testing/tensors.py"},
