@@ -8,13 +8,15 @@ gets fewer pruned entries, so an allocation can follow a schedule.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 from torch import Tensor
 
+from gprune.inputs import LeafError, align, raise_with_path
 from gprune.select import operators
-from gprune.select.counts import as_scalar
+from gprune.select.counts import as_nonnegative, as_scalar
+from gprune.sharding import describe_call, load_dtensor_rules, raise_on_all_ranks
 from gprune.trees import (
     Tree,
     describe_first,
@@ -25,7 +27,7 @@ from gprune.trees import (
     unflatten_like,
 )
 
-__all__ = ["erdos_renyi", "uniform"]
+__all__ = ["erdos_renyi", "owl", "uniform"]
 
 
 def uniform(
@@ -118,6 +120,100 @@ def erdos_renyi(
     if not isinstance(kernel, bool):
         raise TypeError(f"kernel must be a bool, got {kernel!r}")
     return _allocate(params, sparsity, share, overrides, min_kept)
+
+
+@raise_on_all_ranks
+def owl(
+    params: Tree,
+    scores: Tree,
+    *,
+    sparsity: float | Tensor,
+    group: Callable[[str], Hashable],
+    outlier: float = 5.0,
+    width: float = 0.08,
+) -> Tree:
+    """Return a sparsity for each group of leaves, lower for groups with more outlying scores.
+
+    D is the share of the scores of a group that are more than `outlier` times their mean. The kept
+    fraction of a group is c + 2 `width` (D - min D) / (max D - min D), from 0 to 1. c is the same
+    for all groups, and chosen so that the total is right. If all D are the same, so are the
+    sparsities. The leaves of a group have the same sparsity, rounded to whole entries.
+
+    The host reads the scores of all leaves twice, and needs memory for one leaf in float64.
+
+    Args:
+        params: pytree of tensors of any shape; `None` where a leaf is not prunable.
+        scores: pytree of that structure and those shapes, from `scores.wanda` in the paper; finite
+            and not negative.
+        sparsity: the fraction of all prunable entries that is to be pruned, 0 to 1.
+        group: a function of the dotted path of a leaf. Leaves for which it returns the same value
+            are a group: in the paper a transformer block.
+        outlier: M, how many times the mean an outlier exceeds, finite and not negative.
+        width: λ, half of the range of the sparsities, 0 to 0.5.
+
+    Returns:
+        A tree of the structure of `params` with 0-dim float64 tensors on the CPU. Pass it as
+        `sparsity=` to `layerwise`, which then prunes exactly the apportioned counts.
+
+    Raises:
+        TypeError: if a leaf or a number has the wrong type, or `group` is not a function or returns
+            what cannot be hashed.
+        ValueError: if a number is out of range, a structure or shape differs, there is no prunable
+            leaf, or scores are negative or not finite.
+
+    Example:
+        >>> import torch
+        >>> params = {
+        ...     f"layers.{i}.{name}.weight": torch.ones(10, 10)
+        ...     for i in range(2)
+        ...     for name in ("attention", "mlp")
+        ... }
+        >>> scores = {path: leaf.clone() for path, leaf in params.items()}
+        >>> scores["layers.0.mlp.weight"][0, 0] = 100  # an outlier in the first block
+        >>> block = lambda path: path.split(".")[1]
+        >>> for path, x in owl(params, scores, sparsity=0.5, group=block).items():
+        ...     print(path, float(x))
+        layers.0.attention.weight 0.42
+        layers.0.mlp.weight 0.42
+        layers.1.attention.weight 0.58
+        layers.1.mlp.weight 0.58
+
+    References:
+        Yin et al., 2024, arXiv:2310.05175, section 3.
+    """
+    outlier = as_nonnegative(outlier, "outlier")
+    width = as_nonnegative(width, "width", most=0.5)
+    if not callable(group):
+        raise TypeError(f"group must be a function of a path, got {group!r}")
+    if scores is None:
+        raise TypeError("scores must be tensors like params, got None; pass those of scores.wanda")
+    total = as_scalar(sparsity, "sparsity")
+    leaves = align(params, scores, None)
+    groups = _number_groups(leaves.paths(), group)
+    call = describe_call("owl", leaves.ranked_by, lambda: leaves.names(""))
+    load_dtensor_rules()
+    try:
+        relative = operators.relative_outliers(leaves.ranked_by, groups, outlier, call)
+    except LeafError as error:
+        raise_with_path(error, leaves)
+    sizes = [leaf.numel() for leaf in leaves.params]
+    shares = [float(size) for size in sizes]
+    shifts = relative * relative.new_tensor(shares) * (2 * width)
+    found = operators.apportion(total, sizes, shares, [0] * len(sizes), sizes, shifts)
+    return unflatten_like(leaves.treedef, leaves.flat, found)
+
+
+def _number_groups(paths: list[str], group: Callable[[str], Hashable]) -> list[int]:
+    """Return the number of the group of each path, from 0."""
+    numbers: dict[Hashable, int] = {}
+    found = []
+    for path in paths:
+        key = group(path)
+        try:
+            found.append(numbers.setdefault(key, len(numbers)))
+        except TypeError:
+            raise TypeError(f"group({path!r}) must return a hashable value, got {key!r}") from None
+    return found
 
 
 def _allocate(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 
 from gprune.inputs import float64_device, mask_problem, mismatch
 from gprune.select import operators
+from gprune.select.counts import as_nonnegative, as_scalar
 from gprune.sharding import (
     is_sharded,
     load_dtensor_rules,
@@ -118,30 +121,43 @@ def apply_masks(params: Tree, masks: Tree) -> Tree:
     )
 
 
-def straight_through(params: Tree, masks: Tree) -> Tree:
+def straight_through(params: Tree, masks: Tree, *, decay: float | Tensor = 0.0) -> Tree:
     """Mask the forward pass only: the values are masked, the gradients are not.
 
     Masked weights keep receiving gradients, so they can come back (Bengio et al., 2013,
-    arXiv:1308.3432, the straight-through estimator). The exception is a masked weight that is NaN
-    or infinite, whose gradient is zero.
+    arXiv:1308.3432, the straight-through estimator). With a decay λ their gradients are
+    ∂L/∂w + λ w (Zhou et al., 2021, SR-STE). So what is masked shrinks, and the masks of N:M
+    training, which are chosen anew at each step, change less. The exception is a masked weight that
+    is NaN or infinite, whose gradient is zero.
+
+    The decay is added by each backward pass through a result of this function, however the loss is
+    scaled. So it has no forward-mode derivative (`jvp`), and second derivatives have no meaning.
 
     It sends no messages. So with DTensors an error is raised on the wrong rank alone.
 
     Args:
         params: pytree of tensors.
         masks: bool masks of that structure; a parameter whose mask is `None` is returned as it is.
+        decay: λ, a finite number or 0-dim tensor that is not negative; 2e-4 in the paper. The host
+            reads the value of a tensor, but not inside a compiled function, which is compiled once
+            for all tensors and anew for each number.
 
     Returns:
         The masked tree.
 
     Raises:
-        TypeError: if a mask is not a bool tensor.
-        ValueError: if a structure, shape or device differs.
+        TypeError: if a mask is not a bool tensor, or `decay` is not a number.
+        ValueError: if a structure, shape or device differs, or `decay` is negative or not finite.
 
     Example:
-        >>> mask = torch.tensor([True, False])
-        >>> torch.func.grad(lambda p: straight_through(p, mask).sum())(torch.ones(2))
+        >>> mask, weight = torch.tensor([True, False]), torch.tensor([1.0, 4.0])
+        >>> torch.func.grad(lambda p: straight_through(p, mask).sum())(weight)
         tensor([1., 1.])
+        >>> torch.func.grad(lambda p: straight_through(p, mask, decay=0.5).sum())(weight)
+        tensor([1., 3.])
+
+    References:
+        Zhou et al., 2021, arXiv:2102.04010, eq. 9.
     """
     leaves, treedef = flatten(params)
     float8 = [
@@ -155,13 +171,30 @@ def straight_through(params: Tree, masks: Tree) -> Tree:
         raise TypeError(
             describe_first(float8, lambda i: f"{names[i]} has dtype {leaves[i].dtype}, {problem}")
         )
-    return _map_with_masks(_straight_through, params, masks)
+    factor = _checked_decay(decay)
+    load_dtensor_rules()
+    return _map_with_masks(partial(_straight_through, decay=factor), params, masks)
 
 
-def _straight_through(leaf: Tensor, mask: Tensor) -> Tensor:
+def _straight_through(leaf: Tensor, mask: Tensor, decay: Tensor | None) -> Tensor:
     if not (leaf.is_floating_point() or leaf.is_complex()):
         return torch.where(mask, leaf, leaf.new_zeros(()))  # integers have no gradient
-    return torch.where(mask, leaf, torch.nan_to_num(leaf - leaf.detach()))
+    if decay is None:
+        return torch.where(mask, leaf, torch.nan_to_num(leaf - leaf.detach()))
+    return operators.mask_with_decay(leaf, mask, decay)
+
+
+def _checked_decay(decay: Any) -> Tensor | None:
+    """Return a decay as a 0-dim tensor, or `None` if it is the number 0."""
+    if not isinstance(decay, Tensor):
+        number = as_nonnegative(decay, "decay")
+        return None if number == 0 else as_scalar(number, "decay")
+    factor = as_scalar(decay, "decay")
+    if not torch.compiler.is_compiling():  # there a tensor has no value
+        is_fine = operators.all_finite([torch.where(factor < 0, torch.nan, factor)], "decay")
+        if not is_fake(is_fine) and not bool(is_fine):
+            raise ValueError(f"decay must be finite and not negative, got {decay!r}")
+    return factor
 
 
 @raise_on_all_ranks

@@ -45,6 +45,7 @@ LIBRARIES = {
     "optree": {"trees.py", "testing/strategies.py"},  # the latter registers a custom node
     "torch.library": {
         "select/operators.py",
+        "select/dtensors.py",  # their rules
         "reconstruct/refit.py",
         "reconstruct/sparsegpt.py",
         "reconstruct/swap.py",

@@ -59,6 +59,111 @@ def test_straight_through_is_the_masked_value_with_a_dense_gradient(
         assert (grad[leaf.isfinite()] == 1).all()
 
 
+@given(
+    param_trees(dtypes=[torch.float32, torch.float64]),
+    st.data(),
+    st.sampled_from([0.0, 2.0**-12, 0.5, 3]),
+    st.booleans(),
+)
+def test_what_is_masked_decays(
+    params: Any, data: st.DataObject, decay: float, as_tensor: bool
+) -> None:
+    """Whatever the gradient: here that of a sum with weights from 1."""
+    params = map_tensors(lambda x: x.detach().clamp(-8, 8).requires_grad_(), params)
+    masks = data.draw(prior_masks(params))
+    given = torch.tensor(decay) if as_tensor else decay
+    through = gp.straight_through(params, masks, decay=given)
+    assert_entries(through, reference.apply_masks(params, masks), params)
+    slopes = map_tensors(lambda x: torch.arange(1.0, x.numel() + 1).view(x.shape), params)
+    pairs = zip(optree.tree_leaves(through), optree.tree_leaves(slopes), strict=True)
+    total = sum((leaf * slope).sum() for leaf, slope in pairs)
+    grads = iter(torch.autograd.grad(total, optree.tree_leaves(params)))
+    want = reference.decayed(params, masks, slopes, decay)
+    for leaf, expected in zip(reference.leaves(params), want, strict=True):
+        if leaf is not None:
+            got = next(grads)
+            wanted = torch.tensor(expected, dtype=torch.float64).view(leaf.shape)
+            torch.testing.assert_close(got.double(), wanted, rtol=1e-6, atol=1e-12)
+
+
+def decayed_cubes(params: Any, masks: Any, decay: Any) -> torch.Tensor:
+    return sum((leaf**3).sum() for leaf in gp.straight_through(params, masks, decay=decay))
+
+
+NESTED = {
+    "grad": lambda p, m, d: torch.func.grad(decayed_cubes)(p, m, d),
+    "vmap of grad": lambda p, m, d: torch.vmap(torch.func.grad(decayed_cubes), (0, 0, None))(
+        p, m, d
+    ),
+    "grad of vmap": lambda p, m, d: torch.func.grad(
+        lambda p: torch.vmap(decayed_cubes, (0, 0, None))(p, m, d).sum()
+    )(p),
+    "of each decay": lambda p, m, d: torch.vmap(torch.func.grad(decayed_cubes))(
+        p, m, torch.stack([d, d, d])
+    ),
+}
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", NESTED)
+def test_decay_in_nested_transforms(name: str, compiled: bool) -> None:
+    """torch drops the backward of a custom function in some of them; see `mask_with_decay`."""
+    torch.manual_seed(0)
+    params = [torch.randn(3, 4), torch.randn(3, 2, 2)]
+    masks = [leaf > 0 for leaf in params]
+    function: Any = NESTED[name]
+    if compiled:
+        function = torch.compile(function, fullgraph=True, backend="aot_eager")
+    grads = function(params, masks, torch.tensor(0.5))
+    for leaf, mask, grad in zip(params, masks, grads, strict=True):
+        torch.testing.assert_close(grad, torch.where(mask, 3 * leaf**2, 0.5 * leaf))
+
+
+def test_decay_of_an_outer_gradient() -> None:
+    """The weights are those of the outer loss; the inner one is differentiated by its inputs."""
+    weight, mask = torch.tensor([1.0, 2.0]), torch.tensor([True, False])
+
+    def slope(weight: torch.Tensor) -> torch.Tensor:
+        def inner(x: torch.Tensor) -> torch.Tensor:
+            return (gp.straight_through(weight, mask, decay=0.5) * x).sum()
+
+        return torch.func.grad(inner)(torch.ones(2)).sum()
+
+    assert torch.func.grad(slope)(weight).tolist() == [1, 1 + 0.5 * 2]
+
+
+def test_decay_has_no_forward_mode_derivative() -> None:
+    """It is refused, not wrong."""
+    weight, mask = torch.tensor([1.0, 2.0]), torch.tensor([True, False])
+
+    def cubes(weight: torch.Tensor) -> torch.Tensor:
+        return decayed_cubes([weight], [mask], 0.5)
+
+    for transform in (torch.func.hessian, torch.func.jacfwd):
+        with pytest.raises(NotImplementedError, match="jvp"):
+            transform(cubes)(weight)
+
+
+def test_a_decay_of_zero_is_compiled_as_without_one() -> None:
+    """The number: a tensor may be another one in the next call."""
+    weight, mask = torch.ones(3), torch.ones(3).bool()
+
+    def graph_of(**decay: Any) -> str:
+        graphs: list[str] = []
+
+        def look(graph: Any, inputs: Any) -> Any:
+            graphs.append(graph.code)
+            return graph
+
+        torch.compiler.reset()
+        torch.compile(lambda w: gp.straight_through(w, mask, **decay), backend=look)(weight)
+        return graphs[0]
+
+    assert graph_of() == graph_of(decay=0.0) == graph_of(decay=0)
+    assert "mask_with_decay" not in graph_of()
+    assert "mask_with_decay" in graph_of(decay=0.1)
+
+
 @given(param_trees())
 def test_masks_from_zeros(params: Any) -> None:
     masks = gp.masks_from_zeros(params)

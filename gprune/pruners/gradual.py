@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gprune.allocation import erdos_renyi, uniform
+from gprune.allocation import erdos_renyi, owl, uniform
 from gprune.masks import apply_masks, keep_all, prunable_params
 from gprune.prune import global_unstructured
 from gprune.pruners.pruner import (
@@ -155,7 +155,7 @@ def gradual(
         schedule=schedule, due=due, score_fn=score_fn, allocation=allocation, prune=prune
     )
     _check_last_due_step(schedule, due)
-    per_leaf = _function_in(allocation) in (erdos_renyi, uniform)
+    per_leaf = _function_in(allocation) in (erdos_renyi, owl, uniform)
     if per_leaf and _function_in(prune) is global_unstructured:
         raise TypeError(
             f"allocation gives each leaf its own sparsity, got {_function_in(allocation).__name__} "

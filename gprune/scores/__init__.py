@@ -14,6 +14,7 @@ Each file has the scores of one paper or one kind, with the equation. They diffe
     taylor.py, movement.py           the parameters and gradients
     snip.py, grasp.py, curvature.py  the parameters and a loss function
     synflow.py, wanda.py             the parameters and a forward function
+    ria.py                           the parameters and the norms of their inputs
     gram.py                          Gram matrices of the inputs, for `gprune.reconstruct`
     observer.py                      which inputs a forward function multiplies with each weight
     rescaling.py                     scores (normalize_l2) or the parameters (lamp)
@@ -32,6 +33,7 @@ from gprune.scores.magnitude import magnitude
 from gprune.scores.movement import movement
 from gprune.scores.random import random
 from gprune.scores.rescaling import lamp, normalize_l2
+from gprune.scores.ria import ria
 from gprune.scores.snip import snip
 from gprune.scores.synflow import iterative_synflow, synflow
 from gprune.scores.taylor import taylor
@@ -50,6 +52,7 @@ __all__ = [
     "obd",
     "movement",
     "wanda",
+    "ria",
     "input_norms",
     "input_gram",
     "normalize_l2",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gprune.inputs import float64_device
-from gprune.scores.score_map import score_leaves
+from gprune.scores.score_map import scale_to_one, score_leaves
 from gprune.sharding import require_unsharded
 from gprune.trees import Tree, flatten
 
@@ -45,7 +45,7 @@ def normalize_l2(scores: Tree) -> Tree:
     """
 
     def equation(leaf: Tensor) -> Tensor:
-        unit = _scaled(leaf)
+        unit = scale_to_one(leaf)
         exact = unit.to(float64_device(unit.device))
         norm = torch.linalg.vector_norm(exact, dtype=torch.float64).to(leaf.dtype).to(leaf.device)
         return unit / torch.where(norm == 0, 1, norm)
@@ -87,17 +87,11 @@ def lamp(params: Tree) -> Tree:
         bits, order = magnitudes.view(INTEGERS[leaf.dtype]).sort(stable=True)
         # in descending order, the sum of all squares that are not smaller is a cumulative sum
         ordered, order = bits.flip(0).view(leaf.dtype), order.flip(0)
-        squares = _scaled(ordered.double()).square()
-        # `_scaled` makes the largest square 1, so each sum is at least 1, unless all squares are 0
+        squares = scale_to_one(ordered.double()).square()
+        # the largest square is 1, so each sum is at least 1, unless all squares are 0
         shares = squares.div_(squares.cumsum(0).clamp_min_(1)).to(leaf.dtype)
         scores = torch.empty_like(shares).scatter(0, order, shares)
         return scores.reshape(leaf.shape).to(leaf.device)
 
     require_unsharded(flatten(params)[0], "lamp")
     return score_leaves(equation, params=params)
-
-
-def _scaled(leaf: Tensor) -> Tensor:
-    """Divide by the largest magnitude, so that squares neither overflow nor all vanish."""
-    largest = leaf.abs().max() if leaf.numel() else leaf.new_zeros(())
-    return leaf / torch.where(largest == 0, 1, largest)

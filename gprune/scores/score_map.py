@@ -8,7 +8,7 @@ and negative entries where only magnitudes make sense. Errors give the path of e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,18 +23,27 @@ from gprune.trees import (
     Tree,
     TreeDef,
     describe_first,
+    dotted_paths,
     flatten,
     leaf_names,
     leaves_like,
+    predicate,
     require_tensors,
     tensor_paths,
     unflatten,
 )
 
+NORMS_ARE_MAGNITUDES = {"input_norms": "pass params first, then what input_norms() returned"}
+"""The `magnitudes` of `score_leaves` for scores of the norms of inputs."""
+
 
 @raise_on_all_ranks
 def score_leaves(
-    equation: Callable[..., Tensor], *, magnitudes: Mapping[str, str] | None = None, **trees: Tree
+    equation: Callable[..., Tensor],
+    *,
+    magnitudes: Mapping[str, str] | None = None,
+    per_leaf: Sequence[Any] | None = None,
+    **trees: Tree,
 ) -> Tree:
     """Apply an equation to the leaves of trees of one structure.
 
@@ -43,6 +52,8 @@ def score_leaves(
             not finite where an entry is not.
         magnitudes: the names of the trees that may not have negative entries, and for each of them
             the remedy, for the error.
+        per_leaf: a value for each leaf of the first tree, `None`s included, which the equation
+            takes after the leaves.
         **trees: pytrees of floating point tensors, under the names that errors use. Where the first
             tree has `None`, the leaves of the others are ignored.
 
@@ -64,7 +75,7 @@ def score_leaves(
     check_same_leaves(call, tensors, lambda: tensor_paths(treedef, leaves))
     remedies = magnitudes or {}
     scores: list[Any] = []
-    for row in zip(*columns.values(), strict=True):
+    for i, row in enumerate(zip(*columns.values(), strict=True)):
         if row[0] is None:
             scores.append(None)
             continue
@@ -72,7 +83,7 @@ def score_leaves(
             _nan_if_negative(leaf) if name in remedies else upcast(leaf)
             for name, leaf in zip(columns, row, strict=True)
         ]
-        scores.append(equation(*values))
+        scores.append(equation(*values, *([] if per_leaf is None else [per_leaf[i]])))
     _require_finite(scores, columns, treedef, remedies)
     return unflatten(treedef, scores)
 
@@ -139,6 +150,40 @@ def require_batches(batches: Any) -> None:
         )
 
 
+def require_norms(leaves: list[Any], norms: list[Any], treedef: TreeDef) -> None:
+    """Raise a ValueError if `input_norms` has not observed a parameter that is to be scored.
+
+    Args:
+        leaves: the parameters, with `None` where one is not scored.
+        norms: the norms of their inputs, `None` where there are none.
+        treedef: the structure of both.
+
+    Raises:
+        ValueError: with the paths of the parameters, and the globs that leave them out.
+    """
+    unseen = [i for i, leaf in enumerate(leaves) if leaf is not None and norms[i] is None]
+    if unseen:
+        wrong = describe_first(unseen, leaf_names(treedef, "params").__getitem__, ", ")
+        raise ValueError(
+            f"{wrong}: input_norms has seen no linear or convolution layer and no matrix product "
+            "with this weight, so there are no norms for it; leave it out: "
+            f"prunable(params, exclude={_globs(unseen, norms, treedef)})"
+        )
+
+
+def _globs(unseen: list[int], norms: list[Any], treedef: TreeDef) -> list[str]:
+    """Return globs that match the leaves without norms: with `*` for numbers of layers."""
+    paths = dotted_paths(treedef)
+    seen = [path for path, norm in zip(paths, norms, strict=True) if norm is not None]
+    found: list[str] = []
+    for path in (paths[i] for i in unseen):
+        glob = ".".join("*" if part.isdigit() else part for part in path.split("."))
+        matches = predicate(glob)
+        glob = path if any(matches(other, None) for other in seen) else glob
+        found += [] if glob in found else [glob]
+    return found
+
+
 def upcast(leaf: Tensor) -> Tensor:
     """Return a leaf detached, in float64 if it is float64 and in float32 otherwise."""
     return leaf.detach().to(upcast_dtype(leaf))
@@ -147,6 +192,21 @@ def upcast(leaf: Tensor) -> Tensor:
 def upcast_dtype(leaf: Tensor) -> torch.dtype:
     """Return the dtype that a leaf is scored in: float32, or float64 if the leaf is float64."""
     return torch.promote_types(leaf.dtype, torch.float32)
+
+
+def scale_to_one(leaf: Tensor) -> Tensor:
+    """Divide a leaf by its largest magnitude, so that sums of its entries cannot overflow.
+
+    The squares of its entries do not all vanish, either.
+
+    Args:
+        leaf: a floating point tensor of any shape.
+
+    Returns:
+        The quotients, from -1 to 1; zeros if the leaf is all zero.
+    """
+    largest = leaf.abs().max() if leaf.numel() else leaf.new_zeros(())
+    return leaf / torch.where(largest == 0, 1, largest)
 
 
 def _has_arithmetic(leaf: Tensor) -> bool:

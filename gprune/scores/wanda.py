@@ -13,18 +13,16 @@ from torch.nn import functional as F  # noqa: N812  torch's own name for it
 from gprune.inputs import float64_device
 from gprune.scores.losses import flatten_function
 from gprune.scores.observer import TRANSPOSED, InputObserver, Region
-from gprune.scores.score_map import floating_leaves, score_leaves, upcast, upcast_dtype
-from gprune.sharding import raise_on_all_ranks
-from gprune.trees import (
-    Tree,
-    TreeDef,
-    describe_first,
-    dotted_paths,
-    leaf_names,
-    leaves_like,
-    map_leaves,
-    predicate,
+from gprune.scores.score_map import (
+    NORMS_ARE_MAGNITUDES,
+    floating_leaves,
+    require_norms,
+    score_leaves,
+    upcast,
+    upcast_dtype,
 )
+from gprune.sharding import raise_on_all_ranks
+from gprune.trees import Tree, leaves_like, map_leaves
 
 
 @raise_on_all_ranks
@@ -60,34 +58,13 @@ def wanda(params: Tree, input_norms: Tree) -> Tree:
         Sun et al., 2024, arXiv:2306.11695, eq. 1.
     """
     leaves, treedef = floating_leaves(params, "params")
-    norms = leaves_like(input_norms, treedef, "input_norms")
-    unseen = [i for i, leaf in enumerate(leaves) if leaf is not None and norms[i] is None]
-    if unseen:
-        wrong = describe_first(unseen, leaf_names(treedef, "params").__getitem__, ", ")
-        raise ValueError(
-            f"{wrong}: input_norms has seen no linear or convolution layer and no matrix product "
-            "with this weight, so there are no norms for it; leave it out: "
-            f"prunable(params, exclude={_globs(unseen, norms, treedef)})"
-        )
+    require_norms(leaves, leaves_like(input_norms, treedef, "input_norms"), treedef)
     return score_leaves(
         lambda w, norm: w.abs() * norm,
-        magnitudes={"input_norms": "pass params first, then what input_norms() returned"},
+        magnitudes=NORMS_ARE_MAGNITUDES,
         params=params,
         input_norms=input_norms,
     )
-
-
-def _globs(unseen: list[int], norms: list[Any], treedef: TreeDef) -> list[str]:
-    """Return globs that match the leaves without norms: with `*` for numbers of layers."""
-    paths = dotted_paths(treedef)
-    seen = [path for path, norm in zip(paths, norms, strict=True) if norm is not None]
-    found: list[str] = []
-    for path in (paths[i] for i in unseen):
-        glob = ".".join("*" if part.isdigit() else part for part in path.split("."))
-        matches = predicate(glob)
-        glob = path if any(matches(other, None) for other in seen) else glob
-        found += [] if glob in found else [glob]
-    return found
 
 
 @raise_on_all_ranks

@@ -30,6 +30,7 @@ values.
     accelerator.py  the sample, the pass and the last step on an accelerator
     kernels.py      the passes over all scores as Triton kernels, for GPUs
     search.py       the five steps together, for several thresholds at once
+    outliers.py     the share of the scores of groups of leaves that are far above their mean
     rows.py         pruning each row of a matrix alone
     operators.py    all of this as torch.library operators, with their rules for vmap
     ranks.py        the messages between ranks: summed counts, and errors

@@ -101,6 +101,30 @@ def as_float(number: Any, name: str) -> float:
         raise ValueError(f"{name} must be within the range of a float, got {number}") from None
 
 
+def as_nonnegative(number: Any, name: str, most: float = math.inf) -> float:
+    """Turn a real number that must not be negative into a finite float.
+
+    Args:
+        number: the number.
+        name: what to call it in an error.
+        most: the highest value that is allowed.
+
+    Returns:
+        The nearest float.
+
+    Raises:
+        TypeError: if it is not a number (a bool or a tensor is not).
+        ValueError: if it is negative, above `most`, NaN or infinite.
+    """
+    if isinstance(number, bool) or not isinstance(number, int | float | numbers.Real):
+        raise TypeError(f"{name} must be a number, got {number!r}")
+    value = as_float(number, name)
+    if not 0 <= value <= most or math.isinf(value):
+        bounds = "finite and not negative" if math.isinf(most) else f"from 0 to {most}"
+        raise ValueError(f"{name} must be {bounds}, got {number}")
+    return value
+
+
 def as_seed(seed: Any) -> Tensor:
     """Turn a seed into a 0-dim integer tensor.
 
@@ -252,55 +276,69 @@ HALVINGS = 50
 rate becomes exact enough to tell neighbouring counts apart."""
 
 
-def share_out(total: int, weights: list[float], low: list[int], high: list[int]) -> list[int]:
-    """Divide a total into integer counts in proportion to weights, within bounds.
+def share_out(
+    total: int,
+    weights: list[float],
+    low: list[int],
+    high: list[int],
+    shifts: list[float] | None = None,
+) -> list[int]:
+    """Divide a total into integer counts that are linear in one rate, within bounds.
 
-    The count of i is `rate * weights[i]`, rounded and clamped to the bounds of i. The rate is the
-    same for all, and chosen so that the sum is the total. If no rate gives exactly the total, the
-    rest is handed out one by one, each to the count that would round up first if the rate grew.
+    The count of i is `rate * weights[i] + shifts[i]`, rounded and clamped to the bounds of i. The
+    rate is the same for all, and chosen so that the sum is the total. If no rate gives exactly the
+    total, the rest is handed out one by one, each to the count that would round up first if the
+    rate grew.
 
     Args:
         total: the sum of the counts, from `sum(low)` to `sum(high)`.
         weights: one for each count, above 0 where the bounds differ.
         low: the lower bound of each count.
         high: the upper bound of each count.
+        shifts: one for each count, not negative. By default 0, for counts in proportion to the
+            weights.
 
     Returns:
         The counts.
     """
-    counts = _proportional_counts(total, weights, low, high)
-    waiting = [i for i in range(len(counts)) if counts[i] < high[i]]
-    queue = [((counts[i] + 0.5) / weights[i], i) for i in waiting]
+    shifts = shifts or [0.0] * len(weights)
+    counts = _counts_at_one_rate(total, weights, low, high, shifts)
+
+    def next_rate(i: int) -> float:
+        return (counts[i] + 0.5 - shifts[i]) / weights[i]
+
+    queue = [(next_rate(i), i) for i in range(len(counts)) if counts[i] < high[i]]
     heapq.heapify(queue)
     for _ in range(total - sum(counts)):
         _, first = heapq.heappop(queue)
         counts[first] += 1
         if counts[first] < high[first]:
-            heapq.heappush(queue, ((counts[first] + 0.5) / weights[first], first))
+            heapq.heappush(queue, (next_rate(first), first))
     return counts
 
 
-def _proportional_counts(
-    total: int, weights: list[float], low: list[int], high: list[int]
+def _counts_at_one_rate(
+    total: int, weights: list[float], low: list[int], high: list[int], shifts: list[float]
 ) -> list[int]:
     """Return the counts at the highest rate at which their sum does not exceed the total.
 
     The rate is found by bisection. If several counts round up at the same rate, the sum may be less
     than the total.
     """
-    bounds = list(zip(weights, low, high, strict=True))
+    bounds = list(zip(weights, low, high, shifts, strict=True))
     kinds = Counter(bounds)  # a model has many layers of few shapes
 
-    def counts_at(rate: float) -> dict[tuple[float, int, int], int]:
+    def counts_at(rate: float) -> dict[tuple[float, int, int, float], int]:
         return {
-            (w, least, most): min(max(math.floor(rate * w + 0.5), least), most)
-            for w, least, most in kinds
+            (w, least, most, shift): min(max(math.floor(rate * w + shift + 0.5), least), most)
+            for w, least, most, shift in kinds
         }
 
     def sum_at(rate: float) -> int:
         return sum(kinds[kind] * count for kind, count in counts_at(rate).items())
 
-    lower, upper = 0.0, max([(most + 1) / w for w, _, most in kinds if w], default=0.0)
+    lower = -max([shift / w for w, _, _, shift in kinds if w], default=0.0)
+    upper = max([(most + 1) / w for w, _, most, _ in kinds if w], default=0.0)
     if sum_at(upper) <= total:
         lower = upper
     for _ in range(HALVINGS):

@@ -67,6 +67,11 @@ def shard_like(whole: Tensor, leaf: DTensor) -> Tensor:
     return _place_like(leaf, local.contiguous())
 
 
+def _mask_with_decay(mode: Any, op: Any, types: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+    return _place_like(args[0], operators.mask_with_decay(*map(_local, args)))
+
+
+torch.library.register_torch_dispatch(operators.MASK_WITH_DECAY, DTensor, _mask_with_decay)
 for _operator in (
     operators.select,
     operators.find_threshold,
@@ -74,5 +79,6 @@ for _operator in (
     operators.random_scores,
     operators.all_finite,
     operators.count_pruned,
+    operators.relative_outliers,
 ):
     _operator.register_torch_dispatch(DTensor, _rule(_operator))

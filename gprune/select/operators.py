@@ -2,9 +2,10 @@
 
 The control flow of the search depends on data, so `torch.compile` cannot trace it. An operator is
 one node of the graph instead: a list of tensors in, a list of new bool masks out. Each operator has
-a fake rule (shapes, for tracing, `meta` and export) and a batching rule (for `vmap`). None has a
-gradient: masks are piecewise constant, and the inputs are detached before they get here. The
-operators are `cudagraph_unsafe`, because the host reads counts.
+a fake rule (shapes, for tracing, `meta` and export) and a batching rule (for `vmap`). None of them
+has a gradient: masks are piecewise constant, and the inputs are detached before they get here. The
+one operator with a gradient, `mask_with_decay`, applies masks. The others are `cudagraph_unsafe`,
+because the host reads counts.
 
 The arguments `call` and `layout` are for DTensors, and only operators that take DTensors have them.
 A public function passes `call`, which names the function and the leaves. If an operator gets
@@ -28,12 +29,16 @@ from typing import Any, Optional
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd.forward_ad import _set_fwd_grad_enabled
+from torch.autograd.function import _SingleLevelFunction
 
 from gprune.inputs import float64_device
 from gprune.select import blocks, rows
 from gprune.select.blocks import RankedLeaves
 from gprune.select.counter_rng import draw
 from gprune.select.counts import resolve_amount, resolve_sparsity, share_out
+from gprune.select.outliers import outlier_shares
 from gprune.select.partition import empty_masks
 from gprune.select.refine import OneProcess, Reduce
 from gprune.select.search import (
@@ -248,9 +253,40 @@ def count_pruned(masks: list[Tensor], call: str, layout: str = "") -> Tensor:
         return reduce.sum("counting the pruned entries", len(masks), count).to(masks[0].device)
 
 
+@torch.library.custom_op("gprune::relative_outliers", mutates_args=(), tags=TAGS)
+def relative_outliers(
+    scores: list[Tensor], groups: list[int], outlier: float, call: str, layout: str = ""
+) -> Tensor:
+    """Compare how many outliers the groups of leaves have; see `outlier_shares`.
+
+    Args:
+        scores: one tensor per leaf.
+        groups: the number of the group of each leaf.
+        outlier: how many times the mean of its group a score must exceed.
+        call: see `select`.
+        layout: see `select`.
+
+    Returns:
+        For each leaf (D - min D) / (max D - min D), where D is the share of outliers of its group;
+        0 if all groups have the same D, or the group has no entries. float64, on the CPU.
+    """
+    with prepare(scores, [], False, None, call, layout, groups, outlier) as (ranked, reduce, _):
+        is_counted = ranked.counted or [True] * len(scores)
+        shares = outlier_shares(scores, groups, outlier, is_counted, reduce)
+    known = [share for share in shares if not math.isnan(share)]
+    low, high = min(known, default=0.0), max(known, default=0.0)
+    relative = [0.0 if math.isnan(d) or low == high else (d - low) / (high - low) for d in shares]
+    return torch.tensor([relative[g] for g in groups], dtype=torch.float64, device="cpu")
+
+
 @torch.library.custom_op("gprune::apportion", mutates_args=(), tags=TAGS)
 def apportion(
-    sparsity: Tensor, sizes: list[int], weights: list[float], low: list[int], high: list[int]
+    sparsity: Tensor,
+    sizes: list[int],
+    weights: list[float],
+    low: list[int],
+    high: list[int],
+    shifts: Optional[Tensor] = None,  # noqa: UP045  the schema inference of torch 2.10 takes this
 ) -> list[Tensor]:
     """Divide the entries that a sparsity keeps among the leaves, in proportion to weights.
 
@@ -260,6 +296,7 @@ def apportion(
         weights: a number for each leaf, to which its kept entries are proportional.
         low: the fewest entries that each leaf may keep.
         high: the most entries that each leaf may keep.
+        shifts: for each leaf how many entries it keeps beyond its proportion; 1-D, float64.
 
     Returns:
         The sparsity of each leaf.
@@ -274,11 +311,73 @@ def apportion(
             f"sparsity {sparsity.item():g} keeps {total} of {entries} entries, overrides and "
             f"min_kept allow from {sum(low)} to {sum(high)}"
         )
-    counts = share_out(total, weights, low, high)
+    counts = share_out(total, weights, low, high, None if shifts is None else shifts.tolist())
     return [
         torch.tensor((size - count) / max(1, size), dtype=torch.float64, device="cpu")
         for count, size in zip(counts, sizes, strict=True)
     ]
+
+
+# --- masking with decay ---------------------------------------------------------------------------
+#
+# Its gradient has a term that does not depend on the gradient of the result. No composition of
+# torch's operators has such a gradient. Two public ways to write it do not work everywhere: in
+# torch 2.10 to 2.14, `torch.compile` drops the `backward` of a `torch.autograd.Function` inside
+# `torch.func.grad`, or cannot trace it (pytorch/pytorch#193279), and an operator with
+# `register_autograd` does not work inside `torch.func.grad` at all. So the derivative is a kernel
+# for the dispatch key Autograd, as operators in C++ have.
+
+MASK_WITH_DECAY = "gprune::mask_with_decay"
+torch.library.define(MASK_WITH_DECAY, "(Tensor leaf, Tensor mask, Tensor decay) -> Tensor")
+
+
+def mask_with_decay(leaf: Tensor, mask: Tensor, decay: Tensor) -> Tensor:
+    """Mask a leaf; its gradient is that of the result, plus `decay` times what is masked.
+
+    Args:
+        leaf: a floating point or complex tensor.
+        mask: its mask.
+        decay: 0-dim, or of a shape that broadcasts to that of the leaf.
+
+    Returns:
+        The leaf, with zeros where it is masked.
+    """
+    masked: Tensor = torch.ops.gprune.mask_with_decay.default(leaf, mask, decay)
+    return masked
+
+
+@torch.library.impl(MASK_WITH_DECAY, "CompositeExplicitAutograd")
+def _mask(leaf: Tensor, mask: Tensor, decay: Tensor) -> Tensor:
+    return torch.where(mask, leaf, leaf.new_zeros(()))
+
+
+class _MaskWithDecay(_SingleLevelFunction):
+    """The derivative of `mask_with_decay` at one level of nested transforms."""
+
+    @staticmethod
+    def forward(ctx: Any, leaf: Tensor, mask: Tensor, decay: Tensor) -> Tensor:
+        ctx.save_for_backward(leaf, mask, decay)
+        # the other levels differentiate the operator themselves
+        with (
+            torch.enable_grad(),
+            _set_fwd_grad_enabled(True),
+            torch._C._AutoDispatchBelowAutograd(),
+        ):
+            return mask_with_decay(leaf, mask, decay)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        leaf, mask, decay = ctx.saved_tensors
+        zero = leaf.new_zeros(())
+        decayed = grad + decay.to(leaf.device, leaf.dtype) * torch.where(mask, zero, leaf)
+        return torch.where(mask | leaf.isfinite(), decayed, zero), None, None
+
+
+@torch.library.impl(MASK_WITH_DECAY, "Autograd")
+def _mask_with_derivative(leaf: Tensor, mask: Tensor, decay: Tensor) -> Tensor:
+    with enable_single_level_autograd_function():
+        masked: Tensor = _MaskWithDecay.apply(leaf, mask, decay)  # type: ignore[attr-defined]
+        return masked
 
 
 # --- batching rules: what `vmap` does with an operator -------------------------------------------
@@ -374,6 +473,12 @@ def vmap_of_select(
     return rule
 
 
+def _vmap_of_mask_with_decay(info: Any, in_dims: tuple[Any, ...], *args: Tensor) -> tuple[Any, int]:
+    """Mask the whole batch at once."""
+    leaf, mask, decay = (_batched(*pair, info) for pair in zip(args, in_dims, strict=True))
+    return mask_with_decay(leaf, mask, decay.view(-1, *[1] * (leaf.dim() - 1))), 0
+
+
 def _any_batched(*in_dims: Any) -> bool:
     """Return whether any tensor of some lists is batched."""
     return any(dim is not None for dims in in_dims if dims is not None for dim in dims)
@@ -414,6 +519,18 @@ def _fake_draws(leaves: list[Tensor], *_: object) -> list[Tensor]:
     ]
 
 
+def _fake_sparsities(
+    sparsity: Tensor,
+    sizes: list[int],
+    weights: list[float],
+    low: list[int],
+    high: list[int],
+    shifts: Tensor | None = None,
+) -> list[Tensor]:
+    device = "cpu" if shifts is None else shifts.device
+    return [torch.empty((), dtype=torch.float64, device=device) for _ in sizes]
+
+
 select.register_fake(lambda scores, *_: empty_masks(scores))
 select_rows.register_fake(lambda scores, *_: empty_masks([scores])[0])
 find_threshold.register_fake(_fake_threshold)
@@ -422,8 +539,11 @@ num_to_prune.register_fake(lambda *_: torch.empty((), dtype=torch.int64, device=
 random_scores.register_fake(_fake_draws)
 all_finite.register_fake(lambda leaves, *_: torch.ones(len(leaves), dtype=torch.bool, device="cpu"))
 count_pruned.register_fake(lambda masks, *_: masks[0].new_empty(len(masks), dtype=torch.int64))
-apportion.register_fake(
-    lambda sparsity, sizes, *_: [torch.empty((), dtype=torch.float64, device="cpu") for _ in sizes]
+apportion.register_fake(_fake_sparsities)
+relative_outliers.register_fake(
+    lambda scores, *_: torch.empty(
+        len(scores), dtype=torch.float64, device="meta" if any(x.is_meta for x in scores) else "cpu"
+    )
 )
 
 select.register_vmap(vmap_of_select(select, select_rows, find_threshold, masks_from_threshold))
@@ -434,7 +554,9 @@ for _operator in (
     num_to_prune,
     random_scores,
     count_pruned,
+    relative_outliers,
     apportion,
 ):
     _operator.register_vmap(vmap_by_loop(_operator))
+torch.library.register_vmap(MASK_WITH_DECAY, _vmap_of_mask_with_decay)
 all_finite.register_vmap(lambda info, in_dims, *args: (all_finite(*args), None))

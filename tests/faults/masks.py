@@ -81,4 +81,26 @@ FAULTS = [
         "tests/test_masks.py::test_an_error_of_intersect_names_the_trees",
         "tests/test_summaries.py::test_an_error_of_agreement_names_the_trees",
     ),
+    fault(
+        "what is kept decays, too",
+        "select/operators.py",
+        "torch.where(mask, zero, leaf)",
+        "leaf",
+        "tests/test_masks.py::test_what_is_masked_decays",
+    ),
+    fault(
+        "the outer transforms differentiate a mask without its decay",
+        "select/operators.py",
+        "return mask_with_decay(leaf, mask, decay)\n\n    @staticmethod\n    def backward",
+        "return _mask(leaf, mask, decay)\n\n    @staticmethod\n    def backward",
+        "tests/test_masks.py::test_decay_in_nested_transforms",
+        "tests/test_masks.py::test_decay_of_an_outer_gradient",
+    ),
+    fault(
+        "a tensor may be a negative decay",
+        "masks.py",
+        "torch.where(factor < 0, torch.nan, factor)",
+        "factor",
+        "tests/guarantees/test_bad_inputs.py::test_bad_input",
+    ),
 ]

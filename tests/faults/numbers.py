@@ -1,4 +1,4 @@
-"""Faults in `schedules.py` and `allocation.py`."""
+"""Faults in `schedules.py`, `allocation.py` and the counting of outliers for it."""
 
 from tests.faults import fault
 
@@ -79,5 +79,40 @@ FAULTS = [
         "(end - begin)).clamp(0, 1)",
         "(end - begin)).clamp(0, 1).float().double()",
         "tests/test_schedules.py",
+    ),
+    fault(
+        "sparsities of half the range",
+        "allocation.py",
+        "* (2 * width)",
+        "* width",
+        "tests/test_allocation.py::test_owl_is_that_of_the_paper_for_blocks_of_one_size",
+    ),
+    fault(
+        "a score at the bound is an outlier",
+        "select/outliers.py",
+        "(_exact(scores[i]) > bound)",
+        "(_exact(scores[i]) >= bound)",
+        "tests/select/test_outliers.py::test_shares",
+    ),
+    fault(
+        "the bound of outliers is rounded to the dtype of the scores",
+        "select/outliers.py",
+        "(_exact(scores[i]) > bound)",
+        "(scores[i] > bound)",
+        "tests/select/test_outliers.py::test_scores_are_compared_by_exact_value",
+    ),
+    fault(
+        "the mean of the scores that the first rank has",
+        "select/outliers.py",
+        "view(reduce.num_processes, num_groups).sum(0)",
+        "view(reduce.num_processes, num_groups)[0]",
+        "tests/test_allocation.py::test_owl_of_dtensors",
+    ),
+    fault(
+        "seats are handed out as if nothing was shifted",
+        "select/counts.py",
+        "(counts[i] + 0.5 - shifts[i])",
+        "(counts[i] + 0.5)",
+        "tests/select/test_counts.py::test_apportioning_is_the_queue_of_webster",
     ),
 ]

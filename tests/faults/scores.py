@@ -173,7 +173,7 @@ FAULTS = [
     ),
     fault(
         "norms whose squares vanish",
-        "scores/rescaling.py",
+        "scores/score_map.py",
         "leaf / torch.where(largest == 0, 1, largest)",
         "leaf",
         "tests/scores/test_rescaling.py::test_normalize_l2_neither_vanishes_nor_overflows",
@@ -187,9 +187,9 @@ FAULTS = [
     ),
     fault(
         "norms may be negative",
-        "scores/wanda.py",
-        'magnitudes={"input_norms": "pass',
-        'magnitudes={"norms": "pass',
+        "scores/score_map.py",
+        'NORMS_ARE_MAGNITUDES = {"input_norms": "pass',
+        'NORMS_ARE_MAGNITUDES = {"norms": "pass',
         "tests/scores/test_wanda.py::test_norms_are_not_negative",
     ),
     fault(
@@ -250,9 +250,37 @@ FAULTS = [
     ),
     fault(
         "the line leaves out more than was not seen",
-        "scores/wanda.py",
+        "scores/score_map.py",
         "glob = path if any(matches(other, None) for other in seen) else glob",
         "glob = '*'",
         "tests/scores/test_wanda.py::test_the_error_about_recurrent_weights_has_the_line_that_leaves_them_out",
+    ),
+    fault(
+        "the columns of all experts are one",
+        "scores/ria.py",
+        "if dim not in inputs][-1:]",
+        "if dim not in inputs]",
+        "tests/scores/test_ria.py::test_ria",
+    ),
+    fault(
+        "a row and a column have one sum",
+        "scores/ria.py",
+        "_shares(weights, outputs)",
+        "_shares(weights, inputs)",
+        "tests/scores/test_ria.py::test_ria",
+    ),
+    fault(
+        "sums of huge weights overflow",
+        "scores/ria.py",
+        "scale_to_one(leaf).abs()",
+        "leaf.abs()",
+        "tests/scores/test_ria.py::test_the_scale_of_a_leaf_does_not_matter",
+    ),
+    fault(
+        "the sums of shards are rounded before they are added up",
+        "scores/ria.py",
+        "exact.sum(dims, keepdim=True, dtype=torch.float64)",
+        "exact.sum(dims, keepdim=True)",
+        "tests/scores/test_ria.py::test_sharded_scores_are_those_of_one_process",
     ),
 ]

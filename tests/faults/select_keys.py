@@ -226,15 +226,15 @@ FAULTS = [
     fault(
         "counts are rounded at whole numbers",
         "select/counts.py",
-        "(counts[i] + 0.5) / weights[i]",
-        "(counts[i] + 1) / weights[i]",
+        "(counts[i] + 0.5 - shifts[i])",
+        "(counts[i] + 1 - shifts[i])",
         "tests/select/test_counts.py::test_equal_rates_go_to_the_first",
     ),
     fault(
-        "the next count is rounded at whole numbers",
+        "the next count does not move back in the queue",
         "select/counts.py",
-        "(counts[first] + 0.5) / weights[first]",
-        "(counts[first] + 1) / weights[first]",
+        "heapq.heappush(queue, (next_rate(first), first))",
+        "heapq.heappush(queue, (-math.inf, first))",
         "tests/select/test_counts.py::test_seats_that_bisection_does_not_tell_apart",
     ),
     fault(

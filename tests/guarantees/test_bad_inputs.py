@@ -206,6 +206,7 @@ class Good:
             "overrides": lambda: st.sampled_from([None, {"*": 0.5}, {"*a*": 0}]),
             "kernel": lambda: st.booleans(),
             "function": lambda: st.sampled_from([len, lambda step: step >= 0, gp.layerwise]),
+            "group": lambda: st.sampled_from([len, lambda path: path[:1]]),
             "matrix": lambda: st.just(torch.arange(12.0).reshape(4, 3)),
             "gram": lambda: st.just(torch.eye(3)) | st.just(torch.ones(3, 3)),
             "norm": lambda: st.sampled_from([1, 2, 0.5, float("inf"), "fro"]),
@@ -248,7 +249,7 @@ CALLS: dict[Callable[..., Any], tuple[list[str], dict[str, str]]] = {
     gp.keep_all: (["params"], {}),
     gp.masks_from_zeros: (["params"], {}),
     gp.apply_masks: (["params", "masks"], {}),
-    gp.straight_through: (["params", "masks"], {}),
+    gp.straight_through: (["params", "masks"], {"decay": "power"}),
     gp.num_pruned: (["masks"], {}),
     gp.sparsity: (["masks"], {}),
     gp.summary: (["params", "masks"], {}),
@@ -270,6 +271,7 @@ CALLS: dict[Callable[..., Any], tuple[list[str], dict[str, str]]] = {
     gp.scores.obd: (["params", "grads"], {}),
     gp.scores.movement: (["params", "grads", "grads"], {}),
     gp.scores.wanda: (["params", "grads"], {}),
+    gp.scores.ria: (["params", "grads"], {"power": "power", "dim": "dim"}),
     gp.scores.input_norms: (["loss_fn", "params", "batches"], {}),
     gp.scores.input_gram: (["loss_fn", "params", "batches"], {"where": "where"}),
     gp.reconstruct.refit: (["matrix", "masks", "gram"], {"damping": "power", "dim": "dim"}),
@@ -301,6 +303,10 @@ CALLS: dict[Callable[..., Any], tuple[list[str], dict[str, str]]] = {
     gp.pruners.rigl: (["sparsity"], EXCHANGED),
     gp.allocation.uniform: (["params"], ALLOCATED),
     gp.allocation.erdos_renyi: (["params"], {**ALLOCATED, "kernel": "kernel"}),
+    gp.allocation.owl: (
+        ["params", "scores"],
+        {"sparsity": "sparsity", "group": "group", "outlier": "power", "width": "sparsity"},
+    ),
 }
 
 

@@ -254,6 +254,7 @@ COMPILES_SLOWLY = {
     "layerwise, a user's method",
     "layerwise, channels",
     "layerwise, uniform",
+    "layerwise, owl",
     "masks_from_threshold",
     "pruning_method",
     "random_structured",

@@ -63,6 +63,7 @@ CALLS: dict[str, Callable[[], Any]] = {
     "obd that overflows": lambda: gp.scores.obd(HUGE, HUGE),
     "taylor of other shapes": lambda: gp.scores.taylor(WEIGHTS, VECTORS),
     "wanda": lambda: gp.scores.wanda(WEIGHTS, all_leaves(None)),
+    "ria": lambda: gp.scores.ria(WEIGHTS, all_leaves(None)),
     "accumulate": lambda: gp.scores.accumulate(lambda batch: batch, [WEIGHTS, all_leaves(None)]),
     "fisher of examples": lambda: gp.scores.fisher(
         loss, torch.ones(2), [torch.ones(2), *all_leaves(torch.ones(3))][:MANY]

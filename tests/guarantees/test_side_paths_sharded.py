@@ -34,7 +34,11 @@ def whole_masks() -> list[torch.Tensor]:
 
 # --- inside torch.func.grad -----------------------------------------------------------------
 
-APPLY = {"apply_masks": gp.apply_masks, "straight_through": gp.straight_through}
+APPLY: dict[str, Callable[[Any, Any], Any]] = {
+    "apply_masks": gp.apply_masks,
+    "straight_through": gp.straight_through,
+    "straight_through, decay": lambda params, masks: gp.straight_through(params, masks, decay=0.5),
+}
 
 
 def sum_of_squares(tree: list[torch.Tensor]) -> torch.Tensor:

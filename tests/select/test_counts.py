@@ -192,6 +192,7 @@ class Shares(NamedTuple):
     weights: list[float]
     low: list[int]
     high: list[int]
+    shifts: list[float] | None = None
 
 
 @st.composite
@@ -201,7 +202,9 @@ def shares(draw: st.DrawFn) -> Shares:
     weights = draw(st.lists(weight, min_size=parties, max_size=parties))
     high = draw(st.lists(st.integers(0, 30), min_size=parties, max_size=parties))
     low = [draw(st.integers(0, most)) for most in high]
-    return Shares(draw(st.integers(sum(low), sum(high))), weights, low, high)
+    shift = st.integers(0, 20).map(float) | st.floats(0, 20)
+    shifts = draw(st.none() | st.lists(shift, min_size=parties, max_size=parties))
+    return Shares(draw(st.integers(sum(low), sum(high))), weights, low, high, shifts)
 
 
 @given(shares())

@@ -763,6 +763,7 @@ ON_MASKS = [
         bad(gp.intersect, what, T, f"masks[0]{words}", value),
     )
 ]
+NO_MASKS = Make(lambda: tree(None, None, None))
 KEEP_THREE = Make(lambda: [torch.ones(3).bool()])
 REST = [
     bad(gp.num_pruned, "scores", T, "masks[0] float32 bool", Make(lambda: [torch.ones(2)])),
@@ -855,6 +856,20 @@ REST = [
         "params['a'] float8_e5m2 cast",
         Make(lambda: {"a": torch.ones(2).to(torch.float8_e5m2)}),
         Make(lambda: {"a": torch.ones(2).bool()}),
+    ),
+    *(
+        bad(gp.straight_through, f"decay is {what}", error, words, PARAMS, NO_MASKS, decay=decay)
+        for what, decay, error, words in [
+            ("a string", "x", T, "decay 'x'"),
+            ("a bool", True, T, "decay True"),
+            ("negative", -0.5, V, "decay negative -0.5"),
+            ("NaN", math.nan, V, "decay finite nan"),
+            ("infinite", math.inf, V, "decay finite inf"),
+            ("a negative tensor", number(-0.5), V, "decay negative tensor(-0.5000)"),
+            ("an infinite tensor", number(math.inf), V, "decay finite tensor(inf)"),
+            ("a bool tensor", number(True), T, "decay bool"),
+            ("two numbers", number([0.5, 0.5]), V, "decay 0-dim (2,)"),
+        ]
     ),
     bad(gp.scores.magnitude, "bool", T, "bool cast", Make(lambda: [torch.ones(2).bool()])),
     bad(gp.scores.random, "a float seed", T, "seed 0.5", PARAMS, seed=0.5),
@@ -976,6 +991,7 @@ PAIRS: list[tuple[Callable[..., Any], str, Callable[[Any], tuple[Any, ...]]]] = 
     (Sc.movement, "scores", lambda scores: (scores, PARAMS, PARAMS)),
     (Sc.movement, "grads", lambda grads: (PARAMS, PARAMS, grads)),
     (Sc.wanda, "input_norms", lambda norms: (PARAMS, norms)),
+    (Sc.ria, "input_norms", lambda norms: (PARAMS, norms)),
 ]
 OF_PAIRS = [
     row
@@ -990,7 +1006,7 @@ OF_PAIRS = [
             f"no leaf of {name}",
             V,
             "['out'] None"
-            if score is not Sc.wanda
+            if score not in (Sc.wanda, Sc.ria)
             else "linear convolution params['out'] exclude=['out']",
             *call(NO_OUT),
         ),
@@ -1002,6 +1018,7 @@ OF_PAIRS = [
         (Sc.obd, lambda params: (params, PARAMS)),
         (Sc.movement, lambda params: (PARAMS, params, PARAMS)),
         (Sc.wanda, lambda params: (params, PARAMS)),
+        (Sc.ria, lambda params: (params, PARAMS)),
         (Sc.normalize_l2, lambda scores: (scores,)),
         (Sc.lamp, lambda params: (params,)),
     ]
@@ -1019,9 +1036,30 @@ NEGATIVE = [
         "scores['fc']['weight'] negative magnitude(params)",
         SIGNED,
     ),
-    bad(
-        Sc.wanda, "negative norms", V, "input_norms['fc']['weight'] negative params", PARAMS, SIGNED
+    *(
+        bad(
+            score,
+            "negative norms",
+            V,
+            "input_norms['fc']['weight'] negative params",
+            PARAMS,
+            SIGNED,
+        )
+        for score in (Sc.wanda, Sc.ria)
     ),
+]
+OF_RIA = [
+    bad(Sc.ria, what, error, words, PARAMS, PARAMS, **more)
+    for what, error, words, more in [
+        ("a string for a power", T, "power 'x'", {"power": "x"}),
+        ("a bool for a power", T, "power True", {"power": True}),
+        ("a tensor for a power", T, "power tensor(1.)", {"power": number(1.0)}),
+        ("a negative power", V, "power negative -1", {"power": -1}),
+        ("an infinite power", V, "power finite inf", {"power": math.inf}),
+        ("no such dim", V, "params['out'] dim 1 (4,)", {"dim": 1}),
+        ("a string for a dim", T, "params['fc']['weight'] dim 'x'", {"dim": "x"}),
+        ("one dim twice", V, "params['out'] dim once (0, -1)", {"dim": (0, -1)}),
+    ]
 ]
 MODULE = Make(lambda: torch.nn.Linear(3, 2))
 NO_FUNCTIONS = [
@@ -1323,6 +1361,41 @@ ALLOCATIONS = (
         bad(A.erdos_renyi, "a float", T, "params['a'] float", {"a": 1.0}, sparsity=0.5),
         bad(A.erdos_renyi, "no sparsity", T, "sparsity", PARAMS),
     ]
+    + [
+        bad(A.owl, what, error, words, PARAMS, scores, **{"sparsity": 0.5, "group": len, **more})
+        for what, scores, more, error, words in [
+            *(
+                (f"sparsity is {what}", PARAMS, {"sparsity": value}, error, f"sparsity {words}")
+                for what, value, error, words in [*NUMBERS, *ABOVE_ONE]
+            ),
+            ("a string for a group", PARAMS, {"group": "layers.*"}, T, "group function 'layers.*'"),
+            (
+                "a list for a group",
+                PARAMS,
+                {"group": lambda path: [path]},
+                T,
+                "group('fc.weight') hashable ['fc.weight']",
+            ),
+            ("a string outlier", PARAMS, {"outlier": "x"}, T, "outlier 'x'"),
+            ("a negative outlier", PARAMS, {"outlier": -1}, V, "outlier negative -1"),
+            ("an infinite outlier", PARAMS, {"outlier": math.inf}, V, "outlier finite inf"),
+            ("a bool width", PARAMS, {"width": True}, T, "width True"),
+            ("a NaN width", PARAMS, {"width": math.nan}, V, "width 0.5 nan"),
+            ("a wide width", PARAMS, {"width": 0.6}, V, "width from 0 to 0.5 0.6"),
+            ("no scores", None, {}, T, "scores None wanda"),
+            ("a number for scores", 0.5, {}, T, "scores 0.5"),
+            ("NaN", NAN, {}, V, "scores['out'] NaN"),
+            ("weights", SIGNED, {}, V, "scores['fc']['weight'] negative wanda"),
+            ("a short leaf", SHORT, {}, V, "scores['out'] (3,) (4,)"),
+            ("another structure", OTHER, {}, V, "scores structure params"),
+            ("no leaf", NO_OUT, {}, V, "scores['out'] None"),
+        ]
+    ]
+    + [
+        bad(A.owl, "no prunable leaf", V, "params None", [None], [None], sparsity=0, group=len),
+        bad(A.owl, "a float", T, "params['a'] float", {"a": 1.0}, PARAMS, sparsity=0, group=len),
+        bad(A.owl, "no group", T, "group", PARAMS, PARAMS, sparsity=0.5),
+    ]
 )
 
 # --- pruners ------------------------------------------------------------------------------------
@@ -1616,6 +1689,7 @@ BAD = [
     *OF_A_LOSS,
     *OF_PAIRS,
     *NEGATIVE,
+    *OF_RIA,
     *NO_FUNCTIONS,
     *OF_A_FORWARD,
     *REBUILT,

@@ -63,6 +63,7 @@ class Row(NamedTuple):
 # --- how they are called ----------------------------------------------------------------------
 
 SEED = torch.tensor(3)
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 WHERE = ["a", "*weight*", "*0*"]
 
 
@@ -196,21 +197,20 @@ def linear_of_rows(params: Any, x: torch.Tensor) -> Any:
     ]
 
 
+def rows_of(params: Any) -> Any:
+    return map_tensors(lambda leaf: leaf.reshape(1, -1), params)
+
+
 def norms(params: Any, scores: Any) -> Any:
-    rows = map_tensors(lambda leaf: leaf.reshape(1, -1), params)
     batches = [leaves(params)[0].new_ones(100) * i for i in range(1, 3)]
-    return gp.scores.input_norms(linear, rows, batches)
+    return gp.scores.input_norms(linear, rows_of(params), batches)
 
 
 def grams(params: Any, scores: Any) -> Any:
     """Of so many inputs that no Gram matrix is singular for want of them."""
     some = leaves(params)[0]
     batches = [some.new_ones(100, 100) * i for i in range(1, 3)]
-    return gp.scores.input_gram(linear_of_rows, map_tensors(row_of, params), batches)
-
-
-def row_of(leaf: torch.Tensor) -> torch.Tensor:
-    return leaf.reshape(1, -1)
+    return gp.scores.input_gram(linear_of_rows, rows_of(params), batches)
 
 
 def gram_of(leaf: torch.Tensor) -> torch.Tensor:
@@ -221,7 +221,7 @@ def gram_of(leaf: torch.Tensor) -> torch.Tensor:
 
 def rebuilt(function: Callable[..., Any], params: Any, *masks: Any, **kwargs: Any) -> Any:
     """Call a function of `gp.reconstruct` on a tree of single rows."""
-    rows = [map_tensors(row_of, tree) for tree in (params, *masks)]
+    rows = [rows_of(tree) for tree in (params, *masks)]
     return function(*rows, map_tensors(gram_of, params), **kwargs)
 
 
@@ -543,6 +543,27 @@ MASKS = [
         inductor=True,
     ),
     Row(
+        "straight_through, decay",
+        gp.straight_through,
+        lambda params, scores, masks, amount: gp.straight_through(
+            params, kept(params, masks), decay=number(amount)
+        ),
+        inductor=True,
+    ),
+    Row(
+        "straight_through, gradients with decay",
+        gp.straight_through,
+        lambda params, scores, masks, amount: torch.func.grad(
+            lambda weights: cubes(
+                gp.straight_through(weights, leaves(kept(params, masks)), decay=number(amount))
+            )
+        )(leaves(params)),
+        dtypes=(torch.float32, torch.float64),
+        inductor=True,
+        atol=1e-5,
+        finite=True,
+    ),
+    Row(
         "num_pruned",
         gp.num_pruned,
         lambda params, scores, masks, amount: gp.num_pruned(kept(params, masks)),
@@ -646,6 +667,12 @@ SCORES = [
         lambda params, scores: gp.scores.wanda(params, by_magnitude(params, scores)),
     ),
     scored(
+        gp.scores.ria,
+        lambda params, scores: gp.scores.ria(
+            *(rows_of(tree) for tree in (params, by_magnitude(params, scores)))
+        ),
+    ),
+    scored(
         gp.scores.normalize_l2,
         lambda params, scores: gp.scores.normalize_l2(by_magnitude(params, scores)),
     ),
@@ -738,6 +765,17 @@ def layerwise_by(allocate: Callable[..., Any]) -> Call:
     )
 
 
+def by_outliers(params: Any, scores: Any, sparsity: Any) -> Any:
+    """A group for each last letter of a path."""
+    return gp.allocation.owl(
+        params,
+        by_magnitude(params, scores),
+        sparsity=sparsity,
+        group=lambda path: path[-1:],
+        outlier=1,
+    )
+
+
 ALLOCATION = [
     Row(
         "uniform",
@@ -751,6 +789,26 @@ ALLOCATION = [
         lambda params, scores, masks, amount: gp.allocation.erdos_renyi(params, sparsity=amount),
         amounts=lambda candidates: fractions(),
         inductor=True,
+    ),
+    Row(
+        "owl",
+        gp.allocation.owl,
+        lambda params, scores, masks, amount: by_outliers(params, scores, amount),
+        amounts=lambda candidates: fractions(),
+        dtypes=FLOATING,
+        inductor=True,
+        finite=True,
+    ),
+    Row(
+        "layerwise, owl",
+        gp.layerwise,
+        lambda params, scores, masks, amount: gp.layerwise(
+            params, scores, masks=masks, sparsity=by_outliers(params, scores, amount)
+        ),
+        WHOLE - {"meta"},  # a sparsity must have a value
+        amounts=lambda candidates: fractions(),
+        dtypes=FLOATING,
+        finite=True,
     ),
     Row(
         "layerwise, uniform",
@@ -782,7 +840,6 @@ def one_update(build: Callable[[torch.Tensor], gp.pruners.Pruner]) -> Call:
     return call
 
 
-FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 EXCHANGED: dict[str, Any] = {"due": always, "seed": SEED, "where": "*"}
 
 PRUNERS = [

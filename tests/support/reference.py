@@ -5,6 +5,7 @@ of its entries in row-major order, read on its own dtype: Python compares the in
 gets exactly. The flat index counts the entries of all tensors, leaf after leaf.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -243,6 +244,24 @@ def apply_masks(params: Any, masks: Any) -> Lists:
     return result
 
 
+def decayed(params: Any, masks: Any, grads: Any, decay: float) -> Lists:
+    """SR-STE: the gradients, plus the decay times each entry that is masked.
+
+    Zhou et al., 2021, eq. 9. Where such an entry is not finite, the gradient is zero.
+    """
+    result: Lists = []
+    for trees in zip(leaves(params), leaves(masks), leaves(grads), strict=True):
+        param, mask, grad = trees
+        if param is None or mask is None:
+            result.append(None if grad is None else entries(grad))
+            continue
+        rows = zip(entries(param), entries(mask), entries(grad), strict=True)
+        result.append(
+            [g if keep else g + decay * w if math.isfinite(w) else 0.0 for w, keep, g in rows]
+        )
+    return result
+
+
 # --- schedules ------------------------------------------------------------------------------
 
 
@@ -425,6 +444,27 @@ def removal_errors(layer: Callable[[torch.Tensor], torch.Tensor], weight: torch.
         without.view(-1)[i] = 0
         errors[i] = (layer(without) - output).square().sum()
     return errors.reshape(weight.shape)
+
+
+def ria(
+    weight: torch.Tensor, norms: torch.Tensor, power: float, inputs: Sequence[int]
+) -> torch.Tensor:
+    """Entry by entry: its row has its index in all dims but the inputs, its column in all but one.
+
+    That one is the last dim that holds no inputs.
+    """
+    outputs = [dim for dim in range(weight.dim()) if dim not in inputs][-1:]
+    places = list(itertools.product(*map(range, weight.shape)))
+    value = {at: abs(weight[at].item()) for at in places}
+
+    def share(at: tuple[int, ...], free: Sequence[int]) -> float:
+        """The entry over the sum of those that differ from it in the free dims only."""
+        fixed = [dim for dim in range(weight.dim()) if dim not in free]
+        total = math.fsum(value[to] for to in places if all(to[d] == at[d] for d in fixed))
+        return value[at] / total if total else 0.0
+
+    scores = [(share(at, inputs) + share(at, outputs)) * norms[at].item() ** power for at in places]
+    return torch.tensor(scores, dtype=torch.float64).reshape(weight.shape)
 
 
 def normalize_l2(scores: Any) -> Any:

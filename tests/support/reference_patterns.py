@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -138,10 +139,17 @@ def erdos_renyi(
         dense.add(max(above, key=lambda i: raw[i]))
 
 
-def seats(total: int, weights: list[float], low: list[int], high: list[int]) -> list[int]:
-    """The method of Webster, seat by seat: the whole queue, sorted."""
+def seats(
+    total: int,
+    weights: list[float],
+    low: list[int],
+    high: list[int],
+    shifts: Sequence[float] | None = None,
+) -> list[int]:
+    """The method of Webster, seat by seat: the whole queue, sorted; a shift counts as seats."""
+    shifts = shifts or [0.0] * len(weights)
     queue = [
-        ((seat - 0.5) / weights[i], i)
+        ((seat - 0.5 - shifts[i]) / weights[i], i)
         for i in range(len(weights))
         for seat in range(low[i] + 1, high[i] + 1)
     ]
@@ -149,6 +157,37 @@ def seats(total: int, weights: list[float], low: list[int], high: list[int]) -> 
     for _, i in sorted(queue)[: total - sum(low)]:
         counts[i] += 1
     return counts
+
+
+def outlier_share(scores: list[float], outlier: float) -> float:
+    """How many of the scores are above a multiple of their mean."""
+    mean = math.fsum(scores) / len(scores)
+    return sum(score > outlier * mean for score in scores) / len(scores)
+
+
+def owl(
+    scores: dict[Any, list[float]], sparsity: float, outlier: float, width: float
+) -> dict[Any, float]:
+    """The kept fraction of each group, from its scores; what is cut off at 0 or 1 goes to others.
+
+    Yin et al., 2024: D, moved to 0 and stretched to 2 λ, and then moved until the total is right.
+    """
+    shares = {group: outlier_share(own, outlier) for group, own in scores.items()}
+    low, high = min(shares.values()), max(shares.values())
+    above = {
+        g: 2 * width * (d - low) / (high - low) if high > low else 0 for g, d in shares.items()
+    }
+    total = sum(len(own) for own in scores.values())
+    start, stop = -1.0, 1.0
+
+    def fractions(at: float) -> dict[Any, float]:
+        return {group: min(max(at + more, 0.0), 1.0) for group, more in above.items()}
+
+    for _ in range(100):
+        middle = (start + stop) / 2
+        kept = sum(len(scores[group]) * f for group, f in fractions(middle).items())
+        start, stop = (middle, stop) if kept < (1 - sparsity) * total else (start, middle)
+    return fractions(stop)
 
 
 def resnet50() -> list[tuple[tuple[int, ...], int]]:

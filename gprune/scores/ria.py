@@ -1,0 +1,112 @@
+"""RIA: the weight relative to its row and its column, times a power of the norm of its inputs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gprune.inputs import LeafError, Leaves, float64_device, raise_with_path
+from gprune.methods.dims import DimFunction, dims_per_leaf, input_dims
+from gprune.scores.score_map import (
+    NORMS_ARE_MAGNITUDES,
+    floating_leaves,
+    require_norms,
+    scale_to_one,
+    score_leaves,
+)
+from gprune.select.counts import as_nonnegative
+from gprune.sharding import check_same_leaves, raise_on_all_ranks
+from gprune.trees import Tree, leaves_like, tensor_paths
+
+
+@raise_on_all_ranks
+def ria(
+    params: Tree,
+    input_norms: Tree,
+    *,
+    power: float = 0.5,
+    dim: int | tuple[int, ...] | DimFunction = input_dims,
+) -> Tree:
+    """Score by relative importance and input norm: (|W_ij|/Σ_j|W_ij| + |W_ij|/Σ_i|W_ij|) ‖X_j‖₂ᵃ.
+
+    The first sum is over the inputs of an output (a row), the second over the outputs of an input
+    (a column). So the last weights of an input or of an output score high, and no channel loses all
+    of its weights early. 0 / 0 is 0. The sums are computed in float64, on the CPU if the device has
+    no float64, and need 8 bytes for each entry of the largest leaf.
+
+    `dim` holds the inputs of one output. Of the other dims the last one holds the outputs. The dims
+    before it are separate layers, as in packed experts (experts, outputs, inputs) with dim 2:
+    nothing is summed over them. A leaf without another dim has one output, so its second term is 1.
+
+    The shape of a convolution weight does not tell its groups. So the columns of a grouped
+    convolution are summed over the outputs of all groups, which have different inputs at the same
+    place of the weight. To sum within each group, make the groups a dim of their own, as in the
+    second example.
+
+    Args:
+        params: pytree of floating point tensors of any shape; `None` stays `None`. Parameters that
+            `input_norms` has not observed must be `None`: pass `prunable(params)`, and leave out
+            with `exclude` what the error names.
+        input_norms: the norms of the inputs, from the function of that name: of that structure and
+            those shapes, and not negative.
+        power: the exponent a of the norms, not negative. 0 ignores the inputs.
+        dim: the dims of the inputs: an int, a tuple, or a function `(path, leaf)`; see
+            `gprune.input_dims`. It is 0 for the `Conv1D` of transformers.
+
+    Returns:
+        Detached scores of that structure, in float32 at least, in the unit of the inputs to that
+        power. The paper compares the weights of each output:
+        `layerwise(weights, scores, amount=0.5, dim=gprune.input_dims)`.
+
+    Raises:
+        TypeError: if a leaf is not a floating point tensor, or `power` or a dim has the wrong type.
+        ValueError: if the norms of a leaf are missing, have another shape, are not finite or are
+            negative, `power` is negative or not finite, or a leaf does not have a dim.
+
+    Example:
+        >>> weight = torch.tensor([[2.0, -2.0], [0.0, 6.0]])
+        >>> ria(weight, torch.tensor([[4.0, 1.0], [4.0, 1.0]]))
+        tensor([[3.0000, 0.7500],
+                [0.0000, 1.7500]])
+        >>> weight, norms = torch.ones(6, 2, 3, 3), torch.ones(6, 2, 3, 3)  # of 3 groups
+        >>> weight, norms = weight.unflatten(0, (3, 2)), norms.unflatten(0, (3, 2))
+        >>> ria(weight, norms, dim=(2, 3, 4)).flatten(0, 1).shape
+        torch.Size([6, 2, 3, 3])
+
+    References:
+        Zhang et al., 2024, "Plug-and-Play: An Efficient Post-training Pruning Method for Large
+        Language Models", ICLR, https://openreview.net/forum?id=Tr0lPx9woF, section 3.
+    """
+    power = as_nonnegative(power, "power")
+    leaves, treedef = floating_leaves(params, "params")
+    require_norms(leaves, leaves_like(input_norms, treedef, "input_norms"), treedef)
+    tensors = [leaf for leaf in leaves if leaf is not None]
+    scored = Leaves(tensors, None, tensors, [], leaves, treedef)
+    try:
+        dims_of_tensors = dims_per_leaf(dim, scored)
+    except LeafError as error:
+        raise_with_path(error, scored)
+    # sums over shards are messages, so all ranks must sum over the same dims of the same leaves
+    check_same_leaves("ria", tensors, lambda: tensor_paths(treedef, leaves), power, dims_of_tensors)
+    dims = iter(dims_of_tensors)
+
+    def equation(leaf: Tensor, norm: Tensor, inputs: list[int]) -> Tensor:
+        weights = scale_to_one(leaf).abs()
+        outputs = [dim for dim in range(leaf.dim()) if dim not in inputs][-1:]
+        return (_shares(weights, inputs) + _shares(weights, outputs)) * norm**power
+
+    return score_leaves(
+        equation,
+        magnitudes=NORMS_ARE_MAGNITUDES,
+        per_leaf=[None if leaf is None else next(dims) for leaf in leaves],
+        params=params,
+        input_norms=input_norms,
+    )
+
+
+def _shares(weights: Tensor, dims: list[int]) -> Tensor:
+    """Divide by the sum over some dims; without dims every entry is its own sum."""
+    exact = weights.to(float64_device(weights.device))
+    sums = exact.sum(dims, keepdim=True, dtype=torch.float64) if dims else exact
+    sums = torch.where(sums == 0, 1, sums)  # of a DTensor this adds up the shards, in float64
+    return weights / sums.to(weights.dtype).to(weights.device)
