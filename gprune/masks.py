@@ -70,6 +70,8 @@ def masks_from_zeros(params: Tree) -> Tree:
     `gprune.prunable(params)`, so that biases and norms, which often start at zero, have no masks.
     To keep the zeros of a module, see `gprune.adapter.keep_zeros_`.
 
+    It sends no messages. So with DTensors an error is raised on the wrong rank alone.
+
     Args:
         params: pytree of tensors of any shape and dtype, and `None`s.
 
