@@ -421,9 +421,11 @@ def prunable_params(params: Tree, masks: Tree, name: str) -> Tree:
         A tree of that structure.
 
     Raises:
+        TypeError: if a leaf of `params` is neither a tensor nor `None`.
         ValueError: if the structures differ.
     """
     leaves, treedef = flatten(params)
+    require_tensors(leaves, treedef, "params")
     pairs = zip(leaves, leaves_like(masks, treedef, name), strict=True)
     return unflatten(treedef, [None if mask is None else leaf for leaf, mask in pairs])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable
 from functools import partial, wraps
 from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
@@ -322,6 +323,33 @@ def count_kept(masks: Tree) -> Tree:
     return unflatten_like(treedef, leaves, kept)
 
 
+def fraction_at(fraction: Callable[[Tensor], Any], step: Tensor, step_is_due: Tensor) -> Tensor:
+    """Return the fraction of the weights that a step exchanges: `fraction(step)`, 0 if not due.
+
+    Args:
+        fraction: the user's function.
+        step: the step, a 0-dim int64 tensor.
+        step_is_due: 0-dim bool tensor.
+
+    Returns:
+        0-dim tensor.
+
+    Raises:
+        TypeError: if it is not a number.
+        ValueError: if it is a tensor with dimensions, or not from 0 to 1. While compiling, under
+            `vmap` and under FakeTensorMode the value is not known, and is not checked.
+    """
+    now = as_scalar(fraction(step), "fraction(step)") * step_is_due
+    is_batched = torch._C._functorch.is_batchedtensor
+    if torch.compiler.is_compiling() or is_fake(now) or is_batched(now):
+        return now
+    number = float(now)
+    if not 0 <= number <= 1:
+        hint = f"; did you mean {number / 100:g}?" if 2 <= number <= 100 else ""
+        raise ValueError(f"fraction(step) must be from 0 to 1, got {number:g}{hint}")
+    return now
+
+
 def round_fraction(counts: Tree, fraction: Tensor) -> Tree:
     """Return round(fraction * count) for each count, in float64, half to even, on the CPU."""
     exact = fraction.cpu().to(torch.float64)
@@ -358,7 +386,21 @@ def check_functions(**functions: Any) -> None:
     """
     for name, function in functions.items():
         if not callable(function):
-            raise TypeError(f"{name} must be a function, got {function!r}")
+            raise TypeError(
+                f"{name} must be a function, got {function!r}{_instead(name, function)}"
+            )
+
+
+def _instead(name: str, given: Any) -> str:
+    """Return the remedy where a number is given instead of a function of the step."""
+    if isinstance(given, bool) or not isinstance(given, numbers.Real):
+        return ""
+    if name == "due":
+        every = f"gprune.schedules.every, begin=0, end=..., freq={given}"
+        return f"; for every {given} steps pass functools.partial({every})"
+    if name in ("schedule", "fraction"):
+        return f"; pass gprune.schedules.constant({given}), or another schedule"
+    return ""
 
 
 def _grad_dtype_problem(grad: Tensor) -> str | None:

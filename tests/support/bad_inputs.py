@@ -277,8 +277,15 @@ BAD_SCORES: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     ("a float", lambda: tree(weight(), None, 1.0), T, "scores['out'] tensor float"),
     ("an amount", lambda: 0.5, T, "scores 0.5 amount=0.5 sparsity="),
     ("a name", lambda: "magnitude", T, "scores 'magnitude' gprune.scores.magnitude(params)"),
-    ("a function", lambda: gp.scores.magnitude, T, "scores function magnitude(params)"),
-    ("a partial", lambda: functools.partial(len), T, "scores function partial(params)"),
+    ("a function", lambda: gp.scores.magnitude, T, "scores function magnitude; returns for params"),
+    ("a partial", lambda: functools.partial(len), T, "scores function len; returns for params"),
+    ("a method", lambda: gp.l1_unstructured, T, "scores pruning_method=l1_unstructured"),
+    (
+        "a class",
+        lambda: torch.nn.utils.prune.L1Unstructured,
+        T,
+        "scores class pruning_method=gprune.l1 gprune.adapter",
+    ),
     ("a module", lambda: torch.nn.Linear(1, 1), V, "scores structure params"),
     ("a string", lambda: tree(weight(), None, "1"), T, "scores['out'] tensor str"),
     ("sparse", lambda: tree(weight().to_sparse(), None, out()), T, "['fc']['weight'] to_dense"),
@@ -401,7 +408,7 @@ AT_A_THRESHOLD = [
         bad(gp.masks_from_threshold, f"params: {what}", error, words, THRESHOLD, params)
         for what, params, error, words in [*BAD_PARAMS, *UNRANKED]
     ),
-    bad(gp.masks_from_threshold, "a number", T, "threshold 3", 3, PARAMS),
+    bad(gp.masks_from_threshold, "a number", T, "threshold Threshold int", 3, PARAMS),
     bad(gp.masks_from_threshold, "three numbers", T, "threshold", (1.0, 2, 3), PARAMS),
     bad(
         gp.masks_from_threshold,
@@ -507,7 +514,7 @@ FLOORED = [
 GIVEN_METHODS: list[tuple[str, Any, dict[str, Any], type[Exception], str]] = [
     ("unmarked", unmarked, {}, T, "unmarked pruning_method"),
     ("an object with a type", Typed(), {}, T, "Typed pruning_method"),
-    ("a string", "lowest", {}, T, "lowest pruning_method"),
+    ("a string", "lowest", {}, T, "pruning_method 'lowest' gprune.l1_unstructured"),
     ("None", None, {}, T, "None pruning_method"),
     ("structured", structured, {}, T, "structured layerwise"),
     ("a structured partial", functools.partial(structured), {}, T, "structured layerwise"),
@@ -706,7 +713,9 @@ PATTERN_ROWS = [
     bad(gp.n_of_m, "a string dim", T, "dim '0'", TEN, n=1, m=2, dim="0"),
     bad(gp.n_of_m, "no such dim", V, "dim 1 (10,)", TEN, n=1, m=2, dim=1),
     bad(gp.n_of_m, "several dims", T, "dim int (0, 1)", MATRIX, n=1, m=2, dim=(0, 1)),
-    bad(gp.n_of_m, "a function to dims", T, "dim int (1,)", MATRIX, n=1, m=2, dim=gp.input_dims),
+    bad(
+        gp.n_of_m, "a function to dims", T, "(1,); out -> int", MATRIX, n=1, m=2, dim=gp.input_dims
+    ),
     bad(gp.n_of_m, "a group of one", V, "dim 1 single (10, 1) prunable", MATRIX, n=1, m=2),
     bad(gp.n_of_m, "no dims", V, "dim 0 ()", Make(lambda: torch.tensor(1.0)), n=1, m=2),
     bad(gp.n_of_m, "a bool param", T, "param bool", FOUR, n=1, m=2),
@@ -1298,13 +1307,14 @@ ALLOCATIONS = (
         bad(function, what, error, words, PARAMS, sparsity=0.5, **more)
         for function in (A.uniform, A.erdos_renyi)
         for what, more, error, words in [
-            ("a list of overrides", {"overrides": [0.5]}, T, "overrides globs [0.5]"),
+            ("a list of overrides", {"overrides": [0.5]}, T, "overrides dict globs 'head.*' [0.5]"),
             ("a key that is no glob", {"overrides": {3: 0.5}}, T, "overrides globs 3"),
             ("a string override", {"overrides": {"fc*": "x"}}, T, "overrides['fc*'] 'x'"),
             ("a bool override", {"overrides": {"fc*": True}}, T, "overrides['fc*'] True"),
             ("an override above 1", {"overrides": {"fc*": 1.5}}, V, "overrides['fc*'] 1.5"),
+            ("a percentage", {"overrides": {"fc*": 80}}, V, "overrides['fc*'] 80; mean 0.8"),
             ("a NaN override", {"overrides": {"fc*": math.nan}}, V, "overrides['fc*'] nan"),
-            ("a glob for a `None` leaf", {"overrides": {"fc.bias": 0}}, V, "overrides 'fc.bias'"),
+            ("a glob for a `None` leaf", {"overrides": {"fc.bias": 0}}, V, "'fc.bias' 'fc.weight'"),
             ("too dense overrides", {"overrides": {"*": 0}}, V, "sparsity 5 of 10 10"),
             ("a float floor", {"min_kept": 0.5}, T, "min_kept 0.5"),
             ("a bool floor", {"min_kept": True}, T, "min_kept True"),
@@ -1340,6 +1350,13 @@ def build_and_init(params: Any, function: Callable[..., Any], first: Any, more: 
     return function(made(first), **{name: made(value) for name, value in more.items()}).init(params)
 
 
+def build_and_update(params: Any, function: Callable[..., Any], first: Any, more: Any) -> Any:
+    """A call of `update` after a right `init`."""
+    pruner = function(made(first), **{name: made(value) for name, value in more.items()})
+    right = made(PARAMS)
+    return pruner.update(params, pruner.init(right), right)
+
+
 PRUNERS = (
     [
         bad(
@@ -1365,7 +1382,15 @@ PRUNERS = (
         ]
     ]
     + [
-        bad(P.gradual, "a sparsity for a schedule", T, "schedule function 0.5", 0.5, due=ALWAYS),
+        bad(build_and_update, function.__name__, T, "params module", MODULE, function, first, more)
+        for function, first, more in BUILDERS
+    ]
+    + [
+        bad(P.gradual, "a due number", T, "due every 9 freq=9", HALF, due=9),
+        bad(
+            P.rigl, "a percentage", T, "fraction constant(30)", 0.5, **{**EXCHANGE, "fraction": 30}
+        ),
+        bad(P.gradual, "a sparsity for a schedule", T, "schedule constant(0.5)", 0.5, due=ALWAYS),
         bad(P.gradual, "no due", T, "due", HALF),
         bad(
             P.gradual,
