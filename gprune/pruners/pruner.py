@@ -15,7 +15,7 @@ from gprune.inputs import mismatch, score_problem
 from gprune.masks import count_pruned, mask_leaves
 from gprune.methods import random_unstructured
 from gprune.prune import layerwise
-from gprune.select.counts import as_scalar, as_seed
+from gprune.select.counts import as_scalar, as_seed, resolve_sparsity
 from gprune.sharding import (
     check_same_call,
     check_same_leaves,
@@ -148,9 +148,12 @@ def bind_random_masks(
 
     Raises:
         TypeError: if the allocation is not a function, or a number has the wrong type.
+        ValueError: if the sparsity is not from 0 to 1.
     """
     check_functions(allocation=allocation)
-    as_scalar(sparsity, "sparsity")  # so that a wrong number raises now, not in `init`
+    number = as_scalar(sparsity, "sparsity")
+    if not torch.compiler.is_compiling():
+        resolve_sparsity(number, 0, 0)  # so that a wrong number raises now, not in `init`
     as_seed(seed)
     return partial(random_masks, sparsity=sparsity, seed=seed, allocation=allocation, where=where)
 

@@ -133,6 +133,7 @@ def rigl(
 
     Raises:
         TypeError: if a function cannot be called, or a number has the wrong type.
+        ValueError: if the sparsity is not from 0 to 1.
 
     Example:
         >>> import torch, gprune as gp

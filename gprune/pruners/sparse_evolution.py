@@ -138,6 +138,7 @@ def sparse_evolution(
 
     Raises:
         TypeError: if a function cannot be called, or a number has the wrong type.
+        ValueError: if the sparsity is not from 0 to 1.
 
     Example:
         >>> import gprune as gp

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from torch.nn.utils.prune import L1Unstructured
 
 import gprune as gp
 
@@ -282,7 +283,7 @@ BAD_SCORES: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     ("a method", lambda: gp.l1_unstructured, T, "scores pruning_method=l1_unstructured"),
     (
         "a class",
-        lambda: torch.nn.utils.prune.L1Unstructured,
+        lambda: L1Unstructured,
         T,
         "scores class pruning_method=gprune.l1 gprune.adapter",
     ),
@@ -1388,7 +1389,12 @@ PRUNERS = (
     + [
         bad(P.gradual, "a due number", T, "due every 9 freq=9", HALF, due=9),
         bad(
-            P.rigl, "a percentage", T, "fraction constant(30)", 0.5, **{**EXCHANGE, "fraction": 30}
+            P.rigl,
+            "a percentage for a fraction",
+            T,
+            "fraction constant(30)",
+            0.5,
+            **{**EXCHANGE, "fraction": 30},
         ),
         bad(P.gradual, "a sparsity for a schedule", T, "schedule constant(0.5)", 0.5, due=ALWAYS),
         bad(P.gradual, "no due", T, "due", HALF),
@@ -1418,6 +1424,11 @@ PRUNERS = (
         bad(P.iterative, "a string amount", T, "amount 'x'", "x", due=ALWAYS),
         bad(P.iterative, "a float rewind_to", T, "rewind_to 0.5", 0.5, due=ALWAYS, rewind_to=0.5),
         bad(P.iterative, "a negative rewind_to", V, "rewind_to -1", 0.5, due=ALWAYS, rewind_to=-1),
+        *(
+            bad(function, "a percentage", V, "sparsity 80.0; mean 0.8", 80, **more)
+            for function, first, more in BUILDERS
+            if "seed" in more
+        ),
         bad(P.static_sparse, "a string sparsity", T, "sparsity 'x'", "x", seed=0),
         bad(P.rigl, "a schedule for a sparsity", T, "sparsity Constant", HALF, **EXCHANGE),
         bad(gp.agreement, "other `None` leaves", V, "others[0] None masks[0]", KEEP_TWO, [None]),
