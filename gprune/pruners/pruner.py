@@ -152,7 +152,7 @@ def bind_random_masks(
     """
     check_functions(allocation=allocation)
     number = as_scalar(sparsity, "sparsity")
-    if not torch.compiler.is_compiling():
+    if is_known(number):
         resolve_sparsity(number, 0, 0)  # so that a wrong number raises now, not in `init`
     as_seed(seed)
     return partial(random_masks, sparsity=sparsity, seed=seed, allocation=allocation, where=where)
@@ -202,9 +202,14 @@ def can_skip(step_is_due: Tensor) -> bool:
     Returns:
         Whether the step is known not to be due.
     """
-    if torch.compiler.is_compiling() or torch._C._functorch.is_batchedtensor(step_is_due):
+    return is_known(step_is_due) and not bool(step_is_due)
+
+
+def is_known(number: Tensor) -> bool:
+    """Return whether a 0-dim tensor has one value here: not while compiling, batched or fake."""
+    if torch.compiler.is_compiling() or torch._C._functorch.is_batchedtensor(number):
         return False
-    return not is_fake(step_is_due) and not bool(step_is_due)
+    return not is_fake(number)
 
 
 def raise_on_all_ranks_when_due(
@@ -343,10 +348,7 @@ def fraction_at(fraction: Callable[[Tensor], Any], step: Tensor, step_is_due: Te
             `vmap` and under FakeTensorMode the value is not known, and is not checked.
     """
     now = as_scalar(fraction(step), "fraction(step)") * step_is_due
-    is_batched = torch._C._functorch.is_batchedtensor
-    if torch.compiler.is_compiling() or is_fake(now) or is_batched(now):
-        return now
-    number = float(now)
+    number = float(now) if is_known(now) else 0.0
     if not 0 <= number <= 1:
         hint = f"; did you mean {number / 100:g}?" if 2 <= number <= 100 else ""
         raise ValueError(f"fraction(step) must be from 0 to 1, got {number:g}{hint}")

@@ -20,8 +20,8 @@ FAULTS = [
     fault(
         "a step of fake tensors is asked whether it is due",
         "pruners/pruner.py",
-        "not is_fake(step_is_due) and not bool(step_is_due)",
-        "not bool(step_is_due)",
+        "    return not is_fake(number)\n",
+        "    return True\n",
         "tests/pruners/test_pruner.py::test_a_run_of_fake_tensors",
     ),
     fault(
