@@ -6,6 +6,7 @@ return it under its first name. Masks may be given under any of its names.
 """
 
 import difflib
+import numbers
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
@@ -138,6 +139,15 @@ def _select(
             is not one for the whole module.
         ValueError: if nothing is prunable.
     """
+    if scores is not None and not isinstance(scores, Mapping):
+        is_number = isinstance(scores, numbers.Real)
+        got = repr(scores) if is_number else type(scores).__name__
+        remedy = (
+            f"a number by name: amount={got} or sparsity=..."
+            if is_number
+            else "a dict with the keys of params_of(module)"
+        )
+        raise TypeError(f"scores must map parameter names to tensors, got {got}; pass {remedy}")
     pruning_method, _ = unwrap_partials(method)
     others = "layerwise(params_of(module), masks=prior_masks(module), ...) and attach_masks_()"
     if pruning_method.PRUNING_TYPE != "unstructured":
@@ -155,9 +165,6 @@ def _select(
     if all(weight is None for weight in weights.values()):
         remedy = "choose some with where=" if where is None else f"where={where!r} chooses none"
         raise ValueError(f"prune_() found no prunable parameter in the module; {remedy}")
-    if scores is not None and not isinstance(scores, Mapping):
-        got = type(scores).__name__
-        raise TypeError(f"scores must map parameter names to tensors, got {got}")
     masks: dict[str, Tensor | None] = prune.global_unstructured(
         weights,
         None if scores is None else dict(scores),

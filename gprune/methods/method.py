@@ -208,7 +208,7 @@ def unwrap_partials(method: Any) -> tuple[PruningMethod[...], dict[str, Any]]:
         )
     if isinstance(method, str):
         raise TypeError(
-            f"pruning_method must be a function, got {method!r}; pass a method of gprune, such as "
+            f"a pruning method is a function, got {method!r}; pass one of gprune, such as "
             "gprune.l1_unstructured"
         )
     name = getattr(method, "__name__", repr(method))

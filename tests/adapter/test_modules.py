@@ -506,6 +506,8 @@ def no_leaf(path, leaf):
         (None, {"amount": 1, "min_per_leaf": -1}, ValueError, "min_per_leaf must not be negative"),
         (None, {"amount": 1, "method": L1}, TypeError, "L1Unstructured is a class"),
         ([1.0], {"amount": 1}, TypeError, "scores must map parameter names to tensors, got list"),
+        (0.5, {}, TypeError, "got 0.5; pass a number by name: amount=0.5"),
+        (None, {"amount": 1, "method": "l1"}, TypeError, "got 'l1'; pass one of gprune, such as"),
         ({}, {"amount": 1}, ValueError, r"scores\['again.bias'\]|scores\['embed.weight'\]"),
         ("transposed", {"amount": 1}, ValueError, r"scores\['embed.weight'\] has shape \(4, 7\)"),
         ("unknown", {"amount": 1}, ValueError, r"scores\['x'\]"),

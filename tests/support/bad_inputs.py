@@ -515,7 +515,7 @@ FLOORED = [
 GIVEN_METHODS: list[tuple[str, Any, dict[str, Any], type[Exception], str]] = [
     ("unmarked", unmarked, {}, T, "unmarked pruning_method"),
     ("an object with a type", Typed(), {}, T, "Typed pruning_method"),
-    ("a string", "lowest", {}, T, "pruning_method 'lowest' gprune.l1_unstructured"),
+    ("a string", "lowest", {}, T, "method 'lowest' gprune.l1_unstructured"),
     ("None", None, {}, T, "None pruning_method"),
     ("structured", structured, {}, T, "structured layerwise"),
     ("a structured partial", functools.partial(structured), {}, T, "structured layerwise"),
