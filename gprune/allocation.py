@@ -243,8 +243,11 @@ def _override_per_path(paths: list[str], overrides: Mapping[str, float]) -> list
     matches = {glob: predicate(glob) for glob in overrides}
     unused = [glob for glob in overrides if not any(matches[glob](path, None) for path in paths)]
     if unused:
-        found = describe_first(unused, repr, ", ")
-        raise ValueError(f"overrides match no prunable leaf: {found}")
+        found, known = describe_first(unused, repr, ", "), describe_first(paths, repr, ", ")
+        raise ValueError(
+            f"overrides has globs that match no prunable leaf: {found}; a glob matches the whole "
+            f"path, and the leaves are {known}"
+        )
     return [
         next((overrides[glob] for glob in overrides if matches[glob](path, None)), None)
         for path in paths
@@ -253,15 +256,19 @@ def _override_per_path(paths: list[str], overrides: Mapping[str, float]) -> list
 
 def _check_bounds(min_kept: Any, overrides: Any) -> None:
     if isinstance(min_kept, bool) or not isinstance(min_kept, int):
-        raise TypeError(f"min_kept must be an int, got {min_kept!r}")
+        raise TypeError(f"min_kept must be an int, a number of entries, got {min_kept!r}")
     if min_kept < 0:
         raise ValueError(f"min_kept must not be negative, got {min_kept}")
     if overrides is None:
         return
     if not isinstance(overrides, Mapping) or not all(isinstance(glob, str) for glob in overrides):
-        raise TypeError(f"overrides must map globs to sparsities, got {overrides!r}")
+        raise TypeError(
+            f"overrides must be a dict from globs to sparsities, such as {{'head.*': 0.0}}, got "
+            f"{overrides!r}"
+        )
     for glob, number in overrides.items():
         if isinstance(number, bool) or not isinstance(number, int | float):
-            raise TypeError(f"overrides[{glob!r}] must be a number, got {number!r}")
+            raise TypeError(f"overrides[{glob!r}] must be an int or a float, got {number!r}")
         if not 0 <= number <= 1:
-            raise ValueError(f"overrides[{glob!r}] must be from 0 to 1, got {number}")
+            hint = f"; did you mean {number / 100:g}?" if 2 <= number <= 100 else ""
+            raise ValueError(f"overrides[{glob!r}] must be from 0 to 1, got {number}{hint}")

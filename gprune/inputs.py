@@ -5,6 +5,7 @@ The rest of gprune trusts these lists. If several leaves are wrong, one error na
 
 from __future__ import annotations
 
+import functools
 import numbers
 from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
@@ -187,11 +188,20 @@ def require_score_tensors(scores: Any, names: tuple[str, str, str]) -> None:
         raise TypeError(f"{got} {scores!r}; pass a number by name: amount={scores} or sparsity=...")
     if isinstance(scores, str):
         raise TypeError(f"{got} {scores!r}; pass gprune.scores.magnitude({params}) or its like")
-    if callable(scores) and is_single_leaf(scores) and not isinstance(scores, torch.nn.Module):
-        function = getattr(scores, "__name__", type(scores).__name__)
+    if not callable(scores) or not is_single_leaf(scores) or isinstance(scores, torch.nn.Module):
+        return
+    inner = scores.func if isinstance(scores, functools.partial) else scores
+    function = getattr(inner, "__name__", type(inner).__name__)
+    if hasattr(inner, "PRUNING_TYPE") and not isinstance(inner, type):
         raise TypeError(
-            f"{got} the function {function}; pass what it returns, such as {function}({params})"
+            f"{got} the pruning method {function}; pass it by name: pruning_method={function}"
         )
+    if isinstance(inner, type):
+        raise TypeError(
+            f"{got} the class {function}; pass a method of gprune by name, such as "
+            "pruning_method=gprune.l1_unstructured, or use gprune.adapter for the classes of torch"
+        )
+    raise TypeError(f"{got} the function {function}; pass what it returns for {params}")
 
 
 def raise_with_path(error: LeafError, leaves: Leaves) -> NoReturn:

@@ -73,6 +73,8 @@ def masks_from_zeros(params: Tree) -> Tree:
     `gprune.prunable(params)`, so that biases and norms, which often start at zero, have no masks.
     To keep the zeros of a module, see `gprune.adapter.keep_zeros_`.
 
+    It sends no messages. So with DTensors an error is raised on the wrong rank alone.
+
     Args:
         params: pytree of tensors of any shape and dtype, and `None`s.
 
@@ -452,9 +454,11 @@ def prunable_params(params: Tree, masks: Tree, name: str) -> Tree:
         A tree of that structure.
 
     Raises:
+        TypeError: if a leaf of `params` is neither a tensor nor `None`.
         ValueError: if the structures differ.
     """
     leaves, treedef = flatten(params)
+    require_tensors(leaves, treedef, "params")
     pairs = zip(leaves, leaves_like(masks, treedef, name), strict=True)
     return unflatten(treedef, [None if mask is None else leaf for leaf, mask in pairs])
 

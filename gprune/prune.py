@@ -206,8 +206,8 @@ def find_threshold(
         >>> find_threshold([torch.tensor([3.0, -1.0, 2.0])], amount=2)
         Threshold(value=tensor(2., dtype=torch.float64), flat_index=tensor(2))
     """
-    number, is_sparsity = amount_or_sparsity(amount, sparsity, "find_threshold")
     leaves = align(params, scores, masks)
+    number, is_sparsity = amount_or_sparsity(amount, sparsity, "find_threshold")
     numbers = as_scalar(number, "sparsity" if is_sparsity else "amount", several=True)
     call = describe_call("find_threshold", leaves.ranked_by, lambda: leaves.names(""))
     absolute = leaves.scores is None
@@ -252,7 +252,8 @@ def masks_from_threshold(
         [[tensor([ True, False,  True])], [tensor([ True, False, False])]]
     """
     if not isinstance(threshold, tuple) or len(threshold) != 2:
-        raise TypeError(f"threshold must be a Threshold(value, flat_index), got {threshold!r}")
+        got = type(threshold).__name__
+        raise TypeError(f"threshold must be a Threshold(value, flat_index), got {got}")
     leaves = align(params, scores, masks)
     meta = all(leaf.is_meta for leaf in leaves.params)
     value = as_scalar(threshold[0], "threshold.value", meta=meta, several=True)

@@ -41,7 +41,7 @@ def recalibrate_batchnorm_(module: M, batches: Iterable[Any]) -> M:
         The same module.
 
     Raises:
-        TypeError: if `module` is not a module, or `batches` is one tensor or mapping.
+        TypeError: if `module` is not a module, or `batches` is one batch or no iterable.
         ValueError: if no batch norm has running statistics, there is no batch, or a statistic is
             not finite.
 
@@ -90,7 +90,7 @@ def recalibrate_batchnorm(
         those that were given.
 
     Raises:
-        TypeError: if `module` is not a module, or `batches` is one tensor or mapping.
+        TypeError: if `module` is not a module, or `batches` is one batch or no iterable.
         ValueError: if a running statistic is not in `buffers`, no batch norm has any, there is no
             batch, or a statistic is not finite.
 
@@ -153,10 +153,12 @@ def _run(
     batches: Iterable[Any],
     call: Callable[..., Any],
 ) -> None:
-    if isinstance(batches, Tensor | Mapping):
+    is_one = isinstance(batches, Tensor | Mapping)
+    if is_one or not (hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")):
+        got = f"{'one ' if is_one else ''}{type(batches).__name__}"
         raise TypeError(
-            f"batches must be an iterable of batches, got one {type(batches).__name__}; "
-            "put it into a list"
+            f"batches must be an iterable of batches, got {got}; put it into a list if it is a "
+            "batch"
         )
     done = 0
     with _only_batch_norms_train(module, norms.values()):

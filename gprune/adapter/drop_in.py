@@ -95,6 +95,11 @@ def global_unstructured(
     if importance_scores is not None and not isinstance(importance_scores, dict):
         got = type(importance_scores).__name__
         raise TypeError(f"importance_scores must be a dict from pairs to tensors, got {got}")
+    if hasattr(pruning_method, "PRUNING_TYPE") and not isinstance(pruning_method, type):
+        raise TypeError(
+            f"pruning_method must be a class, such as L1Unstructured, got {pruning_method!r}; its "
+            "arguments are passed by name: amount=..., and prune_ takes the methods of gprune"
+        )
     weights, users = _collect(parameters, importance_scores or {})
     method = pruning_method(**kwargs)
     _check_method(method)
@@ -214,7 +219,7 @@ def _collect(
         dense = getattr(module, f"{name}_orig") if name in pruning_hooks(module) else value
         if value.device != dense.device:  # the masked weight does not move before a forward
             value = getattr(module, f"{name}_mask") * dense
-        if not isinstance(dense, nn.Parameter) and (behind := tensors_behind(module, name)):
+        if name not in pruning_hooks(module) and (behind := tensors_behind(module, name)):
             raise TypeError(
                 f"{where}: the tensor is computed from {' and '.join(map(repr, behind))}, so it is "
                 f"no Parameter to prune; give the pair (module, {behind[0]!r}) instead"
@@ -230,7 +235,7 @@ def _collect(
     if scores and not any(weight.scores_given for weight in weights.values()):
         raise ValueError(
             f"importance_scores has {len(scores)} keys, and none is a pair of parameters; the keys "
-            f"must be the same pairs (module, name), got {next(iter(scores))!r}"
+            f"must be the same pairs (module, name), got {_shown(next(iter(scores)))}"
         )
     return list(weights.values()), users
 
@@ -240,18 +245,25 @@ def _checked_pair(pair: Any, index: int) -> ModuleAndName:
     kind: type[Exception] = TypeError
     try:
         module, name = pair
-        if isinstance(name, str):
+        if isinstance(module, nn.Module) and isinstance(name, str):
             return module, name
+        if isinstance(name, str):
+            kind = AttributeError
     except (TypeError, ValueError) as error:  # it cannot be unpacked
         kind = type(error)
-    got = type(pair).__name__
-    if isinstance(pair, tuple | list):
-        got = f"({', '.join(type(part).__name__ for part in pair)})"
     raise kind(
-        f"parameters[{index}] must be a pair (module, attribute name), the name a string, got {got}"
+        f"parameters[{index}] must be a pair (module, attribute name), the name a string, got "
+        f"{_shown(pair)}"
         '; make pairs such as [(m, "weight") for m in model.modules() if isinstance(m, nn.Linear)],'
         " or prune the whole model with prune_(model, amount=...)"
     )
+
+
+def _shown(pair: Any) -> str:
+    """Return what was given as a pair as text, without the long text of a module or a tensor."""
+    parts = pair if isinstance(pair, tuple | list) else [pair]
+    shown = [repr(part) if isinstance(part, str) else type(part).__name__ for part in parts]
+    return shown[0] if parts is not pair else f"({', '.join(shown)})"
 
 
 def _resolve(owner: nn.Module, path: str) -> ModuleAndName:

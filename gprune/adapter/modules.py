@@ -6,6 +6,7 @@ return it under its first name. Masks may be given under any of its names.
 """
 
 import difflib
+import numbers
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
@@ -23,6 +24,7 @@ from gprune.adapter.sharded import (
     reshard,
 )
 from gprune.adapter.state import (
+    ModuleAndName,
     all_or_nothing,
     attach_all,
     forget_children,
@@ -32,9 +34,10 @@ from gprune.adapter.state import (
 )
 from gprune.masks import keep_all
 from gprune.methods import lowest_unstructured
+from gprune.methods.method import unwrap_partials
 from gprune.select.counts import amount_or_sparsity
-from gprune.sharding import is_sharded, raise_on_all_ranks
-from gprune.trees import MOST_NAMED, Where, describe_first, prunable
+from gprune.sharding import check_same_leaves, is_sharded, raise_on_all_ranks
+from gprune.trees import MOST_NAMED, Where, describe_first, is_single_leaf, prunable
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -55,6 +58,7 @@ def prune_(
     *,
     amount: float | Tensor | None = None,
     sparsity: float | Tensor | None = None,
+    min_per_leaf: float | Tensor | None = None,
     where: Where = None,
     method: Callable[..., Tensor] = lowest_unstructured,
 ) -> M:
@@ -80,6 +84,9 @@ def prune_(
             yet (float, 0 to 1).
         sparsity: the fraction of all prunable entries that is pruned after the call, 0 to 1.
             Exactly one of `amount` and `sparsity` must be given.
+        min_per_leaf: how many entries each prunable parameter keeps at least (int), or the fraction
+            of its entries (float, 0 to 1), as in `gprune.global_unstructured`. By default a
+            parameter may lose all.
         where: which parameters to prune, as in `gprune.prunable`. The others are not changed and
             not counted.
         method: an unstructured pruning method of gprune, or a `functools.partial` of one:
@@ -91,8 +98,9 @@ def prune_(
     Raises:
         TypeError: if both or neither of `amount` and `sparsity` are given, or an argument is of the
             wrong type.
-        ValueError: if a number is out of range, nothing is prunable, the scores do not fit, or
-            `attach_masks_` cannot attach masks under `fully_shard`.
+        ValueError: if a number is out of range, nothing is prunable, the scores do not fit,
+            `min_per_leaf` does not allow the total, or `attach_masks_` cannot attach masks under
+            `fully_shard`.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(10, 4), nn.ReLU(), nn.Linear(4, 1))
@@ -100,7 +108,7 @@ def prune_(
         >>> sum(int((mask == 0).sum()) for mask in net.buffers())
         22
     """
-    budget = {"amount": amount, "sparsity": sparsity}
+    budget = {"amount": amount, "sparsity": sparsity, "min_per_leaf": min_per_leaf}
     return attach_masks_(module, _select(params_of(module), module, scores, budget, where, method))
 
 
@@ -119,7 +127,7 @@ def _select(
         params: all parameters of the module, whose DTensors tell the ranks that raise an error.
         module: the module.
         scores: scores by parameter name, or `None`.
-        budget: `amount` and `sparsity`.
+        budget: `amount`, `sparsity` and `min_per_leaf`.
         where: which parameters to prune.
         method: the pruning method.
 
@@ -127,24 +135,42 @@ def _select(
         Masks by parameter name.
 
     Raises:
-        TypeError: if `scores` is not a mapping.
+        TypeError: if `scores` is not a mapping, the method is not an unstructured one, or a number
+            is not one for the whole module.
         ValueError: if nothing is prunable.
     """
+    if scores is not None and not isinstance(scores, Mapping):
+        is_number = isinstance(scores, numbers.Real)
+        got = repr(scores) if is_number else type(scores).__name__
+        remedy = (
+            f"a number by name: amount={got} or sparsity=..."
+            if is_number
+            else "a dict with the keys of params_of(module)"
+        )
+        raise TypeError(f"scores must map parameter names to tensors, got {got}; pass {remedy}")
+    pruning_method, _ = unwrap_partials(method)
+    others = "layerwise(params_of(module), masks=prior_masks(module), ...) and attach_masks_()"
+    if pruning_method.PRUNING_TYPE != "unstructured":
+        raise TypeError(
+            f"prune_() takes methods of PRUNING_TYPE 'unstructured', but {pruning_method.__name__} "
+            f"is {pruning_method.PRUNING_TYPE!r}; use {others}"
+        )
     number, is_sparsity = amount_or_sparsity(budget["amount"], budget["sparsity"], "prune_")
     keyword = "sparsity" if is_sparsity else "amount"
+    if not is_single_leaf(number):
+        raise TypeError(
+            f"prune_() takes one {keyword} for the whole module, got {number!r}; use {others}"
+        )
     weights = prunable(params, where)
     if all(weight is None for weight in weights.values()):
-        raise ValueError(
-            "prune_() found no prunable parameter in the module; choose some with where="
-        )
-    if scores is not None and not isinstance(scores, Mapping):
-        got = type(scores).__name__
-        raise TypeError(f"scores must map parameter names to tensors, got {got}")
+        remedy = "choose some with where=" if where is None else f"where={where!r} chooses none"
+        raise ValueError(f"prune_() found no prunable parameter in the module; {remedy}")
     masks: dict[str, Tensor | None] = prune.global_unstructured(
         weights,
         None if scores is None else dict(scores),
         masks=prior_masks(module, where),
         pruning_method=method,
+        min_per_leaf=budget["min_per_leaf"],
         **{keyword: number},
     )
     return masks
@@ -183,25 +209,49 @@ def attach_masks_(module: M, masks: Mapping[str, Tensor | None]) -> M:
         >>> net.weight_mask
         tensor([[1., 0.]])
     """
-    if not isinstance(masks, Mapping):
-        raise TypeError(f"masks must map parameter names to tensors, got {type(masks).__name__}")
-    sites = list(_sites(module))
-    by_path = {site.path: site.dense for site in sites}
-    errors = list(_mask_errors(masks, by_path, module))
-    if errors:
-        raise type(errors[0])(describe_first(errors, str, "\n"))
-    by_name = {site.path: site for site in sites}
-    check_attaching(module, [site for site in sites if masks.get(site.path) is not None])
-    keep: dict[int, Tensor] = {}
-    for path, mask in masks.items():
-        if mask is not None:
-            _intersect(keep, by_path[path], place_for_forward(mask.detach(), by_name[path]))
     attach_all(
-        {(site.owner, site.name): keep[id(site.dense)] for site in sites if id(site.dense) in keep},
-        uncalled_children(module.modules()),
+        _masks_to_attach(params_of(module), module, masks), uncalled_children(module.modules())
     )
     follow_names(module)
     return module
+
+
+@raise_on_all_ranks
+def _masks_to_attach(
+    params: dict[str, nn.Parameter], module: nn.Module, masks: Any
+) -> dict[ModuleAndName, Tensor]:
+    """Check the masks of `attach_masks_`, and place them as their parameters are in the forward.
+
+    Args:
+        params: all parameters of the module, whose DTensors tell the ranks that raise an error.
+        module: the module.
+        masks: masks by parameter name.
+
+    Returns:
+        The masks by module and name, under all names of a tied parameter.
+
+    Raises:
+        TypeError: if `masks` is not a mapping, or a mask is not a bool tensor.
+        ValueError: if a mask does not fit, or `fully_shard` does not allow it.
+    """
+    if not isinstance(masks, Mapping):
+        raise TypeError(f"masks must map parameter names to tensors, got {type(masks).__name__}")
+    sites = list(_sites(module))
+    by_path = {site.path: site for site in sites}
+    errors = list(_mask_errors(masks, {path: site.dense for path, site in by_path.items()}, module))
+    if errors:
+        raise type(errors[0])(describe_first(errors, str, "\n"))
+    check_attaching(module, [site for site in sites if masks.get(site.path) is not None])
+    given = {path: mask.detach() for path, mask in masks.items() if mask is not None}
+    # the masks that are DTensors are gathered below, on all ranks in the same order
+    gathered = [path for path, mask in given.items() if is_sharded([mask])]
+    check_same_leaves("attach_masks_", list(params.values()), lambda: list(given), gathered)
+    keep: dict[int, Tensor] = {}
+    for path, mask in given.items():
+        _intersect(keep, by_path[path].dense, place_for_forward(mask, by_path[path]))
+    return {
+        (site.owner, site.name): keep[id(site.dense)] for site in sites if id(site.dense) in keep
+    }
 
 
 def detach_masks_(module: M) -> M:
@@ -371,6 +421,12 @@ def _owners(
     # `named_modules` gives a module that has two names only once; with remove_duplicate=False it
     # never ends if a module contains itself
     yield prefix, module
+    if "_fsdp_wrapped_module" in module._modules:
+        raise ValueError(
+            "the module is wrapped in FullyShardedDataParallel (FSDP1), which has flat shards in "
+            "place of its parameters; make this call before the module is wrapped, or use "
+            "fully_shard (FSDP2)"
+        )
     for name, child in module._modules.items():
         if child is not None and all(child is not other for other in (*above, module)):
             yield from _owners(child, f"{prefix}.{name}".lstrip("."), (*above, module))

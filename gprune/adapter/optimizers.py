@@ -19,7 +19,7 @@ from gprune.adapter.modules import masks_of, params_of
 from gprune.adapter.sharded import local_shard, place_like
 from gprune.inputs import PLAIN
 from gprune.masks import count_pruned, masks_from_zeros
-from gprune.sharding import raise_on_all_ranks
+from gprune.sharding import check_same_leaves, raise_on_all_ranks
 from gprune.trees import Where, describe_first, prunable
 
 ELEMENTWISE_STATE = frozenset(
@@ -44,6 +44,9 @@ Two states are left out on purpose. Rprop's `step_size` must not become 0. What 
 about all parameters together.
 """
 
+MOST_WRAPPERS = 10
+"""How deep an optimizer is looked for. The attribute `optimizer` of a mock never ends."""
+
 
 def project_(optimizer: Optimizer, module: nn.Module) -> RemovableHandle:
     """Set the pruned weights of a module to zero, now and after every step of an optimizer.
@@ -61,6 +64,8 @@ def project_(optimizer: Optimizer, module: nn.Module) -> RemovableHandle:
     The masks are read from the module at this call and after each step. After `make_permanent_` the
     last masks that were read stay in use. So after pruning further, call this function again, or
     take a step, before `make_permanent_`.
+
+    It sends no messages. So with DTensors an error is raised on the wrong rank alone.
 
     Args:
         optimizer: the optimizer, of any class, or a wrapper that has it as its attribute
@@ -91,7 +96,7 @@ def project_(optimizer: Optimizer, module: nn.Module) -> RemovableHandle:
     masks = _masks_of_pruned(module)
     if not masks:
         raise ValueError("the module has no pruned parameter; prune it or attach masks first")
-    _check_updated(stepping, module, masks)
+    _check_updated(stepping, params_of(module), masks)
 
     def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         masks.update(_masks_of_pruned(module))
@@ -144,7 +149,6 @@ def keep_zeros_(module: nn.Module, optimizer: Optimizer, *, where: Where = None)
         [[False, True]]
     """
     stepping, masks = _zeros_to_keep(params_of(module), optimizer, where)
-    _check_updated(stepping, module, masks)
 
     def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         _mask_all(optimizer, module, masks)
@@ -169,10 +173,14 @@ def _zeros_to_keep(
         The optimizer, and masks by the paths of the parameters.
 
     Raises:
-        ValueError: if there are no zeros, or a parameter is all zero and `where` is not given.
+        ValueError: if there are no zeros, the optimizer updates no parameter that has zeros, or a
+            parameter is all zero and `where` is not given.
     """
     stepping = _stepping(optimizer)
     weights = prunable(params, where)
+    if where is not None and all(weight is None for weight in weights.values()):
+        names = describe_first(list(weights), repr, ", ")
+        raise ValueError(f"where={where!r} chooses no parameter of the module; it has {names}")
     found = {path: mask for path, mask in masks_from_zeros(weights).items() if mask is not None}
     num_zeros = dict(zip(found, count_pruned(list(found.values()), found).tolist(), strict=True))
     masks = {path: mask for path, mask in found.items() if num_zeros[path]}
@@ -187,6 +195,8 @@ def _zeros_to_keep(
             f"all of {describe_first(all_zero, repr, ', ')} is zero and would stay so; choose the "
             "parameters whose zeros are kept with where="
         )
+    _check_updated(stepping, params, masks)
+    check_same_leaves("keep_zeros_", list(params.values()), lambda: list(params))
     return stepping, masks
 
 
@@ -197,18 +207,19 @@ def _masks_of_pruned(module: nn.Module) -> dict[str, Tensor]:
 def _stepping(optimizer: Any) -> Optimizer:
     """Return the optimizer whose steps run hooks: the one given, or the one inside a wrapper."""
     stepping = optimizer
-    while not (isinstance(stepping, Optimizer) and hasattr(stepping, "_optimizer_step_post_hooks")):
+    for _ in range(MOST_WRAPPERS):
+        if isinstance(stepping, Optimizer) and hasattr(stepping, "_optimizer_step_post_hooks"):
+            return stepping
         stepping = getattr(stepping, "optimizer", None)
-        if stepping is None:
-            raise TypeError(
-                "optimizer must be a torch.optim.Optimizer whose steps run hooks, or have one as "
-                f"its attribute `optimizer`, got {type(optimizer).__name__}"
-            )
-    return stepping
+    raise TypeError(
+        "optimizer must be a torch.optim.Optimizer whose steps run hooks, or have one as its "
+        f"attribute `optimizer`, got {type(optimizer).__name__}"
+    )
 
 
-def _check_updated(optimizer: Optimizer, module: nn.Module, masks: Mapping[str, Tensor]) -> None:
-    params = params_of(module)
+def _check_updated(
+    optimizer: Optimizer, params: Mapping[str, Tensor], masks: Mapping[str, Tensor]
+) -> None:
     updated = {id(param) for group in optimizer.param_groups for param in group["params"]}
     if updated.isdisjoint(id(params[path]) for path in masks):
         paths = describe_first(list(masks), repr, ", ")

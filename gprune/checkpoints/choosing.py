@@ -75,6 +75,7 @@ CONSTANTS = {
     *("cache", "cached", "cos", "sin", "freq", "freqs", "pe"),  # of rotary and other positions
     *("anchor", "anchors", "ids", "index", "indices"),  # of detection and of windows
     *("basis", "buffer", "fb", "hadamard", "window"),  # of spectrograms and rotations
+    *("coords", "filt", "filter", "filters"),  # of Swin v2, blur pooling, vocoders and Whisper
 }
 """Parts of the names of buffers that hold constants."""
 

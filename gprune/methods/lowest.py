@@ -54,7 +54,7 @@ def select_lowest(
     name = "sparsity" if is_sparsity else "amount"
     if not per_leaf and not is_single_leaf(number):
         raise TypeError(
-            f"global_unstructured takes one {name} for all leaves, got {number!r}; "
+            f"one ranking of all leaves takes one {name} for all leaves, got {number!r}; "
             "layerwise takes one per leaf"
         )
     numbers = number if per_leaf else [number]
@@ -73,7 +73,8 @@ def select_lowest(
         return kept
     if not per_leaf:
         raise ValueError(
-            "dim ranks within groups of a leaf, which global_unstructured cannot do; use layerwise"
+            "dim ranks within groups of a leaf, and one ranking of all leaves has no groups; "
+            "use layerwise"
         )
     require_unsharded(scores, f"{method} with dim=")
     if seed is not None:  # draws depend on the flat index in the leaf, not on the groups

@@ -206,6 +206,11 @@ def unwrap_partials(method: Any) -> tuple[PruningMethod[...], dict[str, Any]]:
             f"{method.__name__} is a class, but a pruning method is a function; use a method of "
             "gprune, such as gprune.l1_unstructured, or use gprune.adapter for the classes of torch"
         )
+    if isinstance(method, str):
+        raise TypeError(
+            f"a pruning method is a function, got {method!r}; pass one of gprune, such as "
+            "gprune.l1_unstructured"
+        )
     name = getattr(method, "__name__", repr(method))
     raise TypeError(
         f'{name} is not a pruning method; mark it with @gprune.pruning_method("unstructured")'
@@ -257,8 +262,8 @@ def call_on_concatenation(
     require_unsharded(leaves.params, name)
     if leaves.min_per_leaf is not None:
         raise TypeError(
-            f"{name} chooses the entries itself, so global_unstructured cannot leave each leaf "
-            "min_per_leaf of them; use a method of gprune"
+            f"{name} chooses the entries itself, so min_per_leaf has no effect on it; use a method "
+            "of gprune"
         )
     devices = {param.device for param in leaves.params}
     if len(devices) > 1:

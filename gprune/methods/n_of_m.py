@@ -175,6 +175,8 @@ def check_n_of_m(masks: Tree, *, n: int, m: int, dim: int | DimFunction | None =
     for (i, mask), given in zip(leaves, dims, strict=True):
         try:
             along = _group_dim(given, mask.shape, m)
+        except TypeError as error:
+            raise TypeError(f"{leaf_names(treedef, 'masks')[i]}: {error}") from None
         except ValueError as error:
             problems.append((i, f": {error}"))
             continue
@@ -216,6 +218,11 @@ def check_pattern(n: Any, m: Any) -> None:
 
 def _group_dim(dim: Any, shape: tuple[int, ...], m: int) -> int:
     """Check the dim of one leaf: if m is above 1, it must have more than one entry."""
+    if isinstance(dim, tuple | list):  # as `gprune.input_dims` gives them
+        raise TypeError(
+            f"dim must be one dim, got {dim!r}; a group runs along one dim only, so leave dim out, "
+            "which means dim 1, or pass a function (path, leaf) -> int"
+        )
     along = one_dim(dim, shape)
     if m > 1 and (problem := single_entry_problem(shape, [along])):
         raise ValueError(problem)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable
 from functools import partial, wraps
 from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
@@ -14,7 +15,7 @@ from gprune.inputs import mismatch, score_problem
 from gprune.masks import count_pruned, mask_leaves
 from gprune.methods import random_unstructured
 from gprune.prune import layerwise
-from gprune.select.counts import as_scalar, as_seed
+from gprune.select.counts import as_scalar, as_seed, resolve_sparsity
 from gprune.sharding import (
     check_same_call,
     check_same_leaves,
@@ -147,9 +148,12 @@ def bind_random_masks(
 
     Raises:
         TypeError: if the allocation is not a function, or a number has the wrong type.
+        ValueError: if the sparsity is not from 0 to 1.
     """
     check_functions(allocation=allocation)
-    as_scalar(sparsity, "sparsity")  # so that a wrong number raises now, not in `init`
+    number = as_scalar(sparsity, "sparsity")
+    if is_known(number):
+        resolve_sparsity(number, 0, 0)  # so that a wrong number raises now, not in `init`
     as_seed(seed)
     return partial(random_masks, sparsity=sparsity, seed=seed, allocation=allocation, where=where)
 
@@ -198,9 +202,14 @@ def can_skip(step_is_due: Tensor) -> bool:
     Returns:
         Whether the step is known not to be due.
     """
-    if torch.compiler.is_compiling() or torch._C._functorch.is_batchedtensor(step_is_due):
+    return is_known(step_is_due) and not bool(step_is_due)
+
+
+def is_known(number: Tensor) -> bool:
+    """Return whether a 0-dim tensor has one value here: not while compiling, batched or fake."""
+    if torch.compiler.is_compiling() or torch._C._functorch.is_batchedtensor(number):
         return False
-    return not is_fake(step_is_due) and not bool(step_is_due)
+    return not is_fake(number)
 
 
 def raise_on_all_ranks_when_due(
@@ -322,6 +331,30 @@ def count_kept(masks: Tree) -> Tree:
     return unflatten_like(treedef, leaves, kept)
 
 
+def fraction_at(fraction: Callable[[Tensor], Any], step: Tensor, step_is_due: Tensor) -> Tensor:
+    """Return the fraction of the weights that a step exchanges: `fraction(step)`, 0 if not due.
+
+    Args:
+        fraction: the user's function.
+        step: the step, a 0-dim int64 tensor.
+        step_is_due: 0-dim bool tensor.
+
+    Returns:
+        0-dim tensor.
+
+    Raises:
+        TypeError: if it is not a number.
+        ValueError: if it is a tensor with dimensions, or not from 0 to 1. While compiling, under
+            `vmap` and under FakeTensorMode the value is not known, and is not checked.
+    """
+    now = as_scalar(fraction(step), "fraction(step)") * step_is_due
+    number = float(now) if is_known(now) else 0.0
+    if not 0 <= number <= 1:
+        hint = f"; did you mean {number / 100:g}?" if 2 <= number <= 100 else ""
+        raise ValueError(f"fraction(step) must be from 0 to 1, got {number:g}{hint}")
+    return now
+
+
 def round_fraction(counts: Tree, fraction: Tensor) -> Tree:
     """Return round(fraction * count) for each count, in float64, half to even, on the CPU."""
     exact = fraction.cpu().to(torch.float64)
@@ -358,7 +391,21 @@ def check_functions(**functions: Any) -> None:
     """
     for name, function in functions.items():
         if not callable(function):
-            raise TypeError(f"{name} must be a function, got {function!r}")
+            raise TypeError(
+                f"{name} must be a function, got {function!r}{_instead(name, function)}"
+            )
+
+
+def _instead(name: str, given: Any) -> str:
+    """Return the remedy where a number is given instead of a function of the step."""
+    if isinstance(given, bool) or not isinstance(given, numbers.Real):
+        return ""
+    if name == "due":
+        every = f"gprune.schedules.every, begin=0, end=..., freq={given}"
+        return f"; for every {given} steps pass functools.partial({every})"
+    if name in ("schedule", "fraction"):
+        return f"; pass gprune.schedules.constant({given}), or another schedule"
+    return ""
 
 
 def _grad_dtype_problem(grad: Tensor) -> str | None:

@@ -31,12 +31,12 @@ from gprune.pruners.pruner import (
     check_functions,
     count_kept,
     first_step,
+    fraction_at,
     gradients_of,
     is_due,
     raise_on_all_ranks_when_due,
     round_fraction,
     union,
-    zero_unless,
 )
 from gprune.schedules import Schedule
 from gprune.trees import Tree, Where, map_leaves
@@ -79,7 +79,7 @@ def update(
     if can_skip(step_is_due):
         return apply_masks(params, state.masks), state._replace(step=state.step + 1)
     scores = score_fn(params, grads) if scores is None else scores
-    fraction_now = zero_unless(step_is_due, fraction(state.step), "fraction(step)")
+    fraction_now = fraction_at(fraction, state.step, step_is_due)
     k = round_fraction(count_kept(state.masks), fraction_now)
 
     survivors = layerwise(weights, scores, masks=state.masks, amount=k)
@@ -133,6 +133,7 @@ def rigl(
 
     Raises:
         TypeError: if a function cannot be called, or a number has the wrong type.
+        ValueError: if the sparsity is not from 0 to 1.
 
     Example:
         >>> import torch, gprune as gp

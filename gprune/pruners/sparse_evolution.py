@@ -35,11 +35,11 @@ from gprune.pruners.pruner import (
     check_functions,
     count_kept,
     first_step,
+    fraction_at,
     is_due,
     raise_on_all_ranks_when_due,
     round_fraction,
     union,
-    zero_unless,
 )
 from gprune.schedules import Schedule
 from gprune.select.counts import as_seed
@@ -85,7 +85,7 @@ def update(
         return apply_masks(params, state.masks), state._replace(step=state.step + 1)
     weights = prunable_params(params, state.masks, "state.masks")
     scores = score_fn(params, grads) if scores is None else scores
-    fraction_now = zero_unless(step_is_due, fraction(state.step), "fraction(step)")
+    fraction_now = fraction_at(fraction, state.step, step_is_due)
     num_kept = count_kept(state.masks)
     k = map_leaves(_limit_to_zeros, round_fraction(num_kept, fraction_now), num_kept, state.masks)
 
@@ -138,6 +138,7 @@ def sparse_evolution(
 
     Raises:
         TypeError: if a function cannot be called, or a number has the wrong type.
+        ValueError: if the sparsity is not from 0 to 1.
 
     Example:
         >>> import gprune as gp

@@ -65,6 +65,7 @@ def static_sparse(
 
     Raises:
         TypeError: if the allocation is not a function, or a number has the wrong type.
+        ValueError: if the sparsity is not from 0 to 1.
 
     Example:
         >>> import torch, gprune as gp

@@ -127,6 +127,7 @@ def failing():
 WRONG = {
     "no batch": ([], ValueError, "batches is empty"),
     "a tensor": (BATCHES[0], TypeError, "got one Tensor; put it into a list"),
+    "no iterable": (None, TypeError, "batches must be an iterable of batches, got NoneType"),
     "one mapping": ({"x": BATCHES[0]}, TypeError, "got one dict; put it into a list"),
     "a failure": (failing(), RuntimeError, "no more"),
     "one value": ([*make_batches(6), torch.zeros(1, 2, 3)], ValueError, "more than 1 value"),

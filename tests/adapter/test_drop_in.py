@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
+import gprune as gp
 import gprune.adapter as prune
 from tests.support.adapter_cases import L1, make, pairs_of
 from tests.support.adapter_state import assert_same_state, identities, num_zero
@@ -252,8 +253,11 @@ ROWS = {
     "parameters a module": (lambda s: ((s.net[0], L1), {"amount": 1}), ["parameters", "Linear"]),
     "parameters empty": (lambda s: (([], L1), {"amount": 1}), ["at least one", "none"]),
     "parameters not pairs": (lambda s: (([s.net[0]], L1), {"amount": 1}), ["Linear"]),
-    "parameters a string": (lambda s: (("ab", L1), {"amount": 1}), ["pair", "got str"]),
-    "a triple": (lambda s: (([(s.net[0], "weight", 1)], L1), {"amount": 1}), ["Linear, str, int"]),
+    "parameters a string": (lambda s: (("ab", L1), {"amount": 1}), ["pair", "got 'a'"]),
+    "a triple": (
+        lambda s: (([(s.net[0], "weight", 1)], L1), {"amount": 1}),
+        ["Linear, 'weight', int"],
+    ),
     "scores a list": (pairs_first(L1, [1], amount=1), ["importance_scores", "dict", "list"]),
     "scores an empty list": (pairs_first(L1, [], amount=1), ["importance_scores", "dict", "list"]),
     "structured": (pairs_first(torch_prune.LnStructured, amount=1, n=1), ["unstructured", "LnStr"]),
@@ -316,8 +320,9 @@ def test_an_error_is_of_torchs_class_says_more_and_changes_nothing(row):
 NO_PAIRS = {
     "parameters": (nn.Module.parameters, ValueError, "Parameter"),
     "parameters of two rows": (lambda net: net[3].parameters(), TypeError, "Parameter"),
-    "named parameters": (nn.Module.named_parameters, TypeError, r"\(str, Parameter\)"),
-    "a state dict": (nn.Module.state_dict, ValueError, "str"),
+    "named parameters": (nn.Module.named_parameters, TypeError, r"\('[\w.]+', Parameter\)"),
+    "a state dict": (nn.Module.state_dict, ValueError, r"'[\w.]+'"),
+    "names": (lambda net: [("0", "weight")], AttributeError, r"\('0', 'weight'\)"),
     "modules": (lambda net: net[0].modules(), TypeError, "Linear"),
 }
 
@@ -331,13 +336,21 @@ def test_what_are_no_pairs_are_told_how_to_make_them(of, kind, got):
         torch_prune.global_unstructured(of(net), L1, amount=1)
 
 
+@pytest.mark.parametrize("method", [gp.l1_unstructured, L1(1)], ids=["of gprune", "instance"])
+def test_a_method_that_is_no_class_is_refused(method):
+    net = make()
+    with pytest.raises(TypeError, match="pruning_method must be a class, such as L1Unstructured"):
+        prune.global_unstructured([(net[0], "weight")], method, amount=1)
+    assert not torch_prune.is_pruned(net)
+
+
 def test_scores_of_other_pairs_alone_are_refused():
     net, other = make(), make()
     scores = {pair: getattr(*pair).detach().flip(0) for pair in pairs_of(net)[:1]}
     elsewhere = {(other[0], "weight"): torch.rand(3, 4)}
     before = identities(net)
     for wrong in (elsewhere, {"0.weight": torch.rand(3, 4)}):
-        with pytest.raises(ValueError, match="importance_scores has 1 keys, and none is a pair"):
+        with pytest.raises(ValueError, match=r"has 1 keys, and none .* got .{3,20}$"):
             prune.global_unstructured(pairs_of(net), L1, wrong, amount=5)
         assert identities(net) == before
     prune.global_unstructured(pairs_of(net), L1, scores | elsewhere, amount=5)

@@ -441,6 +441,14 @@ def test_a_whole_module_is_pruned_in_its_directions_alone(norm, tensor):
     assert torch.equal(net[0].weight != 0, masks[f"0.{tensor}"])
 
 
+def test_a_parametrization_that_changes_nothing_is_named_too():
+    net = nn.Linear(4, 3)
+    nn.utils.parametrize.register_parametrization(net, "weight", nn.Identity())
+    with pytest.raises(TypeError, match=r"'parametrizations\.weight\.original'\) instead"):
+        prune.global_unstructured([(net, "weight")], L1, amount=1)
+    assert not torch_prune.is_pruned(net)
+
+
 @pytest.mark.parametrize(("norm", "tensor"), NORMS.values(), ids=NORMS)
 def test_the_tensor_to_prune_instead_is_named(norm, tensor):
     net = nn.Sequential(nn.Linear(4, 4), norm(nn.Linear(4, 3)))

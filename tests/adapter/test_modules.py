@@ -472,6 +472,22 @@ def test_prune_by_another_method():
     assert all(torch.equal(masks[name], signs[name] >= 0) for name in PRUNABLE)
 
 
+def test_prune_with_a_floor_per_leaf():
+    net, floor = make(), 4
+    with torch.no_grad():
+        net.embed.weight.mul_(1e-3)
+    weights = gp.prunable({name: p.detach() for name, p in prune.params_of(net).items()})
+    expected = gp.global_unstructured(weights, sparsity=0.7, min_per_leaf=floor)
+    prune.prune_(net, sparsity=0.7, min_per_leaf=floor)
+    masks = prune.masks_of(net)
+    assert all(torch.equal(masks[name], expected[name]) for name in PRUNABLE)
+    assert masks["embed.weight"].sum() == floor
+
+
+def no_leaf(path, leaf):
+    return False
+
+
 @pytest.mark.parametrize("pruned", [False, True])
 @pytest.mark.parametrize(
     ("scores", "kwargs", "kind", "match"),
@@ -482,10 +498,16 @@ def test_prune_by_another_method():
         (None, {"sparsity": 80.0}, ValueError, "did you mean 0.8"),
         (None, {"amount": True}, TypeError, "amount must be an int or a float, got True"),
         (None, {"amount": 1, "where": 3}, TypeError, "where must be None, a glob"),
-        (None, {"amount": 1, "where": "fc"}, ValueError, "no prunable parameter"),
-        (None, {"amount": 1, "method": gp.n_of_m}, TypeError, "n_of_m"),
+        (None, {"amount": 1, "where": "fc"}, ValueError, "no prunable .*; where='fc' chooses none"),
+        (None, {"amount": 1, "where": no_leaf}, ValueError, "no prunable .*; where=<function no_l"),
+        (None, {"amount": 1, "method": gp.n_of_m}, TypeError, r"prune_\(\) .* n_of_m .* attach_m"),
+        (None, {"amount": {"a": 1}}, TypeError, r"prune_\(\) takes one amount .* attach_masks_"),
+        (None, {"amount": 120, "min_per_leaf": 10}, ValueError, "min_per_leaf 10 allows at most"),
+        (None, {"amount": 1, "min_per_leaf": -1}, ValueError, "min_per_leaf must not be negative"),
         (None, {"amount": 1, "method": L1}, TypeError, "L1Unstructured is a class"),
         ([1.0], {"amount": 1}, TypeError, "scores must map parameter names to tensors, got list"),
+        (0.5, {}, TypeError, "got 0.5; pass a number by name: amount=0.5"),
+        (None, {"amount": 1, "method": "l1"}, TypeError, "got 'l1'; pass one of gprune, such as"),
         ({}, {"amount": 1}, ValueError, r"scores\['again.bias'\]|scores\['embed.weight'\]"),
         ("transposed", {"amount": 1}, ValueError, r"scores\['embed.weight'\] has shape \(4, 7\)"),
         ("unknown", {"amount": 1}, ValueError, r"scores\['x'\]"),

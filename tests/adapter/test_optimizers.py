@@ -4,6 +4,7 @@ import copy
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -299,6 +300,7 @@ def test_the_optimizer_inside_a_wrapper_is_followed(depth: int) -> None:
     [
         (lambda: None, TypeError, "got NoneType"),
         (lambda: Wrapper(None), TypeError, "got Wrapper"),
+        (lambda: Mock(), TypeError, "got Mock"),
         (lambda: optim.Adam(pruned().parameters()), ValueError, "updates none of '0.weight'"),
     ],
 )
@@ -404,6 +406,13 @@ def test_a_parameter_that_is_all_zero_stays_so_only_if_it_is_chosen() -> None:
         (lambda: None, lambda net: Adam8bit([torch.ones(1)]), None, TypeError, "module must be"),
         (pruned, lambda net: optim.SGD(net.parameters()), None, ValueError, "call project_ if"),
         (sparse, lambda net: optim.SGD(net.parameters()), 3, TypeError, "where must be"),
+        (
+            sparse,
+            lambda net: optim.SGD(net.parameters()),
+            "c*",
+            ValueError,
+            "where='c.' chooses no",
+        ),
         (sparse, lambda net: optim.SGD([net[0].bias]), None, ValueError, "updates none of"),
     ],
 )

@@ -9,7 +9,11 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import (
+    FullyShardedDataParallel,
+    MixedPrecisionPolicy,
+    fully_shard,
+)
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
@@ -471,6 +475,11 @@ def test_what_cannot_work_is_refused_and_nothing_has_changed() -> None:
     all_well(2, check_refused)
 
 
+def keep(net: nn.Module) -> Any:
+    """Give the mask of a sharded weight, which `attach_masks_` gathers from all ranks."""
+    return gp.keep_all(adapter.params_of(net)["up.weight"])
+
+
 ON_ONE_RANK = {
     "where": lambda net, wrong: adapter.prune_(net, amount=1, where=3 if wrong else None),
     "amount": lambda net, wrong: adapter.prune_(net, amount=2.0 if wrong else 0.5),
@@ -483,6 +492,21 @@ ON_ONE_RANK = {
     ),
     "optimizer": lambda net, wrong: adapter.keep_zeros_(
         net, None if wrong else adam(net.parameters())
+    ),
+    "optimizer of other parameters": lambda net, wrong: adapter.keep_zeros_(
+        net, adam((sparse() if wrong else net).parameters())
+    ),
+    "name of a mask": lambda net, wrong: adapter.attach_masks_(
+        net, {"other.weight" if wrong else "up.weight": keep(net)}
+    ),
+    "shape of a mask": lambda net, wrong: adapter.attach_masks_(
+        net, {"up.weight": torch.ones(2) > 0 if wrong else keep(net)}
+    ),
+    "no mask": lambda net, wrong: adapter.attach_masks_(
+        net, {"up.weight": None if wrong else keep(net)}
+    ),
+    "list of masks": lambda net, wrong: adapter.attach_masks_(
+        net, [keep(net)] if wrong else {"up.weight": keep(net)}
     ),
 }
 """Calls of which one rank makes a wrong one."""
@@ -501,6 +525,38 @@ def check_on_one_rank(name: str) -> list[str]:
 @pytest.mark.parametrize("name", ON_ONE_RANK)
 def test_an_error_on_one_rank_is_raised_on_all(name: str) -> None:
     all_well(2, check_on_one_rank, name)
+
+
+def check_flat_parameters(use_orig_params: bool) -> list[str]:
+    one, net = adapter.prune_(mlp(), sparsity=0.5), adapter.prune_(mlp(), sparsity=0.5)
+    wrapped = FullyShardedDataParallel(
+        net, use_orig_params=use_orig_params, device_id=torch.device("cpu")
+    )
+    optimizer = adam(wrapped.parameters())
+    x = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    problems = [] if torch.equal(wrapped(x), one(x)) else ["the order that works does not"]
+    calls = {
+        "prune_": lambda: adapter.prune_(wrapped, sparsity=0.5),
+        "attach_masks_": lambda: adapter.attach_masks_(wrapped, {}),
+        "project_": lambda: adapter.project_(optimizer, wrapped),
+        "keep_zeros_": lambda: adapter.keep_zeros_(nn.Sequential(wrapped), optimizer),
+    }
+    for name, call in calls.items():
+        try:
+            call()
+        except ValueError as error:
+            if "FullyShardedDataParallel (FSDP1)" not in str(error):
+                problems.append(f"{name}: {error}")
+        else:
+            problems.append(f"{name} is not refused")
+    return problems
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("use_orig_params", [False, True])
+@pytest.mark.filterwarnings("ignore")
+def test_flat_parameters_are_refused(use_orig_params: bool) -> None:
+    all_well(2, check_flat_parameters, use_orig_params)
 
 
 def check_refused_tensor_parallel() -> list[str]:

@@ -98,7 +98,13 @@ def test_buffers_of_constants_are_no_weights() -> None:
     square = torch.ones(8, 8)
     weights = {
         *("wte.weight", "wpe.weight", "h.0.attn.c_attn.weight", "mask_decoder.conv.weight"),
-        *("index.weight", "experts.gate_up_proj", "fc.weight_v", "rnn.weight_hh_l0"),
+        *(
+            "index.weight",
+            "filter.weight",
+            "experts.gate_up_proj",
+            "fc.weight_v",
+            "rnn.weight_hh_l0",
+        ),
         "parametrizations.weight.original1",
     }
     others = {
@@ -106,6 +112,7 @@ def test_buffers_of_constants_are_no_weights() -> None:
         *("rotary_emb.cos_cached", "rotary_emb.sin_cached", "freqs_cis", "pos_encoder.pe"),
         *("alibi", "anchors", "anchor_grid", "stft.forward_basis_buffer", "mel_scale.fb"),
         *("experts.gate_up_proj_bias", "cls_token", "pos_embed", "layer_scale", "logit_scale"),
+        *("relative_coords_table", "pool.filt", "up.lowpass.filter", "mel_filters"),
         *("fc.weight_g", "parametrizations.weight.original0", "rotation.hadamard"),
     }
     tensors = dict.fromkeys(weights | others, square)

@@ -316,4 +316,32 @@ FAULTS = [
         "        if False:",
         "tests/adapter/test_drop_in.py::test_a_module_that_has_left_the_meta_device_is_pruned_further",
     ),
+    fault(
+        "a wrong mask on one rank leaves the other ranks waiting",
+        "adapter/modules.py",
+        'check_same_leaves("attach_masks_", list(params.values()), lambda: list(given), gathered)',
+        "pass",
+        "tests/adapter/test_sharded.py::test_an_error_on_one_rank_is_raised_on_all",
+    ),
+    fault(
+        "the floor of prune_ is ignored",
+        "adapter/modules.py",
+        '        min_per_leaf=budget["min_per_leaf"],\n',
+        "",
+        "tests/adapter/test_modules.py::test_prune_with_a_floor_per_leaf",
+    ),
+    fault(
+        "flat shards are taken for parameters",
+        "adapter/modules.py",
+        '    if "_fsdp_wrapped_module" in module._modules:\n',
+        "    if False:\n",
+        "tests/adapter/test_sharded.py::test_flat_parameters_are_refused",
+    ),
+    fault(
+        "a parametrization that returns its parameter is not seen",
+        "adapter/drop_in.py",
+        "if name not in pruning_hooks(module) and (behind",
+        "if not isinstance(dense, nn.Parameter) and (behind",
+        "tests/adapter/test_hooks.py::test_a_parametrization_that_changes_nothing_is_named_too",
+    ),
 ]

@@ -20,8 +20,8 @@ FAULTS = [
     fault(
         "a step of fake tensors is asked whether it is due",
         "pruners/pruner.py",
-        "not is_fake(step_is_due) and not bool(step_is_due)",
-        "not bool(step_is_due)",
+        "    return not is_fake(number)\n",
+        "    return True\n",
         "tests/pruners/test_pruner.py::test_a_run_of_fake_tensors",
     ),
     fault(
@@ -146,9 +146,9 @@ FAULTS = [
     ),
     fault(
         "an error about a fraction speaks of a sparsity",
-        "pruners/rigl.py",
-        '"fraction(step)"',
-        '"sparsity"',
+        "pruners/pruner.py",
+        'as_scalar(fraction(step), "fraction(step)")',
+        'as_scalar(fraction(step), "sparsity")',
         "tests/pruners/test_pruner.py::test_an_error_about_a_schedule_names_it",
     ),
     fault(
@@ -171,5 +171,12 @@ FAULTS = [
         "    if not can_skip(answer) and is_sharded",
         "    if answer is not None and is_sharded",
         "tests/pruners/test_pruner.py::test_a_step_that_is_not_due_sends_no_messages",
+    ),
+    fault(
+        "a fraction above 1 is an error about amounts",
+        "pruners/pruner.py",
+        "    if not 0 <= number <= 1:\n        hint",
+        "    if number < 0:\n        hint",
+        "tests/pruners/test_pruner.py::test_the_fraction_is_taken_at_its_exact_value_and_held_to_its_range",
     ),
 ]

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from torch.nn.utils.prune import L1Unstructured
 
 import gprune as gp
 
@@ -277,8 +278,15 @@ BAD_SCORES: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     ("a float", lambda: tree(weight(), None, 1.0), T, "scores['out'] tensor float"),
     ("an amount", lambda: 0.5, T, "scores 0.5 amount=0.5 sparsity="),
     ("a name", lambda: "magnitude", T, "scores 'magnitude' gprune.scores.magnitude(params)"),
-    ("a function", lambda: gp.scores.magnitude, T, "scores function magnitude(params)"),
-    ("a partial", lambda: functools.partial(len), T, "scores function partial(params)"),
+    ("a function", lambda: gp.scores.magnitude, T, "scores function magnitude; returns for params"),
+    ("a partial", lambda: functools.partial(len), T, "scores function len; returns for params"),
+    ("a method", lambda: gp.l1_unstructured, T, "scores pruning_method=l1_unstructured"),
+    (
+        "a class",
+        lambda: L1Unstructured,
+        T,
+        "scores class pruning_method=gprune.l1 gprune.adapter",
+    ),
     ("a module", lambda: torch.nn.Linear(1, 1), V, "scores structure params"),
     ("a string", lambda: tree(weight(), None, "1"), T, "scores['out'] tensor str"),
     ("sparse", lambda: tree(weight().to_sparse(), None, out()), T, "['fc']['weight'] to_dense"),
@@ -401,7 +409,7 @@ AT_A_THRESHOLD = [
         bad(gp.masks_from_threshold, f"params: {what}", error, words, THRESHOLD, params)
         for what, params, error, words in [*BAD_PARAMS, *UNRANKED]
     ),
-    bad(gp.masks_from_threshold, "a number", T, "threshold 3", 3, PARAMS),
+    bad(gp.masks_from_threshold, "a number", T, "threshold Threshold int", 3, PARAMS),
     bad(gp.masks_from_threshold, "three numbers", T, "threshold", (1.0, 2, 3), PARAMS),
     bad(
         gp.masks_from_threshold,
@@ -507,7 +515,7 @@ FLOORED = [
 GIVEN_METHODS: list[tuple[str, Any, dict[str, Any], type[Exception], str]] = [
     ("unmarked", unmarked, {}, T, "unmarked pruning_method"),
     ("an object with a type", Typed(), {}, T, "Typed pruning_method"),
-    ("a string", "lowest", {}, T, "lowest pruning_method"),
+    ("a string", "lowest", {}, T, "method 'lowest' gprune.l1_unstructured"),
     ("None", None, {}, T, "None pruning_method"),
     ("structured", structured, {}, T, "structured layerwise"),
     ("a structured partial", functools.partial(structured), {}, T, "structured layerwise"),
@@ -706,7 +714,9 @@ PATTERN_ROWS = [
     bad(gp.n_of_m, "a string dim", T, "dim '0'", TEN, n=1, m=2, dim="0"),
     bad(gp.n_of_m, "no such dim", V, "dim 1 (10,)", TEN, n=1, m=2, dim=1),
     bad(gp.n_of_m, "several dims", T, "dim int (0, 1)", MATRIX, n=1, m=2, dim=(0, 1)),
-    bad(gp.n_of_m, "a function to dims", T, "dim int (1,)", MATRIX, n=1, m=2, dim=gp.input_dims),
+    bad(
+        gp.n_of_m, "a function to dims", T, "(1,); out -> int", MATRIX, n=1, m=2, dim=gp.input_dims
+    ),
     bad(gp.n_of_m, "a group of one", V, "dim 1 single (10, 1) prunable", MATRIX, n=1, m=2),
     bad(gp.n_of_m, "no dims", V, "dim 0 ()", Make(lambda: torch.tensor(1.0)), n=1, m=2),
     bad(gp.n_of_m, "a bool param", T, "param bool", FOUR, n=1, m=2),
@@ -1341,13 +1351,14 @@ ALLOCATIONS = (
         bad(function, what, error, words, PARAMS, sparsity=0.5, **more)
         for function in (A.uniform, A.erdos_renyi)
         for what, more, error, words in [
-            ("a list of overrides", {"overrides": [0.5]}, T, "overrides globs [0.5]"),
+            ("a list of overrides", {"overrides": [0.5]}, T, "overrides dict globs 'head.*' [0.5]"),
             ("a key that is no glob", {"overrides": {3: 0.5}}, T, "overrides globs 3"),
             ("a string override", {"overrides": {"fc*": "x"}}, T, "overrides['fc*'] 'x'"),
             ("a bool override", {"overrides": {"fc*": True}}, T, "overrides['fc*'] True"),
             ("an override above 1", {"overrides": {"fc*": 1.5}}, V, "overrides['fc*'] 1.5"),
+            ("a percentage", {"overrides": {"fc*": 80}}, V, "overrides['fc*'] 80; mean 0.8"),
             ("a NaN override", {"overrides": {"fc*": math.nan}}, V, "overrides['fc*'] nan"),
-            ("a glob for a `None` leaf", {"overrides": {"fc.bias": 0}}, V, "overrides 'fc.bias'"),
+            ("a glob for a `None` leaf", {"overrides": {"fc.bias": 0}}, V, "'fc.bias' 'fc.weight'"),
             ("too dense overrides", {"overrides": {"*": 0}}, V, "sparsity 5 of 10 10"),
             ("a float floor", {"min_kept": 0.5}, T, "min_kept 0.5"),
             ("a bool floor", {"min_kept": True}, T, "min_kept True"),
@@ -1418,6 +1429,13 @@ def build_and_init(params: Any, function: Callable[..., Any], first: Any, more: 
     return function(made(first), **{name: made(value) for name, value in more.items()}).init(params)
 
 
+def build_and_update(params: Any, function: Callable[..., Any], first: Any, more: Any) -> Any:
+    """A call of `update` after a right `init`."""
+    pruner = function(made(first), **{name: made(value) for name, value in more.items()})
+    right = made(PARAMS)
+    return pruner.update(params, pruner.init(right), right)
+
+
 PRUNERS = (
     [
         bad(
@@ -1443,7 +1461,20 @@ PRUNERS = (
         ]
     ]
     + [
-        bad(P.gradual, "a sparsity for a schedule", T, "schedule function 0.5", 0.5, due=ALWAYS),
+        bad(build_and_update, function.__name__, T, "params module", MODULE, function, first, more)
+        for function, first, more in BUILDERS
+    ]
+    + [
+        bad(P.gradual, "a due number", T, "due every 9 freq=9", HALF, due=9),
+        bad(
+            P.rigl,
+            "a percentage for a fraction",
+            T,
+            "fraction constant(30)",
+            0.5,
+            **{**EXCHANGE, "fraction": 30},
+        ),
+        bad(P.gradual, "a sparsity for a schedule", T, "schedule constant(0.5)", 0.5, due=ALWAYS),
         bad(P.gradual, "no due", T, "due", HALF),
         bad(
             P.gradual,
@@ -1471,6 +1502,11 @@ PRUNERS = (
         bad(P.iterative, "a string amount", T, "amount 'x'", "x", due=ALWAYS),
         bad(P.iterative, "a float rewind_to", T, "rewind_to 0.5", 0.5, due=ALWAYS, rewind_to=0.5),
         bad(P.iterative, "a negative rewind_to", V, "rewind_to -1", 0.5, due=ALWAYS, rewind_to=-1),
+        *(
+            bad(function, "a percentage", V, "sparsity 80.0; mean 0.8", 80, **more)
+            for function, first, more in BUILDERS
+            if "seed" in more
+        ),
         bad(P.static_sparse, "a string sparsity", T, "sparsity 'x'", "x", seed=0),
         bad(P.rigl, "a schedule for a sparsity", T, "sparsity Constant", HALF, **EXCHANGE),
         bad(gp.agreement, "other `None` leaves", V, "others[0] None masks[0]", KEEP_TWO, [None]),
