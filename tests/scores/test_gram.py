@@ -328,7 +328,9 @@ def network_params() -> Any:
 
 
 @pytest.mark.parametrize(
-    "where", ["b.*", ["nothing", "b*"], lambda path, leaf: leaf.shape[1] == 5], ids=str
+    "where",
+    ["b.*", ["nothing", "b*"], lambda path, leaf: leaf.shape[1] == 5],
+    ids=["glob", "globs", "predicate"],
 )
 def test_where_limits_the_leaves(where: Any) -> None:
     """By globs or a predicate, as in `prunable`."""
