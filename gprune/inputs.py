@@ -40,7 +40,7 @@ RANKABLE_DTYPES = {
 """The dtypes that can be ranked, and the floating dtype that holds each exactly."""
 
 PLAIN = (Tensor, torch.nn.Parameter)
-"""A tensor of exactly one of these types is no DTensor, and it has values."""
+"""A tensor whose type is exactly one of these is neither a DTensor nor a fake tensor."""
 
 
 class LeafError(ValueError):
@@ -51,9 +51,9 @@ class LeafError(ValueError):
 
     Attributes:
         leaf: the index of the leaf among the ranked leaves.
-        tree: the argument that has the wrong leaf: `params`, `amount`, `sparsity`, or `scores` for
-            the tensors that rank, which are the parameters if there are no scores.
-        message: the error, a clause of its own. The leaf's name and a colon are put before it.
+        tree: the argument that has the wrong leaf: `params`, `amount`, `sparsity` or `scores`. For
+            the tensors that rank it is `scores`, also if these are the parameters.
+        message: the error as a clause. The leaf's name and a colon are put before it.
         kind: the class of the error to raise.
     """
 
@@ -72,13 +72,13 @@ class Leaves(NamedTuple):
 
     Attributes:
         params: the parameters, detached.
-        scores: the scores, detached; `None` if the call has none, and magnitudes rank.
+        scores: the scores, detached; `None` if the call has none and ranks by magnitude.
         ranked_by: the tensors that rank: the scores, or the parameters if there are no scores.
         masks: the prior masks; an empty list where nothing is pruned yet.
         flat: every leaf of the tree, with `None` for a leaf that is not ranked.
         treedef: the structure of the tree.
-        min_per_leaf: how many entries each leaf keeps at least, or the fraction of them; 0-dim, or
-            `None` if a leaf may lose all.
+        min_per_leaf: how many entries each leaf keeps at least, or the fraction of its entries, a
+            0-dim tensor; `None` if a leaf may lose all.
     """
 
     params: list[Tensor]
@@ -173,14 +173,14 @@ def align(
 
 
 def require_score_tensors(scores: Any, names: tuple[str, str, str]) -> None:
-    """Raise a TypeError if the scores are a number, a name or a function instead of tensors.
+    """Raise a TypeError if the scores are a number, a string or a function instead of tensors.
 
     Args:
         scores: what the user has passed as scores.
         names: what errors call params, scores and prior masks.
 
     Raises:
-        TypeError: with what to pass instead.
+        TypeError: if they are; the error says what to pass instead.
     """
     params, name, _ = names
     got = f"{name} must be tensors like {params}, got"
@@ -219,7 +219,7 @@ def score_problem(scores: Any, masks: str = "masks") -> str | None:
 
     Args:
         scores: the leaf.
-        masks: the argument that takes prior masks, for the remedy where the leaf is bool.
+        masks: what errors call the prior masks; a bool leaf was probably meant as one.
 
     Returns:
         The end of a sentence that starts with the leaf's name, or `None`.
@@ -276,7 +276,7 @@ def mismatch(
 
 
 def _is_plain(leaf: Any) -> bool:
-    """Return whether a leaf is certainly a dense tensor or `None`; a cheap first check."""
+    """Return whether a cheap check suffices to see that a leaf is a dense tensor or `None`."""
     return leaf is None or (
         type(leaf) in PLAIN
         and leaf.layout == torch.strided
@@ -310,7 +310,7 @@ def _listed(problems: list[tuple[int, str, str]], treedef: TreeDef) -> str:
 def float64_device(device: torch.device) -> torch.device:
     """Return the device, or the CPU if the device has no float64.
 
-    What needs float64 is computed there, so that the result does not depend on the device.
+    Computations that need float64 take place there, so their results do not depend on the device.
     """
     if device.type in ("cpu", "mps"):  # while tracing, an empty tensor on MPS raises no error
         return torch.device("cpu")
@@ -322,7 +322,7 @@ def float64_device(device: torch.device) -> torch.device:
 
 
 def unwrap(leaves: Sequence[Any]) -> Sequence[Any]:
-    """Return the tensors inside those that `torch.func.grad` or `vmap` has wrapped.
+    """Return the leaves without the wrappers of `torch.func.grad` and `vmap`.
 
     A wrapped DTensor does not have the class and the attributes of a DTensor.
 
@@ -343,7 +343,7 @@ def unwrap(leaves: Sequence[Any]) -> Sequence[Any]:
 
 
 def _placement(leaf: Tensor) -> Any:
-    """Return the placements and the mesh of a DTensor; `None` of a plain tensor."""
+    """Return the placements and the mesh of a DTensor; `None` for a plain tensor."""
     [leaf] = unwrap([leaf])
     mesh = getattr(leaf, "device_mesh", None)
     return None if mesh is None else (getattr(leaf, "placements", None), mesh)

@@ -37,9 +37,9 @@ def keep_all(params: Tree) -> Tree:
     """Make the masks that keep everything.
 
     Start a training loop from these rather than from `None`. Then the masks have the same structure
-    at every step, and a compiled step compiles once.
+    at every step, and a compiled step is compiled only once.
 
-    It sends no messages. So with DTensors an error is raised on the wrong rank alone.
+    It sends no messages, so with DTensors only the rank with the error raises it.
 
     Args:
         params: pytree of tensors of any shape and dtype, and `None`s.
@@ -73,7 +73,7 @@ def masks_from_zeros(params: Tree) -> Tree:
     `gprune.prunable(params)`, so that biases and norms, which often start at zero, have no masks.
     To keep the zeros of a module, see `gprune.adapter.keep_zeros_`.
 
-    It sends no messages. So with DTensors an error is raised on the wrong rank alone.
+    It sends no messages, so with DTensors only the rank with the error raises it.
 
     Args:
         params: pytree of tensors of any shape and dtype, and `None`s.
@@ -101,7 +101,7 @@ def apply_masks(params: Tree, masks: Tree) -> Tree:
     Works on anything shaped like the parameters: gradients, updates, an optimizer's moments. The
     gradient of a masked entry is zero.
 
-    It sends no messages. So with DTensors an error is raised on the wrong rank alone.
+    It sends no messages, so with DTensors only the rank with the error raises it.
 
     Args:
         params: pytree of tensors of any shape and dtype.
@@ -126,26 +126,25 @@ def apply_masks(params: Tree, masks: Tree) -> Tree:
 def straight_through(params: Tree, masks: Tree, *, decay: float | Tensor = 0.0) -> Tree:
     """Mask the forward pass only: the values are masked, the gradients are not.
 
-    Masked weights keep receiving gradients, so they can come back (Bengio et al., 2013,
-    arXiv:1308.3432, the straight-through estimator). With a decay λ their gradients are
-    ∂L/∂w + λ w (Zhou et al., 2021, SR-STE). So what is masked shrinks, and the masks of N:M
-    training, which are chosen anew at each step, change less. The exception is a masked weight that
-    is NaN or infinite, whose gradient is zero.
+    Masked weights keep receiving gradients, so they can come back. This is the straight-through
+    estimator. A decay λ adds λ w to the gradient of each masked weight w, which becomes
+    ∂L/∂w + λ w (SR-STE). So masked weights shrink, and the masks of N:M training, which are chosen
+    anew at each step, change less. A masked weight that is NaN or infinite has gradient zero.
 
-    The decay is added by each backward pass through a result of this function, however the loss is
-    scaled. So it has no forward-mode derivative (`jvp`), and second derivatives have no meaning.
+    Each backward pass adds the decay, whatever the scale of the loss. So the decay has no
+    forward-mode derivative (`jvp`), and second derivatives have no meaning.
 
-    It sends no messages. So with DTensors an error is raised on the wrong rank alone.
+    It sends no messages, so with DTensors only the rank with the error raises it.
 
     Args:
         params: pytree of tensors.
         masks: bool masks of that structure; a parameter whose mask is `None` is returned as it is.
-        decay: λ, a finite number or 0-dim tensor that is not negative; 2e-4 in the paper. The host
-            reads the value of a tensor, but not inside a compiled function, which is compiled once
-            for all tensors and anew for each number.
+        decay: λ, a number or a 0-dim tensor, finite and not negative; 2e-4 in the paper. The host
+            reads the value of a tensor, except inside a compiled function. Such a function is
+            compiled once for all tensors, and again for each new number.
 
     Returns:
-        The masked tree.
+        The masked tree, in the dtypes of `params`.
 
     Raises:
         TypeError: if a mask is not a bool tensor, or `decay` is not a number.
@@ -159,7 +158,8 @@ def straight_through(params: Tree, masks: Tree, *, decay: float | Tensor = 0.0) 
         tensor([1., 3.])
 
     References:
-        Zhou et al., 2021, arXiv:2102.04010, eq. 9.
+        Bengio et al., 2013, arXiv:1308.3432 (the straight-through estimator).
+        Zhou et al., 2021, arXiv:2102.04010, eq. 9 (SR-STE, the decay).
     """
     leaves, treedef = flatten(params)
     float8 = [
@@ -187,12 +187,12 @@ def _straight_through(leaf: Tensor, mask: Tensor, decay: Tensor | None) -> Tenso
 
 
 def _checked_decay(decay: Any) -> Tensor | None:
-    """Return a decay as a 0-dim tensor, or `None` if it is the number 0."""
+    """Return a decay, checked, as a 0-dim tensor; `None` if it is the number 0."""
     if not isinstance(decay, Tensor):
         number = as_nonnegative(decay, "decay")
         return None if number == 0 else as_scalar(number, "decay")
     factor = as_scalar(decay, "decay")
-    if not torch.compiler.is_compiling():  # there a tensor has no value
+    if not torch.compiler.is_compiling():  # while compiling, a tensor has no value
         is_fine = operators.all_finite([torch.where(factor < 0, torch.nan, factor)], "decay")
         if not is_fake(is_fine) and not bool(is_fine):
             raise ValueError(f"decay must be finite and not negative, got {decay!r}")
@@ -224,8 +224,8 @@ def count_pruned(masks: list[Tensor], tree: Tree) -> Tensor:
 
     Args:
         masks: the masks.
-        tree: a tree that has a tensor wherever a mask is, for its paths, which must be the same on
-            all ranks.
+        tree: a tree with a tensor wherever there is a mask. It gives the masks their paths, which
+            must be the same on all ranks.
 
     Returns:
         1-D int64 tensor.
@@ -267,7 +267,7 @@ def sparsity(masks: Tree) -> Tensor:
 def intersect(*masks: Tree) -> Tree:
     """Return the masks that keep the entries that all of the given masks keep.
 
-    It sends no messages. So with DTensors an error is raised on the wrong rank alone.
+    It sends no messages, so with DTensors only the rank with the error raises it.
 
     Args:
         *masks: one or more pytrees of bool masks of one structure, with `None` at the same leaves.
@@ -298,8 +298,8 @@ def intersect(*masks: Tree) -> Tree:
 def pack_masks(masks: Tree) -> Tree:
     """Pack masks into bits: 8 entries to a byte, in an eighth of the memory.
 
-    Bit i of byte j is entry 8 j + i of the flattened mask, the lowest bit first. The last byte is
-    filled up with zeros. The shapes are those of the parameters, which `unpack_masks` takes.
+    Bit i of byte j, counted from the lowest, is entry 8 j + i of the flattened mask. The last byte
+    is filled up with zeros. The shapes are those of the parameters, which `unpack_masks` takes.
 
     `torch.save` saves the result. safetensors saves dicts of tensors, so leave out the `None`s, and
     put them back before you unpack: `{**dict.fromkeys(params), **loaded}`.
@@ -319,7 +319,7 @@ def pack_masks(masks: Tree) -> Tree:
         {'bias': None, 'weight': tensor([13], dtype=torch.uint8)}
     """
     leaves, treedef = flatten(masks)
-    _check(leaves, leaves, treedef)
+    _check_masks(leaves, leaves, treedef)
     require_unsharded(leaves, "pack_masks")
     return unflatten(treedef, [None if mask is None else _packed(mask) for mask in leaves])
 
@@ -384,7 +384,7 @@ def _unpacked(packed: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _powers_of_two(device: torch.device) -> Tensor:
-    """Return what each bit of a byte counts, the lowest first."""
+    """Return the value of each bit of a byte, the lowest first."""
     bits = torch.arange(8, dtype=torch.uint8, device=device)
     return torch.ones_like(bits) << bits
 
@@ -437,8 +437,8 @@ def paired_masks(
     """
     ours, treedef = flatten(left)
     theirs = leaves_like(right, treedef, names[1], reference=names[0])
-    _check(ours, ours, treedef, names[0])
-    _check(ours, theirs, treedef, names[1], other_masks=names[0])
+    _check_masks(ours, ours, treedef, names[0])
+    _check_masks(ours, theirs, treedef, names[1], other_masks=names[0])
     return ours, theirs, treedef
 
 
@@ -464,22 +464,22 @@ def prunable_params(params: Tree, masks: Tree, name: str) -> Tree:
 
 
 def paired_with_masks(params: Tree, masks: Tree) -> tuple[list[Any], list[Any], TreeDef]:
-    """Flatten params and masks and check them: types, structure, shapes and devices."""
+    """Return the leaves of params and masks, `None`s included, and their structure, all checked."""
     leaves, treedef = flatten(params)
     require_tensors(leaves, treedef, "params")
     kept = leaves_like(masks, treedef, "masks")
-    _check(leaves, kept, treedef)
+    _check_masks(leaves, kept, treedef)
     return leaves, kept, treedef
 
 
 def mask_leaves(masks: Tree, name: str = "masks") -> list[Tensor]:
-    """Return the masks of a tree without the `None`s, checked; `name` is what errors call them."""
+    """Return the masks of a tree without the `None`s, checked; errors call the tree `name`."""
     leaves, treedef = flatten(masks)
-    _check(leaves, leaves, treedef, name)
+    _check_masks(leaves, leaves, treedef, name)
     return [mask for mask in leaves if mask is not None]
 
 
-def _check(
+def _check_masks(
     leaves: list[Any],
     masks: list[Any],
     treedef: TreeDef,
@@ -494,7 +494,8 @@ def _check(
         masks: the masks to check.
         treedef: the structure of both.
         name: what errors call the masks.
-        other_masks: what errors call `leaves` if they are masks; then `None`s must be the same too.
+        other_masks: what errors call `leaves` if these are masks. Then both must have `None` at the
+            same leaves.
 
     Raises:
         TypeError: if a mask is not a bool tensor.

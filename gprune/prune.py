@@ -1,8 +1,8 @@
 """Combinators: apply a pruning method to a pytree.
 
 `global_unstructured` ranks the entries of all leaves together, `layerwise` ranks each leaf alone.
-`find_threshold` and `masks_from_threshold` are the two halves of `global_unstructured`, for
-programs that keep, send or compare the threshold.
+`find_threshold` finds the threshold of `global_unstructured`, and `masks_from_threshold` makes the
+same masks from it. They are for programs that keep, send or compare the threshold.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from gprune.trees import Tree, describe_first, is_single_leaf, leaves_like, unfl
 
 
 class Threshold(NamedTuple):
-    """The score and the flat index of the last pruned entry, which determine the masks of a model.
+    """The score and the flat index of the last pruned entry. They determine the masks of a model.
 
     All candidates are ordered by (score, flat index), ascending. A candidate is pruned if its score
-    is below `value`, or equal to it at a flat index up to `flat_index`. The flat index counts the
-    entries of the ranked leaves in pytree order, across leaves. A threshold that prunes nothing is
-    `(-inf, -1)`. If the score of the last pruned entry is NaN, so is `value`.
+    is below `value`, or if its score equals `value` and its flat index is at most `flat_index`. The
+    flat index counts the entries of all ranked leaves in pytree order: it goes on from one leaf to
+    the next. A threshold that prunes nothing is `(-inf, -1)`. If the score of the last pruned entry
+    is NaN, so is `value`.
 
     Attributes:
         value: float64 tensor, 0-dim, or 1-D for several amounts. It is on the CPU, or on `meta` if
@@ -59,9 +60,9 @@ def global_unstructured(
     gprune stream over the leaves. A method of yours is called once, with the 1-D concatenations of
     all parameters, all scores and all prior masks.
 
-    A leaf whose scores are low may lose all of its entries. With `min_per_leaf` no leaf loses more
-    once it has only so many left: the next entries of the other leaves are pruned instead, and the
-    total stays exact.
+    A leaf whose scores are low may lose all of its entries. With `min_per_leaf` every leaf keeps at
+    least that many: the entries that are next in the ranking are pruned instead, and the total
+    stays exact.
 
     Args:
         params: pytree of tensors; `None` where a leaf is not prunable (see `prunable`).
@@ -76,8 +77,9 @@ def global_unstructured(
             entries (float, 0 to 1, rounded half to even, but at least one entry if it is above 0).
             A smaller leaf keeps all, and a leaf that has fewer left by its prior mask keeps those.
             Only for the methods of gprune. By default a leaf may lose all.
-        **kwargs: the arguments of the method, such as `amount` (how many more, or the fraction of
-            the candidates), `sparsity` (the fraction of all prunable entries) or `seed`.
+        **kwargs: the arguments of the method. `amount` is how many more entries to prune (int), or
+            the fraction of the candidates (float, 0 to 1). `sparsity` is the fraction of all
+            prunable entries that is pruned after the call, 0 to 1.
 
     Returns:
         Bool masks of the structure of `params`, `True` = keep, `None` for leaves that are not
@@ -189,7 +191,7 @@ def find_threshold(
         amount: how many candidates to prune (int), or the fraction of them (float, 0 to 1); or a
             1-D tensor of several amounts, whose thresholds are found in one search.
         sparsity: the fraction of all prunable entries that is to be pruned, 0 to 1; or a 1-D tensor
-            of several.
+            of several sparsities.
         masks: prior bool masks of that structure, as in `global_unstructured`.
 
     Returns:
@@ -225,7 +227,7 @@ def find_threshold(
 def masks_from_threshold(
     threshold: Threshold, params: Tree, scores: Tree = None, *, masks: Tree = None
 ) -> Tree:
-    """Make the masks of a threshold.
+    """Make the masks that a threshold determines.
 
     Args:
         threshold: from `find_threshold`, or any value and flat index: numbers, 0-dim tensors, or
@@ -236,7 +238,7 @@ def masks_from_threshold(
 
     Returns:
         Bool masks of the structure of `params`, `True` = keep, `None` for leaves that are not
-        ranked. For a 1-D threshold a list of such trees, one per entry.
+        ranked. A 1-D threshold gives a list of such trees, one per entry.
 
     Raises:
         TypeError: if the threshold is not two numbers or tensors, or a leaf has the wrong type.
@@ -274,7 +276,7 @@ def masks_from_threshold(
 
 
 def num_to_prune(amount: float | Tensor, candidates: int) -> Tensor:
-    """Count the candidates that an amount prunes.
+    """Return how many candidates an amount prunes.
 
     The result is `amount` if it is an integer. Otherwise it is `round(amount * candidates)`,
     computed in float64 and rounded half to even.

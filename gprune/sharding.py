@@ -2,7 +2,7 @@
 
 If one rank raises an error and the others go on, they wait for its messages for ever. So public
 functions that send messages are decorated with `raise_on_all_ranks`. The decorator does nothing if
-no leaf is sharded. Functions that send no messages raise an error on the wrong rank alone.
+no leaf is sharded. In functions that send no messages, only the rank with the error raises it.
 
 The messages go to the ranks of the mesh. So a rank whose call has no DTensor at all cannot reach
 the others, and they wait for it until their process group times out.

@@ -29,7 +29,7 @@ Tree: TypeAlias = Any
 """A pytree: nested dicts, lists, tuples, named tuples, registered nodes of tensors and `None`."""
 
 Where: TypeAlias = Callable[[str, Any], bool] | str | Sequence[str] | None
-"""Which leaves: a predicate `(path, leaf) -> bool`, a glob, a list of globs, or the default."""
+"""Which leaves to take: a predicate `(path, leaf) -> bool`, globs, or `None` for the default."""
 
 Item = TypeVar("Item")
 
@@ -40,7 +40,7 @@ MOST_SHOWN = 500
 """The most characters of a structure that an error shows."""
 
 _NOT_WEIGHTS = ("bias", "norm", "token", "tokens", "pos", "position", "positions")
-"""Parts of the names of parameters that are not weights: `in_proj_bias`, `cls_token`, ..."""
+"""Parts of names that mark parameters as no weights: `in_proj_bias`, `cls_token`, ..."""
 
 
 @dataclass(frozen=True)
@@ -93,14 +93,15 @@ def prunable(params: Tree, where: Where = None, *, exclude: Where = None) -> Tre
       of the modules above do not count: `embed_tokens.weight` is taken.
     - Leaves that have a `bias` of their own shape beside them (the same dotted path up to the last
       component): the weights of a layer norm over several dims.
-    - The lengths of `weight_norm`: `weight_g` beside `weight_v`, or `original0` beside `original1`,
-      with length 1 in the dims that the norm is taken over.
+    - The norms that `weight_norm` stores: `weight_g` beside `weight_v`, or `original0` beside
+      `original1`. Their size is 1 in the dims that the norm is taken over.
 
-    A norm over several dims that has no bias cannot be recognised; leave it out with `exclude`.
+    A norm layer over several dims that has no bias cannot be recognised; leave its weight out with
+    `exclude`.
     Tied parameters are taken wherever the tree has them, so an embedding that is also the output
     layer is pruned. Lists and bare tensors have no names, so there the shape alone decides.
 
-    It sends no messages. So with DTensors an error is raised on the wrong rank alone.
+    It sends no messages, so with DTensors only the rank with the error raises it.
 
     Args:
         params: pytree of tensors of any shape and dtype.
@@ -128,7 +129,7 @@ def prunable(params: Tree, where: Where = None, *, exclude: Where = None) -> Tre
     excluded = None if exclude is None else predicate(exclude, "exclude")
     leaves, treedef = flatten(params)
     for leaf in leaves:
-        _refuse_what_has_parameters(leaf, "params")
+        _refuse_module_or_generator(leaf, "params")
     if not (params is None or isinstance(params, Tensor)) and is_single_leaf(params):
         raise TypeError(f"params must be a tree of tensors, got {params!r}")
     by_path = list(zip(dotted_paths(treedef), leaves, strict=True))
@@ -158,18 +159,18 @@ def _is_weight(path: str, leaf: Any, others: dict[str, Any]) -> bool:
     bias = others.get(f"{parent}{dot}bias")
     if isinstance(bias, Tensor) and bias.shape == leaf.shape:
         return False
-    return not _is_length_of(leaf, others.get(_direction(path)))
+    return not _could_be_norms_of(leaf, others.get(_path_of_direction(path)))
 
 
-def _direction(path: str) -> str:
-    """Return the path of what `weight_norm` stores beside the lengths that have this path."""
+def _path_of_direction(path: str) -> str:
+    """Return where `weight_norm` stores the direction if it stores the norms at `path`, or `""`."""
     if path.endswith("_g"):
         return f"{path[:-1]}v"
     return f"{path[:-1]}1" if path.endswith("original0") else ""
 
 
-def _is_length_of(leaf: Tensor, direction: Any) -> bool:
-    """Return whether a leaf has the shape of norms of another one over some of its dims."""
+def _could_be_norms_of(leaf: Tensor, direction: Any) -> bool:
+    """Return whether a leaf has the shape of the norms of `direction` over some of its dims."""
     if not isinstance(direction, Tensor) or direction.shape == leaf.shape:
         return False
     sizes = list(zip(leaf.shape, direction.shape, strict=False))
@@ -181,7 +182,7 @@ def vmap_dims(tree: Tree, dim: int = 0) -> Tree:
 
     Args:
         tree: pytree of tensors and `None`s.
-        dim: the batched dimension of every tensor.
+        dim: the batch dim of every tensor.
 
     Returns:
         A tree of the same structure with `dim` in place of the tensors.
@@ -195,7 +196,7 @@ def vmap_dims(tree: Tree, dim: int = 0) -> Tree:
     """
     leaves, treedef = flatten(tree)
     for leaf in leaves:
-        _refuse_what_has_parameters(leaf, "tree")
+        _refuse_module_or_generator(leaf, "tree")
     return unflatten(treedef, [None if leaf is None else dim for leaf in leaves])
 
 
@@ -247,7 +248,7 @@ def leaves_like(tree: Tree, treedef: TreeDef, name: str, reference: str = "param
         The leaves, `None`s included.
 
     Raises:
-        ValueError: if the structures differ, with the first path where they do.
+        ValueError: if the structures differ; the error has the first path where they do.
     """
     leaves, other = flatten(tree)
     if other == treedef:
@@ -278,7 +279,7 @@ def _kind(treedef: TreeDef) -> type | None:
 
 
 def _shown(treedef: TreeDef) -> str:
-    """Return a structure as text, cut off if it is long."""
+    """Return a structure as text, shortened to `MOST_SHOWN` characters."""
     text = str(treedef)
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
@@ -329,18 +330,18 @@ def require_tensors(leaves: list[Any], treedef: TreeDef, root: str) -> None:
         root: what errors call the tree.
 
     Raises:
-        TypeError: with the path and the problem of every such leaf.
+        TypeError: if one is; the error has the path and the problem of every such leaf.
     """
     wrong = [i for i, leaf in enumerate(leaves) if leaf is not None and tensor_problem(leaf)]
     if not wrong:
         return
     for leaf in leaves:
-        _refuse_what_has_parameters(leaf, root)
+        _refuse_module_or_generator(leaf, root)
     names = leaf_names(treedef, root)
     raise TypeError(describe_first(wrong, lambda i: f"{names[i]} {tensor_problem(leaves[i])}"))
 
 
-def _refuse_what_has_parameters(leaf: Any, root: str) -> None:
+def _refuse_module_or_generator(leaf: Any, root: str) -> None:
     """Raise a TypeError if a leaf is a module, or a generator such as `module.parameters()`."""
     for kind, name in ((torch.nn.Module, "module"), (GeneratorType, "generator")):
         if isinstance(leaf, kind):
@@ -353,11 +354,11 @@ def _refuse_what_has_parameters(leaf: Any, root: str) -> None:
 def describe_first(
     wrong: Sequence[Item], describe: Callable[[Item], str], separator: str = "; "
 ) -> str:
-    """Describe the first ten of the things that are wrong, and say how many more there are.
+    """Return the descriptions of the first ten items, and say how many more there are.
 
     Args:
-        wrong: what is wrong, such as the indices of leaves.
-        describe: a function of one of them, called for the first ten only.
+        wrong: the items that are wrong, such as the indices of leaves.
+        describe: describes an item; called for the first ten only.
         separator: what is put between the descriptions.
 
     Returns:
@@ -370,7 +371,7 @@ def describe_first(
 
 
 def predicate(where: Where, name: str = "where") -> Callable[[str, Any], bool]:
-    """Return the predicate `(path, leaf) -> bool` that globs or a predicate stand for.
+    """Return the predicate `(path, leaf) -> bool` that `where=` stands for.
 
     Args:
         where: a predicate, a glob or a list of globs; see `prunable`.
@@ -396,7 +397,7 @@ def predicate(where: Where, name: str = "where") -> Callable[[str, Any], bool]:
 
 
 def _trace(tree: Tree, leaves: list[Any]) -> TracedDef:
-    """Flatten inside a trace: append the leaves in optree's order, and return the structure."""
+    """Append the leaves to a list in optree's order, and return the structure, inside a trace."""
     if tree is None or optree.tree_is_leaf(tree, none_is_leaf=True):
         leaves.append(tree)
         return TracedDef()

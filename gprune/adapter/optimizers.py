@@ -65,7 +65,7 @@ def project_(optimizer: Optimizer, module: nn.Module) -> RemovableHandle:
     last masks that were read stay in use. So after pruning further, call this function again, or
     take a step, before `make_permanent_`.
 
-    It sends no messages. So with DTensors an error is raised on the wrong rank alone.
+    It sends no messages, so with DTensors only the rank with the error raises it.
 
     Args:
         optimizer: the optimizer, of any class, or a wrapper that has it as its attribute

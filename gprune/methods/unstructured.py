@@ -45,10 +45,10 @@ def lowest_unstructured(
         mask: prior bool mask of that shape; what it has pruned stays pruned.
         amount: how many more to prune (int), or the fraction of the candidates (float, 0 to 1).
         sparsity: the fraction of all entries that is pruned after the call, 0 to 1.
-        dim: rank within groups instead of over all entries. A group runs along these dims, and the
-            amount applies to every group: with `dim=-1` each row is a group. It is an int, a tuple,
-            or a function `(path, leaf)` that returns one, such as `gprune.input_dims`; the path is
-            `""` in a direct call. By default there are no groups.
+        dim: rank within groups instead of over all entries, and apply the amount to every group. A
+            group runs along these dims: with `dim=-1` each row of a matrix is a group. It is an
+            int, a tuple, or a function `(path, leaf)` that returns one of these, such as
+            `gprune.input_dims`; the path is `""` in a direct call. By default there are no groups.
 
     Returns:
         Bool mask of the shape of `param`, `True` = keep.
@@ -104,10 +104,7 @@ def l1_unstructured(
         mask: prior bool mask of that shape; what it has pruned stays pruned.
         amount: how many more to prune (int), or the fraction of the candidates (float, 0 to 1).
         sparsity: the fraction of all entries that is pruned after the call, 0 to 1.
-        dim: rank within groups instead of over all entries. A group runs along these dims, and the
-            amount applies to every group: with `dim=-1` each row is a group. It is an int, a tuple,
-            or a function `(path, leaf)` that returns one, such as `gprune.input_dims`; the path is
-            `""` in a direct call. By default there are no groups.
+        dim: the dims along which groups run, as in `lowest_unstructured`; by default no groups.
 
     Returns:
         Bool mask of the shape of `param`, `True` = keep.
@@ -168,10 +165,7 @@ def random_unstructured(
         seed: a 64-bit int or a 0-dim integer tensor; the same seed gives the same mask.
         amount: how many more to prune (int), or the fraction of the candidates (float, 0 to 1).
         sparsity: the fraction of all entries that is pruned after the call, 0 to 1.
-        dim: rank within groups instead of over all entries. A group runs along these dims, and the
-            amount applies to every group: with `dim=-1` each row is a group. It is an int, a tuple,
-            or a function `(path, leaf)` that returns one, such as `gprune.input_dims`; the path is
-            `""` in a direct call. By default there are no groups.
+        dim: the dims along which groups run, as in `lowest_unstructured`; by default no groups.
 
     Returns:
         Bool mask of the shape of `param`, `True` = keep.

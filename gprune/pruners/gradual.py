@@ -1,7 +1,7 @@
 """Gradual pruning: the sparsity follows a schedule while the weights train.
 
 Zhu & Gupta, 2017, "To prune, or not to prune", arXiv:1710.01878, section 3. At a due step t the
-k weights with the lowest scores are pruned,
+k weights with the lowest scores are pruned, with
 
     k = max(0, round(s(t) n) - number already pruned),
 
@@ -10,7 +10,7 @@ where s is the schedule and n the number of prunable entries. What is pruned sta
 With `gprune.straight_through` in the loss, pruned weights keep training, and you may want to choose
 among all weights anew at each due step. For that, pass a `prune` of your own. If the sparsity that
 it gets is 0, the step is not due, or nothing is to be pruned: return the prior masks. Otherwise
-ignore the prior masks, and prune from `keep_all`.
+ignore the prior masks, and prune as if nothing were pruned yet.
 """
 
 from __future__ import annotations
@@ -61,7 +61,15 @@ class GradualState(NamedTuple):
 
 
 def init(params: Tree, *, where: Where) -> GradualState:
-    """Keep every weight."""
+    """Keep every weight.
+
+    Args:
+        params: the parameters, a pytree of tensors of any shape.
+        where: which leaves are prunable, as in `gprune.prunable`.
+
+    Returns:
+        The first state.
+    """
     # not float64: for a float64 number on the CPU, torch.compile calls its backend twice
     target = torch.zeros((), dtype=torch.float32, device="cpu")
     return GradualState(keep_all(prunable(params, where)), first_step(), target)
@@ -80,7 +88,26 @@ def update(
     allocation: Allocation,
     prune: Callable[..., Tree],
 ) -> tuple[Tree, GradualState]:
-    """Prune to the sparsity of the schedule, if the step is due."""
+    """Prune to the sparsity of the schedule, if the step is due.
+
+    Args:
+        params: pytree of tensors of the structure of `state.masks`.
+        state: the state from `init` or from the last `update`.
+        grads: pytree of that structure; given to `score_fn`, and not used otherwise.
+        scores: pytree of that structure, larger = more important; by default those of `score_fn`.
+        schedule: see `gradual`.
+        due: see `gradual`.
+        score_fn: see `gradual`.
+        allocation: see `gradual`.
+        prune: see `gradual`.
+
+    Returns:
+        The masked parameters and the next state.
+
+    Raises:
+        TypeError: if a function returns a value of the wrong type.
+        ValueError: if a structure or shape differs, or a function returns a value out of range.
+    """
     step_is_due = is_due(due, state.step)
     if can_skip(step_is_due):
         return apply_masks(params, state.masks), state._replace(step=state.step + 1)
@@ -107,16 +134,16 @@ def gradual(
 ) -> Pruner[GradualState]:
     """Build the pruner that follows a schedule from dense to sparse.
 
-    At a due step t the max(0, round(s(t) n) - pruned) of the n prunable entries with the lowest
-    scores are pruned.
+    At a due step t, max(0, round(s(t) n) - number already pruned) of the n prunable entries are
+    pruned: those with the lowest scores.
 
     With DTensors `due` must give the same answer on all ranks; see `Pruner`.
 
     Args:
         schedule: the sparsity at each step, `step -> 0-dim float64 tensor`.
         due: whether to prune at a step, `step -> 0-dim bool tensor`: `schedules.every`. A schedule
-            reaches its last sparsity only if its last step, or a later one, is due. Whether it has
-            done so, `state.target` says.
+            reaches its last sparsity only if its last step, or a later one, is due. `state.target`
+            says whether it has.
         where: which leaves are prunable, as in `gprune.prunable`.
         score_fn: `(params, grads) -> scores`; magnitudes by default.
         allocation: gives each leaf its sparsity, for `prune=layerwise`:

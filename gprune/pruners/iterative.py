@@ -51,7 +51,15 @@ class IterativeState(NamedTuple):
 
 
 def init(params: Tree, *, where: Where) -> IterativeState:
-    """Keep every weight, and store a copy of the parameters."""
+    """Keep every weight, and store a copy of the parameters.
+
+    Args:
+        params: the parameters, a pytree of tensors of any shape.
+        where: which leaves are prunable, as in `gprune.prunable`.
+
+    Returns:
+        The first state.
+    """
     return IterativeState(keep_all(prunable(params, where)), first_step(), _copied(params))
 
 
@@ -68,7 +76,26 @@ def update(
     score_fn: ScoreFn,
     prune: Callable[..., Tree],
 ) -> tuple[Tree, IterativeState]:
-    """At the end of a round, prune and rewind. At other steps, apply the masks."""
+    """Prune and rewind at the end of a round; apply the masks at other steps.
+
+    Args:
+        params: pytree of tensors of the structure of `state.masks`.
+        state: the state from `init` or from the last `update`.
+        grads: pytree of that structure; given to `score_fn`, and not used otherwise.
+        scores: pytree of that structure, larger = more important; by default those of `score_fn`.
+        amount: see `iterative`.
+        due: see `iterative`.
+        rewind_to: see `iterative`.
+        score_fn: see `iterative`.
+        prune: see `iterative`.
+
+    Returns:
+        The masked parameters and the next state.
+
+    Raises:
+        TypeError: if a function returns a value of the wrong type.
+        ValueError: if a structure or shape differs, or a function returns a value out of range.
+    """
     ends_round, is_rewind_step = is_due(due, state.step), state.step + 1 == rewind_to
     if can_skip(ends_round):
         rewind_params = state.rewind_params if can_skip(is_rewind_step) else _copied(params)

@@ -39,7 +39,7 @@ from gprune.trees import (
 )
 
 Due: TypeAlias = Callable[[Tensor], Tensor | bool]
-"""Says whether to change the masks at a step: `step -> 0-dim bool tensor`, equal on all ranks."""
+"""Whether the masks change at a step: `step -> 0-dim bool tensor`, the same on all ranks."""
 
 ScoreFn: TypeAlias = Callable[[Tree, Tree], Tree]
 """Scores the parameters: `(params, grads) -> scores`, or `None` for magnitudes."""
@@ -65,9 +65,9 @@ class Pruner(NamedTuple, Generic[State]):
 
     If leaves are DTensors, all ranks call both, and `due` must give the same answer on all of them.
     At a due step an error of one rank is raised on all ranks, also an error of a function that you
-    have passed. A step that is not due, and `update` of a pruner without `due`, send no messages:
-    there an error is raised on the wrong rank alone. If `due` itself raises an error, that rank
-    counts the step as due, and waits for the other ranks.
+    have passed. A step that is not due, and `update` of a pruner without `due`, send no messages,
+    so only the rank with the error raises it. If `due` itself raises an error, that rank counts the
+    step as due, and waits for the other ranks.
 
     Attributes:
         init: `init(params) -> state`. The state is a named tuple of tensors and trees of tensors.
@@ -97,7 +97,7 @@ class Pruner(NamedTuple, Generic[State]):
 
 
 def by_magnitude(params: Tree, grads: Tree) -> None:
-    """Return no scores: pruning methods then rank by magnitude, for which no scores are stored."""
+    """Return `None` as scores: pruning methods then rank by magnitude, without storing scores."""
 
 
 def no_allocation(params: Tree, *, sparsity: Tensor) -> Tensor:
@@ -206,7 +206,10 @@ def can_skip(step_is_due: Tensor) -> bool:
 
 
 def is_known(number: Tensor) -> bool:
-    """Return whether a 0-dim tensor has one value here: not while compiling, batched or fake."""
+    """Return whether a 0-dim tensor has a single value that can be read now.
+
+    It has none while compiling, under `vmap` and under FakeTensorMode.
+    """
     if torch.compiler.is_compiling() or torch._C._functorch.is_batchedtensor(number):
         return False
     return not is_fake(number)
@@ -217,15 +220,15 @@ def raise_on_all_ranks_when_due(
 ) -> Callable[..., tuple[Tree, State]]:
     """Make a pruner's `update` raise an error on every rank if one rank raises it at a due step.
 
-    With DTensors a due step has two more messages than the functions that it calls: the first one
-    says that the step is due, and the last one that it has succeeded. A step that is not due sends
-    no messages.
+    With DTensors a due step sends two messages besides those of the functions that it calls. The
+    first one says that the step is due, and the last one that it has succeeded. A step that is not
+    due sends no messages.
 
     Args:
         update: the `update` of a pruner, which takes `due`.
 
     Returns:
-        A function that does the same.
+        A function with the arguments and results of `update`.
     """
 
     @wraps(update)
@@ -275,7 +278,7 @@ def _update_on_all_ranks(
 
 
 def zero_unless(step_is_due: Tensor, numbers: Tree, name: str) -> Tree:
-    """Return a number, or a tree of numbers, as tensors: unchanged if the step is due, else 0.
+    """Return numbers as tensors, unchanged if the step is due and 0 otherwise.
 
     Args:
         step_is_due: 0-dim bool tensor.
@@ -332,7 +335,7 @@ def count_kept(masks: Tree) -> Tree:
 
 
 def fraction_at(fraction: Callable[[Tensor], Any], step: Tensor, step_is_due: Tensor) -> Tensor:
-    """Return the fraction of the weights that a step exchanges: `fraction(step)`, 0 if not due.
+    """Return the fraction of the weights that a step exchanges: `fraction(step)`, or 0 if not due.
 
     Args:
         fraction: the user's function.
@@ -356,24 +359,24 @@ def fraction_at(fraction: Callable[[Tensor], Any], step: Tensor, step_is_due: Te
 
 
 def round_fraction(counts: Tree, fraction: Tensor) -> Tree:
-    """Return round(fraction * count) for each count, in float64, half to even, on the CPU."""
+    """Return round(fraction * count) for each count: float64, half to even, on the CPU."""
     exact = fraction.cpu().to(torch.float64)
     return map_leaves(lambda n: None if n is None else (exact * n).round().to(torch.int64), counts)
 
 
-def union(survivors: Tree, free: Tree, still_free: Tree) -> Tree:
-    """Return the masks of the survivors and the grown weights: survivors | (free & ~still_free).
+def add_grown(survivors: Tree, free: Tree, still_free: Tree) -> Tree:
+    """Add the grown weights to the survivors: survivors | (free & ~still_free).
 
     Args:
         survivors: masks of the weights that were not dropped.
-        free: masks of the entries that may be grown.
-        still_free: masks of those among them that were not grown, a subset of `free`.
+        free: masks of the entries that could be grown.
+        still_free: masks of the entries that could be grown and were not, a subset of `free`.
 
     Returns:
-        The new masks.
+        Masks of the survivors and the grown weights.
     """
     return map_leaves(
-        lambda old, before, after: None if old is None else old | (before ^ after),
+        lambda kept, before, after: None if kept is None else kept | (before ^ after),
         survivors,
         free,
         still_free,

@@ -25,6 +25,7 @@ from gprune.pruners.pruner import (
     Due,
     Pruner,
     ScoreFn,
+    add_grown,
     bind_random_masks,
     by_magnitude,
     can_skip,
@@ -36,7 +37,6 @@ from gprune.pruners.pruner import (
     is_due,
     raise_on_all_ranks_when_due,
     round_fraction,
-    union,
 )
 from gprune.schedules import Schedule
 from gprune.trees import Tree, Where, map_leaves
@@ -55,7 +55,15 @@ class RiglState(NamedTuple):
 
 
 def init(params: Tree, *, draw_masks: Callable[[Tree], Tree]) -> RiglState:
-    """Draw the first masks."""
+    """Draw the first masks.
+
+    Args:
+        params: the parameters, a pytree of tensors of any shape.
+        draw_masks: draws the masks of the parameters.
+
+    Returns:
+        The first state.
+    """
     return RiglState(draw_masks(params), first_step())
 
 
@@ -70,7 +78,24 @@ def update(
     due: Due,
     score_fn: ScoreFn,
 ) -> tuple[Tree, RiglState]:
-    """Drop the weights with the lowest scores and grow as many by gradient, if the step is due."""
+    """Drop the weights with the lowest scores and grow as many by gradient, if the step is due.
+
+    Args:
+        params: pytree of tensors of the structure of `state.masks`.
+        state: the state from `init` or from the last `update`.
+        grads: pytree of that structure: the gradients of all entries, also of the pruned ones.
+        scores: pytree of that structure, larger = more important; by default those of `score_fn`.
+        fraction: see `rigl`.
+        due: see `rigl`.
+        score_fn: see `rigl`.
+
+    Returns:
+        The masked parameters and the next state.
+
+    Raises:
+        TypeError: if `grads` is missing, or a function returns a value of the wrong type.
+        ValueError: if a structure or shape differs, or a function returns a value out of range.
+    """
     if grads is None:
         raise TypeError("rigl grows by gradients: update(params, state, grads), got None for grads")
     weights = prunable_params(params, state.masks, "state.masks")
@@ -89,7 +114,7 @@ def update(
     free = map_leaves(lambda mask: None if mask is None else ~mask, survivors)
     growth_scores = map_leaves(lambda grad: None if grad is None else -grad.abs(), gradients)
     still_free = layerwise(weights, growth_scores, masks=free, amount=k)
-    masks = union(survivors, free, still_free)
+    masks = add_grown(survivors, free, still_free)
     # weights kept before and after the step keep their values; grown weights start at zero
     params = apply_masks(params, intersect(state.masks, masks))
     return params, RiglState(masks, state.step + 1)

@@ -29,6 +29,7 @@ from gprune.pruners.pruner import (
     Due,
     Pruner,
     ScoreFn,
+    add_grown,
     bind_random_masks,
     by_magnitude,
     can_skip,
@@ -39,7 +40,6 @@ from gprune.pruners.pruner import (
     is_due,
     raise_on_all_ranks_when_due,
     round_fraction,
-    union,
 )
 from gprune.schedules import Schedule
 from gprune.select.counts import as_seed
@@ -63,7 +63,16 @@ class SparseEvolutionState(NamedTuple):
 def init(
     params: Tree, *, draw_masks: Callable[[Tree], Tree], seed: int | Tensor
 ) -> SparseEvolutionState:
-    """Draw the first masks."""
+    """Draw the first masks.
+
+    Args:
+        params: the parameters, a pytree of tensors of any shape.
+        draw_masks: draws the masks of the parameters.
+        seed: the seed of the new weights.
+
+    Returns:
+        The first state.
+    """
     start = as_seed(seed).to(torch.int64, copy=True)
     return SparseEvolutionState(draw_masks(params), first_step(), start)
 
@@ -79,7 +88,24 @@ def update(
     due: Due,
     score_fn: ScoreFn,
 ) -> tuple[Tree, SparseEvolutionState]:
-    """Drop the weights with the lowest scores and grow as many at random, if the step is due."""
+    """Drop the weights with the lowest scores and grow as many at random, if the step is due.
+
+    Args:
+        params: pytree of tensors of the structure of `state.masks`.
+        state: the state from `init` or from the last `update`.
+        grads: pytree of that structure; given to `score_fn`, and not used otherwise.
+        scores: pytree of that structure, larger = more important; by default those of `score_fn`.
+        fraction: see `sparse_evolution`.
+        due: see `sparse_evolution`.
+        score_fn: see `sparse_evolution`.
+
+    Returns:
+        The masked parameters and the next state.
+
+    Raises:
+        TypeError: if a function returns a value of the wrong type.
+        ValueError: if a structure or shape differs, or a function returns a value out of range.
+    """
     step_is_due = is_due(due, state.step)
     if can_skip(step_is_due):
         return apply_masks(params, state.masks), state._replace(step=state.step + 1)
@@ -100,7 +126,7 @@ def update(
         seed=state.seed + ((state.step + 1) << 32),  # differs for all steps of all seeds below 2^32
         amount=k,
     )
-    masks = union(survivors, free, still_free)
+    masks = add_grown(survivors, free, still_free)
     # the survivors keep their values; grown weights start at zero
     return apply_masks(params, survivors), SparseEvolutionState(masks, state.step + 1, state.seed)
 
@@ -169,5 +195,5 @@ def _limit_to_zeros(k: Tensor | None, num_kept: Tensor, mask: Tensor) -> Tensor 
     if k is None:
         return None
     limited = torch.minimum(k, mask.numel() - num_kept)
-    # a fraction above 1 gives a k above num_kept: leave it, so that layerwise raises an error
+    # A fraction above 1 gives a k above num_kept. It is not limited, so that layerwise refuses it.
     return torch.where(k > num_kept, k, limited)

@@ -31,14 +31,35 @@ class StaticSparseState(NamedTuple):
 
 
 def init(params: Tree, *, draw_masks: Callable[[Tree], Tree]) -> StaticSparseState:
-    """Draw the masks."""
+    """Draw the masks.
+
+    Args:
+        params: the parameters, a pytree of tensors of any shape.
+        draw_masks: draws the masks of the parameters.
+
+    Returns:
+        The first state.
+    """
     return StaticSparseState(draw_masks(params), first_step())
 
 
 def update(
     params: Tree, state: StaticSparseState, grads: Tree = None, scores: Tree = None
 ) -> tuple[Tree, StaticSparseState]:
-    """Apply the masks to the parameters."""
+    """Apply the masks to the parameters.
+
+    Args:
+        params: pytree of tensors of the structure of `state.masks`.
+        state: the state from `init` or from the last `update`.
+        grads: not used.
+        scores: not used.
+
+    Returns:
+        The masked parameters and the next state.
+
+    Raises:
+        ValueError: if a structure or shape differs.
+    """
     return apply_masks(params, state.masks), state._replace(step=state.step + 1)
 
 
@@ -51,7 +72,7 @@ def static_sparse(
 ) -> Pruner[StaticSparseState]:
     """Build the pruner whose masks never change.
 
-    Its `update` sends no messages. So with DTensors an error is raised on the wrong rank alone.
+    Its `update` sends no messages, so with DTensors only the rank with the error raises it.
 
     Args:
         sparsity: the fraction of all prunable entries that is pruned, 0 to 1.

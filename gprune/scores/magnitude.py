@@ -14,7 +14,7 @@ def magnitude(params: Tree) -> Tree:
 
     `global_unstructured(params, amount=k)` ranks by magnitude too, without storing the scores.
 
-    It sends no messages. So with DTensors an error is raised on the wrong rank alone.
+    It sends no messages, so with DTensors only the rank with the error raises it.
 
     Args:
         params: pytree of tensors of any shape; `None` stays `None`.

@@ -16,7 +16,7 @@ def random(params: Tree, *, seed: int | torch.Tensor) -> Tree:
     The score of an entry depends only on the seed, the number of its leaf among the tensors of the
     tree, and its flat index in the leaf. No random state is read or changed.
 
-    It sends no messages. So with DTensors an error is raised on the wrong rank alone.
+    It sends no messages, so with DTensors only the rank with the error raises it.
 
     Args:
         params: pytree of tensors of any shape and dtype; `None` stays `None`.

@@ -12,7 +12,7 @@ A public function passes `call`, which names the function and the leaves. If an 
 DTensors, `gprune.select.dtensors` calls it again with their local shards and with a description of
 their `layout`.
 
-Under `vmap` an operator is called once for each element of the batch, with three faster cases. The
+Under `vmap` an operator is called once for each element of the batch. Three cases are faster. The
 entries of small models become the rows of one matrix, which one operator prunes. Many amounts of
 one model become one search for many thresholds. `all_finite` checks the whole batch at once.
 
@@ -90,7 +90,7 @@ def prepare(
         scores: one tensor per leaf, or its local shard.
         masks: their prior masks, or an empty list; `None` is an empty list too.
         absolute: whether to rank by absolute value.
-        seed: if given, random draws are ranked.
+        seed: if given, random draws are ranked in place of the scores.
         call: see `select`.
         layout: see `select`.
         *arguments: what else must be the same on all ranks: tensors and plain values.
@@ -155,7 +155,7 @@ def select(
 def select_rows(
     scores: Tensor, masks: list[Tensor], amount: Tensor, absolute: bool, is_sparsity: bool
 ) -> Tensor:
-    """Prune each row of a matrix by an amount; `masks` has the prior mask, or is empty."""
+    """Prune each row of a matrix by an amount or a sparsity; `masks` is [prior mask] or empty."""
     RankedLeaves([scores], masks or []).check_int64_range()
     prior = masks[0] if masks else None
     return rows.prune_rows(scores, prior, amount, absolute=absolute, is_sparsity=is_sparsity)
@@ -219,7 +219,7 @@ def random_scores(leaves: list[Tensor], seed: Tensor, call: str, layout: str = "
 
 @torch.library.custom_op("gprune::all_finite", mutates_args=(), tags=TAGS)
 def all_finite(leaves: list[Tensor], call: str, layout: str = "") -> Tensor:
-    """Return, for each leaf, whether all entries are finite; under `vmap`, in the whole batch."""
+    """Return, for each leaf, whether all entries are finite: of the whole batch under `vmap`."""
 
     def count() -> Tensor:
         # aminmax returns NaN if there is one, and takes one pass; isfinite takes several
@@ -308,8 +308,8 @@ def apportion(
     total = entries - resolve_sparsity(sparsity, entries, entries)
     if not sum(low) <= total <= sum(high):
         raise ValueError(
-            f"sparsity {sparsity.item():g} keeps {total} of {entries} entries, overrides and "
-            f"min_kept allow from {sum(low)} to {sum(high)}"
+            f"sparsity {sparsity.item():g} keeps {total} of {entries} entries, but overrides "
+            f"and min_kept allow only {sum(low)} to {sum(high)}; change one of them"
         )
     counts = share_out(total, weights, low, high, None if shifts is None else shifts.tolist())
     return [
@@ -332,7 +332,7 @@ torch.library.define(MASK_WITH_DECAY, "(Tensor leaf, Tensor mask, Tensor decay) 
 
 
 def mask_with_decay(leaf: Tensor, mask: Tensor, decay: Tensor) -> Tensor:
-    """Mask a leaf; its gradient is that of the result, plus `decay` times what is masked.
+    """Mask a leaf; its gradient is that of the result, plus `decay` times the masked values.
 
     Args:
         leaf: a floating point or complex tensor.
@@ -494,12 +494,12 @@ def _joined(leaves: list[Tensor]) -> Tensor:
     return torch.cat([leaf.reshape(len(leaf), math.prod(leaf.shape[1:])) for leaf in leaves], dim=1)
 
 
-def _element(arg: Any, in_dim: Any, i: int) -> Any:
-    """Return the arguments with element i of every batched tensor, also inside lists."""
-    if isinstance(arg, list | tuple):
-        dims = in_dim if isinstance(in_dim, list | tuple) else [in_dim] * len(arg)
-        return [_element(one, dim, i) for one, dim in zip(arg, dims, strict=True)]
-    return arg if in_dim is None else arg.select(in_dim, i)
+def _element(argument: Any, in_dim: Any, i: int) -> Any:
+    """Return an argument with element i of every batched tensor, also of those inside lists."""
+    if isinstance(argument, list | tuple):
+        dims = in_dim if isinstance(in_dim, list | tuple) else [in_dim] * len(argument)
+        return [_element(part, dim, i) for part, dim in zip(argument, dims, strict=True)]
+    return argument if in_dim is None else argument.select(in_dim, i)
 
 
 # --- fake rules: shapes and devices without values ------------------------------------------------

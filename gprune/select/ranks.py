@@ -1,9 +1,11 @@
 """The ranks that hold the shards: summing their counts, and raising errors on all of them.
 
-Every message is an all-reduce (sum or maximum) of a few integers, along one axis of the mesh after
-the other. Only the text of an error is sent by an all-gather. All work between two messages is part
-of computing the second one. If it raises an error on one rank, that rank still sends a message,
-which says that it has failed. So no rank waits for a message that never comes.
+Every message is an all-reduce (sum or maximum) of a few integers, first along one axis of the mesh,
+then along the next. Only the text of an error is sent by an all-gather.
+
+All work between two messages is done by the function that computes the second one, such as `count`
+of `Ranks.sum`. If this function raises an error on one rank, that rank still sends a message, which
+says that it has failed. So no rank waits for a message that never comes.
 """
 
 from __future__ import annotations
@@ -36,8 +38,7 @@ MAX_TEXT = 10_000
 class Mesh(NamedTuple):
     """A mesh of ranks, as values that are the same on all of them.
 
-    The fields are the same on all ranks, so a graph that was compiled on one rank can be loaded by
-    another.
+    So a graph that was compiled on one rank can be loaded by another.
 
     Attributes:
         shape: the number of ranks along each axis.
@@ -66,11 +67,11 @@ class Mesh(NamedTuple):
 
     @property
     def coordinate(self) -> tuple[int, ...]:
-        """The coordinate of this rank in the mesh."""
-        place, coordinate = self.place, list[int]()
+        """The index of this rank along each axis."""
+        rest, coordinate = self.place, list[int]()
         for size in reversed(self.shape):
-            coordinate.insert(0, place % size)
-            place //= size
+            coordinate.insert(0, rest % size)
+            rest //= size
         return tuple(coordinate)
 
     def groups(self) -> list[dist.ProcessGroup]:
@@ -79,7 +80,7 @@ class Mesh(NamedTuple):
         return [_find_group(self.ranks_along(axis, axis + 1), self.device) for axis in axes]
 
     def ranks_along(self, start: int, stop: int) -> list[int]:
-        """Return the ranks that differ from this rank along the axes `start` to `stop - 1` only.
+        """Return this rank and those that differ from it along the axes `start` to `stop - 1` only.
 
         Args:
             start: the first of consecutive axes.
@@ -129,11 +130,11 @@ class Ranks:
         self.process = mesh.place
 
     def check_same_on_all_ranks(self, describe: Callable[[], dict[str, str]]) -> None:
-        """Check that all ranks make the same call, and none has found an error in its arguments.
+        """Check that all ranks make the same call, and that none has an error in its arguments.
 
         Args:
-            describe: checks the arguments of this rank, and describes the `ASPECTS`. What it leaves
-                out counts as an empty text.
+            describe: checks the arguments of this rank, and returns a text for each of the
+                `ASPECTS`. An aspect that it leaves out counts as an empty text.
 
         Raises:
             ValueError: if a description differs between ranks.
@@ -232,10 +233,9 @@ def _describe(error: Exception, rank: int) -> dict[str, Any]:
 
 
 def _rebuild(known: dict[str, Any]) -> Exception:
-    """Return the error that another rank has described: of its class, and with its text.
+    """Return the error that another rank has described: of the same class, with the same text.
 
-    If that is impossible, because the class takes other arguments than plain values, the error is a
-    RuntimeError that names the class.
+    If the class cannot be made from plain values, the error is a RuntimeError that names the class.
     """
     kind: Any = getattr(sys.modules.get(known["module"]), known["kind"], None)
     if "leaf" in known:
@@ -247,7 +247,7 @@ def _rebuild(known: dict[str, Any]) -> Exception:
 
 
 def _remake(kind: Any, known: dict[str, Any]) -> Exception | None:
-    """Make an error of a class, or return `None` if it would not have the text of the other."""
+    """Make an error of a class with the described text, or return `None` if that fails."""
     if not isinstance(kind, type) or not issubclass(kind, Exception):
         return None
     for args in (known["args"], [known["message"]]):

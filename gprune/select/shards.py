@@ -1,8 +1,8 @@
 """DTensors as local shards: which slice of a leaf a rank holds, and whether the rank counts it.
 
 An operator takes only tensors, numbers and strings, so it gets the layout of the leaves as a
-string. The layout is the same on all ranks. What is specific to this rank is computed from it when
-the operator runs.
+string. The layout is the same on all ranks. When the operator runs, it computes the slices that
+this rank holds from the layout.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from gprune.select.blocks import RankedLeaves, ShardSlice
 from gprune.select.partition import empty_masks
 from gprune.select.ranks import Mesh, Ranks
 
-Placed = tuple[int, int | None] | None
+AxisPlacement = tuple[int, int | None] | None
 """How a leaf is placed along one axis of the mesh. `None` if it is replicated. Otherwise it is two
-values: the dim that is split, and the split factor of a `_StridedShard`, `None` for a `Shard`."""
+values: the dim that is split, and the split factor of a `_StridedShard` (`None` for a `Shard`)."""
 
 
 class LeafLayout(NamedTuple):
-    """Where a leaf is.
+    """How the mesh holds one leaf.
 
     Attributes:
         shape: its shape.
-        axes: for each axis of its own mesh, the range of axes of the call's mesh that it consists
-            of. Along the other axes of the call's mesh the leaf is replicated.
+        axes: for each axis of the leaf's own mesh, the range of axes of the call's mesh that this
+            axis consists of. Along the other axes of the call's mesh the leaf is replicated.
         placements: how it is placed along each axis of its own mesh.
     """
 
     shape: tuple[int, ...]
     axes: tuple[tuple[int, int], ...]
-    placements: tuple[Placed, ...]
+    placements: tuple[AxisPlacement, ...]
 
 
 class Layout(NamedTuple):
@@ -99,8 +99,8 @@ def _slice(leaf: LeafLayout, mesh: tuple[int, ...], coordinate: tuple[int, ...])
     """Compute the slice of a leaf that a rank holds.
 
     torch computes the offset and the size of a shard, but does not say whether the shard is one
-    contiguous slice. A `Shard` always is. Those of a `_StridedShard` are contiguous if they cover
-    each dim without a gap when sorted by their offsets.
+    contiguous slice. A `Shard` always is. The shards of a `_StridedShard` are, if they cover each
+    dim without a gap when sorted by their offsets.
 
     Args:
         leaf: the leaf.
@@ -113,7 +113,7 @@ def _slice(leaf: LeafLayout, mesh: tuple[int, ...], coordinate: tuple[int, ...])
     Raises:
         ValueError: if the shards are not contiguous slices.
     """
-    placements = [_placement(placed) for placed in leaf.placements]
+    placements = [_torch_placement(placed) for placed in leaf.placements]
     is_strided = any(isinstance(placement, _StridedShard) for placement in placements)
     slices = {}
     for at in product(*map(range, mesh)) if is_strided else [coordinate]:
@@ -134,7 +134,7 @@ def _slice(leaf: LeafLayout, mesh: tuple[int, ...], coordinate: tuple[int, ...])
     return slices[coordinate]
 
 
-def _placement(placed: Placed) -> Placement:
+def _torch_placement(placed: AxisPlacement) -> Placement:
     if placed is None:
         return Replicate()
     dim, factor = placed
@@ -142,7 +142,7 @@ def _placement(placed: Placed) -> Placement:
 
 
 def mesh_of(mesh: DeviceMesh) -> Mesh:
-    """Describe a mesh."""
+    """Return a `DeviceMesh` as plain values."""
     with _disable_current_modes():  # the ranks are a real tensor, also while tracing
         ranks = mesh.mesh.flatten().tolist()
     return Mesh(tuple(mesh.shape), tuple(ranks), mesh.device_type)
@@ -156,7 +156,7 @@ def largest_mesh(leaves: Sequence[Any]) -> DeviceMesh:
 
 
 def layout_of(leaves: Sequence[Tensor]) -> Layout:
-    """Describe the leaves of a call.
+    """Return the layout of the leaves of a call.
 
     Args:
         leaves: tensors, at least one of them a DTensor; a plain one counts as replicated.
@@ -186,7 +186,7 @@ def layout_of(leaves: Sequence[Tensor]) -> Layout:
                 f"this leaf is on {leaf.device_mesh}, which does not consist of axes of {largest}, "
                 "the mesh of another leaf; distribute both leaves over one mesh",
             )
-        layouts.append(LeafLayout(tuple(leaf.shape), tuple(axes), _placed(i, leaf)))
+        layouts.append(LeafLayout(tuple(leaf.shape), tuple(axes), _axis_placements(i, leaf)))
     return Layout(mesh, tuple(layouts))
 
 
@@ -221,9 +221,9 @@ def axes_within(part: Mesh, whole: Mesh) -> list[tuple[int, int]] | None:
     return found
 
 
-def _placed(i: int, leaf: DTensor) -> tuple[Placed, ...]:
+def _axis_placements(i: int, leaf: DTensor) -> tuple[AxisPlacement, ...]:
     """Return how a leaf is placed along each axis of its own mesh."""
-    found: list[Placed] = []
+    found: list[AxisPlacement] = []
     for placement in leaf.placements:
         if isinstance(placement, Replicate):
             found.append(None)
@@ -238,13 +238,13 @@ def _placed(i: int, leaf: DTensor) -> tuple[Placed, ...]:
 
 
 def to_text(layout: Layout) -> str:
-    """Write a layout as a string."""
+    """Return a layout as JSON text."""
     return json.dumps(layout)
 
 
 @lru_cache(maxsize=2**8)
 def from_text(text: str) -> Layout:
-    """Read the layout from a string that `to_text` has written."""
+    """Return the layout that `to_text` has turned into text."""
     (shape, ranks, device), leaves = json.loads(text)
     placed = [
         LeafLayout(
@@ -276,7 +276,8 @@ def open_shards(
         The leaves that are ranked, the ranks, and new masks to be written.
 
     Raises:
-        Exception: with the attribute `is_on_all_ranks`, because every rank raises it.
+        Exception: the error of any rank, raised on all of them. Its attribute `is_on_all_ranks`
+            tells `raise_on_all_ranks` that no rank waits for a message about it.
     """
     layout = from_text(layout_text)
     ready: list[tuple[RankedLeaves, list[Tensor]]] = []
@@ -313,14 +314,15 @@ def open_shards(
 
 
 def check_same_call(leaves: Sequence[Any], aspects: dict[str, str]) -> None:
-    """Check that all ranks of the DTensors' mesh have come to the same place of a call.
+    """Check that all ranks of the DTensors' mesh are at the same step of the same call.
 
     Args:
         leaves: the leaves of the call, at least one of them a DTensor.
         aspects: see `Ranks.check_same_on_all_ranks`.
 
     Raises:
-        Exception: with the attribute `is_on_all_ranks`, because every rank raises it.
+        Exception: the error of any rank, raised on all of them. Its attribute `is_on_all_ranks`
+            tells `raise_on_all_ranks` that no rank waits for a message about it.
     """
     _exchange(leaves, lambda: aspects)
 
@@ -329,6 +331,10 @@ def raise_error(error: Exception, leaves: Sequence[Any]) -> None:
     """Raise an error of this rank on all ranks of the DTensors' mesh.
 
     The other ranks receive it in the `check_same_on_all_ranks` of their next call.
+
+    Args:
+        error: the error.
+        leaves: the leaves of the call, at least one of them a DTensor.
 
     Raises:
         Exception: `error`, or the error of a lower rank.

@@ -76,8 +76,8 @@ FAULTS = [
     fault(
         "errors about two trees of masks name the first",
         "masks.py",
-        "_check(ours, theirs, treedef, names[1], other_masks=names[0])",
-        "_check(ours, theirs, treedef, names[0], other_masks=names[0])",
+        "_check_masks(ours, theirs, treedef, names[1], other_masks=names[0])",
+        "_check_masks(ours, theirs, treedef, names[0], other_masks=names[0])",
         "tests/test_masks.py::test_an_error_of_intersect_names_the_trees",
         "tests/test_summaries.py::test_an_error_of_agreement_names_the_trees",
     ),
