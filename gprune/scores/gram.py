@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ from gprune.trees import (
 )
 
 MAX_UNFOLDED = 2**24
-"""The most numbers that the inputs of a convolution are unfolded to at once."""
+"""The most numbers in the unfolded inputs of a convolution that are in memory at once."""
 
 
 @raise_on_all_ranks
@@ -47,13 +47,13 @@ def input_gram(
     A weight is seen as a matrix with one row per output and one column per input of that output.
     X has one row per example and position, and the same columns. So an error E of the weight
     changes the outputs by X Eᵀ, and the sum of the squared changes is tr(E XᵀX Eᵀ). The columns of
-    a convolution weight of shape (outputs, inputs, *kernel) are its dims 1 and above, flattened;
-    those of a transposed convolution, (inputs, outputs, *kernel), are all dims but dim 1.
+    a convolution weight of shape (outputs, inputs, *kernel) are its dims 1 and above, flattened.
+    Those of a transposed convolution, (inputs, outputs, *kernel), are all dims but dim 1.
 
-    The same layers and products are observed as by `input_norms`, in the same way. The diagonal is
-    the square of the norms. A Gram matrix of d inputs takes 4 d² bytes, and `where` limits it to
-    some leaves. Gram matrices are sums over examples: those of several calls, and of data-parallel
-    ranks, add up.
+    The same layers and products are observed as by `input_norms`, in the same way. The diagonal
+    holds the squares of the norms. A Gram matrix of d inputs takes 4 d² bytes in float32, so use
+    `where` to observe only the leaves that you need. Gram matrices are sums over examples: add
+    those of several calls, or of data-parallel ranks, to get those of all examples.
 
     Args:
         forward: `forward(params, batch)`, any pure function. Its result is not used.
@@ -66,18 +66,19 @@ def input_gram(
         A tree of the structure of `params`, with the Gram matrix of each leaf in float32, or in
         float64 for a float64 leaf, in the squared unit of the inputs. Its shape is (d, d) if all
         rows of the weight have the same inputs. It is (g, d, d) if the rows are g consecutive parts
-        with inputs of their own, as in a convolution with g groups and in g packed experts. It is
-        `None` for parameters that were not observed.
+        with inputs of their own, as in a convolution with g groups or in g packed experts. A
+        parameter that was not observed has `None`.
 
     Raises:
         TypeError: if a leaf is not a floating point tensor, `forward` is a module, or `batches` is
             one batch.
         ValueError: if there is no batch, no weight was observed, `where` matches no leaf, a squared
-            input is not finite, or parts of one weight have inputs that make no Gram matrix.
+            input is not finite, or a weight is used in parts that are not equal groups of
+            consecutive rows, each with all of its inputs.
 
     Warns:
-        UserWarning: if X has fewer rows than columns. Then the matrix is singular, and a weight
-            that is rebuilt with it fits these few inputs alone.
+        UserWarning: if X has fewer rows than columns. Then the matrix is singular, and weights that
+            are rebuilt with it fit only these few inputs.
 
     Example:
         >>> params = {"bias": torch.zeros(2), "weight": torch.ones(2, 2)}
@@ -111,15 +112,29 @@ def input_gram(
     return tree_of(grams)
 
 
+class Parts(NamedTuple):
+    """Which parts of a weight a product uses. A part is some rows that have the same inputs.
+
+    The parts of a weight form a grid, with one dim for each dim of the rows.
+
+    Attributes:
+        grid: how many parts the weight has along each dim of the grid.
+        place: the slice of the grid that the product uses, along each dim.
+    """
+
+    grid: list[int]
+    place: list[slice]
+
+
 class GramObserver(NormObserver):
     """Sums the products of the inputs of each weight, and their squares in float64.
 
     Attributes:
-        grams: for each weight the sums, of the shape (*parts, columns, columns); `None` if it was
-            not observed.
+        grams: for each weight the sums, of the shape (*grid, columns, columns), with the grid of
+            its `Parts`; `None` if it was not observed.
         num_rows: for each weight how many rows of inputs each part has got.
         columns: for each weight the dims of its columns.
-        problems: for some weights why their inputs make no Gram matrix.
+        problems: why some weights have no Gram matrix, by the number of the weight.
     """
 
     def __init__(self, weights: list[Tensor], is_observed: list[bool]) -> None:
@@ -135,7 +150,7 @@ class GramObserver(NormObserver):
         super()._add_layer(region, layer, x, weight, *args, **kwargs)
         if layer is F.linear:
             outputs, inputs = region.dims
-            self._add_rows_of(region._replace(dims=[inputs, outputs]), x, weight.mT.shape)
+            self._add_product_gram(region._replace(dims=[inputs, outputs]), x, weight.mT.shape)
             return
         shape = self.weights[region.leaf].shape
         if region.dims != list(range(len(shape))) or region.sizes != list(shape):
@@ -152,24 +167,25 @@ class GramObserver(NormObserver):
             gram = gram + _products(unfolded)
             num_rows += unfolded.shape[-2]
         columns = [d for d in range(len(shape)) if d != (1 if layer in TRANSPOSED else 0)]
-        self._add_gram(region.leaf, columns, gram, [len(gram)], [slice(None)], num_rows)
+        groups = Parts([len(gram)], [slice(None)])
+        self._add_gram(region.leaf, columns, gram, groups, num_rows)
 
     def _add_product(self, region: Region, x: Tensor, shape: torch.Size) -> None:
         super()._add_product(region, x, shape)
-        self._add_rows_of(region, x, shape)
+        self._add_product_gram(region, x, shape)
 
     def _add_grouped_product(self, region: Region, x: Tensor, ends: Tensor) -> None:
         super()._add_grouped_product(region, x, ends)
         starts = [0, *ends.tolist()]
         for group, (start, end) in enumerate(itertools.pairwise(starts)):
             experts, inputs, outputs = region.dims
-            one = region._replace(
+            expert = region._replace(
                 dims=[inputs, outputs],
                 starts=[n + group * (d == experts) for d, n in enumerate(region.starts)],
                 sizes=[1 if d == experts else n for d, n in enumerate(region.sizes)],
             )
-            shape = torch.Size(region.sizes[d] for d in one.dims)
-            self._add_rows_of(one, x[start:end], shape)
+            shape = torch.Size(region.sizes[d] for d in expert.dims)
+            self._add_product_gram(expert, x[start:end], shape)
 
     def finished(self, leaf: int) -> Tensor | None:
         """Return the Gram matrices of a weight, with the squares of the norms on the diagonal."""
@@ -188,76 +204,52 @@ class GramObserver(NormObserver):
         gram.diagonal(dim1=-2, dim2=-1).copy_(diagonal)
         return gram if num_parts > 1 else gram.squeeze(0)
 
-    def _add_rows_of(self, region: Region, x: Tensor, shape: torch.Size) -> None:
-        """Add the Gram matrix of the inputs of a product; see `_add_product`."""
+    def _add_product_gram(self, region: Region, x: Tensor, shape: torch.Size) -> None:
+        """Add the Gram matrices of the inputs of a product; see `_add_product`."""
         *batch, inputs, _ = region.dims
         weight = self.weights[region.leaf]
         if inputs is None or region.sizes[inputs] != weight.shape[inputs]:
-            self.problems[region.leaf] = "is used in parts that have some of its inputs each"
+            self.problems[region.leaf] = "is used in parts, each with only some of its inputs"
+            return
+        parts = _parts_of(region, weight.shape)
+        if parts is None:
+            self.problems[region.leaf] = "is used in parts that are not equal, consecutive rows"
             return
         x = upcast(x)
         while x.dim() < len(shape):  # a vector is one row
             x = x.unsqueeze(0)
-        x = self._merge_vmaps(x)
-        leading = list(range(x.dim() - len(shape)))  # examples, which the weight does not have
-        batched = list(range(len(leading), x.dim() - 2))
-        x = x.permute(*batched, *leading, -2, -1).flatten(len(batched), -2)
-        num_rows = x.numel() // max(1, x.shape[-1] * math.prod(shape[:-2]))
-        sizes = [*shape[:-2], x.shape[-1], x.shape[-1]]
-        gram = _products(x)
-        gram = gram.sum_to_size([min(n, size) for n, size in zip(gram.shape, sizes, strict=True)])
-        gram = gram.expand(sizes)
-        # the parts of the weight that have inputs of their own: a grid over the dims of its rows
-        rows = [d for d in range(weight.dim()) if d != inputs]
-        part = [1 if d in batch else region.sizes[d] for d in rows]
-        grid = [weight.shape[d] // max(1, size) for d, size in zip(rows, part, strict=True)]
-        starts = [region.starts[d] // max(1, size) for d, size in zip(rows, part, strict=True)]
-        sizes = [region.sizes[d] if d in batch else 1 for d in rows]
-        last = max((i for i, n in enumerate(grid) if n > 1), default=0)
-        is_divided = all(
-            size * n == weight.shape[d] and start * size == region.starts[d]
-            for d, size, n, start in zip(rows, part, grid, starts, strict=True)
-        )
-        if not is_divided or any(size > 1 for size in part[:last]):
-            self.problems[region.leaf] = "is used in parts that are not equal, consecutive rows"
-            return
+        gram, num_rows = _grams_of_product(self._merge_vmaps(x), shape)
+        # from the batch dims of the product to the dims of the grid
         order = sorted(range(len(batch)), key=lambda i: (batch[i] is None, batch[i] or 0))
+        sizes = [place.stop - place.start for place in parts.place]
         gram = gram.permute(*order, -2, -1).reshape(*sizes, *gram.shape[-2:])
-        place = [slice(start, start + n) for start, n in zip(starts, sizes, strict=True)]
-        self._add_gram(region.leaf, [inputs], gram, grid, place, num_rows)
+        self._add_gram(region.leaf, [inputs], gram, parts, num_rows)
 
     def _add_gram(
-        self,
-        leaf: int,
-        columns: list[int],
-        gram: Tensor,
-        grid: list[int],
-        place: list[slice],
-        num_rows: int,
+        self, leaf: int, columns: list[int], gram: Tensor, parts: Parts, num_rows: int
     ) -> None:
         """Add a Gram matrix for each of some parts of a weight.
 
         Args:
             leaf: the number of the weight.
             columns: the dims of its columns.
-            gram: the sums, (*parts, columns, columns).
-            grid: how many parts the weight has.
-            place: which of them these are.
-            num_rows: how many rows of inputs each has got.
+            gram: the sums, (*sizes of the slices in `parts`, columns, columns).
+            parts: the parts.
+            num_rows: how many rows of inputs each of them has got.
         """
-        shape = torch.Size([*grid, *gram.shape[-2:]])
+        shape = torch.Size([*parts.grid, *gram.shape[-2:]])
         if self.grams[leaf] is None:
             self.grams[leaf] = gram.new_zeros(shape)
-            self.num_rows[leaf] = torch.zeros(grid, dtype=torch.int64, device="cpu")
+            self.num_rows[leaf] = torch.zeros(parts.grid, dtype=torch.int64, device="cpu")
             self.columns[leaf] = columns
         if self.grams[leaf].shape != shape or self.columns[leaf] != columns:
-            self.problems[leaf] = "is used as a whole and in parts"
+            self.problems[leaf] = "is used both as a whole and in parts"
             return
-        self.grams[leaf][tuple(place)] += gram
-        self.num_rows[leaf][tuple(place)] += num_rows
+        self.grams[leaf][tuple(parts.place)] += gram
+        self.num_rows[leaf][tuple(parts.place)] += num_rows
 
     def _merge_vmaps(self, x: Tensor) -> Tensor:
-        """Return the inputs with the batch dims of the `vmap`s of `forward` as first dims."""
+        """Return the inputs with the batch dims of the `vmap`s in `forward` as ordinary dims."""
         if torch.compiler.is_compiling():
             return x
         while _functorch.maybe_get_level(x) > self.level:
@@ -267,8 +259,61 @@ class GramObserver(NormObserver):
         return x
 
 
+def _parts_of(region: Region, shape: torch.Size) -> Parts | None:
+    """Return which parts of a weight a product uses.
+
+    Each matrix of a batch has inputs of its own, so it is a part. Without batch dims the region is
+    one part.
+
+    Args:
+        region: the part of the weight that is a factor, as in `_add_product`.
+        shape: the shape of the weight.
+
+    Returns:
+        The parts; `None` if the weight does not divide into equal parts of consecutive rows, of
+        which the region is some.
+    """
+    *batch, inputs, _ = region.dims
+    rows = [d for d in range(len(shape)) if d != inputs]
+    part = [1 if d in batch else region.sizes[d] for d in rows]
+    grid = [shape[d] // max(1, size) for d, size in zip(rows, part, strict=True)]
+    starts = [region.starts[d] // max(1, size) for d, size in zip(rows, part, strict=True)]
+    is_divided = all(
+        size * n == shape[d] and start * size == region.starts[d]
+        for d, size, n, start in zip(rows, part, grid, starts, strict=True)
+    )
+    last = max((i for i, n in enumerate(grid) if n > 1), default=0)  # the last divided dim
+    if not is_divided or any(size > 1 for size in part[:last]):
+        return None
+    counts = [region.sizes[d] if d in batch else 1 for d in rows]
+    return Parts(grid, [slice(start, start + n) for start, n in zip(starts, counts, strict=True)])
+
+
+def _grams_of_product(x: Tensor, shape: torch.Size) -> tuple[Tensor, int]:
+    """Return the Gram matrix of the inputs of each matrix in a product with a weight.
+
+    Args:
+        x: the left factor, (*examples, *batch, rows, inputs), with the batch dims of the weight, or
+            with size 1 in them.
+        shape: the shape of the right factor, (*batch, inputs, outputs).
+
+    Returns:
+        The Gram matrices, (*batch, inputs, inputs), and how many rows each of them sums.
+    """
+    num_leading = x.dim() - len(shape)  # the dims of examples, which the weight does not have
+    leading, batched = range(num_leading), range(num_leading, x.dim() - 2)
+    x = x.permute(*batched, *leading, -2, -1).flatten(len(batched), -2)
+    pairs = list(zip(x.shape[:-2], shape[:-2], strict=True))
+    num_rows = x.shape[-2] * math.prod(n for n, size in pairs if size == 1)
+    gram = _products(x)
+    # sum over a batch dim that only the inputs have; repeat along one that only the weight has
+    sizes = [*shape[:-2], x.shape[-1], x.shape[-1]]
+    gram = gram.sum_to_size([min(n, size) for n, size in zip(gram.shape, sizes, strict=True)])
+    return gram.expand(sizes), num_rows
+
+
 def _warn_of_few_rows(observer: GramObserver, names: list[str]) -> None:
-    """Warn of weights for which a Gram matrix has been made from fewer rows than columns."""
+    """Warn of the weights whose Gram matrix sums fewer rows than it has columns."""
     if torch.compiler.is_compiling():
         return
     few = {}
@@ -280,7 +325,7 @@ def _warn_of_few_rows(observer: GramObserver, names: list[str]) -> None:
     if few:
         warnings.warn(
             f"{describe_first(list(few), few.__getitem__)}: the Gram matrix is singular; pass more "
-            "batches, or the weights rebuilt with it fit these few inputs alone",
+            "batches, because weights that are rebuilt with it fit only these few inputs",
             stacklevel=4,
         )
 
@@ -342,7 +387,8 @@ def _unfold_transposed(
 ) -> Tensor:
     """Return the inputs of a transposed convolution as a matrix for each group; see `_unfold`.
 
-    It is a convolution with the flipped kernel of the inputs with zeros between them.
+    A transposed convolution is a convolution of the inputs, with zeros between them, and the
+    flipped kernel.
     """
     kernel = shape[2:]
     dilations = _per_dim(dilation, len(kernel))

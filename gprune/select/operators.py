@@ -309,7 +309,7 @@ def apportion(
     if not sum(low) <= total <= sum(high):
         raise ValueError(
             f"sparsity {sparsity.item():g} keeps {total} of {entries} entries, but overrides "
-            f"and min_kept allow only {sum(low)} to {sum(high)}; change one of them"
+            f"and min_kept allow only from {sum(low)} to {sum(high)}; change one of them"
         )
     counts = share_out(total, weights, low, high, None if shifts is None else shifts.tolist())
     return [

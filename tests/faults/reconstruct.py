@@ -42,9 +42,16 @@ FAULTS = [
     fault(
         "the first part of a weight gets the inputs of all parts",
         "scores/gram.py",
-        "        self.grams[leaf][tuple(place)] += gram",
-        "        self.grams[leaf] += gram.sum_to_size(*[1] * len(grid), *gram.shape[-2:])",
+        "        self.grams[leaf][tuple(parts.place)] += gram",
+        "        self.grams[leaf] += gram.sum_to_size(*[1] * len(parts.grid), *gram.shape[-2:])",
         GRAM,
+    ),
+    fault(
+        "rows that all parts of a weight share are divided among them",
+        "scores/gram.py",
+        "num_rows = x.shape[-2] * math.prod(n for n, size in pairs if size == 1)",
+        "num_rows = x.shape[:-1].numel() // max(1, math.prod(shape[:-2]))",
+        f"{GRAM}::test_every_part_of_a_weight_gets_the_rows_that_all_parts_share",
     ),
     fault(
         "few rows of inputs are not said",

@@ -395,6 +395,15 @@ def test_fewer_inputs_than_columns_are_a_warning_with_both_numbers() -> None:
         input_gram(network, params, [torch.randn(4, 4)], where="a.*")
 
 
+def test_every_part_of_a_weight_gets_the_rows_that_all_parts_share() -> None:
+    weight, x = torch.ones(4, 3, 2), torch.randn(6, 3)  # 6 rows, which all 4 matrices multiply
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_gram(input_gram(lambda w, x: x @ w, weight, [x])[3], x.T @ x, torch.float32)
+        # 4 examples of 1 row each, for a batch dim of size 1
+        input_gram(lambda w, x: x @ w, torch.ones(1, 3, 2), [torch.randn(4, 1, 3)])
+
+
 def test_positions_of_a_convolution_are_inputs() -> None:
     """An image of 4 x 4 has 9 positions of a kernel of 2 x 2, and 4 of a kernel of 3 x 3."""
     image = torch.randn(1, 1, 4, 4)
