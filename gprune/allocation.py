@@ -132,24 +132,24 @@ def owl(
     outlier: float = 5.0,
     width: float = 0.08,
 ) -> Tree:
-    """Return a sparsity for each group of leaves, lower for groups with more outlying scores.
+    """Return a sparsity for each leaf, lower where the scores of its group have more outliers.
 
     D is the share of the scores of a group that are more than `outlier` times their mean. The kept
-    fraction of a group is c + 2 `width` (D - min D) / (max D - min D), from 0 to 1. c is the same
-    for all groups, and chosen so that the total is right. If all D are the same, so are the
-    sparsities. The leaves of a group have the same sparsity, rounded to whole entries.
+    fraction of a group is c + 2 `width` (D - min D) / (max D - min D), limited to 0 to 1. c is the
+    same for all groups, and chosen so that the total is right. If all D are equal, all groups have
+    the same sparsity. The leaves of a group have the same sparsity, rounded to whole entries.
 
-    The host reads the scores of all leaves twice, and needs memory for one leaf in float64.
+    Two passes read the scores of all leaves. They need memory for one leaf in float64.
 
     Args:
         params: pytree of tensors of any shape; `None` where a leaf is not prunable.
         scores: pytree of that structure and those shapes, from `scores.wanda` in the paper; finite
             and not negative.
         sparsity: the fraction of all prunable entries that is to be pruned, 0 to 1.
-        group: a function of the dotted path of a leaf. Leaves for which it returns the same value
-            are a group: in the paper a transformer block.
-        outlier: M, how many times the mean an outlier exceeds, finite and not negative.
-        width: λ, half of the range of the sparsities, 0 to 0.5.
+        group: a function of the dotted path of a leaf. The leaves for which it returns the same
+            value are a group. In the paper a group is a transformer block.
+        outlier: M: a score above M times the mean of its group is an outlier. Finite, at least 0.
+        width: λ, half the difference between the highest and the lowest sparsity, 0 to 0.5.
 
     Returns:
         A tree of the structure of `params` with 0-dim float64 tensors on the CPU. Pass it as
@@ -159,7 +159,7 @@ def owl(
         TypeError: if a leaf or a number has the wrong type, or `group` is not a function or returns
             what cannot be hashed.
         ValueError: if a number is out of range, a structure or shape differs, there is no prunable
-            leaf, or scores are negative or not finite.
+            leaf, scores are negative or not finite, or their sum overflows.
 
     Example:
         >>> import torch
@@ -223,7 +223,7 @@ def _allocate(
     overrides: Any,
     min_kept: Any,
 ) -> Tree:
-    """Return sparsities: the number of kept entries is proportional to `share`, within bounds."""
+    """Return sparsities with which each leaf keeps entries in proportion to `share`, in bounds."""
     leaves, treedef = flatten(params)
     require_tensors(leaves, treedef, "params")
     _check_bounds(min_kept, overrides)

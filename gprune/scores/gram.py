@@ -96,7 +96,8 @@ def input_gram(
     paths = tensor_paths(treedef, leaves)
     is_observed = [is_wanted(path, leaf) for path, leaf in zip(paths, weights, strict=True)]
     if not any(is_observed):
-        raise ValueError(f"where matches no leaf of params: {where!r}")
+        known = describe_first(paths, repr, ", ")
+        raise ValueError(f"where={where!r} matches no leaf of params; the leaves are {known}")
     observer = GramObserver(weights, is_observed)
     observer.watch(network, batches)
     pairs = zip(leaf_names(treedef, "params"), leaves, strict=True)
@@ -108,7 +109,7 @@ def input_gram(
     require_observed(observer.grams)
     score_leaves(lambda sums: sums, squared_inputs=tree_of(observer.squares))  # finite, or an error
     _warn_of_few_rows(observer, names)
-    grams: list[Any] = [observer.finished(i) for i in range(len(weights))]
+    grams: list[Any] = [observer.gram_of(i) for i in range(len(weights))]
     return tree_of(grams)
 
 
@@ -187,8 +188,11 @@ class GramObserver(NormObserver):
             shape = torch.Size(region.sizes[d] for d in expert.dims)
             self._add_product_gram(expert, x[start:end], shape)
 
-    def finished(self, leaf: int) -> Tensor | None:
-        """Return the Gram matrices of a weight, with the squares of the norms on the diagonal."""
+    def gram_of(self, leaf: int) -> Tensor | None:
+        """Return the Gram matrices of a weight, `None` if it was not observed.
+
+        The squares of the norms replace the diagonal, because they were summed in float64.
+        """
         if self.grams[leaf] is None:
             return None
         weight, columns = self.weights[leaf], self.columns[leaf]

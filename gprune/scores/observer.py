@@ -1,8 +1,8 @@
 """Observing the inputs of weights: which tensors a forward function multiplies with each weight.
 
 `InputObserver` watches torch's functions while a forward function runs. For each layer and matrix
-product it finds the weight, or the part of a weight, that is a factor, and passes the inputs on. A
-subclass says what is made of them: `input_norms` sums their squares, `input_gram` their products.
+product it finds the weight, or the part of a weight, that is a factor, and passes on the inputs of
+this weight. A subclass sums them up: `input_norms` their squares, `input_gram` their products.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ PRODUCTS = {
 """The observed matrix products, and the place of the first factor among their arguments."""
 
 FACTOR_NAMES = ("mat1", "batch1", "other", "mat2", "batch2")
-"""The keyword arguments that are factors of a product, in their order."""
+"""The keyword arguments that are factors of a product, in the order of the factors."""
 
 
 class Region(NamedTuple):
@@ -69,7 +69,7 @@ class InputObserver(TorchFunctionMode, ABC):
 
     Args:
         weights: the tensors that the forward function gets.
-        is_observed: for each of them whether it is looked for. Vectors never are.
+        is_observed: for each of them whether to observe its inputs. Those of vectors never are.
     """
 
     def __init__(self, weights: list[Tensor], is_observed: list[bool]) -> None:
@@ -79,10 +79,10 @@ class InputObserver(TorchFunctionMode, ABC):
         self.index_of = {
             id(weight): i for i, (weight, wanted) in pairs if wanted and weight.dim() > 1
         }
-        self.with_storage: dict[int | None, list[int]] = {}
+        self.indices_by_storage: dict[int | None, list[int]] = {}
         for i in self.index_of.values():
-            self.with_storage.setdefault(_storage_of(weights[i]), []).append(i)
-        self.level = _transform_level()
+            self.indices_by_storage.setdefault(_storage_of(weights[i]), []).append(i)
+        self.level = _transform_level()  # tensors of a higher level are of a `vmap` in `forward`
 
     @abstractmethod
     def _add_layer(
@@ -98,7 +98,7 @@ class InputObserver(TorchFunctionMode, ABC):
     def _add_grouped_product(self, region: Region, x: Tensor, ends: Tensor) -> None:
         """Add the inputs x, (rows, inputs), of a weight of the shape (groups, inputs, outputs).
 
-        The rows of a group end before its entry of `ends`. Rows after the last are of no group.
+        The rows of group g end before row `ends[g]`. The rows after the last group have no weight.
         """
 
     def watch(self, network: Callable[[list[Tensor], Any], Any], batches: Iterable[Any]) -> None:
@@ -136,15 +136,15 @@ class InputObserver(TorchFunctionMode, ABC):
     def _observe_layer(
         self, layer: Any, input: Tensor, weight: Tensor, bias: Any = None, *args: Any, **kwargs: Any
     ) -> None:
-        region = self._find(weight)
+        region = self._region_of(weight)
         if region is not None:
             self._add_layer(region, layer, input, weight, *args, **kwargs)
 
     def _observe_product(self, left: Tensor, right: Tensor) -> None:
-        """Observe left @ right: the weight is the right factor, or the left one if that is none."""
-        if (region := self._find(right)) is not None:
+        """Observe left @ right. The weight is the right factor, or else the left one."""
+        if (region := self._region_of(right)) is not None:
             self._add_product(region, left, right.shape)
-        elif (region := self._find(left)) is not None:
+        elif (region := self._region_of(left)) is not None:
             columns = right.unsqueeze(-1) if right.dim() == 1 else right
             *batch, outputs, inputs = region.dims
             region = region._replace(dims=[*batch, inputs, outputs])
@@ -154,12 +154,12 @@ class InputObserver(TorchFunctionMode, ABC):
         self, rows: Tensor, weight: Tensor, offs: Tensor | None = None, *args: Any, **kwargs: Any
     ) -> None:
         """Observe the products of consecutive groups of rows, each with its own matrix."""
-        region = self._find(weight)
+        region = self._region_of(weight)
         if region is not None and offs is not None and rows.dim() == 2 and weight.dim() == 3:
             self._add_grouped_product(region, rows, offs)
 
-    def _find(self, tensor: Any) -> Region | None:
-        """Find the weight that a tensor is, or is a view of."""
+    def _region_of(self, tensor: Any) -> Region | None:
+        """Return the part of a weight that a tensor shows; `None` if it shows no weight."""
         index = self.index_of.get(id(tensor))
         if index is not None:
             dims = list(range(tensor.dim()))
@@ -169,18 +169,19 @@ class InputObserver(TorchFunctionMode, ABC):
             return None
         [tensor] = unwrap([tensor])
         regions = (
-            _region_of_view(i, self.weights[i], tensor) for i in self.with_storage.get(storage, [])
+            _region_of_view(i, self.weights[i], tensor)
+            for i in self.indices_by_storage.get(storage, [])
         )
         return next((region for region in regions if region is not None), None)
 
 
 def _storage_of(tensor: Tensor) -> int | None:
-    """Return what identifies the memory of a tensor, or `None` if that is not known."""
+    """Return an identifier of the memory of a tensor, or `None` if it is not known."""
     if torch.compiler.is_compiling() or not isinstance(tensor, Tensor):
         return None
     while _functorch.is_functorch_wrapped_tensor(tensor):
         if _functorch.is_batchedtensor(tensor):
-            return None  # another matrix for each element of the batch
+            return None  # each element of the batch has another matrix
         tensor = _functorch.get_unwrapped(tensor)
     # other types, such as DTensor, do not say where in their memory a view begins
     is_plain = type(tensor) in PLAIN and tensor.layout == torch.strided and not tensor.is_nested
@@ -188,7 +189,10 @@ def _storage_of(tensor: Tensor) -> int | None:
 
 
 def _region_of_view(index: int, weight: Tensor, view: Tensor) -> Region | None:
-    """Return the part of a weight that a tensor of the same memory shows, if it is a view of it."""
+    """Return the part of a weight that a tensor shows, `None` if it is no view of the weight.
+
+    The two share their memory, so their offsets and strides are compared.
+    """
     offset = view.storage_offset() - weight.storage_offset()
     starts = [0] * weight.dim()
     for dim in sorted(range(weight.dim()), key=weight.stride, reverse=True):

@@ -30,28 +30,30 @@ def ria(
     """Score by relative importance and input norm: (|W_ij|/Σ_j|W_ij| + |W_ij|/Σ_i|W_ij|) ‖X_j‖₂ᵃ.
 
     The first sum is over the inputs of an output (a row), the second over the outputs of an input
-    (a column). So the last weights of an input or of an output score high, and no channel loses all
-    of its weights early. 0 / 0 is 0. The sums are computed in float64, on the CPU if the device has
-    no float64, and need 8 bytes for each entry of the largest leaf.
+    (a column). So the last remaining weights of an input or of an output score high, and no channel
+    loses all of its weights early. 0 / 0 counts as 0. The sums are computed in float64, on the CPU
+    if the device has no float64, and need 8 bytes for each entry of the largest leaf.
 
-    `dim` holds the inputs of one output. Of the other dims the last one holds the outputs. The dims
-    before it are separate layers, as in packed experts (experts, outputs, inputs) with dim 2:
-    nothing is summed over them. A leaf without another dim has one output, so its second term is 1.
+    The dims in `dim` hold the inputs of one output. Of the other dims, the last one holds the
+    outputs. The dims before it are separate layers, over which nothing is summed, such as the
+    experts of a weight (experts, outputs, inputs) with dim 2. A leaf without another dim has one
+    output, so its second term is 1.
 
-    The shape of a convolution weight does not tell its groups. So the columns of a grouped
-    convolution are summed over the outputs of all groups, which have different inputs at the same
-    place of the weight. To sum within each group, make the groups a dim of their own, as in the
-    second example.
+    In a grouped convolution each group has inputs of its own, but the shape of the weight does not
+    show the groups. So a column is summed over the outputs of all groups, although these have
+    different inputs. To sum within each group, make the groups a dim of their own, as in the second
+    example.
 
     Args:
         params: pytree of floating point tensors of any shape; `None` stays `None`. Parameters that
             `input_norms` has not observed must be `None`: pass `prunable(params)`, and leave out
             with `exclude` what the error names.
-        input_norms: the norms of the inputs, from the function of that name: of that structure and
-            those shapes, and not negative.
+        input_norms: the norms of the inputs, from the function `input_norms`: of that structure
+            and those shapes, not negative.
         power: the exponent a of the norms, not negative. 0 ignores the inputs.
-        dim: the dims of the inputs: an int, a tuple, or a function `(path, leaf)`; see
-            `gprune.input_dims`. It is 0 for the `Conv1D` of transformers.
+        dim: the dims of the inputs: an int, a tuple of ints, or a function `(path, leaf)` that
+            returns one of these. By default `gprune.input_dims`, which says what other layouts
+            need.
 
     Returns:
         Detached scores of that structure, in float32 at least, in the unit of the inputs to that
@@ -86,7 +88,7 @@ def ria(
         dims_of_tensors = dims_per_leaf(dim, scored)
     except LeafError as error:
         raise_with_path(error, scored)
-    # sums over shards are messages, so all ranks must sum over the same dims of the same leaves
+    # a sum over shards sends messages, so all ranks must sum over the same dims of the same leaves
     check_same_leaves("ria", tensors, lambda: tensor_paths(treedef, leaves), power, dims_of_tensors)
     dims = iter(dims_of_tensors)
 
@@ -105,8 +107,8 @@ def ria(
 
 
 def _shares(weights: Tensor, dims: list[int]) -> Tensor:
-    """Divide by the sum over some dims; without dims every entry is its own sum."""
+    """Return each entry divided by the sum over some dims; without dims, by itself."""
     exact = weights.to(float64_device(weights.device))
     sums = exact.sum(dims, keepdim=True, dtype=torch.float64) if dims else exact
-    sums = torch.where(sums == 0, 1, sums)  # of a DTensor this adds up the shards, in float64
+    sums = torch.where(sums == 0, 1, sums)  # here a DTensor adds up its shards, in float64
     return weights / sums.to(weights.dtype).to(weights.device)

@@ -29,18 +29,18 @@ from gprune.trees import Tree, leaves_like, map_leaves
 def wanda(params: Tree, input_norms: Tree) -> Tree:
     """Score each entry by the norm of its contribution to the output: |W_ij| ‖X_j‖₂.
 
-    For a linear layer the square of the score is exactly the squared error of the output, summed
-    over all inputs, if that one weight is removed. The paper compares the weights of each output:
-    `layerwise(weights, scores, amount=0.5, dim=gprune.input_dims)`. `input_dims` takes the first
-    dim for the outputs. For weights of other layouts pass a function `(path, leaf) -> dim` that
-    returns the dim of the inputs: 0 for the `Conv1D` of GPT-2, and for packed experts 1 or 2.
+    For a linear layer, the square of a score is exactly the squared change of the outputs, summed
+    over all examples, when that one weight is removed. The paper compares the weights of each
+    output: `layerwise(weights, scores, amount=0.5, dim=gprune.input_dims)`. Weights of other
+    layouts, such as the `Conv1D` of GPT-2 and packed experts, need another `dim`: see
+    `gprune.input_dims`.
 
     Args:
         params: pytree of floating point tensors of any shape; `None` stays `None`. Parameters that
             `input_norms` has not observed must be `None`: pass `prunable(params)`, and leave out
             with `exclude` what the error names.
-        input_norms: the norms of the inputs, from the function of that name: of that structure and
-            those shapes, and not negative.
+        input_norms: the norms of the inputs, from the function `input_norms`: of that structure
+            and those shapes, not negative.
 
     Returns:
         Detached scores of that structure, in float32 at least, in the unit of the layer's output.
@@ -71,16 +71,19 @@ def wanda(params: Tree, input_norms: Tree) -> Tree:
 def input_norms(forward: Callable[[Tree, Any], Any], params: Tree, batches: Iterable[Any]) -> Tree:
     """Measure the norm of the inputs that each weight multiplies, ‖X_j‖₂, over all batches.
 
-    Observed are `F.linear`, `F.conv1d` to `F.conv3d`, `F.conv_transpose1d` to
-    `F.conv_transpose3d`, and the matrix products `@`, `matmul`, `mm`, `bmm`, `addmm`, `baddbmm` and
-    `F.grouped_mm` inside `forward`, also through `functional_call` and under `vmap`, but not inside
-    a compiled function. A weight is recognised by its memory, so
-    it may be transposed, split or indexed by a number, as in `experts[i]`. So the weights of GPT-2
-    (`Conv1D`, of shape (inputs, outputs)) and the packed experts of a mixture are observed. A
-    weight that is copied first, as in `experts[indices]`, or passed to a fused function, such as
-    those of LSTM, GRU and multi-head attention, is not observed, and neither are parts of a
-    DTensor. No module is changed, and only one batch at a time is in memory. The norms are added up
-    in float64, on the CPU if the device has no float64.
+    The observed functions are `F.linear`, `F.conv1d` to `F.conv3d`, `F.conv_transpose1d` to
+    `F.conv_transpose3d`, `F.grouped_mm`, and the matrix products `@`, `matmul`, `mm`, `bmm`,
+    `addmm` and `baddbmm`. `forward` may call them through `functional_call` and under `vmap`, but
+    not inside a compiled function.
+
+    A weight is recognised by its memory. So it may be transposed, split or indexed by a number, as
+    in `experts[i]`. The weights of GPT-2 (`Conv1D`, of shape (inputs, outputs)) and the packed
+    experts of a mixture are observed. A weight is not observed if it is copied first, as in
+    `experts[indices]`, or passed to a fused function, such as those of LSTM, GRU and multi-head
+    attention. Neither are parts of a DTensor.
+
+    No module is changed, and only one batch at a time is in memory. The squares are summed in
+    float64, on the CPU if the device has no float64.
 
     Args:
         forward: `forward(params, batch)`, any pure function. Its result is not used.
@@ -89,8 +92,8 @@ def input_norms(forward: Callable[[Tree, Any], Any], params: Tree, batches: Iter
 
     Returns:
         Detached norms, in float32 at least, in the unit of the inputs. Each has the shape of its
-        weight, expanded without a copy along the outputs. `None` for parameters that were not
-        observed, and 0 for experts that got no input.
+        weight, expanded without a copy along the outputs. A parameter that was not observed has
+        `None`, and an expert that got no input has 0.
 
     Raises:
         TypeError: if a leaf is not a floating point tensor, `forward` is a module, or `batches` is
@@ -158,7 +161,7 @@ class NormObserver(InputObserver):
         self._add(region, sums[:-1].unsqueeze(-1))
 
     def _add(self, region: Region, squares: Tensor) -> None:
-        """Add the squares of a part of a weight, which have size 1 in dims where all are equal."""
+        """Add the squares of a region. They have size 1 in a dim in which all of them are equal."""
         squares = _sum_over_vmaps(squares, self.level)
         weight, before = self.weights[region.leaf], self.squares[region.leaf]
         squares = _in_order_of_weight(squares, region.dims, weight.dim())
@@ -177,7 +180,7 @@ class NormObserver(InputObserver):
 
 
 def _in_order_of_weight(squares: Tensor, dims: list[Any], num_dims: int) -> Tensor:
-    """Bring the dims of the squares of a view into the order of its weight."""
+    """Return the squares of a view with their dims in the order of the weight."""
     places = [at for at, dim in enumerate(dims) if dim is not None]
     others = [at for at, dim in enumerate(dims) if dim is None]
     shape = [1] * num_dims
@@ -189,7 +192,7 @@ def _in_order_of_weight(squares: Tensor, dims: list[Any], num_dims: int) -> Tens
 def _squared_inputs(
     layer: Callable[..., Tensor], x: Tensor, shape: torch.Size, *args: Any, **kwargs: Any
 ) -> Tensor:
-    """Sum the squared inputs of each weight: Σ X_j² = ∂/∂W_ij Σ layer(x², W)."""
+    """Return the sum of the squared inputs of each weight: Σ X_j² = ∂/∂W_ij Σ layer(x², W)."""
     # The layer is linear in W, so this holds at every W, for every stride, padding and dilation.
     # It is linear in x² too, so the examples are summed first; torch sums them pairwise, which is
     # exact enough in float32. The derivative then adds up to millions of positions one by one. So
@@ -205,7 +208,7 @@ def _squared_inputs(
 
 
 def _squared_rows(x: Tensor, shape: torch.Size) -> Tensor:
-    """Sum the squared inputs of each weight of the product of x with a weight of a shape.
+    """Return the sum of the squared inputs of each weight in a matrix product.
 
     Args:
         x: the left factor, (..., rows, inputs).
@@ -227,7 +230,8 @@ def _to_float64(sums: Tensor) -> Tensor:
 
 def _sum_over_vmaps(squares: Tensor, level: int) -> Tensor:
     """Sum over the batch dims of the `vmap`s that `forward` has started."""
-    # A batched tensor cannot be used after its `vmap`. torch has no public function for this.
+    # A batched tensor cannot be used after its `vmap`, and torch has no public function that
+    # returns the tensor inside.
     if torch.compiler.is_compiling():
         return squares
     while _functorch.maybe_get_level(squares) > level:

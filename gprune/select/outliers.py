@@ -1,8 +1,9 @@
 """Outliers: the share of the scores of a group of leaves that are far above their mean.
 
-Scores are added up and compared in float64, on the CPU if their device has no float64. All leaves
-of a device are read together, twice: for the sums, and for the numbers of outliers. If leaves are
-sharded, each process sends its part of the sums and its numbers of outliers.
+Scores are summed and compared in float64, on the CPU if their device has no float64. There are two
+passes: one for the sums, and one for the numbers of outliers. After each, the host reads the
+results of all leaves on a device at once. If leaves are sharded, each process sends the sums and
+the numbers of outliers of its shards.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def outlier_shares(
     Args:
         scores: one tensor per leaf, or its local shard.
         groups: the number of the group of each leaf, from 0, without gaps.
-        outlier: the multiple.
+        outlier: how many times the mean of its group a score must exceed.
         is_counted: for each leaf whether this process counts it.
         reduce: sums counts over the processes.
 
@@ -38,7 +39,7 @@ def outlier_shares(
         A number from 0 to 1 for each group; NaN for a group without entries.
 
     Raises:
-        LeafError: if a score is negative or not finite, or the sum of a group is not.
+        LeafError: if a score is negative or not finite, or the sum of a group overflows.
     """
     num_leaves, num_groups = len(scores), max(groups, default=-1) + 1
     counted = [i for i in range(num_leaves) if is_counted[i]]
@@ -53,7 +54,7 @@ def outlier_shares(
             is_wrong[1, i] = minimum < 0
             num_entries[groups[i]] += scores[i].numel()
             sums[reduce.process, groups[i]] += total
-        # messages have integers: the bits of the sums, those of each process in a row of its own
+        # messages are integers, so they have the bits of the sums; each process has its own row
         return torch.cat([is_wrong.view(-1), num_entries, sums.view(-1).view(torch.int64)])
 
     sizes = [2 * num_leaves, num_groups, reduce.num_processes * num_groups]
@@ -61,9 +62,12 @@ def outlier_shares(
     is_wrong, num_entries, bits = torch.split(message, sizes)
     sums = bits.view(torch.float64).view(reduce.num_processes, num_groups).sum(0)
     not_finite, negative = is_wrong.view(2, num_leaves).tolist()
-    _refuse(not_finite, "these scores contain NaN or infinity, or their sum overflows")
-    _refuse(negative, "these scores have negative entries; pass those of wanda or magnitude")
-    _refuse([not math.isfinite(sums[g]) for g in groups], "the sum of the group overflows")
+    _raise_for_first(not_finite, "these scores contain NaN or infinity, or their sum overflows")
+    _raise_for_first(
+        negative, "these scores have negative entries; pass those of wanda or magnitude"
+    )
+    overflows = [not math.isfinite(sums[g]) for g in groups]
+    _raise_for_first(overflows, "the sum of the group overflows; divide all scores by a constant")
     means = [t / max(1, n) for t, n in zip(sums.tolist(), num_entries.tolist(), strict=True)]
 
     def count_outliers() -> Tensor:
@@ -104,7 +108,7 @@ def _read_together(values: list[Tensor]) -> list[Any]:
     return read
 
 
-def _refuse(is_wrong: Sequence[int], message: str) -> None:
+def _raise_for_first(is_wrong: Sequence[int], message: str) -> None:
     """Raise a LeafError for the first leaf that is wrong."""
     for i, wrong in enumerate(is_wrong):
         if wrong:
