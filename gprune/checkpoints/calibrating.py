@@ -1,4 +1,4 @@
-"""The blocks of a network as functions, with the inputs that a calibration set gives the first one.
+"""The blocks of a network as functions, and the inputs of the first one on a calibration set.
 
 `gprune.reconstruct.sequential` prunes blocks one after the other. A language model is an embedding,
 a list of blocks of one class, and a head. The embedding runs once, to make the inputs of the first
@@ -20,8 +20,8 @@ class BlockInput(NamedTuple):
     """What a block of a network is called with.
 
     Attributes:
-        hidden: the hidden states, which a block returns new ones of.
-        others: the other arguments, which are the same for all blocks, such as position embeddings.
+        hidden: the hidden states, which every block changes.
+        others: the keyword arguments that all blocks get alike, such as position embeddings.
     """
 
     hidden: Tensor
@@ -29,11 +29,11 @@ class BlockInput(NamedTuple):
 
 
 class _FirstBlockReachedError(Exception):
-    """Ends a forward pass at the first block."""
+    """Raised to end a forward pass at the first block."""
 
 
 def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Find the blocks of a network: its longest `ModuleList` of modules of one class.
+    """Return the blocks of a network: its longest `ModuleList` of modules of one class.
 
     Args:
         model: the network.
@@ -57,12 +57,14 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
 def first_inputs(
     model: nn.Module, blocks: nn.ModuleList, batches: Iterable[Tensor]
 ) -> list[BlockInput]:
-    """Run a network on batches up to its first block, and return what the block is called with.
+    """Return what a network calls its first block with, for each batch.
+
+    The forward pass ends at the first block. No module is changed.
 
     Args:
         model: the network, which is called with each batch.
         blocks: its blocks.
-        batches: such as token ids, (sequences, tokens).
+        batches: what the network is called with, such as token ids, (sequences, tokens).
 
     Returns:
         The arguments of the first block for each batch.
@@ -99,7 +101,7 @@ def block_function(block: nn.Module) -> Callable[[Tree, BlockInput], BlockInput]
         block: the module, which is not changed.
 
     Returns:
-        A function to the input of the next block.
+        A function `(params, input) -> input of the next block`.
     """
 
     def call(params: Tree, x: BlockInput) -> BlockInput:

@@ -25,19 +25,22 @@ from gprune.trees import (
 )
 
 ASYMMETRY = 1e-4
-"""How far mirror images in a Gram matrix may differ, as a fraction of its largest entry. Rounding
-makes them differ by less."""
+"""How much G and Gᵀ may differ, as a fraction of the largest entry of G. Rounding makes them differ
+by less."""
 
 
 class Weight(NamedTuple):
-    """A weight that is seen as matrices, with the Gram matrices of its inputs.
+    """A weight as matrices, with the Gram matrices of its inputs.
+
+    A part is a group of rows with inputs of its own, such as a group of a convolution. Most weights
+    have one part.
 
     Attributes:
         name: what errors call it, `params['fc']['weight']`.
         gram_name: what errors call its Gram matrix.
-        leaf: the tensor of the tree, maybe a DTensor.
+        leaf: the tensor of the tree, plain or a DTensor.
         columns: the dims of the inputs, ascending.
-        gram: (parts, columns, columns).
+        gram: the Gram matrices, (parts, columns, columns).
     """
 
     name: str
@@ -57,7 +60,7 @@ class Weight(NamedTuple):
         return matrix.view(parts, sizes[0] // parts, num_columns)
 
     def like_leaf(self, matrices: Tensor) -> Tensor:
-        """Return what `matrices` makes of a tensor as a tensor of the layout of the weight."""
+        """Return the inverse of `matrices`: a tensor with the shape and placement of the weight."""
         is_local = is_sharded([self.leaf])
         shape = self.leaf.to_local().shape if is_local else self.leaf.shape  # type: ignore[attr-defined]
         order = [*self._rows(), *self.columns]
@@ -111,7 +114,7 @@ def weights_with_grams(
     """
     names, gram_names = leaf_names(treedef, "params"), leaf_names(treedef, "grams")
     given, _ = floating_leaves(grams, "grams")
-    leaves_like(grams, treedef, "grams")  # an error if the structure differs
+    leaves_like(grams, treedef, "grams")  # raises an error if the structure differs
     tensors = [leaf for leaf in leaves if leaf is not None]
     dims = iter(value_per_leaf(dim, lambda: tensor_paths(treedef, leaves), tensors))
     columns: list[Any] = []
@@ -128,9 +131,8 @@ def weights_with_grams(
     needed_leaves = [
         leaf if is_one else None for leaf, is_one in zip(leaves, is_needed, strict=True)
     ]
-    score_leaves(
-        lambda leaf: leaf, params=unflatten(treedef, needed_leaves)
-    )  # an error if not finite
+    # raises an error if a weight is not finite
+    score_leaves(lambda leaf: leaf, params=unflatten(treedef, needed_leaves))
     found: list[Weight | None] = [None] * len(leaves)
     for i in needed:
         gram = given[i].full_tensor() if is_sharded([given[i]]) else given[i].detach()
@@ -143,8 +145,8 @@ def _gram_problem(gram: Any, leaf: Tensor, columns: list[int]) -> str | None:
     """Return what is wrong with the shape or the place of a Gram matrix, or `None`."""
     if gram is None:
         return (
-            "is None, its parameter is a tensor; make the mask of the parameter None, or observe "
-            "it with input_gram"
+            "is None, but its parameter has a mask; make the mask None, or observe the parameter "
+            "with input_gram"
         )
     if gram.device != leaf.device:
         return f"is on {gram.device}, its parameter is on {leaf.device}"
@@ -172,7 +174,7 @@ def _gram_problem(gram: Any, leaf: Tensor, columns: list[int]) -> str | None:
 
 
 def group_columns(num_columns: int, positions: int, m: int, device: torch.device) -> Tensor:
-    """Return the columns of each group of m columns.
+    """Return the numbers of the columns in each group of m columns.
 
     Args:
         num_columns: how many columns there are.
@@ -181,9 +183,9 @@ def group_columns(num_columns: int, positions: int, m: int, device: torch.device
         device: where the result is.
 
     Returns:
-        The numbers of the columns, int64 of shape (groups, m). A shorter group ends with -1. The
-        columns of a convolution weight run over channels and positions of the kernel. A group has
-        channels of one position, and the groups of one position come one after the other.
+        int64, (groups, m). A shorter group is filled up with -1. The columns of a convolution
+        weight run over channels and positions of the kernel. A group has channels of one position,
+        and the groups of the first position come first.
     """
     channels = num_columns // positions
     columns = torch.arange(num_columns, device=device).view(channels, positions).mT
@@ -194,10 +196,10 @@ def require_damping(damping: Any) -> float:
     """Return the damping as a float.
 
     Args:
-        damping: the damping.
+        damping: what the user has passed.
 
     Returns:
-        The same.
+        The damping.
 
     Raises:
         TypeError: if it is not a number.
@@ -230,26 +232,27 @@ def check_gram(gram: Tensor, name: str) -> None:
     difference = float((gram - gram.mT).abs().amax())
     if difference > ASYMMETRY * float(gram.abs().amax()):
         raise ValueError(
-            f"{name} is not symmetric: entries differ from their mirror images by up to "
-            f"{difference:g}; pass what input_gram returned"
+            f"{name} is not symmetric: it differs from its transpose by up to {difference:g}; pass "
+            "what input_gram returned"
         )
 
 
 def solve_damped(
     solve: Callable[[Tensor], Tensor | None], gram: Tensor, damping: float, name: str
 ) -> Tensor:
-    """Solve a problem with G + λI, with λ so large that rounding does no harm.
+    """Return the solution of a problem with G + λI, with a λ so large that it has a factor.
 
     Args:
-        solve: returns the solution for a damped matrix, or `None` if a Cholesky factor that it
-            needs does not exist in the precision of G.
+        solve: returns the solution for G + λI; `None` if rounding leaves the matrix, or a part of
+            it, without a Cholesky factor.
         gram: G, (columns, columns).
-        damping: λ as a fraction of the mean of the diagonal of G. If the matrix has no factor with
-            it, it is raised tenfold until it has one, with a warning.
+        damping: λ as a fraction of the mean of the diagonal of G. If there is no factor, it is
+            raised tenfold until there is one, with a warning.
         name: what errors and warnings call G.
 
     Returns:
-        The solution. If G is zero it is that of the identity, because no weight changes an output.
+        The solution. If G is zero, the identity takes its place. Then any solution is right,
+        because no weight changes an output.
 
     Raises:
         ValueError: if there is no factor even with λ as large as the mean of the diagonal.

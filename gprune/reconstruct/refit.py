@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations`: the schema is inferred from the annotations themselves.
 
+import bisect
 import functools
 import warnings
 
@@ -21,14 +22,14 @@ from gprune.select.operators import TAGS, vmap_by_loop
 from gprune.sharding import check_same_leaves, raise_on_all_ranks
 from gprune.trees import Tree, tensor_paths, unflatten
 
-SCRATCH = 2**26
+MAX_FACTORED = 2**26
 """The most numbers in the matrices that are factored at once, 256 MiB in float32."""
 
 CHEAP_ITERATIONS = 200
-"""So many iterations of conjugate gradients are assumed when the cheaper way is chosen."""
+"""How many iterations of conjugate gradients to expect when their cost is compared."""
 
 MAX_ITERATIONS = 2_000
-"""The most iterations of conjugate gradients. After them there is a warning."""
+"""The most iterations of conjugate gradients. If they do not suffice, there is a warning."""
 
 
 @raise_on_all_ranks
@@ -42,14 +43,14 @@ def refit(
 ) -> Tree:
     """Return the weights that change the outputs least, given what the masks keep.
 
-    For each row w of a weight the new row v is zero where the mask prunes, and minimises
-    (w - v) H (w - v)ᵀ, with H = G + λI and λ = `damping` times the mean of the diagonal of G. With
-    K for what the mask keeps, it solves the normal equations H[K, K] v[K] = (H w)[K]. So rows that
-    keep all are unchanged, and rows that keep nothing become zero.
+    For each row w of a weight, the new row v is zero where the mask prunes, and minimises
+    (w - v) H (w - v)ᵀ, with H = G + λI and λ = `damping` times the mean of the diagonal of G. If K
+    are the columns that the mask keeps, v solves the normal equations H[K, K] v[K] = (H w)[K]. So
+    rows that keep all are unchanged, and rows that keep nothing become zero.
 
-    For r rows that keep k of d columns it takes about r k³ / 3 multiplications, by a Cholesky
-    factorization for each row in batches of at most 256 MiB. If k is so large that this is dearer,
-    conjugate gradients on all rows at once take about r d² for each iteration.
+    For r rows that keep k of d columns it takes about r k³ / 3 multiplications: one Cholesky
+    factorization for each row, in batches of at most 256 MiB. Where k is so large that conjugate
+    gradients are cheaper, these take about r d² multiplications for each iteration.
 
     Args:
         params: pytree of floating point tensors of any shape and `None`s.
@@ -59,11 +60,11 @@ def refit(
         damping: what is added to the diagonal of G, as a fraction of its mean, at least 0. If H has
             no Cholesky factor with it, more is added, with a warning.
         dim: the dims of the inputs, which are the columns: an int, a tuple of ints, or a function
-            `(path, leaf)` that returns one of these.
+            `(path, leaf)` that returns one of these; see `gprune.input_dims`.
 
     Returns:
-        The new parameters, detached, in their dtypes. What the masks prune is exactly 0. They are
-        computed in float32 at least.
+        The new parameters, detached, in the dtypes of `params`, computed in float32 at least.
+        Pruned entries are exactly 0.
 
     Raises:
         TypeError: if a leaf is not a floating point tensor, a mask is not a bool tensor, or an
@@ -84,20 +85,20 @@ def refit(
     References:
         The problem is that of Frantar & Alistarh, 2023, arXiv:2301.00774, eq. 2, solved exactly.
     """
-    strength = require_damping(damping)
+    damping = require_damping(damping)
     floating_leaves(params, "params")
     leaves, kept, treedef = paired_with_masks(params, masks)
     is_needed = [mask is not None for mask in kept]
     weights = weights_with_grams(leaves, grams, dim, treedef, is_needed)
     tensors = [leaf for leaf in leaves if leaf is not None]
-    check_same_leaves("refit", tensors, lambda: tensor_paths(treedef, leaves), strength)
+    check_same_leaves("refit", tensors, lambda: tensor_paths(treedef, leaves), damping)
     rebuilt = []
     for leaf, mask, weight in zip(leaves, kept, weights, strict=True):
         if weight is None:
             rebuilt.append(leaf)
             continue
         rows, keeps = weight.matrices(leaf), weight.matrices(mask)
-        new = refit_matrices(rows, keeps, weight.gram, strength, weight.gram_name)
+        new = refit_matrices(rows, keeps, weight.gram, damping, weight.gram_name)
         rebuilt.append(weight.like_leaf(new))
     return unflatten(treedef, rebuilt)
 
@@ -145,7 +146,7 @@ def _solve_rows(w: Tensor, kept: Tensor, name: str, damped: Tensor) -> Tensor | 
     Returns:
         The new rows, zero outside K.
     """
-    # v[K] = w[K] + c with H[K, K] c = (H e)[K], where e is what is pruned
+    # v[K] = w[K] + c with H[K, K] c = (H e)[K], where e has the pruned entries of w
     target = torch.where(kept, torch.where(kept, 0, w) @ damped, 0)
     most_kept = int(kept.sum(1).max())
     if most_kept**3 / 3 <= CHEAP_ITERATIONS * len(damped) ** 2:
@@ -156,7 +157,7 @@ def _solve_rows(w: Tensor, kept: Tensor, name: str, damped: Tensor) -> Tensor | 
 
 
 def _solve_by_cholesky(damped: Tensor, kept: Tensor, target: Tensor) -> Tensor | None:
-    """Solve H[K, K] c[K] = target[K] for each row, by a factorization for each.
+    """Return c with H[K, K] c[K] = target[K] for each row, by one factorization for each row.
 
     Args:
         damped: H, (columns, columns).
@@ -168,19 +169,17 @@ def _solve_by_cholesky(damped: Tensor, kept: Tensor, target: Tensor) -> Tensor |
     """
     solution = torch.zeros_like(target)
     num_kept = kept.sum(1)
-    by_count = num_kept.argsort()  # rows of about as many kept entries are solved at once
+    by_count = num_kept.argsort()  # rows that keep about as many entries are solved together
+    counts = num_kept[by_count].tolist()
     start = 0
     while start < len(kept):
-        # `size` rows of as many kept entries as the last of them fit; it can only shrink
-        size = len(kept) - start
-        while size > 1 and size * int(num_kept[by_count[start + size - 1]]) ** 2 > SCRATCH:
-            size = max(1, min(size - 1, SCRATCH // int(num_kept[by_count[start + size - 1]]) ** 2))
+        size = _batch_size(counts[start:])
         batch = by_count[start : start + size]
-        most = int(num_kept[batch[-1]])
+        most = counts[start + size - 1]
         index = kept[batch].to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
         is_padding = torch.arange(most, device=kept.device) >= num_kept[batch, None]
         matrices = damped[index.unsqueeze(2), index.unsqueeze(1)]
-        if is_padding.any():  # shorter rows get equations c = 0 more
+        if is_padding.any():  # rows that keep fewer entries get equations c = 0 in addition
             matrices.masked_fill_(is_padding.unsqueeze(1) | is_padding.unsqueeze(2), 0)
             matrices.diagonal(dim1=1, dim2=2).masked_fill_(is_padding, 1)
         factors, info = torch.linalg.cholesky_ex(matrices)
@@ -193,13 +192,26 @@ def _solve_by_cholesky(damped: Tensor, kept: Tensor, target: Tensor) -> Tensor |
     return torch.where(kept, solution, 0)
 
 
+def _batch_size(counts: list[int]) -> int:
+    """Return how many of the first rows fit into a batch, in which each takes as much as the last.
+
+    Args:
+        counts: how many entries each row keeps, ascending.
+
+    Returns:
+        At least 1.
+    """
+    sizes = range(1, len(counts) + 1)
+    return max(1, bisect.bisect_right(sizes, MAX_FACTORED, key=lambda n: n * counts[n - 1] ** 2))
+
+
 def _solve_by_conjugate_gradients(
     damped: Tensor, kept: Tensor, target: Tensor, name: str
 ) -> Tensor:
-    """Solve the equations of `_solve_by_cholesky` for all rows at once, iteratively.
+    """Return the solution of the equations of `_solve_by_cholesky`, by conjugate gradients.
 
-    The preconditioner is the diagonal of H. A row is solved when its residual is at most 8 times
-    the precision of the dtype, relative to the target.
+    All rows are solved at once. The preconditioner is the diagonal of H. A row is solved when the
+    norm of its residual is at most 8 eps times that of its target.
 
     Args:
         damped: H, (columns, columns).

@@ -1,4 +1,4 @@
-"""Sequential pruning: one block of a network after the other, with the inputs of the pruned net."""
+"""Sequential pruning: the blocks in turn, each with the outputs of the pruned blocks before it."""
 
 from __future__ import annotations
 
@@ -25,24 +25,25 @@ def sequential(
     """Prune the blocks of a network in turn, each with the outputs of the pruned ones before it.
 
     So every block can make up for the errors of the blocks before it, and the statistics of only
-    one block are in memory at a time. Each block is called on every batch once by this function,
-    after it has been pruned, and as often as `prune_block` calls it.
+    one block are in memory at a time. After a block has been pruned, it is called once on every
+    batch, to make the inputs of the next block. All other calls are those of `prune_block`.
 
     Args:
         blocks: the functions `block(params, x)`, in order. Their results are the inputs of the next
             block, of any type.
         params: the parameters of each block, pytrees.
-        batches: the inputs of the first block, all of which are kept in memory.
-        prune_block: `prune_block(block, params, inputs)`, which returns the new parameters of the
-            block and its masks.
+        batches: the inputs of the first block, read once. All of them are kept in memory.
+        prune_block: `prune_block(block, params, inputs)`, with the list of the inputs of the block.
+            It returns the new parameters of the block and its masks.
 
     Returns:
-        The new parameters, with the masks applied, and the masks of all blocks: two lists.
+        Two lists with one tree for each block: the new parameters, with the masks applied, and the
+        masks.
 
     Raises:
-        TypeError: if a block or `prune_block` is not a function, or `prune_block` returns something
-            else than a pair.
-        ValueError: if there are not as many parameters as blocks, or there is no batch.
+        TypeError: if a block or `prune_block` is not a function, `batches` is one batch, or
+            `prune_block` does not return a pair.
+        ValueError: if `blocks` and `params` differ in length, or there is no batch.
 
     Example:
         >>> import gprune as gp
@@ -59,15 +60,17 @@ def sequential(
         [8, 4]
 
     References:
-        Frantar & Alistarh, 2023, arXiv:2301.00774, section 3.3 and appendix (layer by layer, with
-        the inputs of the layers that are compressed already).
+        Frantar & Alistarh, 2023, arXiv:2301.00774, section 3.3 and appendix: layer by layer, each
+        with the inputs that the compressed layers before it give.
     """
     require_batches(batches)
     require_function(prune_block, "prune_block")
     for number, block in enumerate(blocks):
         require_function(block, f"blocks[{number}]")
     if len(blocks) != len(params):
-        raise ValueError(f"there are {len(blocks)} blocks, and params for {len(params)} of them")
+        raise ValueError(
+            f"params must have one tree for each of the {len(blocks)} blocks, got {len(params)}"
+        )
     inputs = list(batches)
     if not inputs:
         raise ValueError("batches is empty: there are no inputs to measure")

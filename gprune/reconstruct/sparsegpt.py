@@ -40,16 +40,17 @@ def sparsegpt(
 ) -> tuple[Tree, Tree]:
     """Prune each weight column by column, and let the later columns make up for the errors.
 
-    With H = G + λI, λ = `damping` times the mean of the diagonal of G, and U the upper triangular
-    matrix with H⁻¹ = Uᵀ U, the score of an entry is w² / U_cc². The columns are taken in blocks. At
-    the start of a block its entries with the lowest scores are chosen, over all rows. Then each
-    column c is pruned, and (w_c - pruned w_c) / U_cc times U[c, c+1:] is subtracted from the
-    columns after it.
+    Let H = G + λI, with λ = `damping` times the mean of the diagonal of G, and let U be the upper
+    triangular matrix with H⁻¹ = Uᵀ U. The score of an entry w in column c is w² / U_cc². The
+    columns are taken in blocks. At the start of a block, its entries with the lowest scores in all
+    rows are chosen to be pruned. Then, column by column, the chosen entries of column c are set to
+    zero, and e_c / U_cc times U[c, c+1:] is subtracted from the columns after c. e_c has the old
+    values of the chosen entries, and 0 for the others.
 
-    If k entries of a leaf are to be pruned, the blocks up to column c of d prune floor(k c / d) of
-    them together, so the total is exact. Among equal scores the entry in the first row is pruned
-    first, and within a row that in the first column. With `n` and `m` the n highest of every m
-    consecutive columns of a row are kept, chosen when the first of the m columns is reached.
+    If k entries of a leaf with d columns are to be pruned, floor(k c / d) of them are in the blocks
+    up to column c, so the total is exact. Among equal scores the entry in the first row is pruned
+    first, and within a row that in the first column. With `n` and `m`, a row keeps the n highest of
+    every m consecutive columns. They are chosen when the first of the m columns is reached.
 
     For r rows and d columns it takes about r d² + d³ multiplications.
 
@@ -62,18 +63,20 @@ def sparsegpt(
         sparsity: the fraction of the entries of each leaf to prune, 0 to 1; or such a tree, as the
             functions of `gprune.allocation` return it.
         n: how many entries of a group are kept, 0 to m, in place of an amount.
-        m: how many consecutive columns are a group; the last group may be shorter. For a
-            convolution these are input channels of one position of the kernel, as in `n_of_m`. Then
-            the columns are taken position by position.
-        block_size: how many columns a block has; more if a group would be divided.
+        m: how many consecutive columns are a group; the last group may be shorter. In a convolution
+            a group has input channels at one position of the kernel, as in `n_of_m`, and the
+            columns are taken position by position.
+        block_size: how many columns a block has, at least 1. It has more where a group of m columns
+            would be divided.
         damping: what is added to the diagonal of G, as a fraction of its mean, at least 0. If H has
             no Cholesky factor with it, more is added, with a warning.
         dim: the dims of the inputs, which are the columns: an int, a tuple of ints, or a function
-            `(path, leaf)` that returns one of these.
+            `(path, leaf)` that returns one of these; see `gprune.input_dims`.
 
     Returns:
-        The new parameters, detached, in their dtypes, with 0 where they are pruned; and the masks.
-        Both have the structure of `params`. If nothing is pruned, the weights are unchanged.
+        The new parameters and the masks, two trees of the structure of `params`. The parameters are
+        detached, in the dtypes of `params`, and exactly 0 where they are pruned. A leaf of which
+        nothing is pruned is unchanged.
 
     Raises:
         TypeError: if not exactly one of `amount`, `sparsity` and `n` with `m` is given, a leaf is
@@ -103,18 +106,23 @@ def sparsegpt(
     if n is None and m is None:
         number, is_sparsity = amount_or_sparsity(amount, sparsity, "sparsegpt")
     elif amount is not None or sparsity is not None:
-        raise TypeError("sparsegpt takes an amount, a sparsity, or n and m; got two of them")
+        raise TypeError(
+            "sparsegpt takes one of amount, sparsity, and n with m, got two of them; leave one out"
+        )
     else:
         check_pattern(n, m)
         pattern = (n, m)
     require_positive(block_size, "block_size")
-    strength = require_damping(damping)
+    damping = require_damping(damping)
     leaves, treedef = floating_leaves(params, "params")
     require_unsharded([leaf for leaf in leaves if leaf is not None], "sparsegpt")
     given = leaves_like(grams, treedef, "grams")
     is_pruned = [a is not None and b is not None for a, b in zip(leaves, given, strict=True)]
     if not any(is_pruned):
-        raise ValueError("grams has no Gram matrix for a tensor of params, so nothing is pruned")
+        raise ValueError(
+            "grams has no Gram matrix for any tensor of params, so there is nothing to prune; pass "
+            "what input_gram returned"
+        )
     weights = weights_with_grams(leaves, grams, dim, treedef, is_pruned)
     name = "sparsity" if is_sparsity else "amount"
     several = not is_single_leaf(number)
@@ -132,7 +140,7 @@ def sparsegpt(
             *pattern,
             weight.num_positions(),
             block_size,
-            strength,
+            damping,
             weight.gram_name,
         )
         rebuilt[i], masks[i] = weight.like_leaf(new), weight.like_leaf(kept)
@@ -152,7 +160,7 @@ def sparsegpt_matrices(
     damping: float,
     name: str,
 ) -> list[Tensor]:
-    """Prune matrices.
+    """Prune the matrices of one weight, and rebuild them.
 
     Args:
         weight: (parts, rows, columns).
@@ -182,7 +190,7 @@ def sparsegpt_matrices(
     factor = torch.stack([solve_damped(_inverse_factor, g, damping, name) for g in gram])
     scale = factor.diagonal(dim1=1, dim2=2).unsqueeze(1)
     sizes = (groups >= 0).sum(1).tolist() if m else [1] * num_columns
-    bounds = [0, *itertools.accumulate(sizes)]  # of the groups, which no block divides
+    bounds = [0, *itertools.accumulate(sizes)]  # where groups end: no block divides a group
     end_of_group = dict(itertools.pairwise(bounds))
     start = 0
     while start < num_columns:
@@ -233,6 +241,6 @@ def _inverse_factor(damped: Tensor) -> Tensor | None:
 
 
 def _all_but_lowest(scores: Tensor, count: int) -> Tensor:
-    """Return a mask that prunes `count` entries of each row, by (score, column)."""
+    """Return a mask that prunes the first `count` entries of each row by (score, column)."""
     kept = torch.ones_like(scores, dtype=torch.bool)
     return kept.scatter(1, scores.argsort(dim=1, stable=True)[:, :count], False)

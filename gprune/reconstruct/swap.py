@@ -20,7 +20,7 @@ MAX_PAIRS = 2**20
 """The most pairs that are compared at once, 4 MiB in float32: they stay in the cache of a CPU."""
 
 TOLERANCE = 1e-12
-"""An exchange must lower the error by more than this fraction of the terms that it is a sum of."""
+"""An exchange must lower the error by more than this fraction of the sum of its |terms|."""
 
 
 @raise_on_all_ranks
@@ -35,11 +35,12 @@ def swap(
 ) -> Tree:
     """Improve masks by exchanging kept for pruned entries, so that the outputs change less.
 
-    The error of a row w is e G eᵀ, with the Gram matrix G of the inputs, and e for what is pruned
-    of w. If p is pruned and u kept instead, the error changes by
+    The error of a row w is e G eᵀ. G is the Gram matrix of the inputs, and e has the pruned entries
+    of w, and 0 elsewhere. If a kept column p is pruned, and a pruned column u is kept instead, the
+    error changes by
     2 w_p (G e)_p + w_p² G_pp - 2 w_u (G e)_u + w_u² G_uu - 2 w_p w_u G_pu. In each round every row
-    makes the exchange that lowers its error most, until none lowers it. So each row keeps as many
-    entries as before, and its error never rises.
+    makes the exchange that lowers its error most, until no exchange lowers it. So each row keeps as
+    many entries as before, and its error never rises.
 
     For r rows that keep k and prune p of d columns a round takes about r k p multiplications. On a
     device without float64 it is computed on the CPU.
@@ -51,11 +52,11 @@ def swap(
         grams: the Gram matrices, from `gprune.scores.input_gram`: of that structure, `None` allowed
             where the mask is `None`.
         rounds: the most exchanges of a row, at least 1.
-        m: if given, entries are exchanged only within groups of m consecutive columns, so that the
-            pattern of `n_of_m` stays. For a convolution these are input channels of the same
-            position of the kernel.
+        m: if given, entries are exchanged only within groups of m consecutive columns, which keeps
+            the pattern of `n_of_m`. In a convolution a group has input channels at one position of
+            the kernel.
         dim: the dims of the inputs, which are the columns: an int, a tuple of ints, or a function
-            `(path, leaf)` that returns one of these.
+            `(path, leaf)` that returns one of these; see `gprune.input_dims`.
 
     Returns:
         The new masks, of the structure of `params`.
@@ -108,7 +109,7 @@ def swap(
 def swap_matrices(
     weight: Tensor, kept: Tensor, gram: Tensor, rounds: int, m: int, positions: int, name: str
 ) -> Tensor:
-    """Improve the masks of matrices.
+    """Improve the masks of the matrices of one weight.
 
     Args:
         weight: (parts, rows, columns).

@@ -28,7 +28,7 @@ def test_rows_are_refitted_in_batches(
     limit: int, layer: tuple[Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at_once = gp.reconstruct.refit(*layer)
-    monkeypatch.setattr(REFIT, "SCRATCH", limit)
+    monkeypatch.setattr(REFIT, "MAX_FACTORED", limit)
     torch.testing.assert_close(gp.reconstruct.refit(*layer), at_once)
 
 
