@@ -16,8 +16,8 @@ Only this package changes modules. It leaves the state that torch's own `custom_
 so torch's `remove` and `is_pruned` recognise it: `<name>_orig` is the same `Parameter` as before,
 `<name>_mask` is a persistent buffer in its dtype, and a forward pre-hook recomputes `<name>`. The
 hook is of a subclass of torch's, so that modules pruned here can be copied. The functions that come
-from torch, such as `l1_unstructured`, leave torch's hook; `attach_masks_(net, masks_of(net))` makes
-such a module one that can be copied.
+from torch, such as `l1_unstructured`, leave torch's own hook. After
+`attach_masks_(net, masks_of(net))` such a module can be copied too.
 
     drop_in.py     global_unstructured and remove with torch's arguments: pairs (module, name)
     modules.py     a whole module, and flat dicts of its parameters and masks
@@ -25,7 +25,7 @@ such a module one that can be copied.
     sharded.py     modules under fully_shard, and parameters that are DTensors
     batchnorm.py   running statistics of the pruned network
     hooks.py       the hooks that recompute masked weights
-    state.py       what torch keeps in a pruned module; writes to all modules or to none
+    state.py       what torch keeps in a pruned module; changes of all modules or of none
 
 Every other name of `torch.nn.utils.prune`, private ones included, is found here too.
 """

@@ -3,9 +3,9 @@
 Pruning changes the activations of a network. Its batch norms still have the mean and variance of
 the dense network, and use them in eval mode. The functions here measure them anew.
 
-As in `torch.optim.swa_utils.update_bn`, the new statistics are the averages of those of the
-batches. Unlike there, all other modules are in eval mode meanwhile, because dropout would change
-the variances (Li et al., 2018, arXiv:1801.05134).
+As in `torch.optim.swa_utils.update_bn`, the new statistics are the averages of the statistics of
+the batches. Unlike there, all other modules are in eval mode meanwhile, because dropout would
+change the variances (Li et al., 2018, arXiv:1801.05134).
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ M = TypeVar("M", bound=nn.Module)
 def recalibrate_batchnorm_(module: M, batches: Iterable[Any]) -> M:
     """Measure the running statistics of all batch norms in a module anew, in place.
 
-    The running mean and variance become the averages over the batches, each with equal weight,
-    also of a smaller last one. A batch norm that the forward does not call in eval mode, or that
-    keeps no running statistics, is left alone. Modes and momenta are as before. If an error is
+    The running mean and variance become the averages over the batches. All batches have the same
+    weight, also a smaller last one. A batch norm that the forward does not call in eval mode, or
+    that keeps no running statistics, is left alone. Modes and momenta are as before. If an error is
     raised, the module has not changed.
 
     Args:
@@ -53,12 +53,12 @@ def recalibrate_batchnorm_(module: M, batches: Iterable[Any]) -> M:
         (tensor([4.]), tensor([8.]))
     """
     norms = _batch_norms(module)
-    own = dict(module.named_buffers())
-    statistics = {path: own[path] for path in _paths(norms)}
+    buffers = dict(module.named_buffers())
+    statistics = {path: buffers[path] for path in _statistic_paths(norms)}
     before = {path: tensor.clone() for path, tensor in statistics.items()}
     try:
         _reset(statistics)
-        _run(module, norms, batches, module)
+        _call_on_batches(module, norms, batches, module)
         measured = _measured(norms, statistics, before)
     except BaseException:
         _copy(before, statistics)
@@ -103,17 +103,17 @@ def recalibrate_batchnorm(
         tensor([4.])
     """
     norms = _batch_norms(module)
-    missing = [path for path in _paths(norms) if path not in buffers]
+    missing = [path for path in _statistic_paths(norms) if path not in buffers]
     if missing:
         raise ValueError(f"buffers has no {missing[0]!r}; give all of dict(module.named_buffers())")
     copies = {path: tensor.detach().clone() for path, tensor in buffers.items()}
-    statistics = {path: copies[path] for path in _paths(norms)}
+    statistics = {path: copies[path] for path in _statistic_paths(norms)}
 
     def call(*args: Any, **kwargs: Any) -> None:
         functional_call(module, (dict(params), copies), args, kwargs)
 
     _reset(statistics)
-    _run(module, norms, batches, call)
+    _call_on_batches(module, norms, batches, call)
     return {**buffers, **_measured(norms, statistics, buffers)}
 
 
@@ -131,7 +131,7 @@ def _batch_norms(module: nn.Module) -> dict[str, _BatchNorm]:
     return norms
 
 
-def _paths(norms: Iterable[str]) -> list[str]:
+def _statistic_paths(norms: Iterable[str]) -> list[str]:
     """Return the paths of the running statistics of batch norms."""
     names = ("running_mean", "running_var", "num_batches_tracked")
     return [f"{norm}.{name}".lstrip(".") for norm in norms for name in names]
@@ -147,7 +147,7 @@ def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
         tensor.copy_(source[path])
 
 
-def _run(
+def _call_on_batches(
     module: nn.Module,
     norms: Mapping[str, _BatchNorm],
     batches: Iterable[Any],
@@ -196,7 +196,7 @@ def _measured(
     """Return the new statistics, and the old ones of batch norms that were not called."""
     measured = dict(statistics)
     for norm in norms:
-        mean, var, num_batches = paths = _paths([norm])
+        mean, var, num_batches = paths = _statistic_paths([norm])
         if statistics[num_batches] == 0:
             measured.update((path, before[path]) for path in paths)
         elif not (statistics[mean].isfinite().all() and statistics[var].isfinite().all()):

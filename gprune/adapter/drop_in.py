@@ -1,7 +1,7 @@
 """The drop-ins for `global_unstructured` and `remove` of `torch.nn.utils.prune`.
 
 1. Collect: the pairs become a list of parameters, each with all pairs that name it.
-2. Select: `L1Unstructured` is selected by gprune; any other method by its own `compute_mask`.
+2. Select: gprune selects for `L1Unstructured`; any other method runs its own `compute_mask`.
 3. Write: after all masks have been computed, they are written into the modules.
 """
 
@@ -19,14 +19,14 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.prune import BasePruningMethod, L1Unstructured, PruningContainer
 
 from gprune import methods, prune
-from gprune.adapter.hooks import tensors_behind, uncalled_children
+from gprune.adapter.hooks import originals_of, uncalled_children
 from gprune.adapter.sharded import is_managed
 from gprune.adapter.state import (
     ModuleAndName,
     attach_all,
-    forget_children,
     make_permanent,
     pruning_hooks,
+    remove_stale_child_hooks,
 )
 
 M = TypeVar("M", bound=nn.Module)
@@ -47,19 +47,19 @@ def global_unstructured(
     """Prune tensors of modules by one ranking across all of them, in place.
 
     It has the signature, errors and effects of `torch.nn.utils.prune.global_unstructured`. In
-    addition it takes any iterable of pairs and any memory layout. A pair that is given twice, or a
-    `Parameter` that has two names, is ranked once, and masked under every name that is given.
-    Scores of the wrong shape are refused. If an error is raised, no module has changed.
+    addition it takes any iterable of pairs and any memory layout. A `Parameter` that is given
+    twice, by one name or by two, is ranked once and masked under every given name. Scores of the
+    wrong shape are refused. If an error is raised, no module has changed.
 
     A name may be dotted: `(attention, "out_proj.weight")` prunes `weight` of `attention.out_proj`.
-    That weight is then also recomputed before each forward of `attention`, as it must be if
+    That weight is then also recomputed before each forward of `attention`. This is needed if
     `attention` uses the weight without calling the child. `nn.MultiheadAttention` does so with
-    `out_proj`, and if it is in no pair, pruning `out_proj` gives a warning.
+    `out_proj`. If its `out_proj` is pruned, and the attention is in no pair, there is a warning.
 
     A tensor that `weight_norm`, `spectral_norm` or another parametrization computes cannot be
-    pruned itself. Prune `weight_v`, `weight_orig`, or `parametrizations.weight.original1`, which
-    the error names. Its zeros are zeros of the weight if the parametrization keeps zeros, as these
-    two do.
+    pruned itself. The error names the parameter to prune instead: `weight_v`, `weight_orig`, or
+    `parametrizations.weight.original1`. Its zeros are zeros of the weight if the parametrization
+    keeps zeros, as `weight_norm` and `spectral_norm` do.
 
     Args:
         parameters: pairs `(module, name)`, each naming a parameter, pruned before or not.
@@ -76,10 +76,10 @@ def global_unstructured(
         TypeError: if `parameters` is not iterable, `importance_scores` is not a dict of tensors,
             the method is not an unstructured `BasePruningMethod`, `amount` is not a number, or a
             pair names a buffer or a parametrized tensor.
-        ValueError: if there is nothing to prune, the amount is out of range, no scores are of a
-            pair, scores do not have the shape of their parameter, scores differ between the names
-            of one parameter, a norm by which a parametrized weight is divided would be 0, or a
-            module is under `fully_shard`: see `prune_`.
+        ValueError: if there is nothing to prune, the amount is out of range, none of the scores
+            belongs to a pair, scores do not have the shape of their parameter, scores differ
+            between the names of one parameter, a norm by which a parametrized weight is divided
+            would be 0, or a module is under `fully_shard`: see `prune_`.
         AttributeError: if a pair names no tensor, or the method lacks a `PRUNING_TYPE`.
 
     Example:
@@ -100,7 +100,7 @@ def global_unstructured(
             f"pruning_method must be a class, such as L1Unstructured, got {pruning_method!r}; its "
             "arguments are passed by name: amount=..., and prune_ takes the methods of gprune"
         )
-    weights, users = _collect(parameters, importance_scores or {})
+    weights, uncalled = _collect(parameters, importance_scores or {})
     method = pruning_method(**kwargs)
     _check_method(method)
     if type(method) is L1Unstructured and all(w.scores.dtype in _EXACT_DTYPES for w in weights):
@@ -112,13 +112,14 @@ def global_unstructured(
         for weight, mask in zip(weights, masks, strict=True)
         for pair in weight.priors
     }
-    attach_all(factors, users)
+    attach_all(factors, uncalled)
 
 
 def remove(module: M, name: str) -> M:
     """Write the zeros of one mask into its weight, and remove the mask.
 
-    It is `torch.nn.utils.prune.remove`, which also takes the dotted names of `global_unstructured`.
+    It does what `torch.nn.utils.prune.remove` does, and also takes the dotted names of
+    `global_unstructured`.
 
     Args:
         module: the module to change.
@@ -143,7 +144,7 @@ def remove(module: M, name: str) -> M:
             "fully_shard was applied"
         )
     make_permanent(owner, last)
-    forget_children(module)
+    remove_stale_child_hooks(module)
     return module
 
 
@@ -153,7 +154,7 @@ class _Weight:
 
     dense: Tensor
     scores: Tensor
-    scores_given: bool = False
+    has_scores: bool = False
     priors: dict[ModuleAndName, Tensor | None] = field(default_factory=dict)
 
     @cached_property
@@ -165,13 +166,13 @@ class _Weight:
     def factor(self, pair: ModuleAndName, mask: Tensor) -> Tensor:
         """Return the mask to give to `custom_from_mask` for a pair.
 
-        `custom_from_mask` multiplies the factor into the mask of an earlier pruning, if the pair
-        has one; otherwise the factor becomes the mask. So the factors are:
+        If the pair was pruned before, `custom_from_mask` multiplies the factor into its mask.
+        Otherwise the factor becomes the mask. So the factor is:
 
-        - A candidate has its new mask.
-        - An entry that is pruned under any name of the parameter has 0.
-        - Any other entry has 1 if the factor is multiplied. If not, it has its prior mask, or 1 if
-          there is no prior mask.
+        - the new mask, for a candidate,
+        - 0, for an entry that is pruned under any name of the parameter,
+        - 1 or the prior mask, for any other entry: 1 if the factor is multiplied into a mask or
+          there is no prior mask, and the prior mask otherwise.
 
         Args:
             pair: one of the pairs that name the parameter.
@@ -195,9 +196,9 @@ class _Weight:
 def _collect(
     pairs: Iterable[ModuleAndName], scores: dict[ModuleAndName, Tensor]
 ) -> tuple[list[_Weight], list[tuple[nn.Module, str]]]:
-    """Return the parameters, and the children whose weights their owners use without a call."""
+    """Return the parameters, and the (owner, child) where the owner uses weights without a call."""
     weights: dict[int, _Weight] = {}
-    users: list[tuple[nn.Module, str]] = []
+    uncalled: list[tuple[nn.Module, str]] = []
     for index, pair in enumerate(pairs):
         given = owner, path = _checked_pair(pair, index)
         where = f"parameters[{index}] ({type(owner).__name__}, {path!r})"
@@ -214,30 +215,30 @@ def _collect(
                 "prune_ with the module to which fully_shard was applied"
             )
         if module is not owner and not isinstance(module, ParametrizationList):
-            users.append((owner, path.rpartition(".")[0]))
-        users += uncalled_children([owner])
+            uncalled.append((owner, path.rpartition(".")[0]))
+        uncalled += uncalled_children([owner])
         dense = getattr(module, f"{name}_orig") if name in pruning_hooks(module) else value
         if value.device != dense.device:  # the masked weight does not move before a forward
             value = getattr(module, f"{name}_mask") * dense
-        if name not in pruning_hooks(module) and (behind := tensors_behind(module, name)):
+        if name not in pruning_hooks(module) and (originals := originals_of(module, name)):
             raise TypeError(
-                f"{where}: the tensor is computed from {' and '.join(map(repr, behind))}, so it is "
-                f"no Parameter to prune; give the pair (module, {behind[0]!r}) instead"
+                f"{where}: the tensor is computed from {' and '.join(map(repr, originals))}, so it "
+                f"is no Parameter to prune; give the pair (module, {originals[0]!r}) instead"
             )
         weight = weights.setdefault(id(dense), _Weight(dense, value))
         weight.priors[module, name] = _checked_prior(module, name, dense, where)
         for key in (given, (module, name)):
             if key in scores:
                 _check_scores(scores[key], weight, where)
-                weight.scores, weight.scores_given = scores[key], True
+                weight.scores, weight.has_scores = scores[key], True
     if not weights:
         raise ValueError("parameters must hold at least one (module, name) pair, got none")
-    if scores and not any(weight.scores_given for weight in weights.values()):
+    if scores and not any(weight.has_scores for weight in weights.values()):
         raise ValueError(
             f"importance_scores has {len(scores)} keys, and none is a pair of parameters; the keys "
             f"must be the same pairs (module, name), got {_shown(next(iter(scores)))}"
         )
-    return list(weights.values()), users
+    return list(weights.values()), uncalled
 
 
 def _checked_pair(pair: Any, index: int) -> ModuleAndName:
@@ -292,14 +293,14 @@ def _check_scores(scores: Tensor, weight: _Weight, where: str) -> None:
             f"importance_scores of {where} have shape {tuple(scores.shape)}, "
             f"its parameter has {tuple(weight.dense.shape)}"
         )
-    if weight.scores_given and not _same(scores, weight.scores):
+    if weight.has_scores and not _are_equal(scores, weight.scores):
         raise ValueError(
             f"importance_scores of {where} differ from those of another name of the same "
             "Parameter, which is ranked once; give one tensor for all of its names"
         )
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
+def _are_equal(a: Tensor, b: Tensor) -> bool:
     return a is b or (a.device == b.device and torch.equal(a, b))
 
 

@@ -26,31 +26,31 @@ class MaskHook(CustomFromMask):
     """torch's `CustomFromMask`, in a module that `copy.deepcopy` can copy.
 
     The masked weight is an attribute of the module and has an autograd history. `copy.deepcopy`
-    refuses to copy such a tensor. It copies the hooks of a module before the masked weights,
-    because it goes through the attributes in the order in which they were set. So the copy of this
-    hook computes the masked weight of the copied module, and enters it in `memo`, where
-    `copy.deepcopy` finds it.
+    refuses to copy such a tensor. But it copies the attributes of a module in the order in which
+    they were set, so it comes to the hooks before the masked weights. So when this hook is copied,
+    it computes the masked weight of the copy and enters it in `memo`, where `copy.deepcopy` finds
+    it.
 
-    To find its module, the hook has a weak reference to it. A strong one would keep the module
-    alive until the garbage collector runs.
+    The hook has a weak reference to its module. A strong one would keep the module alive until the
+    garbage collector runs.
     """
 
     mask: Tensor | None
     _module: weakref.ref[nn.Module] | None = None
 
     def compute_mask(self, t: Tensor, default_mask: Tensor) -> Tensor:
-        """Return the product of the masks so far and this one, and release this one."""
+        """Return the product of `default_mask` and the mask of this hook, which is released."""
         mask: Tensor = super().compute_mask(t, default_mask)  # type: ignore[no-untyped-call]
         self.mask = None  # the module's buffer has the product
         return mask
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "MaskHook":
-        twin = copy.copy(self)
+        copied = copy.copy(self)
         module = self._owner()
         if module is not None:
             self._copy_masked_weight(module, memo)
-            twin.remember(memo.get(id(module)))  # a copy that is not complete yet
-        return twin
+            copied.set_owner(memo.get(id(module)))  # a copy that is not complete yet
+        return copied
 
     def _copy_masked_weight(self, module: nn.Module, memo: dict[int, Any]) -> None:
         name = self._tensor_name
@@ -61,7 +61,7 @@ class MaskHook(CustomFromMask):
             with torch.set_grad_enabled(weight.requires_grad):
                 memo[id(weight)] = mask.to(dense.dtype) * dense
 
-    def remember(self, module: nn.Module | None) -> None:
+    def set_owner(self, module: nn.Module | None) -> None:
         """Set the module that has this hook."""
         self._module = None if module is None else weakref.ref(module)
 
@@ -69,12 +69,12 @@ class MaskHook(CustomFromMask):
         return None if self._module is None else self._module()
 
     def __getstate__(self) -> dict[str, Any]:
-        # A weak reference cannot be pickled. What is pickled here is mostly the module itself.
+        # A weak reference cannot be pickled. Its module is usually in the same pickle.
         return {**vars(self), "_module": self._owner()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self.remember(state["_module"])
+        self.set_owner(state["_module"])
 
 
 def attach_mask(module: nn.Module, name: str, mask: Tensor) -> None:
@@ -86,15 +86,15 @@ def attach_mask(module: nn.Module, name: str, mask: Tensor) -> None:
     Args:
         module: the module to change.
         name: the tensor, pruned before or not.
-        mask: the mask, which is multiplied into that of an earlier pruning.
+        mask: the mask. It is multiplied into the mask of an earlier pruning.
 
     Raises:
-        ValueError: if `weight_norm` or `spectral_norm` would divide the masked tensor by a norm
-            of 0. The module has changed then.
+        ValueError: if `weight_norm` or `spectral_norm` would divide the masked tensor by a norm of
+            0. The mask is attached by then: the caller must restore the module.
     """
     method = MaskHook.apply(module, name, mask)  # type: ignore[no-untyped-call]  # torch's prune has no types
     hook = method[-1] if isinstance(method, PruningContainer) else method
-    hook.remember(module)
+    hook.set_owner(module)
     hooks = module._forward_pre_hooks
     if any(isinstance(other, WeightNorm | SpectralNorm) for other in hooks.values()):
         later = {key: other for key, other in hooks.items() if other is not method}
@@ -114,9 +114,9 @@ def attach_mask(module: nn.Module, name: str, mask: Tensor) -> None:
 
 
 def _dim_of_norms(module: nn.Module, name: str) -> int | None:
-    """Return the dim along which a tensor is divided by its norms, -1 for one norm of it all.
+    """Return the `dim` of `torch.norm_except_dim` for the norms by which a tensor is divided.
 
-    `None` if it is not divided. The numbers are those of `torch.norm_except_dim`.
+    It is -1 for a single norm of the whole tensor, and `None` if the tensor is not divided.
     """
     for hook in module._forward_pre_hooks.values():
         if isinstance(hook, WeightNorm) and name == f"{hook.name}_v":
@@ -151,7 +151,7 @@ class RecomputeChild:
 
 
 def uncalled_children(modules: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, str]]:
-    """Yield (owner, path of a child) if the owner uses weights of a child that it does not call."""
+    """Yield (owner, path of a child) for each child whose weights its owner uses without a call."""
     for module in modules:
         if isinstance(module, nn.MultiheadAttention):
             yield module, "out_proj"
@@ -160,12 +160,12 @@ def uncalled_children(modules: Iterable[nn.Module]) -> Iterator[tuple[nn.Module,
 
 
 def _has_forward(module: nn.Module) -> bool:
-    """Return whether a module can be called; a `ParameterList`, for one, cannot."""
+    """Return whether a module can be called. A `ParameterList` cannot, for example."""
     return type(module).forward is not nn.Module.forward or "forward" in vars(module)
 
 
 def _without_forward(module: nn.Module, prefix: str) -> Iterator[str]:
-    """Yield the paths of the children that cannot be called, also of those inside of each other."""
+    """Yield the paths of the children that cannot be called, also of nested ones."""
     for name, child in module._modules.items():
         if child is not None and not _has_forward(child):
             if child._parameters:
@@ -173,7 +173,7 @@ def _without_forward(module: nn.Module, prefix: str) -> Iterator[str]:
             yield from _without_forward(child, f"{prefix}{name}.")
 
 
-def tensors_behind(module: nn.Module, name: str) -> list[str]:
+def originals_of(module: nn.Module, name: str) -> list[str]:
     """Return the dotted names of the tensors to prune instead of one that is computed from them.
 
     Args:
@@ -181,8 +181,8 @@ def tensors_behind(module: nn.Module, name: str) -> list[str]:
         name: its name.
 
     Returns:
-        For `weight_norm` the direction, for `spectral_norm` the weight before it is divided; for
-        another parametrization all of its originals. Empty if the tensor is not parametrized.
+        For `weight_norm` the direction, for `spectral_norm` the weight before it is divided, and
+        for other parametrizations all of their originals. Empty if the tensor is not parametrized.
     """
     for hook in module._forward_pre_hooks.values():
         if isinstance(hook, WeightNorm | SpectralNorm) and hook.name == name:

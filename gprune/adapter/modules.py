@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gprune import prune
-from gprune.adapter.hooks import tensors_behind, uncalled_children
+from gprune.adapter.hooks import originals_of, uncalled_children
 from gprune.adapter.sharded import (
     check_attaching,
     check_renaming,
@@ -27,9 +27,9 @@ from gprune.adapter.state import (
     ModuleAndName,
     all_or_nothing,
     attach_all,
-    forget_children,
     make_permanent,
     pruning_hooks,
+    remove_stale_child_hooks,
     restore_dense,
 )
 from gprune.masks import keep_all
@@ -71,7 +71,8 @@ def prune_(
 
     A module may be pruned before `fully_shard` (FSDP2) and after it, with the same masks. After it,
     call this function on all ranks, with the module to which `fully_shard` was applied. If
-    parameters were DTensors before `fully_shard`, as after `parallelize_module`, prune before it.
+    parameters are DTensors before `fully_shard`, as after `parallelize_module`, prune before
+    `fully_shard`.
 
     The weight of a child whose forward is not called needs its owner; see `attach_masks_`.
 
@@ -99,8 +100,7 @@ def prune_(
         TypeError: if both or neither of `amount` and `sparsity` are given, or an argument is of the
             wrong type.
         ValueError: if a number is out of range, nothing is prunable, the scores do not fit,
-            `min_per_leaf` does not allow the total, or `attach_masks_` cannot attach masks under
-            `fully_shard`.
+            `min_per_leaf` does not allow the total, or `attach_masks_` raises a ValueError.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(10, 4), nn.ReLU(), nn.Linear(4, 1))
@@ -183,8 +183,8 @@ def attach_masks_(module: M, masks: Mapping[str, Tensor | None]) -> M:
     may be given under any of its names, and is masked under all of them.
 
     A masked weight is recomputed when its module is called. `nn.MultiheadAttention` does not call
-    `out_proj`, so it recomputes that weight itself. For another module that uses the weight of a
-    child without calling the child, say so with a dotted pair:
+    its `out_proj`, so this weight is recomputed before each forward of the attention. If another
+    module of yours uses the weight of a child without calling the child, name it by a dotted pair:
     `global_unstructured([(owner, "child.weight")], Identity)`.
 
     Args:
@@ -200,9 +200,8 @@ def attach_masks_(module: M, masks: Mapping[str, Tensor | None]) -> M:
     Raises:
         TypeError: if `masks` is not a mapping, or a mask is not a bool tensor.
         ValueError: if a name is unknown, a shape does not fit, `weight_norm` or `spectral_norm`
-            would divide by the norm of nothing but zeros, or `fully_shard` was applied to a module
-            that contains this one, or to parameters that were DTensors already. The module has not
-            changed then.
+            would divide by a norm of 0, or `fully_shard` was applied to a module that contains this
+            one, or to parameters that were DTensors already. The module has not changed then.
 
     Example:
         >>> net = attach_masks_(nn.Linear(2, 1), {"weight": torch.tensor([[True, False]])})
@@ -257,7 +256,7 @@ def _masks_to_attach(
 def detach_masks_(module: M) -> M:
     """Undo every pruning in a module, also torch's, and restore the dense weights.
 
-    The original `Parameter`, with all of its values, has its own name again. Masks and pruning
+    The original `Parameter`, with all of its values, gets its own name back. Masks and pruning
     hooks are removed. The parameter becomes the last one of its module, as with torch's `remove`.
 
     Args:
@@ -280,7 +279,7 @@ def detach_masks_(module: M) -> M:
             for name in pruning_hooks(owner):
                 restore_dense(owner, name)
         for owner in module.modules():
-            forget_children(owner)
+            remove_stale_child_hooks(owner)
         follow_names(module)
     return module
 
@@ -290,13 +289,13 @@ def make_permanent_(module: M) -> M:
 
     Call it before the module is quantized or fused, and before it is saved for code that does not
     know the masks, such as `from_pretrained` of transformers. Afterwards the zeros are candidates
-    of further pruning again: prune to a `sparsity`, which counts them, not by an `amount`.
+    again. To prune further, pass a `sparsity`, which counts the zeros, and no `amount`.
 
     Pruned entries become exactly zero, also where the weight is NaN or infinite.
 
     Args:
-        module: the module to change. If it is under DDP and has no other buffers than masks, wrap
-            it again: DDP cannot send the buffers of a module that has none any more.
+        module: the module to change. If it is under DDP and masks are its only buffers, wrap it
+            again: DDP cannot broadcast the buffers of a module that has none left.
 
     Returns:
         The same module.
@@ -319,11 +318,11 @@ def make_permanent_(module: M) -> M:
     with all_or_nothing(module.modules()):
         for owner in module.modules():
             for name in pruning_hooks(owner):
-                # torch's `remove` replaces the data, which a DTensor does not take over
+                # torch's `remove` assigns to `.data`, which does not change a DTensor
                 is_shard = is_sharded([owner.get_parameter(f"{name}_orig")])
                 (restore_dense if is_shard else make_permanent)(owner, name)
         for owner in module.modules():
-            forget_children(owner)
+            remove_stale_child_hooks(owner)
         follow_names(module)
     with torch.no_grad():
         for shard, mask in shards:
@@ -332,10 +331,10 @@ def make_permanent_(module: M) -> M:
 
 
 def prior_masks(module: nn.Module, where: Where = None) -> dict[str, Tensor | None]:
-    """Return the masks with which a module is pruned further: `masks=` of `global_unstructured`.
+    """Return the prior masks of a module, for `masks=` of `global_unstructured`.
 
-    Use them in `gprune.global_unstructured` or `gprune.layerwise` with `params_of(module)` or with
-    `gprune.prunable(params_of(module), where)`.
+    Pass them to `gprune.global_unstructured` or `gprune.layerwise`, together with
+    `params_of(module)` or `gprune.prunable(params_of(module), where)`.
 
     Args:
         module: the module to read, pruned or not.
@@ -447,8 +446,8 @@ def _mask_errors(
             near = num_unknown <= MOST_NAMED and difflib.get_close_matches(str(path), by_path, n=1)
             names = describe_first(list(by_path), repr, ", ")
             hint = f"did you mean {near[0]!r}?" if near else f"it has {names}"
-            if behind := num_unknown <= MOST_NAMED and _paths_behind(module, str(path)):
-                hint = f"it is computed from {behind}; mask that instead"
+            if originals := num_unknown <= MOST_NAMED and _original_paths(module, str(path)):
+                hint = f"it is computed from {originals}; mask that instead"
             yield ValueError(f"masks[{path!r}]: the module has no such parameter; {hint}")
         elif mask is None:
             continue
@@ -460,11 +459,11 @@ def _mask_errors(
             yield ValueError(f"masks[{path!r}] has shape {shape}, its parameter has {wanted}")
 
 
-def _paths_behind(module: nn.Module, path: str) -> str:
+def _original_paths(module: nn.Module, path: str) -> str:
     """Name the parameters from which a parametrized tensor is computed; empty if it is none."""
     prefix, _, name = path.rpartition(".")
     try:
-        behind = tensors_behind(module.get_submodule(prefix), name)
+        originals = originals_of(module.get_submodule(prefix), name)
     except AttributeError:  # there is no such submodule
         return ""
-    return " and ".join(repr(f"{prefix}.{tensor}".lstrip(".")) for tensor in behind)
+    return " and ".join(repr(f"{prefix}.{tensor}".lstrip(".")) for tensor in originals)

@@ -44,26 +44,26 @@ Two states are left out on purpose. Rprop's `step_size` must not become 0. What 
 about all parameters together.
 """
 
-MOST_WRAPPERS = 10
-"""How deep an optimizer is looked for. The attribute `optimizer` of a mock never ends."""
+MAX_WRAPPERS = 10
+"""The most wrappers that are opened to find an optimizer. A mock has endlessly many."""
 
 
 def project_(optimizer: Optimizer, module: nn.Module) -> RemovableHandle:
     """Set the pruned weights of a module to zero, now and after every step of an optimizer.
 
-    The moments of pruned weights are set to zero too: every floating tensor of the parameter's
-    shape that the optimizer stores under a name that torch's optimizers use for one value per
-    weight, such as `exp_avg`. Quantized states and states under other names are left alone. The
-    weights are zero after every step all the same. Two kinds of optimizers do not fit: those that
-    store something else under such a name, as SOAP does under `exp_avg_sq`, and those that change
+    The moments of pruned weights are set to zero too. A moment is a floating tensor of the
+    parameter's shape that the optimizer stores under a name that torch's optimizers use for one
+    value per weight, such as `exp_avg`. Quantized states and states under other names are left
+    alone, and the weights are zero after every step all the same. Two kinds of optimizers do not
+    fit. Some store something else under such a name, as SOAP does under `exp_avg_sq`. Others change
     weights outside of `step`, as schedule-free ones do in `eval`.
 
-    The dense values of pruned weights are lost at once, so `detach_masks_` restores zeros. They
-    stay zero until the hook is removed.
+    The dense values of pruned weights are lost at once, so `detach_masks_` restores zeros. The
+    weights stay zero until the hook is removed.
 
     The masks are read from the module at this call and after each step. After `make_permanent_` the
-    last masks that were read stay in use. So after pruning further, call this function again, or
-    take a step, before `make_permanent_`.
+    last masks that were read stay in use. So if you prune further, take a step or call this
+    function again before `make_permanent_`.
 
     It sends no messages, so with DTensors only the rank with the error raises it.
 
@@ -92,18 +92,18 @@ def project_(optimizer: Optimizer, module: nn.Module) -> RemovableHandle:
         >>> net.weight[0, 1].item() == 0
         True
     """
-    stepping = _stepping(optimizer)
+    inner = _find_optimizer(optimizer)
     masks = _masks_of_pruned(module)
     if not masks:
         raise ValueError("the module has no pruned parameter; prune it or attach masks first")
-    _check_updated(stepping, params_of(module), masks)
+    _check_updated(inner, params_of(module), masks)
 
     def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         masks.update(_masks_of_pruned(module))
         _mask_all(optimizer, module, masks)
 
-    handle = stepping.register_step_post_hook(hook)
-    _mask_all(stepping, module, masks)
+    handle = inner.register_step_post_hook(hook)
+    _mask_all(inner, module, masks)
     return handle
 
 
@@ -115,7 +115,7 @@ def keep_zeros_(module: nn.Module, optimizer: Optimizer, *, where: Where = None)
     its state dict and its names stay as they are. After every step of the optimizer, the weights
     that are zero now are set to zero again, and so are their moments, as by `project_`.
 
-    Gradients are not masked. A norm to which gradients are clipped counts those of the zeros too.
+    Gradients are not masked, so gradient clipping by norm counts those of the zeros too.
 
     If the module is under DDP, its weights must be equal on all ranks at this call. Under
     `fully_shard`, all ranks must make the call.
@@ -148,13 +148,13 @@ def keep_zeros_(module: nn.Module, optimizer: Optimizer, *, where: Where = None)
         >>> (net.weight == 0).tolist()
         [[False, True]]
     """
-    stepping, masks = _zeros_to_keep(params_of(module), optimizer, where)
+    inner, masks = _zeros_to_keep(params_of(module), optimizer, where)
 
     def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         _mask_all(optimizer, module, masks)
 
-    handle = stepping.register_step_post_hook(hook)
-    _mask_all(stepping, module, masks)
+    handle = inner.register_step_post_hook(hook)
+    _mask_all(inner, module, masks)
     return handle
 
 
@@ -176,7 +176,7 @@ def _zeros_to_keep(
         ValueError: if there are no zeros, the optimizer updates no parameter that has zeros, or a
             parameter is all zero and `where` is not given.
     """
-    stepping = _stepping(optimizer)
+    inner = _find_optimizer(optimizer)
     weights = prunable(params, where)
     if where is not None and all(weight is None for weight in weights.values()):
         names = describe_first(list(weights), repr, ", ")
@@ -195,22 +195,22 @@ def _zeros_to_keep(
             f"all of {describe_first(all_zero, repr, ', ')} is zero and would stay so; choose the "
             "parameters whose zeros are kept with where="
         )
-    _check_updated(stepping, params, masks)
+    _check_updated(inner, params, masks)
     check_same_leaves("keep_zeros_", list(params.values()), lambda: list(params))
-    return stepping, masks
+    return inner, masks
 
 
 def _masks_of_pruned(module: nn.Module) -> dict[str, Tensor]:
     return {path: mask for path, mask in masks_of(module).items() if mask is not None}
 
 
-def _stepping(optimizer: Any) -> Optimizer:
-    """Return the optimizer whose steps run hooks: the one given, or the one inside a wrapper."""
-    stepping = optimizer
-    for _ in range(MOST_WRAPPERS):
-        if isinstance(stepping, Optimizer) and hasattr(stepping, "_optimizer_step_post_hooks"):
-            return stepping
-        stepping = getattr(stepping, "optimizer", None)
+def _find_optimizer(optimizer: Any) -> Optimizer:
+    """Return the optimizer whose steps run hooks: the given one, or the one inside a wrapper."""
+    inner = optimizer
+    for _ in range(MAX_WRAPPERS):
+        if isinstance(inner, Optimizer) and hasattr(inner, "_optimizer_step_post_hooks"):
+            return inner
+        inner = getattr(inner, "optimizer", None)
     raise TypeError(
         "optimizer must be a torch.optim.Optimizer whose steps run hooks, or have one as its "
         f"attribute `optimizer`, got {type(optimizer).__name__}"

@@ -1,16 +1,16 @@
 """Masks of modules whose parameters are DTensors, and of modules under `fully_shard` (FSDP2).
 
-Under `fully_shard` a module holds a shard of each parameter, as a DTensor. For a forward pass the
-shard is replaced by the whole parameter, a plain tensor under the same name. So the masks are
-needed in both forms, and names matter:
+Under `fully_shard` a module has a shard of each parameter, as a DTensor. In a forward pass it has
+the whole parameter instead, a plain tensor under the same name. So a mask is needed whole and as a
+shard, and `fully_shard` must know the names:
 
 1. The hook that multiplies the mask into the weight runs in the forward pass. So the buffer
-   `<name>_mask` is whole, and the same on all ranks. So is the masked weight of the last forward
-   pass, which torch keeps under the name of the parameter.
+   `<name>_mask` is whole, and the same on all ranks. The masked weight of the last forward pass,
+   which torch keeps under the name of the parameter, is whole too.
 2. Everything else happens between forward passes. It takes the part of the mask that belongs to
    the shard of the parameter: `place_like`.
-3. Pruning gives the parameter another name, `<name>_orig`, and `remove` gives the old one back.
-   `fully_shard` has to use the name that the parameter has now: `follow_names`.
+3. Pruning renames the parameter to `<name>_orig`, and `remove` renames it back. `follow_names`
+   tells `fully_shard` the name that the parameter has now.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from gprune.sharding import is_sharded
 
 
 def reshard(module: nn.Module) -> None:
-    """Free the whole parameters that a forward pass may have left, so that the shards are there."""
+    """Replace whole parameters, which a forward pass may have left, by their shards."""
     for child in _fully_sharded(module):
         child.reshard()
 
@@ -38,7 +38,7 @@ def whole(tensor: Any) -> Tensor:
 
 
 def local_shard(tensor: Any) -> Tensor:
-    """Return the shard of a DTensor that this rank has, and a plain tensor itself."""
+    """Return the shard of a DTensor that this rank has; a plain tensor is returned as it is."""
     shard: Tensor = tensor.to_local() if is_sharded([tensor]) else tensor
     return shard
 
@@ -51,7 +51,7 @@ def place_like(tensor: Tensor, leaf: Any) -> Tensor:
         leaf: a plain tensor or a DTensor.
 
     Returns:
-        The tensor itself if it is in place already.
+        The placed tensor, which is `tensor` itself if it is in place already.
     """
     if not is_sharded([leaf]):
         return whole(tensor).to(leaf.device)
@@ -68,6 +68,9 @@ def place_for_forward(mask: Tensor, site: Any) -> Tensor:
     Args:
         mask: a mask of the shape of the parameter; if it is plain, it is the same on all ranks.
         site: the parameter, with its `owner`, `name` and `dense`.
+
+    Returns:
+        The placed mask.
     """
     if is_fully_sharded(site.owner, site.name):
         return whole(mask).to(site.dense.device_mesh.device_type)
@@ -132,10 +135,11 @@ def check_attaching(module: nn.Module, sites: Iterable[Any]) -> None:
 
 @contextmanager
 def whole_stand_in(module: nn.Module, name: str) -> Iterator[None]:
-    """Let a parameter under `fully_shard` be whole while a whole mask is attached to it.
+    """Make a parameter under `fully_shard` whole while a whole mask is attached to it.
 
-    torch would multiply the mask into the shard. So inside the block the parameter is a stand-in,
-    which has its shape and no memory. Other parameters are left as they are.
+    Otherwise torch would multiply the mask into the shard. Inside the block, a tensor of the whole
+    shape that takes no memory stands in for the parameter. A parameter that is not under
+    `fully_shard` is left as it is.
 
     Args:
         module: the module that has the parameter.
@@ -180,5 +184,5 @@ def _records(module: nn.Module) -> Iterator[Any]:
 
 
 def _fully_sharded(module: nn.Module) -> list[Any]:
-    """Return the modules to which `fully_shard` was applied: they have this method."""
+    """Return the modules to which `fully_shard` was applied. It gives them `_get_fsdp_state`."""
     return [child for child in module.modules() if hasattr(child, "_get_fsdp_state")]

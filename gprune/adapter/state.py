@@ -30,7 +30,7 @@ def pruning_hooks(module: nn.Module) -> dict[str, int]:
 
 
 def attach_all(
-    masks: Mapping[ModuleAndName, Tensor], users: Iterable[tuple[nn.Module, str]] = ()
+    masks: Mapping[ModuleAndName, Tensor], uncalled: Iterable[tuple[nn.Module, str]] = ()
 ) -> None:
     """Prune each (module, name) by its mask, or none of them if one fails.
 
@@ -38,28 +38,28 @@ def attach_all(
 
     Args:
         masks: the masks.
-        users: (owner, path of a child) where the owner uses a weight of the child without calling
-            the child. If the child is in `masks`, its weights are recomputed before each forward of
-            the owner.
+        uncalled: (owner, path of a child) where the owner uses a weight of the child without
+            calling the child. If the child is in `masks`, its weights are recomputed before each
+            forward of the owner.
     """
     modules = {module for module, _ in masks}
-    used = [(owner, path) for owner, path in users if owner.get_submodule(path) in modules]
-    with all_or_nothing((*modules, *(owner for owner, _ in used))):
-        _warn_of_uncalled(masks, {owner.get_submodule(path) for owner, path in used})
+    recomputed = [(owner, path) for owner, path in uncalled if owner.get_submodule(path) in modules]
+    with all_or_nothing((*modules, *(owner for owner, _ in recomputed))):
+        _warn_of_uncalled(masks, {owner.get_submodule(path) for owner, path in recomputed})
         for (module, name), mask in masks.items():
             with whole_stand_in(module, name):
                 attach_mask(module, name, mask)
-        for owner, path in used:
+        for owner, path in recomputed:
             hook = RecomputeChild(path)
             if hook not in owner._forward_pre_hooks.values():
                 owner.register_forward_pre_hook(hook)
 
 
-def _warn_of_uncalled(masks: Mapping[ModuleAndName, Tensor], used: set[nn.Module]) -> None:
+def _warn_of_uncalled(masks: Mapping[ModuleAndName, Tensor], recomputed: set[nn.Module]) -> None:
     # only `nn.MultiheadAttention` makes modules of this class
     if any(
         isinstance(module, NonDynamicallyQuantizableLinear)
-        and module not in used
+        and module not in recomputed
         and name not in pruning_hooks(module)  # else the earlier pruning has warned
         for module, name in masks
     ):
@@ -72,7 +72,7 @@ def _warn_of_uncalled(masks: Mapping[ModuleAndName, Tensor], used: set[nn.Module
         )
 
 
-def forget_children(module: nn.Module) -> None:
+def remove_stale_child_hooks(module: nn.Module) -> None:
     """Remove the hooks by which a module recomputes children that are not pruned any more."""
     for key, hook in list(module._forward_pre_hooks.items()):
         if isinstance(hook, RecomputeChild) and not pruning_hooks(module.get_submodule(hook.child)):
@@ -82,8 +82,9 @@ def forget_children(module: nn.Module) -> None:
 def make_permanent(module: nn.Module, name: str) -> None:
     """Write the zeros of a mask into the weight, and remove the mask, with torch's `remove`.
 
-    torch replaces the data, which a DTensor does not take over. So its shard is changed in place.
-    torch multiplies by the mask, and 0 times NaN is NaN. So pruned entries are set to zero at last.
+    torch's `remove` assigns to `.data`, which does not change a DTensor, so its shard is changed in
+    place. torch multiplies by the mask, and 0 times NaN is NaN, so pruned entries are set to zero
+    afterwards.
     """
     dense = module._parameters.get(f"{name}_orig")
     if dense is not None and is_sharded([dense]):

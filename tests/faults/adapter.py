@@ -34,7 +34,7 @@ FAULTS = [
     fault(
         "the hook is added to a wrapper that runs none",
         "adapter/optimizers.py",
-        ' and hasattr(stepping, "_optimizer_step_post_hooks")',
+        ' and hasattr(inner, "_optimizer_step_post_hooks")',
         "",
         "tests/adapter/test_optimizers.py::test_the_optimizer_inside_a_wrapper_is_followed",
     ),
@@ -183,7 +183,7 @@ FAULTS = [
     fault(
         "a copy of a copy does not know its module",
         "adapter/hooks.py",
-        "            twin.remember(memo.get(id(module)))  # a copy that is not complete yet\n",
+        "            copied.set_owner(memo.get(id(module)))  # a copy that is not complete yet\n",
         "",
         "tests/adapter/test_hooks.py::test_a_pruned_module_can_be_copied",
     ),
@@ -340,8 +340,8 @@ FAULTS = [
     fault(
         "a parametrization that returns its parameter is not seen",
         "adapter/drop_in.py",
-        "if name not in pruning_hooks(module) and (behind",
-        "if not isinstance(dense, nn.Parameter) and (behind",
+        "if name not in pruning_hooks(module) and (originals",
+        "if not isinstance(dense, nn.Parameter) and (originals",
         "tests/adapter/test_hooks.py::test_a_parametrization_that_changes_nothing_is_named_too",
     ),
 ]
