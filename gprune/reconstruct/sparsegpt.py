@@ -42,10 +42,10 @@ def sparsegpt(
 
     Let H = G + λI, with λ = `damping` times the mean of the diagonal of G, and let U be the upper
     triangular matrix with H⁻¹ = Uᵀ U. The score of an entry w in column c is w² / U_cc². The
-    columns are taken in blocks. At the start of a block, its entries with the lowest scores in all
-    rows are chosen to be pruned. Then, column by column, the chosen entries of column c are set to
-    zero, and e_c / U_cc times U[c, c+1:] is subtracted from the columns after c. e_c has the old
-    values of the chosen entries, and 0 for the others.
+    columns are taken in blocks. At the start of a block, those of its entries that have the lowest
+    scores are chosen, over all rows. Then, column by column, the chosen entries e_c of column c are
+    set to zero, and e_c / U_cc times U[c, c+1:] is subtracted from the columns after c, in the rows
+    of the chosen entries.
 
     If k entries of a leaf with d columns are to be pruned, floor(k c / d) of them are in the blocks
     up to column c, so the total is exact. Among equal scores the entry in the first row is pruned

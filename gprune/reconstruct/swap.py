@@ -180,7 +180,7 @@ def _slots(mask: Tensor, groups: Tensor) -> Slots:
 def _swap_rows(
     w: Tensor, mask: Tensor, gram: Tensor, exact_gram: Tensor, slots: Slots, rounds: int
 ) -> None:
-    """Make the best exchange of every row, round by round; `mask` is changed.
+    """Make the best exchange of every row, round by round, in place in `mask`.
 
     Args:
         w: the weights, (rows, columns).
@@ -195,41 +195,44 @@ def _swap_rows(
         return
     # All pairs are compared in the dtype of the weights. Whether the best one lowers the error is
     # decided in float64, so that the error cannot rise.
-    numbers = torch.arange(len(w), device=w.device)
+    numbers = torch.arange(len(w), device=w.device)  # of the rows that are left, in `mask`
     mixed = -2 * _mixed_terms(w, gram, numbers, kept.unsqueeze(3), pruned.unsqueeze(2))
     exact, changes = w.to(torch.float64), torch.empty_like(mixed)
     products = torch.where(mask, 0, exact) @ exact_gram  # G e
     squares = exact.square() * exact_gram.diagonal()
     for _ in range(rounds):
+        # the change of the error by pruning each kept column, and by keeping each pruned one
         if_pruned = _at(squares + 2 * exact * products, kept).masked_fill_(~is_kept, torch.inf)
         if_kept = _at(squares - 2 * exact * products, pruned).masked_fill_(~is_pruned, torch.inf)
+        # the best pair of each row: column p is pruned, and u is kept instead
         torch.add(mixed, if_kept.to(w.dtype).unsqueeze(2), out=changes)
-        slot = (changes.amin(3) + if_pruned.to(w.dtype)).flatten(1).argmin(1)
-        all_rows = torch.arange(len(slot), device=w.device)
-        group, out = slot // kept.shape[2], slot % kept.shape[2]
-        back = changes[all_rows, group, out].argmin(1)
-        old, new = kept[all_rows, group, out], pruned[all_rows, group, back]
+        best = (changes.amin(3) + if_pruned.to(w.dtype)).flatten(1).argmin(1)
+        all_rows = torch.arange(len(best), device=w.device)
+        group, p_slot = best // kept.shape[2], best % kept.shape[2]
+        u_slot = changes[all_rows, group, p_slot].argmin(1)
+        p, u = kept[all_rows, group, p_slot], pruned[all_rows, group, u_slot]
         terms = torch.stack(
             [
-                if_pruned[all_rows, group, out],
-                if_kept[all_rows, group, back],
-                -2 * _mixed_terms(exact, exact_gram, all_rows, old, new),
+                if_pruned[all_rows, group, p_slot],
+                if_kept[all_rows, group, u_slot],
+                -2 * _mixed_terms(exact, exact_gram, all_rows, p, u),
             ]
         )
         better = (terms.sum(0) < -TOLERANCE * terms.abs().sum(0)).nonzero().squeeze(1)
         if not len(better):
             break
-        group, out, back, old, new = (x[better] for x in (group, out, back, old, new))
-        kept[better, group, out], pruned[better, group, back] = new, old
-        mask[numbers[better], new], mask[numbers[better], old] = True, False
-        products[better] += exact[better, old, None] * exact_gram[old]
-        products[better] -= exact[better, new, None] * exact_gram[new]
+        # the rows that get better make the exchange
+        group, p_slot, u_slot, p, u = (x[better] for x in (group, p_slot, u_slot, p, u))
+        kept[better, group, p_slot], pruned[better, group, u_slot] = u, p
+        mask[numbers[better], u], mask[numbers[better], p] = True, False
+        products[better] += exact[better, p, None] * exact_gram[p]
+        products[better] -= exact[better, u, None] * exact_gram[u]
         row = better.unsqueeze(1)
-        mixed[better, group, out] = -2 * _mixed_terms(
-            w, gram, row, new.unsqueeze(1), pruned[better, group]
+        mixed[better, group, p_slot] = -2 * _mixed_terms(
+            w, gram, row, u.unsqueeze(1), pruned[better, group]
         )
-        mixed[better, group, :, back] = -2 * _mixed_terms(
-            w, gram, row, kept[better, group], old.unsqueeze(1)
+        mixed[better, group, :, u_slot] = -2 * _mixed_terms(
+            w, gram, row, kept[better, group], p.unsqueeze(1)
         )
         if 2 * len(better) <= len(w):  # a row without a better exchange never gets one again
             kept, pruned, is_kept, is_pruned = (
@@ -241,7 +244,7 @@ def _swap_rows(
 
 
 def _mixed_terms(w: Tensor, gram: Tensor, rows: Tensor, p: Tensor, u: Tensor) -> Tensor:
-    """Return w_p w_u G_pu for columns p and u of some rows, which are broadcast."""
+    """Return w_p w_u G_pu for columns p and u, of shapes that broadcast with the rows in front."""
     rows = rows.view(-1, *[1] * (max(p.dim(), u.dim()) - 1)) if rows.dim() == 1 else rows
     return w[rows, p] * w[rows, u] * gram[p, u]
 

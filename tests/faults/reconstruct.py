@@ -157,15 +157,15 @@ FAULTS = [
     fault(
         "swaps without the mixed term",
         "reconstruct/swap.py",
-        "-2 * _mixed_terms(exact, exact_gram, all_rows, old, new),",
-        "-0 * _mixed_terms(exact, exact_gram, all_rows, old, new),",
+        "-2 * _mixed_terms(exact, exact_gram, all_rows, p, u),",
+        "-0 * _mixed_terms(exact, exact_gram, all_rows, p, u),",
         SWAP,
     ),
     fault(
         "the pairs of a new column are not computed again",
         "reconstruct/swap.py",
-        "        mixed[better, group, :, back] =",
-        "        mixed[better[:0], group[:0], :, back[:0]] =",
+        "        mixed[better, group, :, u_slot] =",
+        "        mixed[better[:0], group[:0], :, u_slot[:0]] =",
         SWAP,
     ),
     fault(
