@@ -206,7 +206,7 @@ class RankedLeaves:
                         f"got {low if low < -MAX_INT64_SCORE else high}; cast them to float64",
                     )
 
-    def not_counted(self) -> RankedLeaves | None:
+    def counted_elsewhere(self) -> RankedLeaves | None:
         """Return the same leaves, of which only those count that another process counts.
 
         Returns:

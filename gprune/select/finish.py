@@ -234,7 +234,7 @@ def write_replicas(
     Returns:
         An empty tensor: there is nothing to sum, and the message only carries an error.
     """
-    replicas = ranked.not_counted()
+    replicas = ranked.counted_elsewhere()
     if replicas is not None:
         for query, (key, tree_index) in zip(queries, thresholds, strict=True):
             end = replicas.last_position(tree_index)

@@ -239,7 +239,7 @@ def write_at(
     exact = replace(ranked, exact=True)  # any threshold has a float64 key
 
     def write() -> Tensor:
-        for part in (exact, exact.not_counted()):
+        for part in (exact, exact.counted_elsewhere()):
             if part is not None:
                 blocks = part.blocks(range(len(part.scores)))
                 write_masks(part, blocks, key, part.last_position(tree_index), masks)

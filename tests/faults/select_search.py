@@ -223,7 +223,7 @@ FAULTS = [
     fault(
         "replicas keep what a threshold prunes",
         "select/search.py",
-        "for part in (exact, exact.not_counted()):",
+        "for part in (exact, exact.counted_elsewhere()):",
         "for part in (exact,):",
         "tests/select/test_search.py::test_masks_from_a_threshold_are_written_also_for_replicas",
     ),

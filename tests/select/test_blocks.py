@@ -165,7 +165,7 @@ def test_positions_and_tree_indices_of_shards(tree: fuzz.Tree, data: st.DataObje
         for index in data.draw(st.lists(st.integers(-1, own.starts[-1]), max_size=20)):
             assert part.last_position(index) == int((expected <= index).sum()) - 1
         counted.append(expected)
-        rest = part.not_counted()
+        rest = part.counted_elsewhere()
         if all(part.counted):
             assert rest is None
         else:
@@ -181,7 +181,7 @@ def test_whole_leaves_have_their_positions() -> None:
     positions = torch.tensor([6, 0])
     assert leaves.tree_index(positions).tolist() == [6, 0]
     assert [leaves.last_position(i) for i in (-1, 5)] == [-1, 5]
-    assert leaves.not_counted() is None
+    assert leaves.counted_elsewhere() is None
 
 
 def test_the_device_of_leaves_on_several_is_the_cpu() -> None:
