@@ -201,35 +201,17 @@ def _collect(
     uncalled: list[tuple[nn.Module, str]] = []
     for index, pair in enumerate(pairs):
         given = owner, path = _checked_pair(pair, index)
-        where = f"parameters[{index}] ({type(owner).__name__}, {path!r})"
+        label = f"parameters[{index}] ({type(owner).__name__}, {path!r})"
         module, name = _resolve(owner, path)
-        value = getattr(module, name, None)
-        if not isinstance(value, Tensor):
-            raise AttributeError(
-                f"{where}: the module has no tensor {path!r} to prune, got {value!r}; "
-                "leave the pair out or correct its name"
-            )
-        if is_managed(module):
-            raise ValueError(
-                f"{where}: the module is under fully_shard; prune before fully_shard, or call "
-                "prune_ with the module to which fully_shard was applied"
-            )
+        dense, value = _dense_and_current(module, name, label)
         if module is not owner and not isinstance(module, ParametrizationList):
             uncalled.append((owner, path.rpartition(".")[0]))
         uncalled += uncalled_children([owner])
-        dense = getattr(module, f"{name}_orig") if name in pruning_hooks(module) else value
-        if value.device != dense.device:  # the masked weight does not move before a forward
-            value = getattr(module, f"{name}_mask") * dense
-        if name not in pruning_hooks(module) and (originals := originals_of(module, name)):
-            raise TypeError(
-                f"{where}: the tensor is computed from {' and '.join(map(repr, originals))}, so it "
-                f"is no Parameter to prune; give the pair (module, {originals[0]!r}) instead"
-            )
         weight = weights.setdefault(id(dense), _Weight(dense, value))
-        weight.priors[module, name] = _checked_prior(module, name, dense, where)
+        weight.priors[module, name] = _checked_prior(module, name, dense, label)
         for key in (given, (module, name)):
             if key in scores:
-                _check_scores(scores[key], weight, where)
+                _check_scores(scores[key], weight, label)
                 weight.scores, weight.has_scores = scores[key], True
     if not weights:
         raise ValueError("parameters must hold at least one (module, name) pair, got none")
@@ -239,6 +221,31 @@ def _collect(
             f"must be the same pairs (module, name), got {_shown(next(iter(scores)))}"
         )
     return list(weights.values()), uncalled
+
+
+def _dense_and_current(module: nn.Module, name: str, label: str) -> tuple[Tensor, Tensor]:
+    """Return the dense parameter of a pair, and the tensor that the module has under the name."""
+    value = getattr(module, name, None)
+    if not isinstance(value, Tensor):
+        raise AttributeError(
+            f"{label}: the module has no tensor {name!r} to prune, got {value!r}; "
+            "leave the pair out or correct its name"
+        )
+    if is_managed(module):
+        raise ValueError(
+            f"{label}: the module is under fully_shard; prune before fully_shard, or call "
+            "prune_ with the module to which fully_shard was applied"
+        )
+    is_pruned = name in pruning_hooks(module)
+    if not is_pruned and (originals := originals_of(module, name)):
+        raise TypeError(
+            f"{label}: the tensor is computed from {' and '.join(map(repr, originals))}, so it "
+            f"is no Parameter to prune; give the pair (module, {originals[0]!r}) instead"
+        )
+    dense = getattr(module, f"{name}_orig") if is_pruned else value
+    if value.device != dense.device:  # the masked weight does not move before a forward
+        value = getattr(module, f"{name}_mask") * dense
+    return dense, value
 
 
 def _checked_pair(pair: Any, index: int) -> ModuleAndName:
@@ -276,26 +283,26 @@ def _resolve(owner: nn.Module, path: str) -> ModuleAndName:
         return owner, path
 
 
-def _checked_prior(module: nn.Module, name: str, dense: Tensor, where: str) -> Tensor | None:
+def _checked_prior(module: nn.Module, name: str, dense: Tensor, label: str) -> Tensor | None:
     prior = getattr(module, f"{name}_mask", None)
     if prior is None or (isinstance(prior, Tensor) and prior.shape == dense.shape):
         return prior
     got = tuple(prior.shape) if isinstance(prior, Tensor) else repr(prior)
-    raise ValueError(f"{where}: {name}_mask must be of shape {tuple(dense.shape)}, got {got}")
+    raise ValueError(f"{label}: {name}_mask must be of shape {tuple(dense.shape)}, got {got}")
 
 
-def _check_scores(scores: Tensor, weight: _Weight, where: str) -> None:
+def _check_scores(scores: Tensor, weight: _Weight, label: str) -> None:
     if not isinstance(scores, Tensor):
         got = type(scores).__name__
-        raise TypeError(f"importance_scores of {where} must be a tensor, got {got}")
+        raise TypeError(f"importance_scores of {label} must be a tensor, got {got}")
     if scores.shape != weight.dense.shape:
         raise ValueError(
-            f"importance_scores of {where} have shape {tuple(scores.shape)}, "
+            f"importance_scores of {label} have shape {tuple(scores.shape)}, "
             f"its parameter has {tuple(weight.dense.shape)}"
         )
     if weight.has_scores and not _are_equal(scores, weight.scores):
         raise ValueError(
-            f"importance_scores of {where} differ from those of another name of the same "
+            f"importance_scores of {label} differ from those of another name of the same "
             "Parameter, which is ranked once; give one tensor for all of its names"
         )
 

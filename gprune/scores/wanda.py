@@ -129,8 +129,8 @@ def require_observed(found: list[Any]) -> None:
     if all(measured is None for measured in found):
         raise ValueError(
             "forward passed no tensor of params as the weight of a linear or convolution function, "
-            "or as a factor of a matrix product; check that it computes with params, for example by "
-            "torch.func.functional_call(module, params, (x,))"
+            "or as a factor of a matrix product; check that it computes with params, for example "
+            "by torch.func.functional_call(module, params, (x,))"
         )
 
 

@@ -1655,7 +1655,7 @@ REBUILT = [
     bad(R.sparsegpt, "an indefinite matrix", V, "grams semidefinite", ROWS, INDEFINITE, amount=0.5),
     bad(R.refit, "no Gram matrix", V, "grams None mask input_gram", ROWS, KEPT, None),
     bad(R.swap, "no Gram matrix", V, "grams None mask input_gram", ROWS, KEPT, None),
-    bad(R.sparsegpt, "no Gram matrix", V, "grams nothing pruned", ROWS, None, amount=0.5),
+    bad(R.sparsegpt, "no Gram matrix", V, "grams nothing prune input_gram", ROWS, None, amount=0.5),
     bad(R.refit, "masks of numbers", T, "masks float32", ROWS, ROWS, GRAM),
     bad(R.swap, "masks of numbers", T, "masks float32", ROWS, ROWS, GRAM),
     bad(R.swap, "no rounds", V, "rounds 0", ROWS, KEPT, GRAM, rounds=0),
