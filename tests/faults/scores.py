@@ -146,7 +146,7 @@ FAULTS = [
     fault(
         "one group for all",
         "scores/wanda.py",
-        "x.shape[1 - len(shape)] // shape[1] if shape[1] else 1",
+        "squares.shape[1] // shape[1] if layer not in TRANSPOSED and shape[1] else 1",
         "1",
         "tests/scores/test_wanda.py::test_wanda_is_the_error_of_the_output_without_a_weight",
     ),
@@ -237,13 +237,13 @@ FAULTS = [
     fault(
         "the last row of a group is one of the next",
         "scores/wanda.py",
-        "device=offs.device), right=True)",
-        "device=offs.device))",
+        "device=ends.device), right=True)",
+        "device=ends.device))",
         "tests/scores/test_wanda.py::test_wanda_of_any_layout_is_the_error_of_the_output",
     ),
     fault(
         "a view of other strides is a part of a weight",
-        "scores/wanda.py",
+        "scores/observer.py",
         "if weight.stride(dim) == stride and",
         "if weight.stride(dim) >= stride and",
         "tests/scores/test_wanda.py::test_tensors_that_share_no_memory_with_a_weight_are_no_views_of_it",

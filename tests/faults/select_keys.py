@@ -261,7 +261,7 @@ FAULTS = [
     fault(
         "the hash is shifted with its sign",
         "select/counter_rng.py",
-        "torch.bitwise_and(z >> num_bits, 2 ** (64 - num_bits) - 1)",
+        "(z >> num_bits).bitwise_and_(2 ** (64 - num_bits) - 1)",
         "z >> num_bits",
         "tests/select/test_counter_rng.py::test_draws_are_splitmix64_in_a_stream_of_the_seed_and_the_leaf",
     ),
