@@ -261,11 +261,11 @@ def page(results: dict[str, Any]) -> str:
         "# A language model, pruned without training",
         "",
         f"Written by `python -m tests.bench.llm`, with {machine}. SmolLM2-135M-Instruct; the "
-        f"linear weights of its 30 blocks are pruned. Perplexity of {TOKENS:,} tokens of two plays of "
-        f"Shakespeare, from {TOKENS:,} calibration tokens of five others. Where there are several "
-        "calibration seeds, the range is given. Sequential: each block is pruned with the inputs "
-        "that the pruned blocks before it produce. The seconds are those of one pruning, with "
-        "the measurement of the inputs; the machine did other work, too.",
+        "linear weights of its 30 blocks are pruned. The perplexity is that of "
+        f"{TOKENS:,} tokens of two plays of Shakespeare, and the inputs are measured on {TOKENS:,} "
+        "tokens of five others. Of several calibration seeds the range is given. Sequential: each "
+        "block is pruned with the inputs that the pruned blocks before it produce. The seconds are "
+        "those of one pruning, with the measurement of the inputs.",
         "",
         "| method | pruned | perplexity | seeds | seconds | peak MiB of the process |",
         "|---|---|---|---|---|---|",
