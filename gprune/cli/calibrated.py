@@ -78,6 +78,8 @@ def prune(
     Returns:
         How much of each tensor is pruned, and why the other tensors are left out.
     """
+    import transformers  # noqa: F401  if it is missing, no other error comes first
+
     source = checkpoints.read(checkpoint)
     checkpoints.check_output_path(source, out, force=force)
     weights = checkpoints.choose(source.tensors, include=include, exclude=exclude)
