@@ -29,7 +29,13 @@ from gprune import reconstruct
 from gprune.checkpoints.calibrating import BlockInput, block_function, find_blocks, first_inputs
 from gprune.checkpoints.choosing import NamedTensors
 from gprune.checkpoints.planning import Rebuilt
-from gprune.checkpoints.reading import WEIGHT_FILES, Checkpoint, CheckpointError, weight_file
+from gprune.checkpoints.reading import (
+    WEIGHT_FILES,
+    Checkpoint,
+    CheckpointError,
+    require_file,
+    weight_file,
+)
 from gprune.trees import Tree
 
 DEFAULT_LENGTH = 2_048
@@ -140,8 +146,8 @@ def read_text(
         The sequences, each (1, length).
 
     Raises:
-        CheckpointError: if the text is not UTF-8 or has fewer tokens, the length is more than the
-            model allows, or transformers cannot load the tokenizer.
+        CheckpointError: if the text is missing, is not UTF-8 or has fewer tokens, the length is
+            more than the model allows, or transformers cannot load the tokenizer.
     """
     from transformers import AutoTokenizer
 
@@ -152,6 +158,7 @@ def read_text(
     elif length > min(most, tokens):
         has = f"the model takes {most:,}" if length > most else f"there are {tokens:,} in all"
         raise CheckpointError(f"a sequence cannot have {length:,} tokens: {has}")
+    require_file(path)
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

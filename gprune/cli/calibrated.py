@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from gprune import checkpoints
+from gprune import checkpoints, num_to_prune
 from gprune.checkpoints import CheckpointError, language
 from gprune.checkpoints.language import Amount
 from gprune.cli.printing import one_line_warnings, progress_bar, step_bar
+from gprune.methods.n_of_m import check_pattern
 
 TOKENS = 16_384
 """How many tokens of the text are read by default."""
@@ -83,6 +84,10 @@ def prune(
     source = checkpoints.read(checkpoint)
     checkpoints.check_output_path(source, out, force=force)
     weights = checkpoints.choose(source.tensors, include=include, exclude=exclude)
+    if isinstance(amount, tuple):
+        check_pattern(*amount)
+    else:
+        num_to_prune(amount, max(weight.numel() for weight in weights.values()))  # or an error
     batches = language.read_text(text, source, tokens=tokens, length=length)
     model = language.load(source, weights)
     blocks = language.linear_blocks(model, source, weights)
