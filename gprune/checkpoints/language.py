@@ -1,8 +1,9 @@
 """Language models of transformers: pruned block by block, with the inputs that a text gives them.
 
 The other files of this package see tensors by name. Here the network itself is loaded, because a
-calibrated score and a rebuilt weight depend on its inputs. So it must fit into memory twice: as it
-is stored, and with the pruned weights.
+calibrated score and a rebuilt weight depend on its inputs. It runs in float32, which is fast and
+exact enough on every CPU, or in float64 if a weight is float64. So it must fit into memory twice in
+that dtype: as it is, and with the pruned weights.
 
 Only the weights of the linear layers in the blocks are pruned. Each of them is compared with the
 tensor of its name in the checkpoint before anything is pruned. So a weight that transformers
@@ -94,11 +95,11 @@ Method: TypeAlias = Callable[[LinearBlock, dict[str, Tensor], list[BlockInput]],
 
 
 def load(checkpoint: Checkpoint, weights: NamedTensors) -> nn.Module:
-    """Load the language model of a folder, in the dtype of its weights.
+    """Load the language model of a folder, in float32, or in float64 if a weight is float64.
 
     Args:
         checkpoint: the folder.
-        weights: the chosen tensors, which decide on the dtype.
+        weights: the chosen tensors of the folder.
 
     Returns:
         The model, on the CPU, that uses no cache.
@@ -110,7 +111,8 @@ def load(checkpoint: Checkpoint, weights: NamedTensors) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     config = _config(checkpoint)
-    dtype = reduce(torch.promote_types, (weight.dtype for weight in weights.values()))
+    dtypes = [weight.dtype for weight in weights.values()]
+    dtype = reduce(torch.promote_types, dtypes, torch.float32)
     with _loading(checkpoint.path, "model"):
         model, found = AutoModelForCausalLM.from_pretrained(
             checkpoint.path,
@@ -329,15 +331,17 @@ def prune(
 def _prune_block(
     block: Any, params: Any, inputs: Any, *, method: Method, advance: Callable[[int], object]
 ) -> tuple[Tree, Tree]:
+    """Prune a block, with new weights as they will be stored, for the blocks after it."""
+    new, masks = dict(params), dict.fromkeys(params)
     if block.weights:
         try:
-            params, masks = method(block, params, inputs)
+            rebuilt, masks = method(block, params, inputs)
         except ValueError as error:
             raise CheckpointError(f"{block.path}: {error}") from None
-    else:
-        masks = dict.fromkeys(params)
+        for path, (_, dtype, _) in block.weights.items():
+            new[path] = rebuilt[path].to(dtype).to(params[path].dtype)
     advance(1)
-    return params, masks
+    return new, masks
 
 
 def _grams(block: LinearBlock, params: dict[str, Tensor], inputs: Any) -> Tree:

@@ -158,7 +158,7 @@ def test_wanda_changes_no_kept_weight(tmp_path: Path) -> None:
 
 
 def test_the_dtypes_of_the_file_stay(tmp_path: Path) -> None:
-    """They may be several, of which the model is loaded in the widest."""
+    """They may be several."""
     folder = save_model(tmp_path / "model", language_models.llama())
     tensors = load_file(folder / "model.safetensors")
     narrow = {name for name in tensors if "mlp" in name}
@@ -168,6 +168,22 @@ def test_the_dtypes_of_the_file_stay(tmp_path: Path) -> None:
     assert len(found) == 14
     dtypes = {True: torch.bfloat16, False: torch.float32}
     assert all(weight.dtype == dtypes[name in narrow] for name, weight in found.items())
+
+
+def test_a_block_sees_the_rounded_weights_of_the_blocks_before_it(tmp_path: Path) -> None:
+    """The model runs in float32, and its weights are stored in bfloat16."""
+
+    def rounded(forward: Any, params: Params, batches: Any, dim: Any) -> tuple[Params, Params]:
+        new, masks = sparsegpt(forward, params, batches, dim)
+        return {name: weight.bfloat16().float() for name, weight in new.items()}, masks
+
+    model = language_models.llama(torch.bfloat16)
+    folder = save_model(tmp_path / "model", model)
+    found = pruned(folder, language.sparsegpt(0.5))
+    weights, masks = by_hand(model.float(), rounded)
+    for name, mask in masks.items():
+        assert torch.equal(found.masks[name], mask), name
+        torch.testing.assert_close(found.weights[name].float(), weights[name], rtol=0.01, atol=2e-4)
 
 
 def test_a_base_model_has_names_without_a_prefix(tmp_path: Path) -> None:
