@@ -127,7 +127,9 @@ def load(checkpoint: Checkpoint, weights: NamedTensors) -> nn.Module:
             f"{checkpoint.path} lacks {len(missing)} tensors of a {type(model).__name__}, such as "
             f"{missing[0]!r}, so transformers would make up random values for them"
         )
-    model.config.use_cache = False  # a cache would grow with every call of a block
+    model.config.get_text_config().use_cache = (
+        False  # a cache would grow with every call of a block
+    )
     network: nn.Module = model.eval()
     return network
 

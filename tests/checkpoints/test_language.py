@@ -177,13 +177,14 @@ def test_a_block_sees_the_rounded_weights_of_the_blocks_before_it(tmp_path: Path
         new, masks = sparsegpt(forward, params, batches, dim)
         return {name: weight.bfloat16().float() for name, weight in new.items()}, masks
 
-    model = language_models.llama(torch.bfloat16)
-    folder = save_model(tmp_path / "model", model)
+    from transformers import LlamaForCausalLM
+
+    folder = save_model(tmp_path / "model", language_models.llama(torch.bfloat16))
     found = pruned(folder, language.sparsegpt(0.5))
-    weights, masks = by_hand(model.float(), rounded)
+    weights, masks = by_hand(LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32), rounded)
     for name, mask in masks.items():
         assert torch.equal(found.masks[name], mask), name
-        torch.testing.assert_close(found.weights[name].float(), weights[name], rtol=0.01, atol=2e-4)
+        torch.testing.assert_close(found.weights[name].float(), weights[name], rtol=0.01, atol=1e-5)
 
 
 def test_a_base_model_has_names_without_a_prefix(tmp_path: Path) -> None:
@@ -333,6 +334,15 @@ def test_a_weight_that_is_converted_when_it_is_loaded_is_refused(tmp_path: Path)
     words = r"'model\.layers\.1\.mlp\.up_proj\.weight' of the model is not in the checkpoint as it"
     with pytest.raises(CheckpointError, match=words):
         language.linear_blocks(model, source, weights)
+
+
+def test_the_model_is_loaded_to_run_in_blocks(tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "model", language_models.llama(torch.bfloat16))
+    source = checkpoints.read(folder)
+    model: Any = language.load(source, checkpoints.choose(source.tensors))
+    assert model.dtype == torch.float32
+    assert not model.training
+    assert not model.config.use_cache
 
 
 def test_a_token_that_the_model_does_not_know(tmp_path: Path) -> None:
