@@ -39,6 +39,9 @@ from gprune.checkpoints.reading import (
 )
 from gprune.trees import Tree
 
+OFFLINE = {"local_files_only": True, "trust_remote_code": False}
+"""With these transformers downloads nothing, runs no code of a folder, and does not ask to."""
+
 DEFAULT_LENGTH = 2_048
 """The most tokens that a sequence has by default."""
 
@@ -118,18 +121,17 @@ def load(checkpoint: Checkpoint, weights: NamedTensors) -> nn.Module:
             checkpoint.path,
             config=config,
             dtype=dtype,
-            local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
+            **OFFLINE,
         )
     if missing := sorted(found["missing_keys"]):
         raise CheckpointError(
             f"{checkpoint.path} lacks {len(missing)} tensors of a {type(model).__name__}, such as "
             f"{missing[0]!r}, so transformers would make up random values for them"
         )
-    model.config.get_text_config().use_cache = (
-        False  # a cache would grow with every call of a block
-    )
+    # a cache would grow with every call of a block
+    model.config.get_text_config().use_cache = False
     network: nn.Module = model.eval()
     return network
 
@@ -170,7 +172,7 @@ def read_text(
             f"{path} is not a text in UTF-8: byte {error.start:,} is not"
         ) from None
     with _loading(checkpoint.path, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, **OFFLINE)
         ids: Tensor = tokenizer(text, return_tensors="pt").input_ids[0]
     if len(ids) < tokens:
         raise CheckpointError(
@@ -369,7 +371,7 @@ def _config(checkpoint: Checkpoint) -> Any:
     if not (folder / "config.json").exists():
         raise CheckpointError(f"{folder} has no config.json, so transformers cannot load it")
     with _loading(folder, "configuration"):
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, **OFFLINE)
     if getattr(config, "quantization_config", None) is not None:
         raise CheckpointError(
             f"{folder} has a quantized model; prune the checkpoint that it was made from"

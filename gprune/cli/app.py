@@ -154,12 +154,12 @@ def prune(
         how: dict[str, Any]  # all that the JSON has of these options
         if calibrate is None:
             given = {"--refit": refit, "--tokens": tokens, "--length": length}
-            how = dict(checkpoints.uncalibrated(common["amount"], score, method, given))
+            how = dict(checkpoints.resolve_options(common["amount"], score, method, given))
             found, left_out = checkpoints.prune(checkpoint, out, **how, **common)
         else:
             from gprune.cli import calibrated  # needs transformers, which is imported later
 
-            how = calibrated.calibrated(score, method) | {"refit": refit, "length": length}
+            how = calibrated.resolve_options(score, method) | {"refit": refit, "length": length}
             how["tokens"] = calibrated.TOKENS if tokens is None else tokens
             found, left_out = calibrated.prune(checkpoint, out, text=calibrate, **how, **common)
             how["calibrate"] = str(calibrate)

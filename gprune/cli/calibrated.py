@@ -18,7 +18,7 @@ TOKENS = 16_384
 METHODS = {"wanda": language.wanda, "sparsegpt": language.sparsegpt}
 
 
-def calibrated(score: str | None, method: str | None) -> dict[str, str | None]:
+def resolve_options(score: str | None, method: str | None) -> dict[str, str | None]:
     """Check that a score and a method can be used with a text, and return both.
 
     Args:
@@ -70,8 +70,8 @@ def prune(
         length: how many tokens a sequence has, or `None` for the default of `read_text`.
         include: globs of names. If there are any, only tensors that one of them matches are pruned.
         exclude: globs of names. Tensors that one of them matches are not pruned.
-        score: from `calibrated`.
-        method: from `calibrated`.
+        score: from `resolve_options`.
+        method: from `resolve_options`.
         refit: whether what is kept is rebuilt.
         force: whether an existing checkpoint at `out` may be replaced.
         dry_run: whether to write nothing.

@@ -22,7 +22,7 @@ THRESHOLDS = {
 }
 
 
-def uncalibrated(
+def resolve_options(
     amount: float | tuple[int, int],
     score: str | None,
     method: str | None,

@@ -297,6 +297,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: change_config(folder, model_type="none"),
         "transformers cannot load the configuration of",
     ),
+    "code of its own": (
+        lambda folder: change_config(folder, model_type="none", auto_map={"AutoConfig": "x.Y"}),
+        "transformers cannot load the configuration of .* contains custom code",
+    ),
     "no tokenizer": (
         lambda folder: [path.unlink() for path in folder.glob("tok*")],
         "transformers cannot load the tokenizer of",

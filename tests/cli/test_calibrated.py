@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from gprune import checkpoints
-from gprune.cli.calibrated import calibrated
+from gprune.cli.calibrated import resolve_options
 from tests.support import language_models
 from tests.support.checkpoint_commands import assert_refused, example, prune, run
 from tests.support.checkpoint_files import contents, save, zeroed
@@ -45,8 +45,8 @@ def test_amounts_that_are_none(tmp_path: Path, amount: str) -> None:
 
 def test_scores_and_methods_with_a_text() -> None:
     wanda, sparsegpt = {"score": "wanda", "method": "rows"}, {"score": None, "method": "sparsegpt"}
-    assert calibrated("wanda", None) == calibrated("wanda", "rows") == wanda
-    assert calibrated(None, "sparsegpt") == sparsegpt
+    assert resolve_options("wanda", None) == resolve_options("wanda", "rows") == wanda
+    assert resolve_options(None, "sparsegpt") == sparsegpt
     for score, method in [
         (None, None),
         ("magnitude", None),
@@ -56,9 +56,9 @@ def test_scores_and_methods_with_a_text() -> None:
         (None, "rows"),
     ]:
         with pytest.raises(checkpoints.CheckpointError, match="--calibrate is for --score wanda"):
-            calibrated(score, method)
+            resolve_options(score, method)
     with pytest.raises(checkpoints.CheckpointError, match="leave out --score"):
-        calibrated("wanda", "sparsegpt")
+        resolve_options("wanda", "sparsegpt")
 
 
 @pytest.fixture(scope="module")
