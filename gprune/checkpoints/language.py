@@ -7,7 +7,8 @@ that dtype: as it is, and with the pruned weights.
 
 Only the weights of the linear layers in the blocks are pruned. Each of them is compared with the
 tensor of its name in the checkpoint before anything is pruned. So a weight that transformers
-renames, merges or decodes when it loads it is not written back to the wrong place.
+renames, merges or decodes when it loads it is not written back to the wrong place. The experts of a
+mixture are not pruned, because transformers packs them into one tensor that is no linear layer.
 
 It needs transformers, which is imported when a function is called.
 """

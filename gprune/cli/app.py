@@ -131,8 +131,8 @@ def prune(
     of a folder are copied unchanged, even if they have the same weights in another format.
 
     With --calibrate it prunes the linear layers in the blocks of a language model, but not its
-    embedding and its head. transformers loads the model and its tokenizer from the folder, and
-    nothing is downloaded. One block after the other is pruned, with the inputs that the text gives
+    embedding, its head, and experts that transformers packs into one tensor. transformers loads the
+    model and its tokenizer from the folder, and nothing is downloaded. One block after the other is pruned, with the inputs that the text gives
     it after the blocks before it are pruned. --score wanda prunes the amount of each row, that is
     of the inputs of each output; --method sparsegpt that of each tensor. SparseGPT and --refit
     change kept entries too, to make up for the pruned ones. Dtypes stay. The model runs in float32

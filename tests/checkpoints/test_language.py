@@ -224,6 +224,14 @@ def test_only_chosen_weights_are_pruned(tmp_path: Path) -> None:
         pruned(folder, language.wanda(0.5), exclude=["model.layers.*"])
 
 
+def test_packed_experts_are_left_out(tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "model", language_models.mixtral())
+    found = pruned(folder, language.wanda(0.5)).masks
+    names = {name.split(".", 3)[3] for name in found}
+    assert names == {f"self_attn.{x}_proj.weight" for x in "qkvo"}
+    assert len(found) == 8
+
+
 def test_transformers_is_as_loud_as_before(tmp_path: Path, capfd: Any) -> None:
     from transformers.utils import logging
 

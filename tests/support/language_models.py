@@ -68,6 +68,23 @@ def gemma3() -> Any:
     return Gemma3ForCausalLM(config)
 
 
+def mixtral() -> Any:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    config = MixtralConfig(
+        vocab_size=256,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=3,
+        max_position_embeddings=LENGTH,
+    )
+    torch.manual_seed(0)
+    return MixtralForCausalLM(config)
+
+
 MODELS = {"llama": llama, "gpt2": gpt2, "gemma3": gemma3}
 
 
