@@ -132,11 +132,11 @@ def prune(
 
     With --calibrate it prunes the linear layers in the blocks of a language model, but not its
     embedding, its head, and experts that transformers packs into one tensor. transformers loads the
-    model and its tokenizer from the folder, and nothing is downloaded. One block after the other is pruned, with the inputs that the text gives
-    it after the blocks before it are pruned. --score wanda prunes the amount of each row, that is
-    of the inputs of each output; --method sparsegpt that of each tensor. SparseGPT and --refit
-    change kept entries too, to make up for the pruned ones. Dtypes stay. The model runs in float32
-    on the CPU and must fit into memory twice.
+    model and its tokenizer from the folder, and nothing is downloaded. One block after the other is
+    pruned, with the inputs that the text gives it after the blocks before it are pruned. --score
+    wanda prunes the amount of each row, that is of the inputs of each output; --method sparsegpt
+    that of each tensor. SparseGPT and --refit change kept entries too, to make up for the pruned
+    ones. Dtypes stay. The model runs in float32 on the CPU and must fit into memory twice.
 
     Exits with 2 for bad input and with 1 if the system fails. OUT is written atomically.
     """
