@@ -50,6 +50,7 @@ LIBRARIES = {
         "reconstruct/sparsegpt.py",
         "reconstruct/swap.py",
     },
+    "transformers": {"checkpoints/language.py", "cli/calibrated.py"},  # imported when called
     "triton": {"select/kernels.py"},  # which is imported only where a GPU needs it
     "torch.distributed": {"select/dtensors.py", "select/ranks.py", "select/shards.py"},
     "hypothesis": {"testing/strategies.py", "testing/tensors.py"},

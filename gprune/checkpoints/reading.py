@@ -191,6 +191,8 @@ def _what_else(folder: Path) -> str:
         return f"; it is a diffusers pipeline, so give the folder of a component: {names}"
     if files := sorted(path.name for path in folder.glob("*.safetensors")):
         return f"; give the path of one of its files: {', '.join(files[:10])}"
+    if ggufs := sorted(path.name for path in folder.glob("*.gguf")):
+        return f"; {ggufs[0]} is {FORMATS[b'GGUF']}"
     if saved := sorted(path.name for path in folder.iterdir() if path.suffix in STATE_SUFFIXES):
         return (
             f"; {saved[0]} was saved by torch.save: gprune report reads it by its path, and to "

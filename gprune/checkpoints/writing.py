@@ -1,9 +1,9 @@
-"""Writing: the pruned copy of a checkpoint. Only pruned entries change, and it is atomic.
+"""Writing: the pruned copy of a checkpoint. Only pruned weights change, and it is atomic.
 
-All bytes are copied, and those of pruned entries become zero. The copy is written to a temporary
-folder beside its final path, synced to disk, and then renamed. So readers never see a part of a
-checkpoint. After an error the temporary folder is removed. After a kill it stays, with a name that
-begins with a dot.
+All bytes are copied, and those of pruned entries become zero. The kept entries of a weight change
+only if it has been rebuilt. The copy is written to a temporary folder beside its final path, synced
+to disk, and then renamed. So readers never see a part of a checkpoint. After an error the temporary
+folder is removed. After a kill it stays, with a name that begins with a dot.
 
 A folder cannot be renamed over another one. Linux exchanges two folders atomically. Elsewhere two
 renames are needed, and between them the old folder is complete inside the temporary one.
@@ -23,7 +23,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from gprune.checkpoints.planning import Outcome, Plan, count_entries, outcome
+from gprune.checkpoints.planning import Outcome, Plan, Rebuilt, count_entries, outcome
 from gprune.checkpoints.reading import Checkpoint, CheckpointError, Shard, weight_file
 from gprune.checkpoints.scoring import Advance, write_blocks
 from gprune.select.blocks import flat_blocks
@@ -68,7 +68,7 @@ def check_output_path(checkpoint: Checkpoint, out: Path, *, force: bool = False)
 
 def write(
     checkpoint: Checkpoint,
-    plan: Plan,
+    plan: Plan | Rebuilt,
     out: Path,
     *,
     force: bool = False,
@@ -78,7 +78,7 @@ def write(
 
     Args:
         checkpoint: the checkpoint to copy.
-        plan: the weights to prune, and their thresholds.
+        plan: the weights to prune and their thresholds, or new weights and their masks.
         out: the path of the copy. If the checkpoint is a folder, so is the copy, and it has all
             other files of the folder too.
         force: whether an existing checkpoint of the same kind may be replaced.
@@ -148,13 +148,13 @@ def _real_path(path: Path) -> Path:
 
 
 def _write_shard(
-    shard: Shard, plan: Plan, target: Path, advance: Advance
+    shard: Shard, plan: Plan | Rebuilt, target: Path, advance: Advance
 ) -> list[tuple[LeafSummary, LeafSummary]]:
-    """Copy a file, and set the pruned entries of its weights to zero."""
+    """Copy a file, with the weights of the plan, and set their pruned entries to zero."""
     rows = []
     with shard.path.open("rb") as source, target.open("xb") as file:
         for name, span in shard.spans.items():
-            if name not in plan.thresholds:
+            if name not in plan.weights:
                 continue
             _copy(source, file, span.start - source.tell(), advance)
             weight, mask = plan.weights[name], plan.mask(name)

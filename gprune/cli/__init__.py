@@ -2,7 +2,7 @@
 
 The commands are in `app.py`. `import gprune` imports nothing of this package. It needs the extra
 `cli` (typer, rich, safetensors). `gprune demo` needs the extra `demo` too (scikit-learn,
-matplotlib).
+matplotlib), and `gprune prune --calibrate` the extra `transformers`.
 """
 
 import sys
@@ -13,6 +13,7 @@ DISTRIBUTIONS = {
     "sklearn": ("scikit-learn", "demo"),
     "matplotlib": ("matplotlib", "demo"),
     "safetensors": ("safetensors", "cli"),
+    "transformers": ("transformers", "transformers"),
 }
 """For each imported package: its distribution, and the extra that installs it."""
 

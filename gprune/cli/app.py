@@ -4,7 +4,7 @@ import io
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,17 +17,24 @@ class ScoreName(StrEnum):
     magnitude = "magnitude"
     lamp = "lamp"
     l2 = "l2"
+    wanda = "wanda"
 
 
-class RankingScope(StrEnum):
-    """The tensors that `gprune prune` ranks together: all of them, or each by itself."""
+class Method(StrEnum):
+    """What `gprune prune` ranks together: all tensors, each tensor, or each row; or SparseGPT."""
 
     all_tensors = "global"
     layerwise = "layerwise"
+    rows = "rows"
+    sparsegpt = "sparsegpt"
 
 
 Amount = Annotated[
-    str, typer.Option(help="How many weights to prune: 0.5 is half of them, 1000 that many.")
+    str,
+    typer.Option(
+        help="How many weights to prune: 0.5 is half of them, 1000 that many. 2:4 keeps 2 of every "
+        "4 inputs, with --calibrate."
+    ),
 ]
 Include = Annotated[
     list[str] | None, typer.Option(metavar="GLOB", help="Prune only tensors with a matching name.")
@@ -72,10 +79,37 @@ def prune(
     out: Annotated[Path, typer.Option("--out", "-o", help="The path of the pruned copy.")],
     include: Include = None,
     exclude: Exclude = None,
-    score: Annotated[ScoreName, typer.Option(help="The score to rank by.")] = ScoreName.magnitude,
+    score: Annotated[
+        ScoreName | None,
+        typer.Option(help="The score to rank by: magnitude by default; wanda needs --calibrate."),
+    ] = None,
     method: Annotated[
-        RankingScope, typer.Option(help="Rank all tensors together, or each by itself.")
-    ] = RankingScope.all_tensors,
+        Method | None,
+        typer.Option(
+            help="Rank all tensors together (global, the default), each tensor by itself "
+            "(layerwise), each row by itself (rows, for wanda), or prune by SparseGPT, which needs "
+            "--calibrate."
+        ),
+    ] = None,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="TEXT", help="Prune a language model with the inputs that a text gives it."
+        ),
+    ] = None,
+    refit: Annotated[
+        bool, typer.Option("--refit", help="Rebuild the kept weights, with --calibrate.")
+    ] = False,
+    tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="How many tokens of the text to read: 16,384 by default."),
+    ] = None,
+    length: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Tokens of a sequence: 2,048 by default, or as many as the model takes."
+        ),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace an existing checkpoint at OUT.")
     ] = False,
@@ -96,24 +130,39 @@ def prune(
     lamp also sorts, and needs 40 bytes of memory for each entry of the largest tensor. Other files
     of a folder are copied unchanged, even if they have the same weights in another format.
 
+    With --calibrate it prunes the linear layers in the blocks of a language model, but not its
+    embedding, its head, and experts that transformers packs into one tensor. transformers loads the
+    model and its tokenizer from the folder, and nothing is downloaded. One block after the other is
+    pruned, with the inputs that the text gives it after the blocks before it are pruned. --score
+    wanda prunes the amount of each row, that is of the inputs of each output; --method sparsegpt
+    that of each tensor. SparseGPT and --refit change kept entries too, to make up for the pruned
+    ones. Dtypes stay. The model runs in float32 on the CPU and must fit into memory twice.
+
     Exits with 2 for bad input and with 1 if the system fails. OUT is written atomically.
     """
     from gprune.cli import checkpoints  # imported here, because it needs safetensors
-    from gprune.cli.printing import as_number, one_line_errors
+    from gprune.cli.printing import as_amount, one_line_errors
 
     with one_line_errors():
-        number = as_number(amount)
-        found, left_out = checkpoints.prune(
-            checkpoint,
-            out,
-            amount=number,
-            include=include or [],
-            exclude=exclude or [],
-            score=score,
-            method=method,
-            force=force,
-            dry_run=dry_run,
-        )
+        common: dict[str, Any] = {
+            "amount": as_amount(amount),
+            "include": include or [],
+            "exclude": exclude or [],
+            "force": force,
+            "dry_run": dry_run,
+        }
+        how: dict[str, Any]  # all that the JSON has of these options
+        if calibrate is None:
+            given = {"--refit": refit, "--tokens": tokens, "--length": length}
+            how = dict(checkpoints.resolve_options(common["amount"], score, method, given))
+            found, left_out = checkpoints.prune(checkpoint, out, **how, **common)
+        else:
+            from gprune.cli import calibrated  # needs transformers, which is imported later
+
+            how = calibrated.resolve_options(score, method) | {"refit": refit, "length": length}
+            how["tokens"] = calibrated.TOKENS if tokens is None else tokens
+            found, left_out = calibrated.prune(checkpoint, out, text=calibrate, **how, **common)
+            how["calibrate"] = str(calibrate)
         checkpoints.show_pruned(
             found,
             left_out,
@@ -121,9 +170,8 @@ def prune(
             checkpoint=str(checkpoint),
             out=str(out),
             written=not dry_run,
-            amount=number,
-            score=score,
-            method=method,
+            amount=amount if ":" in amount else common["amount"],
+            **how,
         )
 
 

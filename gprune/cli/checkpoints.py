@@ -22,6 +22,38 @@ THRESHOLDS = {
 }
 
 
+def resolve_options(
+    amount: float | tuple[int, int],
+    score: str | None,
+    method: str | None,
+    given: Mapping[str, Any],
+) -> dict[str, str]:
+    """Check that what is asked for can be pruned without a text, and return the score and method.
+
+    Args:
+        amount: the amount.
+        score: the option of that name, if it is given.
+        method: the option of that name, if it is given.
+        given: what other options that need a text are set to, by name.
+
+    Returns:
+        The `score` and the `method` for `prune`.
+
+    Raises:
+        CheckpointError: if an option needs a text.
+    """
+    score, method = score or "magnitude", method or "global"
+    wanted = [f"--score {score}"] * (score not in SCORES)
+    wanted += [f"--method {method}"] * (method not in THRESHOLDS)
+    wanted += ["an amount n:m"] * isinstance(amount, tuple)
+    wanted += [option for option, value in given.items() if value]
+    if wanted:
+        raise checkpoints.CheckpointError(
+            f"{' and '.join(wanted)} can only be used with --calibrate TEXT, for language models"
+        )
+    return {"score": score, "method": method}
+
+
 def prune(
     checkpoint: Path,
     out: Path,

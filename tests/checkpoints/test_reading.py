@@ -92,6 +92,7 @@ def test_a_folder_that_cannot_be_read_says_what_was_looked_for(tmp_path: Path) -
         ("loose", ["lora.safetensors"], ["lora.safetensors"]),
         ("saved", ["pytorch_model.bin"], ["pytorch_model.bin", "save_file()"]),
         ("bare", ["config.json"], []),
+        ("gguf", ["config.json", "x.gguf"], ["x.gguf is a GGUF file; prune the checkpoint"]),
         ("both", ["model.safetensors", "adapter_model.safetensors"], ["give the path"]),
     ]:
         for file in files:

@@ -16,13 +16,20 @@ from gprune.cli.app import app
 @pytest.mark.parametrize(
     "module",
     [
-        pytest.param(name, marks=[] if name in ("typer", "safetensors") else pytest.mark.long)
+        pytest.param(
+            name, marks=pytest.mark.long if name in ("rich", "sklearn", "matplotlib") else []
+        )
         for name in DISTRIBUTIONS
     ],
 )
 def test_missing_extra_names_the_remedy(module: str, tmp_path: Path) -> None:
     name, extra = DISTRIBUTIONS[module]
-    command = {"demo": ["demo"], "cli": ["report", "x.safetensors"]}[extra]
+    calibrated = ["prune", "x", "-o", "y", "--amount", "0.5", "--score", "wanda"]
+    command = {
+        "demo": ["demo"],
+        "cli": ["report", "x.safetensors"],
+        "transformers": [*calibrated, "--calibrate", "text"],
+    }[extra]
     code = (
         f"import sys; sys.modules[{module!r}] = None; sys.argv = {['gprune', *command]}; "
         "from gprune.cli import main; main()"

@@ -173,4 +173,95 @@ FAULTS = [
         "tests/checkpoints/test_writing.py::"
         "test_an_error_after_the_rename_does_not_say_that_nothing_changed",
     ),
+    fault(
+        "all blocks get the arguments of the first",
+        "checkpoints/calibrating.py",
+        "        (is_keyword, args, kwargs), *after = x.others\n",
+        "        (is_keyword, args, kwargs), after = x.others[0], x.others\n",
+        "tests/checkpoints/test_calibrating.py::test_the_functions_in_turn_are_the_network",
+        "tests/checkpoints/test_language.py::"
+        "test_the_masks_are_those_of_the_functions_called_by_hand[gemma3-wanda]",
+    ),
+    fault(
+        "positional arguments of a block are lost",
+        "checkpoints/calibrating.py",
+        "Arguments(not args, args[1:], others)",
+        "Arguments(not args, (), others)",
+        "tests/checkpoints/test_calibrating.py::test_the_functions_in_turn_are_the_network",
+    ),
+    fault(
+        "the hooks of the blocks stay",
+        "checkpoints/calibrating.py",
+        "            handle.remove()\n",
+        "            del handle\n",
+        "tests/checkpoints/test_calibrating.py::test_no_hook_is_left",
+        "tests/checkpoints/test_calibrating.py::"
+        "test_networks_that_do_not_call_their_blocks_in_turn",
+    ),
+    fault(
+        "the experts of a block are taken for the blocks",
+        "checkpoints/calibrating.py",
+        "    return max(outer.items(), ",
+        "    return max(lists.items(), ",
+        "tests/checkpoints/test_calibrating.py::test_the_blocks_are_the_longest_list_of_one_class",
+    ),
+    fault(
+        "the rows of a Conv1D are taken for its outputs",
+        "checkpoints/language.py",
+        "    return 0 if isinstance(layer, Conv1D) else None",
+        "    return 1 if isinstance(layer, Conv1D) else None",
+        "tests/checkpoints/test_language.py::test_wanda_prunes_as_much_of_each_output",
+    ),
+    fault(
+        "a weight is written over another one of its name",
+        "checkpoints/language.py",
+        "rtol=0, atol=0, equal_nan=True",
+        "rtol=9, atol=9, equal_nan=True",
+        "tests/checkpoints/test_language.py::"
+        "test_a_weight_that_is_converted_when_it_is_loaded_is_refused",
+    ),
+    fault(
+        "a block sees weights of more bits than are stored",
+        "checkpoints/language.py",
+        "            new[path] = rebuilt[path].to(dtype).to(params[path].dtype)\n",
+        "            new[path] = rebuilt[path]\n",
+        "tests/checkpoints/test_language.py::"
+        "test_a_block_sees_the_rounded_weights_of_the_blocks_before_it",
+    ),
+    fault(
+        "SparseGPT's weights are refitted in place of the weights before",
+        "checkpoints/language.py",
+        "            new = reconstruct.refit(params, masks, grams, dim=block.dim)\n",
+        "            new = reconstruct.refit(new, masks, grams, dim=block.dim)\n",
+        "tests/checkpoints/test_language.py::"
+        "test_the_masks_are_those_of_the_functions_called_by_hand[llama-sparsegpt 2:4 refit]",
+    ),
+    fault(
+        "a text that is too short is read",
+        "checkpoints/language.py",
+        "    if len(ids) < tokens:\n",
+        "    if not len(ids):\n",
+        "tests/checkpoints/test_language.py::test_texts_that_cannot_be_used",
+    ),
+    fault(
+        "random values stand in for missing tensors",
+        "checkpoints/language.py",
+        '    if missing := sorted(found["missing_keys"]):\n',
+        '    if missing := sorted(found["mismatched_keys"]):\n',
+        "tests/checkpoints/test_language.py::test_folders_that_cannot_be_used",
+    ),
+    fault(
+        "options that need a text have no effect without one",
+        "cli/checkpoints.py",
+        "    wanted += [option for option, value in given.items() if value]\n",
+        "",
+        "tests/cli/test_calibrated.py::test_options_that_need_a_text",
+    ),
+    fault(
+        "warnings are not printed",
+        "cli/printing.py",
+        '        warnings.filterwarnings("always", category=UserWarning, module=r"gprune\\.")\n',
+        "",
+        "tests/cli/test_calibrated.py::test_too_few_tokens_are_a_warning_of_one_line",
+    ),
 ]
