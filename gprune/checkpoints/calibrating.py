@@ -1,10 +1,10 @@
-"""The blocks of a network as functions, with the inputs that a calibration set gives the first one.
+"""The blocks of a network as functions, and the inputs of the first one on a calibration set.
 
 `gprune.reconstruct.sequential` prunes blocks one after the other. A language model is an embedding,
 a list of blocks of one class, and a head. The embedding runs once, to make the inputs of the first
 block, and the head does not run at all.
 
-Beside the hidden states a block gets other arguments: a mask, position embeddings and the like.
+A block gets other arguments besides the hidden states, such as a mask and position embeddings.
 They may differ between blocks, as in networks where only some blocks attend to all positions. So
 the dense network runs once up to its last block, and the arguments of every block are recorded.
 """
@@ -25,7 +25,8 @@ class Arguments(NamedTuple):
     """The arguments of a block, without the hidden states.
 
     Attributes:
-        is_keyword: whether the hidden states are passed as `hidden_states=`, and not first.
+        is_keyword: whether the hidden states are passed as `hidden_states=`, not as the first
+            argument.
         args: the other positional arguments.
         kwargs: the other keyword arguments.
     """
@@ -39,8 +40,8 @@ class BlockInput(NamedTuple):
     """What a block of a network is called with.
 
     Attributes:
-        hidden: the hidden states, which a block returns new ones of.
-        others: the other arguments of this block, and of each block after it.
+        hidden: the hidden states, which every block changes.
+        others: the other arguments of this block and of each block after it, in order.
     """
 
     hidden: Tensor
@@ -48,13 +49,13 @@ class BlockInput(NamedTuple):
 
 
 class _LastBlockReachedError(Exception):
-    """Ends a forward pass at the last block."""
+    """Raised to end a forward pass at the last block."""
 
 
 def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Find the blocks of a network: its longest `ModuleList` of modules of one class.
+    """Return the blocks of a network: its longest `ModuleList` of modules of one class.
 
-    A list inside of such a list, as of the experts of a block, does not count.
+    A list inside such a list does not count, such as the experts of a block.
 
     Args:
         model: the network.
@@ -83,20 +84,22 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
 def first_inputs(
     model: nn.Module, blocks: Sequence[nn.Module] | nn.ModuleList, batches: Iterable[Tensor]
 ) -> list[BlockInput]:
-    """Run a network on batches up to its last block, and return the inputs of its first block.
+    """Return the inputs of the first block of a network for each batch.
+
+    The network runs up to its last block, so that the other arguments of all blocks are known.
 
     Args:
         model: the network, which is called with each batch. It must not use a cache.
         blocks: its blocks.
-        batches: such as token ids, (sequences, tokens).
+        batches: what the network is called with, such as token ids, (sequences, tokens).
 
     Returns:
         The hidden states that the first block gets for each batch, and the other arguments of all
         blocks.
 
     Raises:
-        ValueError: if the network does not call its blocks once each, one after the other, each
-            with what the one before returns.
+        ValueError: if the network does not call each block once and in order, with the hidden
+            states that the block before has returned.
     """
     recorder = _Recorder(type(model).__name__, len(blocks))
     handles = []
@@ -118,8 +121,8 @@ class _Recorder:
         name: what errors call the network.
         num_blocks: the number of blocks.
         first: the hidden states that the first block has got.
-        last: what the last block that has run has returned.
-        others: the other arguments of the blocks so far.
+        last: the hidden states that the latest block has returned.
+        others: the other arguments of the blocks that have been called.
     """
 
     def __init__(self, name: str, num_blocks: int) -> None:
@@ -130,7 +133,7 @@ class _Recorder:
         self.others: list[Arguments] = []
 
     def run(self, model: nn.Module, batch: Tensor) -> BlockInput:
-        """Run the network up to its last block."""
+        """Run the network up to its last block, and return the input of its first block."""
         self.first, self.last, self.others = None, None, []
         try:
             with torch.no_grad():
@@ -146,7 +149,7 @@ class _Recorder:
     def enter(
         self, number: int, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        """Record a call of a block."""
+        """Record the arguments of a block, and end the forward pass at the last block."""
         if number != len(self.others):
             raise ValueError(
                 f"{self.name} called block {number} of its {self.num_blocks} blocks when it was "
@@ -168,7 +171,7 @@ class _Recorder:
             raise _LastBlockReachedError
 
     def leave(self, block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Remember what a block returns."""
+        """Record what a block has returned."""
         self.last = _hidden_states(output)
 
 
@@ -179,7 +182,7 @@ def block_function(block: nn.Module) -> Callable[[Tree, BlockInput], BlockInput]
         block: the module, which is not changed.
 
     Returns:
-        A function to the input of the next block.
+        A function `(params, input) -> input of the next block`.
     """
 
     def call(params: Tree, x: BlockInput) -> BlockInput:
@@ -195,6 +198,6 @@ def block_function(block: nn.Module) -> Callable[[Tree, BlockInput], BlockInput]
 
 
 def _hidden_states(output: Any) -> Tensor:
-    """Return the hidden states among what a block returns: all of it, or the first of a tuple."""
+    """Return the hidden states from the output of a block, which may be a tuple with them first."""
     hidden: Tensor = output[0] if isinstance(output, tuple) else output
     return hidden
