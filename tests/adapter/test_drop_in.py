@@ -370,9 +370,9 @@ def test_scores_may_be_given_for_a_dotted_name_or_for_what_it_names(dotted):
 
 
 def test_a_dotted_name_of_nothing_is_an_attribute_error():
-    with pytest.raises(AttributeError, match=r"no tensor '3\.wieght' to prune"):
+    with pytest.raises(AttributeError, match=r"'3\.wieght'\): there is no such tensor"):
         prune.global_unstructured([(make(), "3.wieght")], L1, amount=1)
-    with pytest.raises(AttributeError, match=r"no tensor '9\.weight' to prune"):
+    with pytest.raises(AttributeError, match=r"'9\.weight'\): there is no such tensor"):
         prune.global_unstructured([(make(), "9.weight")], L1, amount=1)
 
 
