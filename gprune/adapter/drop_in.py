@@ -228,8 +228,8 @@ def _dense_and_current(module: nn.Module, name: str, label: str) -> tuple[Tensor
     value = getattr(module, name, None)
     if not isinstance(value, Tensor):
         raise AttributeError(
-            f"{label}: there is no such tensor to prune, got {value!r}; leave the pair out or correct "
-            "its name"
+            f"{label}: there is no such tensor to prune, got {value!r}; leave the pair out, or "
+            "correct its name"
         )
     if is_managed(module):
         raise ValueError(
