@@ -152,7 +152,13 @@ class GramObserver(NormObserver):
         if layer is F.linear:
             outputs, inputs = region.dims
             self._add_product_gram(region._replace(dims=[inputs, outputs]), x, weight.mT.shape)
-            return
+        else:
+            self._add_convolution_gram(region, layer, x, weight, *args, **kwargs)
+
+    def _add_convolution_gram(
+        self, region: Region, layer: Any, x: Tensor, weight: Tensor, *args: Any, **kwargs: Any
+    ) -> None:
+        """Add the Gram matrices of the inputs of a convolution, one for each group."""
         shape = self.weights[region.leaf].shape
         if region.dims != list(range(len(shape))) or region.sizes != list(shape):
             self.problems[region.leaf] = "is a convolution weight of which only a part is used"
@@ -163,8 +169,8 @@ class GramObserver(NormObserver):
         per_example = x.numel() // max(1, len(examples)) * math.prod(weight.shape[2:])
         gram: Any = 0
         num_rows = 0
-        for some in torch.split(examples, max(1, MAX_UNFOLDED // max(1, per_example))):
-            unfolded = unfold(some, weight.shape, *args, **kwargs)
+        for chunk in torch.split(examples, max(1, MAX_UNFOLDED // max(1, per_example))):
+            unfolded = unfold(chunk, weight.shape, *args, **kwargs)
             gram = gram + _products(unfolded)
             num_rows += unfolded.shape[-2]
         columns = [d for d in range(len(shape)) if d != (1 if layer in TRANSPOSED else 0)]

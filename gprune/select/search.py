@@ -181,8 +181,8 @@ def select_above_floors(
     if k > sum(most):
         name = "sparsity" if is_sparsity else "amount"
         raise ValueError(
-            f"{name} {amount.item()} prunes {k} of {sum(candidates)} candidates, min_per_leaf "
-            f"{min_per_leaf.item()} allows at most {sum(most)}"
+            f"{name} {amount.item()} prunes {k} of {sum(candidates)} candidates, but min_per_leaf "
+            f"{min_per_leaf.item()} allows at most {sum(most)}; lower one of the two"
         )
     if k == 0:
         copy_priors(ranked, range(len(masks)), masks)

@@ -101,7 +101,7 @@ def test_the_priors_count_towards_the_floor() -> None:
     masks = [torch.tensor([False] * 4 + [True]), torch.ones(5).bool()]
     got = gp.global_unstructured(params, masks=masks, amount=3, min_per_leaf=2)
     assert [mask.tolist() for mask in got] == [[False] * 4 + [True], [False] * 3 + [True] * 2]
-    with pytest.raises(ValueError, match="4 of 6 candidates, min_per_leaf 2 allows at most 3"):
+    with pytest.raises(ValueError, match="4 of 6 candidates, but min_per_leaf 2 allows at most 3"):
         gp.global_unstructured(params, masks=masks, amount=4, min_per_leaf=2)
     with pytest.raises(ValueError, match=r"sparsity 0\.9 .* min_per_leaf 0\.4 allows at most 3"):
         gp.global_unstructured(params, masks=masks, sparsity=0.9, min_per_leaf=0.4)
@@ -195,7 +195,7 @@ def check_sharded_errors() -> list[str]:
     rank = torch.distributed.get_rank()
     problems = []
     for floor, words in [
-        (3, "amount 7 prunes 7 of 10 candidates, min_per_leaf 3 allows at most 4"),
+        (3, "amount 7 prunes 7 of 10 candidates, but min_per_leaf 3 allows at most 4"),
         (-1, "min_per_leaf must not be negative, got -1"),
         (rank, "differ"),
     ]:
