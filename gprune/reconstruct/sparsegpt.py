@@ -200,19 +200,22 @@ def sparsegpt_matrices(
             score = (w[:, :, start:end] / scale[:, :, start:end]).square()
             chosen = _all_but_lowest(score.reshape(1, -1), count)
             kept[:, :, start:end] = chosen.view(score.shape)
-        errors = torch.zeros_like(w[:, :, start:end])
+        block = w[:, :, start:end].mT.contiguous()  # (parts, columns, rows): a column is contiguous
+        errors = torch.empty_like(block)
         for c in range(start, end):
+            i = c - start
             if m and c in end_of_group:
                 group = slice(c, end_of_group[c])
-                score = (w[:, :, group] / scale[:, :, group]).square()
+                score = (block[:, i : group.stop - start].mT / scale[:, :, group]).square()
                 count = max(0, score.shape[2] - n)
                 kept[:, :, group] = _all_but_lowest(score.flatten(0, 1), count).view(score.shape)
-            pruned = torch.where(kept[:, :, c], 0, w[:, :, c])
-            error = pruned / scale[:, :, c]
-            w[:, :, c] -= pruned
-            w[:, :, c + 1 : end] -= error.unsqueeze(2) * factor[:, c, None, c + 1 : end]
-            errors[:, :, c - start] = error
-        w[:, :, end:] -= errors @ factor[:, start:end, end:]
+            pruned = torch.where(kept[:, :, c], 0, block[:, i])
+            errors[:, i] = pruned / scale[:, :, c]
+            block[:, i] -= pruned
+            later = factor[:, c, c + 1 : end].unsqueeze(2)
+            block[:, i + 1 :].addcmul_(later, errors[:, i : i + 1], value=-1)
+        w[:, :, start:end] = block.mT
+        w[:, :, end:] -= errors.mT @ factor[:, start:end, end:]
         start = end
     back = order.argsort()
     return [w[:, :, back].to(weight.dtype), kept[:, :, back]]

@@ -135,7 +135,7 @@ FAULTS = [
     fault(
         "SparseGPT forgets the columns after the block",
         "reconstruct/sparsegpt.py",
-        "        w[:, :, end:] -= errors @ factor[:, start:end, end:]\n",
+        "        w[:, :, end:] -= errors.mT @ factor[:, start:end, end:]\n",
         "",
         SPARSEGPT,
     ),
