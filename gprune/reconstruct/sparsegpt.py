@@ -195,16 +195,15 @@ def sparsegpt_matrices(
     start = 0
     while start < num_columns:
         end = bounds[bisect.bisect_left(bounds, min(start + block_size, num_columns))]
-        if m == 0:
+        if m == 0:  # choose the entries of the whole block
             count = num_pruned * end // num_columns - num_pruned * start // num_columns
             score = (w[:, :, start:end] / scale[:, :, start:end]).square()
             chosen = _all_but_lowest(score.reshape(1, -1), count)
             kept[:, :, start:end] = chosen.view(score.shape)
         block = w[:, :, start:end].mT.contiguous()  # (parts, columns, rows): a column is contiguous
         errors = torch.empty_like(block)
-        for c in range(start, end):
-            i = c - start
-            if m and c in end_of_group:
+        for i, c in enumerate(range(start, end)):  # column c of the weight is i of the block
+            if m and c in end_of_group:  # choose the entries of the group that begins here
                 group = slice(c, end_of_group[c])
                 score = (block[:, i : group.stop - start].mT / scale[:, :, group]).square()
                 count = max(0, score.shape[2] - n)
