@@ -130,13 +130,14 @@ def require_positive(number: Any, name: str) -> None:
 
 
 def require_batches(batches: Any) -> None:
-    """Raise a TypeError if an argument is one batch in place of an iterable of batches.
+    """Raise a TypeError if an argument is not an iterable of batches.
 
     Args:
         batches: the argument.
 
     Raises:
-        TypeError: if it is a tensor or a dict, whose rows or keys would be taken for batches.
+        TypeError: if it cannot be iterated over, or is a tensor or a dict, whose rows or keys would
+            be taken for batches.
     """
     if isinstance(batches, Tensor):
         raise TypeError(
@@ -148,6 +149,8 @@ def require_batches(batches: Any) -> None:
             f"batches must be an iterable of batches, got a {type(batches).__name__}, whose keys "
             "would be the batches; pass [batch]"
         )
+    if not hasattr(batches, "__iter__") and not hasattr(batches, "__getitem__"):
+        raise TypeError(f"batches must be an iterable of batches, got {batches!r}; pass [batch]")
 
 
 def require_norms(leaves: list[Any], norms: list[Any], treedef: TreeDef) -> None:

@@ -1099,6 +1099,7 @@ NO_FUNCTIONS = [
     for what, batches, words in [
         ("one tensor for batches", Make(lambda: torch.ones(2, 3)), "(2, 3) rows [tensor]"),
         ("one dict for batches", Make(lambda: {"x": torch.ones(2, 3)}), "dict keys [batch]"),
+        ("None for batches", None, "None [batch]"),
     ]
 ]
 OF_A_FORWARD = [
