@@ -25,8 +25,8 @@ from gprune.trees import (
 )
 
 ASYMMETRY = 1e-4
-"""How much G and Gᵀ may differ, as a fraction of the largest entry of G. Rounding makes them differ
-by less."""
+"""How much G_ij and G_ji may differ, as a fraction of the square root of G_ii G_jj. Rounding makes
+them differ by less."""
 
 
 class Weight(NamedTuple):
@@ -155,7 +155,10 @@ def _gram_problem(gram: Any, leaf: Tensor, columns: list[int]) -> str | None:
     parts = gram.shape[0] if gram.dim() == 3 else 1
     size = gram.shape[-1] if gram.dim() in (2, 3) and gram.shape[-1] == gram.shape[-2] else -1
     are_rows_divided = size == num_columns and parts and num_rows % parts == 0
-    if not are_rows_divided and (parts == 1 or size * parts != num_columns):
+    # only the columns of a grouped transposed convolution, (inputs, outputs, *kernel), are in parts
+    is_transposed = leaf.dim() > 2 and columns == [d for d in range(leaf.dim()) if d != 1]
+    are_columns_divided = is_transposed and parts > 1 and size * parts == num_columns
+    if not are_rows_divided and not are_columns_divided:
         return (
             f"has shape {tuple(gram.shape)}, its parameter has shape {tuple(leaf.shape)} with the "
             f"inputs in dims {tuple(columns)}: it must be ({num_columns}, {num_columns}), or "
@@ -229,11 +232,12 @@ def check_gram(gram: Tensor, name: str) -> None:
         raise ValueError(f"{name} has values that are NaN or infinite")
     if (gram.diagonal(dim1=-2, dim2=-1) < 0).any():
         raise ValueError(f"{name} has negative values on its diagonal, so it is no Gram matrix")
-    difference = float((gram - gram.mT).abs().amax())
-    if difference > ASYMMETRY * float(gram.abs().amax()):
+    norms = gram.diagonal(dim1=-2, dim2=-1).sqrt()
+    difference = (gram - gram.mT).abs()
+    if (difference > ASYMMETRY * norms.unsqueeze(-1) * norms.unsqueeze(-2)).any():
         raise ValueError(
-            f"{name} is not symmetric: it differs from its transpose by up to {difference:g}; pass "
-            "what input_gram returned"
+            f"{name} is not symmetric: it differs from its transpose by up to "
+            f"{float(difference.amax()):g}; pass what input_gram returned"
         )
 
 
@@ -259,7 +263,7 @@ def solve_damped(
     """
     mean = float(gram.diagonal().mean())
     identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    base, mean = (gram, mean) if mean > 0 else (identity, 1.0)
+    base, mean = (gram, mean) if gram.any() else (identity, 1.0)
     used = damping
     while used <= 1 or used == damping:
         damped = base + used * mean * identity
@@ -276,5 +280,5 @@ def solve_damped(
         used = max(10 * used, 10 * torch.finfo(gram.dtype).eps)
     raise ValueError(
         f"{name} is not positive semidefinite, so it is no Gram matrix: it has no Cholesky factor "
-        "even with the mean of its diagonal added to the diagonal"
+        f"even with {max(1.0, damping):g} times the mean of its diagonal added to the diagonal"
     )

@@ -65,6 +65,7 @@ def sequential(
     """
     require_batches(batches)
     require_function(prune_block, "prune_block")
+    blocks, params = list(blocks), list(params)
     for number, block in enumerate(blocks):
         require_function(block, f"blocks[{number}]")
     if len(blocks) != len(params):
@@ -76,7 +77,7 @@ def sequential(
         raise ValueError("batches is empty: there are no inputs to measure")
     new_params, masks = [], []
     for number, (block, tree) in enumerate(zip(blocks, params, strict=True)):
-        result = prune_block(block, tree, inputs)
+        result = prune_block(block, tree, list(inputs))
         if not isinstance(result, tuple) or len(result) != 2:
             raise TypeError(f"prune_block must return (params, masks), got {type(result).__name__}")
         new_params.append(apply_masks(*result))

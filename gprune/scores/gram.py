@@ -51,9 +51,10 @@ def input_gram(
     Those of a transposed convolution, (inputs, outputs, *kernel), are all dims but dim 1.
 
     The same layers and products are observed as by `input_norms`, in the same way. The diagonal
-    holds the squares of the norms. A Gram matrix of d inputs takes 4 d² bytes in float32, so use
-    `where` to observe only the leaves that you need. Gram matrices are sums over examples: add
-    those of several calls, or of data-parallel ranks, to get those of all examples.
+    holds the squares of the norms. For n rows of d inputs it takes n d² multiplications beside
+    `forward`. A Gram matrix takes 4 d² bytes in float32, so use `where` to observe only the leaves
+    that you need. Gram matrices are sums over examples: add those of several calls, or of
+    data-parallel ranks, to get those of all examples.
 
     Args:
         forward: `forward(params, batch)`, any pure function. Its result is not used.
@@ -314,7 +315,7 @@ def _grams_of_product(x: Tensor, shape: torch.Size) -> tuple[Tensor, int]:
     leading, batched = range(num_leading), range(num_leading, x.dim() - 2)
     x = x.permute(*batched, *leading, -2, -1).flatten(len(batched), -2)
     pairs = list(zip(x.shape[:-2], shape[:-2], strict=True))
-    num_rows = x.shape[-2] * math.prod(n for n, size in pairs if size == 1)
+    num_rows = x.shape[-2] * math.prod([n for n, size in pairs if size == 1])
     gram = _products(x)
     # sum over a batch dim that only the inputs have; repeat along one that only the weight has
     sizes = [*shape[:-2], x.shape[-1], x.shape[-1]]

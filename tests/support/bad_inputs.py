@@ -1652,6 +1652,52 @@ REBUILT = [
             ("a string for the damping", T, "damping 'x'", "x"),
         ]
     ),
+    *(
+        bad(
+            function,
+            "Gram matrices of packed experts without dim",
+            V,
+            "grams (4, 8, 8) (4, 4, 8) dim=",
+            Make(lambda: torch.ones(4, 4, 8)),
+            *more,
+            Make(lambda: torch.eye(8).repeat(4, 1, 1)),
+            **kwargs,
+        )
+        for function, more, kwargs in [
+            (R.refit, (Make(lambda: torch.ones(4, 4, 8).bool()),), {}),
+            (R.swap, (Make(lambda: torch.ones(4, 4, 8).bool()),), {}),
+            (R.sparsegpt, (), {"amount": 0.5}),
+        ]
+    ),
+    bad(
+        R.refit,
+        "a skewed matrix with an outlier",
+        V,
+        "grams symmetric",
+        ROWS,
+        KEPT,
+        Make(
+            lambda: torch.diag(torch.tensor([1.0, 1.0, 1.0, 1e6])) + torch.eye(4).roll(1, 1) * 0.9
+        ),
+    ),
+    bad(
+        R.refit,
+        "a matrix with nothing on its diagonal",
+        V,
+        "grams symmetric",
+        ROWS,
+        KEPT,
+        Make(lambda: torch.eye(4).roll(1, 1)),
+    ),
+    bad(
+        R.sparsegpt,
+        "a symmetric matrix with nothing on its diagonal",
+        V,
+        "grams semidefinite",
+        ROWS,
+        Make(lambda: torch.eye(4).flip(0)),
+        amount=0.5,
+    ),
     bad(R.refit, "an indefinite matrix", V, "grams semidefinite", ROWS, KEPT, INDEFINITE),
     bad(R.sparsegpt, "an indefinite matrix", V, "grams semidefinite", ROWS, INDEFINITE, amount=0.5),
     bad(R.refit, "no Gram matrix", V, "grams None mask input_gram", ROWS, KEPT, None),
