@@ -49,7 +49,7 @@ FAULTS = [
     fault(
         "rows that all parts of a weight share are divided among them",
         "scores/gram.py",
-        "num_rows = x.shape[-2] * math.prod(n for n, size in pairs if size == 1)",
+        "num_rows = x.shape[-2] * math.prod([n for n, size in pairs if size == 1])",
         "num_rows = x.shape[:-1].numel() // max(1, math.prod(shape[:-2]))",
         f"{GRAM}::test_every_part_of_a_weight_gets_the_rows_that_all_parts_share",
     ),
