@@ -103,12 +103,16 @@ def sparsegpt(
     pattern: Any = (0, 0)
     number: Any = 0
     is_sparsity = False
-    if n is None and m is None:
-        number, is_sparsity = amount_or_sparsity(amount, sparsity, "sparsegpt")
-    elif amount is not None or sparsity is not None:
+    has_number = amount is not None or sparsity is not None
+    if has_number == (n is not None or m is not None):
         raise TypeError(
-            "sparsegpt takes one of amount, sparsity, and n with m, got two of them; leave one out"
+            "sparsegpt takes either amount or sparsity, or n with m; got "
+            f"{'both' if has_number else 'neither'}"
         )
+    if has_number:
+        number, is_sparsity = amount_or_sparsity(amount, sparsity, "sparsegpt")
+    elif n is None or m is None:
+        raise TypeError(f"sparsegpt takes n and m together, got n={n} and m={m}")
     else:
         check_pattern(n, m)
         pattern = (n, m)

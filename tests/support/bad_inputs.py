@@ -1709,7 +1709,7 @@ REBUILT = [
     bad(R.swap, "a group of nothing", V, "m 0", ROWS, KEPT, GRAM, m=0),
     bad(R.sparsegpt, "no amount", T, "sparsegpt amount sparsity", ROWS, GRAM),
     bad(R.sparsegpt, "an amount and a pattern", T, "amount n m", ROWS, GRAM, amount=0.5, n=2, m=4),
-    bad(R.sparsegpt, "n without m", T, "m None", ROWS, GRAM, n=2),
+    bad(R.sparsegpt, "n without m", T, "n=2 m=None", ROWS, GRAM, n=2),
     bad(R.sparsegpt, "n above m", V, "n=5 m=4", ROWS, GRAM, n=5, m=4),
     bad(R.sparsegpt, "an amount of 80", V, "amount 80", ROWS, GRAM, amount=80.0),
     bad(
