@@ -131,8 +131,8 @@ def straight_through(params: Tree, masks: Tree, *, decay: float | Tensor = 0.0) 
     ∂L/∂w + λ w (SR-STE). So masked weights shrink, and the masks of N:M training, which are chosen
     anew at each step, change less. A masked weight that is NaN or infinite has gradient zero.
 
-    Each backward pass adds the decay, whatever the scale of the loss. So the decay has no
-    forward-mode derivative (`jvp`), and second derivatives have no meaning.
+    The decay is added to the gradient, not to the loss. So it stays the same if the loss is scaled.
+    With a decay, second derivatives are wrong, and forward-mode derivatives (`jvp`) raise an error.
 
     It sends no messages, so with DTensors only the rank with the error raises it.
 

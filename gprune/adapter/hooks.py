@@ -40,7 +40,7 @@ class MaskHook(CustomFromMask):
 
     def compute_mask(self, t: Tensor, default_mask: Tensor) -> Tensor:
         """Return the product of `default_mask` and the mask of this hook, which is released."""
-        mask: Tensor = super().compute_mask(t, default_mask)  # type: ignore[no-untyped-call]
+        mask: Tensor = super().compute_mask(t, default_mask)  # type: ignore[no-untyped-call]  # torch's
         self.mask = None  # the module's buffer has the product
         return mask
 

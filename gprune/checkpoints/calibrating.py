@@ -161,7 +161,7 @@ class _Recorder:
         others = {name: value for name, value in kwargs.items() if args or name != "hidden_states"}
         if number == 0:
             self.first = hidden
-        elif self.last is not hidden and not torch.equal(self.last, hidden):  # type: ignore[arg-type]
+        elif self.last is not hidden and not torch.equal(self.last, hidden):  # type: ignore[arg-type]  # set by block 0
             raise ValueError(
                 f"{self.name} calls block {number} with something else than what block "
                 f"{number - 1} returns"

@@ -36,14 +36,12 @@ class Weight(NamedTuple):
     have one part.
 
     Attributes:
-        name: what errors call it, `params['fc']['weight']`.
-        gram_name: what errors call its Gram matrix.
+        gram_name: what errors call its Gram matrix, `grams['fc']['weight']`.
         leaf: the tensor of the tree, plain or a DTensor.
         columns: the dims of the inputs, ascending.
         gram: the Gram matrices, (parts, columns, columns).
     """
 
-    name: str
     gram_name: str
     leaf: Tensor
     columns: list[int]
@@ -51,7 +49,7 @@ class Weight(NamedTuple):
 
     def matrices(self, tensor: Tensor) -> Tensor:
         """Return the weight, or a tensor of its shape, as (parts, rows, columns)."""
-        local = tensor.to_local() if is_sharded([tensor]) else tensor  # type: ignore[attr-defined]
+        local = _local(tensor)
         sizes = [math.prod([local.shape[d] for d in dims]) for dims in (self._rows(), self.columns)]
         matrix = local.detach().permute(*self._rows(), *self.columns).reshape(sizes)
         parts, num_columns = len(self.gram), self.gram.shape[-1]
@@ -61,22 +59,22 @@ class Weight(NamedTuple):
 
     def like_leaf(self, matrices: Tensor) -> Tensor:
         """Return the inverse of `matrices`: a tensor with the shape and placement of the weight."""
-        is_local = is_sharded([self.leaf])
-        shape = self.leaf.to_local().shape if is_local else self.leaf.shape  # type: ignore[attr-defined]
+        leaf: Any = self.leaf  # a DTensor has attributes that a tensor has not
+        shape = _local(leaf).shape
         order = [*self._rows(), *self.columns]
         if math.prod([shape[d] for d in self.columns]) > matrices.shape[-1]:
             matrices = matrices.transpose(0, 1)
         moved = matrices.reshape([shape[d] for d in order])
         local = moved.permute([order.index(d) for d in range(len(order))]).contiguous()
-        if not is_local:
+        if not is_sharded([leaf]):
             return local
-        whole: Tensor = type(self.leaf).from_local(  # type: ignore[attr-defined]
+        whole: Tensor = type(leaf).from_local(
             local,
-            self.leaf.device_mesh,  # type: ignore[attr-defined]
-            self.leaf.placements,  # type: ignore[attr-defined]
+            leaf.device_mesh,
+            leaf.placements,
             run_check=False,
-            shape=self.leaf.shape,
-            stride=self.leaf.stride(),
+            shape=leaf.shape,
+            stride=leaf.stride(),
         )
         return whole
 
@@ -86,6 +84,12 @@ class Weight(NamedTuple):
 
     def _rows(self) -> list[int]:
         return [d for d in range(self.leaf.dim()) if d not in self.columns]
+
+
+def _local(tensor: Any) -> Tensor:
+    """Return the local shard of a DTensor, or the tensor itself if it is none."""
+    local: Tensor = tensor.to_local() if is_sharded([tensor]) else tensor
+    return local
 
 
 def weights_with_grams(
@@ -137,11 +141,11 @@ def weights_with_grams(
     for i in needed:
         gram = given[i].full_tensor() if is_sharded([given[i]]) else given[i].detach()
         gram = gram.unsqueeze(0) if gram.dim() == 2 else gram
-        found[i] = Weight(names[i], gram_names[i], leaves[i], columns[i], gram)
+        found[i] = Weight(gram_names[i], leaves[i], columns[i], gram)
     return found
 
 
-def _gram_problem(gram: Any, leaf: Tensor, columns: list[int]) -> str | None:
+def _gram_problem(gram: Any, leaf: Any, columns: list[int]) -> str | None:
     """Return what is wrong with the shape or the place of a Gram matrix, or `None`."""
     if gram is None:
         return (
@@ -166,7 +170,7 @@ def _gram_problem(gram: Any, leaf: Tensor, columns: list[int]) -> str | None:
         )
     if not is_sharded([leaf]):
         return None
-    placements = leaf.placements  # type: ignore[attr-defined]
+    placements = leaf.placements
     is_divided = [p.is_partial() or getattr(p, "dim", None) in columns for p in placements]
     if parts > 1 or any(is_divided):
         return (

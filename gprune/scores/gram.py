@@ -344,8 +344,8 @@ def _warn_of_few_rows(observer: GramObserver, names: list[str]) -> None:
 def _products(x: Tensor) -> Tensor:
     """Return XᵀX in the dtype of X, also under autocast."""
     with _without_autocast(x.device):
-        gram = x.mT @ x
-    whole: Tensor = gram.full_tensor() if is_sharded([gram]) else gram  # type: ignore[attr-defined]
+        gram: Any = x.mT @ x
+    whole: Tensor = gram.full_tensor() if is_sharded([gram]) else gram
     return whole
 
 

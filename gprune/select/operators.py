@@ -117,7 +117,7 @@ def select(
     masks: list[Tensor],
     amounts: list[Tensor],
     seed: Optional[Tensor],  # noqa: UP045  the schema inference of torch 2.10 takes this spelling
-    min_per_leaf: Optional[Tensor],  # noqa: UP045
+    min_per_leaf: Optional[Tensor],  # noqa: UP045  as the line before
     absolute: bool,
     is_sparsity: bool,
     call: str,

@@ -228,7 +228,7 @@ class Quantized(torch.Tensor):
 class Adam8bit(optim.SGD):
     """Plain gradient descent that stores what 8-bit optimizers store."""
 
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # torch overloads it
         super().step()
         for weight in self.param_groups[0]["params"]:
             if self.state[weight]:
@@ -271,7 +271,7 @@ class Wrapper(optim.Optimizer):
     def __init__(self, optimizer: Any) -> None:
         self.optimizer = optimizer
 
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # torch overloads it
         self.optimizer.step(closure)
 
 

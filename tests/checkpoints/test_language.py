@@ -20,7 +20,7 @@ from tests.support.language_models import LENGTH, MODELS, TEXT, save_model, save
 pytest.importorskip("transformers")  # of an extra of its own
 pytestmark = pytest.mark.slow  # importing transformers takes seconds
 
-from gprune.checkpoints import language  # noqa: E402
+from gprune.checkpoints import language  # noqa: E402  it imports transformers
 
 TOKENS = 200  # three sequences and a shorter one
 
@@ -271,7 +271,7 @@ def test_texts_that_cannot_be_used(
     folder = save_model(tmp_path / "model", language_models.gpt2())
     (tmp_path / "x.txt").write_bytes(content)
     with pytest.raises(CheckpointError, match=words):
-        language.read_text(tmp_path / "x.txt", checkpoints.read(folder), **options)  # type: ignore[arg-type]
+        language.read_text(tmp_path / "x.txt", checkpoints.read(folder), **options)  # type: ignore[arg-type]  # of each its type
 
 
 def encoder(folder: Path) -> None:

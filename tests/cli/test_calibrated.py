@@ -122,7 +122,7 @@ def test_the_folder_loads_as_it_is(
 
 @pytest.mark.slow
 def test_shards_are_kept(tmp_path: Path) -> None:
-    pytest.importorskip("transformers")
+    pytest.importorskip("transformers")  # of an extra of its own, too
     save_text(tmp_path / "text.txt")
     model = save_model(tmp_path / "model", language_models.gpt2(), max_shard_size="60KB")
     shards = sorted(path.name for path in model.glob("*.safetensors"))

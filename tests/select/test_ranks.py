@@ -441,7 +441,7 @@ class Unprintable(Exception):  # noqa: N818  its name is what the test looks for
         raise ValueError("no text")
 
 
-class OfTwoArguments(ValueError):  # noqa: N818
+class OfTwoArguments(ValueError):  # noqa: N818  as above
     def __init__(self, leaf: str, size: int) -> None:
         super().__init__(f"{leaf} of {size}")
 
