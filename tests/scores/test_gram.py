@@ -447,3 +447,33 @@ def test_a_leaf_that_forward_does_not_use_has_no_gram() -> None:
     grams = input_gram(network, params, [torch.randn(9, 4)], where=["unused", "a.*"])
     assert grams["unused"] is None
     assert grams["a"]["weight"] is not None
+
+
+# --- where torch does something else than asked ---------------------------------------------------
+
+
+def test_autocast_does_not_round_the_products() -> None:
+    """The observer runs inside the region, where a product of float32 is one of bfloat16."""
+    generator = torch.Generator().manual_seed(0)
+    weight, x = torch.ones(2, 6), torch.randn(40, 6, generator=generator)
+
+    def forward(weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return F.linear(x, weight)
+
+    torch.testing.assert_close(input_gram(forward, weight, [x]), x.mT @ x)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")  # torch's, of a copy
+@pytest.mark.parametrize("kernel", [(2, 3), (4, 2)])
+def test_an_even_kernel_with_the_same_size_is_padded_as_torch_does(kernel: tuple[int, int]) -> None:
+    """On the right by one more: the change of the outputs says where."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(9, 2, 5, 4, generator=generator)
+    error = torch.randn(3, 2, *kernel, generator=generator)
+
+    def forward(weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(x, weight, padding="same")
+
+    gram, rows = input_gram(forward, error, [x]), error.flatten(1)
+    torch.testing.assert_close((rows @ gram * rows).sum(), forward(error, x).square().sum())
