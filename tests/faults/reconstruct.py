@@ -14,8 +14,8 @@ FAULTS = [
     fault(
         "Gram matrices of autocast inputs are multiplied in bfloat16",
         "scores/gram.py",
-        "    with _without_autocast(x.device):\n        gram = x.mT @ x",
-        "    with nullcontext():\n        gram = x.mT @ x",
+        "    with _without_autocast(x.device):\n        gram: Any = x.mT @ x",
+        "    with nullcontext():\n        gram: Any = x.mT @ x",
         GRAM,
     ),
     fault(
