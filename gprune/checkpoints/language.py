@@ -254,12 +254,18 @@ def wanda(amount: Amount, *, refit: bool = False) -> Method:
 
     def method(block: LinearBlock, params: dict[str, Tensor], inputs: Any) -> tuple[Tree, Tree]:
         weights = block.prunable(params)
-        scores = gp.scores.wanda(weights, gp.scores.input_norms(block, params, inputs))
+        grams = _grams(block, params, inputs) if refit else None
+        if grams is None:
+            norms = gp.scores.input_norms(block, params, inputs)
+        else:  # the norms are on the diagonals
+            norms = {path: _norms(block, path, weights, grams) for path in params}
+        scores = gp.scores.wanda(weights, norms)
         how: dict[str, Any] = {"amount": amount}
         if isinstance(amount, tuple):
             how = {"n": amount[0], "m": amount[1], "pruning_method": gp.n_of_m}
         masks = gp.layerwise(weights, scores, dim=block.dim, **how)
-        return _refitted(block, params, masks, inputs) if refit else params, masks
+        new = params if grams is None else reconstruct.refit(params, masks, grams, dim=block.dim)
+        return new, masks
 
     return method
 
@@ -353,8 +359,19 @@ def _grams(block: LinearBlock, params: dict[str, Tensor], inputs: Any) -> Tree:
     return gp.scores.input_gram(block, params, inputs, where=lambda path, _: path in block.weights)
 
 
-def _refitted(block: LinearBlock, params: dict[str, Tensor], masks: Tree, inputs: Any) -> Tree:
-    return reconstruct.refit(params, masks, _grams(block, params, inputs), dim=block.dim)
+def _norms(
+    block: LinearBlock, path: str, weights: dict[str, Tensor | None], grams: Tree
+) -> Tensor | None:
+    """Return the norms of the inputs of a weight to prune, in its shape, from its Gram matrix."""
+    weight = weights[path]
+    if weight is None:
+        return None
+    norms: Tensor = grams[path].diagonal().sqrt()
+    return (
+        norms.expand(weight.shape)
+        if block.dim(path, weight)
+        else norms[:, None].expand(weight.shape)
+    )
 
 
 def _config(checkpoint: Checkpoint) -> Any:

@@ -132,11 +132,13 @@ def swap_matrices(
     size = weight.shape[2]
     groups = group_columns(size, positions if m else 1, m or size, device)
     for mask, w, g in zip(new, weight.to(device, dtype), gram.to(device, dtype), strict=True):
-        slots, exact = _slots(mask, groups), g.to(torch.float64)
+        slots, exact_gram = _slots(mask, groups), g.to(torch.float64)
+        products = torch.where(mask, 0, w.to(torch.float64)) @ exact_gram  # G e
         pairs = max(1, slots.kept[0].numel() * slots.pruned.shape[2])
         for start in range(0, len(mask), num_rows := max(1, MAX_PAIRS // pairs)):
             rows = slice(start, start + num_rows)
-            _swap_rows(w[rows], mask[rows], g, exact, _slots(mask[rows], groups), rounds)
+            of_rows = Slots(*(x[rows] for x in slots))
+            _swap_rows(w[rows], mask[rows], g, exact_gram, products[rows], of_rows, rounds)
     return new.to(kept.device)
 
 
@@ -178,7 +180,13 @@ def _slots(mask: Tensor, groups: Tensor) -> Slots:
 
 
 def _swap_rows(
-    w: Tensor, mask: Tensor, gram: Tensor, exact_gram: Tensor, slots: Slots, rounds: int
+    w: Tensor,
+    mask: Tensor,
+    gram: Tensor,
+    exact_gram: Tensor,
+    products: Tensor,
+    slots: Slots,
+    rounds: int,
 ) -> None:
     """Make the best exchange of every row, round by round, in place in `mask`.
 
@@ -187,7 +195,8 @@ def _swap_rows(
         mask: their mask.
         gram: G, (columns, columns).
         exact_gram: the same in float64.
-        slots: the columns that are kept and pruned.
+        products: G e for each row, where e is what is pruned of it, in float64; overwritten.
+        slots: the columns that are kept and pruned; overwritten.
         rounds: the most exchanges of a row.
     """
     kept, pruned, is_kept, is_pruned = slots
@@ -198,7 +207,6 @@ def _swap_rows(
     numbers = torch.arange(len(w), device=w.device)  # of the rows that are left, in `mask`
     mixed = -2 * _mixed_terms(w, gram, numbers, kept.unsqueeze(3), pruned.unsqueeze(2))
     exact, changes = w.to(torch.float64), torch.empty_like(mixed)
-    products = torch.where(mask, 0, exact) @ exact_gram  # G e
     squares = exact.square() * exact_gram.diagonal()
     for _ in range(rounds):
         # the change of the error by pruning each kept column, and by keeping each pruned one
