@@ -161,10 +161,10 @@ class _Recorder:
         others = {name: value for name, value in kwargs.items() if args or name != "hidden_states"}
         if number == 0:
             self.first = hidden
-        elif self.last is not hidden and not torch.equal(self.last, hidden):  # type: ignore[arg-type]  # set by block 0
+        elif self.last is not hidden and not torch.equal(self.last, hidden):  # type: ignore[arg-type]  # block 0 has set it
             raise ValueError(
-                f"{self.name} calls block {number} with something else than what block "
-                f"{number - 1} returns"
+                f"{self.name} called block {number} with other hidden states than block "
+                f"{number - 1} had returned"
             )
         self.others.append(Arguments(not args, args[1:], others))
         if number + 1 == self.num_blocks:

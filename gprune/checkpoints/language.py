@@ -41,16 +41,16 @@ from gprune.checkpoints.reading import (
 from gprune.trees import Tree
 
 OFFLINE = {"local_files_only": True, "trust_remote_code": False}
-"""With these transformers downloads nothing, runs no code of a folder, and does not ask to."""
+"""Options with which transformers downloads nothing and runs no code of a folder."""
 
 DEFAULT_LENGTH = 2_048
 """The most tokens that a sequence has by default."""
 
 OUTSIDE = "outside of the linear layers of the blocks"
-"""Why a tensor is not pruned, as `left_out` says it."""
+"""The reason that `left_out` gives for a chosen tensor that is not pruned."""
 
 Amount: TypeAlias = int | float | tuple[int, int]
-"""How much to prune: a number, a fraction, or n and m: n of every m inputs are kept."""
+"""How many entries to prune (int), which fraction (float), or (n, m): n of every m are kept."""
 
 
 class StoredWeight(NamedTuple):
@@ -177,7 +177,7 @@ def read_text(
         ids: Tensor = tokenizer(text, return_tensors="pt").input_ids[0]
     if len(ids) < tokens:
         raise CheckpointError(
-            f"{path} has {len(ids):,} tokens, but {tokens:,} are to be read; give a longer text or "
+            f"{path} has {len(ids):,} tokens, but {tokens:,} are asked for; give a longer text or "
             "ask for fewer tokens"
         )
     return [part.long().unsqueeze(0) for part in torch.split(ids[:tokens], length)]

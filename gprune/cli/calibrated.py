@@ -87,7 +87,7 @@ def prune(
     if isinstance(amount, tuple):
         check_pattern(*amount)
     else:
-        num_to_prune(amount, max(weight.numel() for weight in weights.values()))  # raises an error
+        num_to_prune(amount, max(weight.numel() for weight in weights.values()))  # checks it
     batches = language.read_text(text, source, tokens=tokens, length=length)
     model = language.load(source, weights)
     blocks = language.linear_blocks(model, source, weights)

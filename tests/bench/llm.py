@@ -15,7 +15,6 @@ import importlib.util
 import json
 import os
 import platform
-import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +32,8 @@ RESULTS, PAGE = FOLDER / "llm.json", FOLDER / "RESULTS.md"
 WEIGHTS = "SmolLM2-135M-Instruct.Q4_1.gguf"
 TOKENS = 16_384
 LENGTH = 1_024
-TEST = ["hamlet"]
+TEST = ["hamlet", "tempest"]
+TEST_SEQUENCES = 9  # of each test play; 18 sequences score 18 * 1023 tokens
 CALIBRATION = ["richard_iii", "coriolanus", "winters_tale", "henry_v", "troilus_and_cressida"]
 ROUNDS = 100
 
@@ -59,7 +59,9 @@ class Language:
             {name: p.detach().clone() for name, p in layer.named_parameters()}
             for layer in self.layers
         ]
-        self.test = self.tokens(TEST)[: TOKENS // LENGTH * LENGTH].view(-1, LENGTH)
+        self.test = torch.cat(
+            [self.tokens([play])[: TEST_SEQUENCES * LENGTH].view(-1, LENGTH) for play in TEST]
+        )
 
     def tokens(self, plays: list[str]) -> Tensor:
         """Tokenize plays, one after the other."""
@@ -266,21 +268,50 @@ def load() -> dict[str, Any]:
     return json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": []}
 
 
+def machine(threads: int) -> dict[str, Any]:
+    """Say on what a row was measured."""
+    import transformers
+
+    processor = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if "name" in line]
+    return {
+        "processor": processor[0].split(":")[1].strip() if processor else platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "Python": platform.python_version(),
+    }
+
+
+def reset_peak() -> None:
+    """Make the system forget the most memory that this process has had (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak() -> int:
+    """Give the most memory that this process has had since the last reset, in MiB (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) // 1024 for line in lines if line.startswith("VmHWM"))
+
+
 def page(results: dict[str, Any]) -> str:
     """Give the section of RESULTS.md: the perplexities, and what each pruning took."""
     machine = ", ".join(f"{name} {value}" for name, value in results["machine"].items())
+    scored = len(TEST) * TEST_SEQUENCES * (LENGTH - 1)
     lines = [
         "# A language model, pruned without training",
         "",
         f"Written by `python -m tests.bench.llm`, with {machine}. SmolLM2-135M-Instruct; the "
         "linear weights of its 30 blocks are pruned. The perplexity is that of "
-        f"{TOKENS - TOKENS // LENGTH:,} tokens of Hamlet, and the inputs are measured on "
-        f"{TOKENS:,} tokens of five other plays. Of several calibration seeds the range is given. "
-        "Sequential: each block is pruned with the inputs that the pruned blocks before it "
+        f"{scored:,} tokens, half of Hamlet and half of The Tempest, and the inputs are measured "
+        f"on {TOKENS:,} tokens of five other plays. Of several calibration seeds the range is "
+        "given. Sequential: each block is pruned with the inputs that the pruned blocks before it "
         "produce. The seconds are those of one pruning, and if it is sequential with the "
-        "measurement of the inputs.",
+        "measurement of the inputs. The memory is the most that the process had during the row, "
+        "with the model, a copy of its weights and the statistics of all blocks, which the rows "
+        "share.",
         "",
-        "| method | pruned | perplexity | seeds | seconds | peak MiB of the process |",
+        "| method | pruned | perplexity | seeds | seconds | peak MiB |",
         "|---|---|---|---|---|---|",
     ]
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
@@ -305,8 +336,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     started = time.monotonic()
-    import transformers
-
+    here = machine(options.threads)
+    if load().get("machine", here) != here:
+        raise RuntimeError(f"{RESULTS} is of another machine; remove it to measure all rows anew")
     language = Language()
     for name, asked, seed in rows():
         results = load()
@@ -317,11 +349,12 @@ def main() -> None:
             continue
         if time.monotonic() - started > options.most_seconds:
             break
-        if name in WITH:
-            dense_statistics(language, seed)  # shared by several rows, so no part of their seconds
+        if name in WITH or name.startswith("Wanda + OWL"):
+            dense_statistics(language, seed)  # several rows share it, so its seconds do not count
+        reset_peak()
         begin = time.monotonic()
         params = prune_model(language, name, asked, seed)
-        seconds = time.monotonic() - begin
+        seconds, most = time.monotonic() - begin, peak()
         row = {
             "method": name,
             "sparsity": asked,
@@ -329,15 +362,9 @@ def main() -> None:
             "perplexity": round(language.perplexity(params), 2),
             "kept": round(density(language, params), 5),
             "seconds": round(seconds),
-            "peak MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            "peak MiB": most,
         }
-        results["machine"] = {
-            "cores": os.cpu_count(),
-            "threads": options.threads,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "Python": platform.python_version(),
-        }
+        results["machine"] = here
         results["rows"].append(row)
         partial = RESULTS.with_suffix(
             ".partial"

@@ -118,7 +118,7 @@ class Unusual(Network):
         ("first missing", "called block 1 of its 3 blocks when it was the turn of block 0"),
         ("last missing", "did not call block 2 of its 3 blocks"),
         ("one twice", "called block 0 of its 3 blocks when it was the turn of block 1"),
-        ("something between", "calls block 1 with something else than what block 0 returns"),
+        ("something between", "called block 1 with other hidden states than block 0 had returned"),
         ("other name", "called block 0 without hidden states"),
         ("error", "a bug in the network"),
     ],

@@ -258,7 +258,7 @@ def test_the_text_is_read_in_sequences(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "options", "words"),
     [
-        (b"ab" * 50, {"tokens": 101}, "has 100 tokens, but 101 are to be read"),
+        (b"ab" * 50, {"tokens": 101}, "has 100 tokens, but 101 are asked for"),
         (b"", {"tokens": 1}, "has 0 tokens, but 1 are"),
         (b"ab" * 50, {"tokens": 100, "length": 65}, "cannot have 65 tokens: the model takes 64"),
         (b"ab" * 50, {"tokens": 9, "length": 10}, "cannot have 10 tokens: there are 9 in all"),
@@ -271,7 +271,7 @@ def test_texts_that_cannot_be_used(
     folder = save_model(tmp_path / "model", language_models.gpt2())
     (tmp_path / "x.txt").write_bytes(content)
     with pytest.raises(CheckpointError, match=words):
-        language.read_text(tmp_path / "x.txt", checkpoints.read(folder), **options)  # type: ignore[arg-type]  # of each its type
+        language.read_text(tmp_path / "x.txt", checkpoints.read(folder), **options)  # type: ignore[arg-type]  # their types differ
 
 
 def encoder(folder: Path) -> None:

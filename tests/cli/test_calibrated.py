@@ -166,7 +166,7 @@ def test_bad_input_changes_nothing(tmp_path: Path, llama: Path) -> None:
     before = contents(tmp_path)
     wanda = "--score", "wanda"
     for model, options, words in [
-        (folder, (*wanda, "--tokens", 999), "has 312 tokens, but 999 are to be read"),
+        (folder, (*wanda, "--tokens", 999), "has 312 tokens, but 999 are asked for"),
         (folder, (*wanda, "--calibrate", tmp_path / "none"), "No such file or directory"),
         (folder, (*wanda, "--exclude", "model.layers.*"), "nothing to prune"),
         (folder, (*wanda, "--amount", "33"), "model.layers.0"),

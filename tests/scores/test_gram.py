@@ -449,7 +449,7 @@ def test_a_leaf_that_forward_does_not_use_has_no_gram() -> None:
     assert grams["a"]["weight"] is not None
 
 
-# --- where torch does something else than asked ---------------------------------------------------
+# --- autocast and padding -------------------------------------------------------------------------
 
 
 def test_autocast_does_not_round_the_products() -> None:
@@ -467,7 +467,7 @@ def test_autocast_does_not_round_the_products() -> None:
 @pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")  # torch's, of a copy
 @pytest.mark.parametrize("kernel", [(2, 3), (4, 2)])
 def test_an_even_kernel_with_the_same_size_is_padded_as_torch_does(kernel: tuple[int, int]) -> None:
-    """On the right by one more: the change of the outputs says where."""
+    """It pads one more at the end. The sum of the squared outputs differs if it is elsewhere."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(9, 2, 5, 4, generator=generator)
     error = torch.randn(3, 2, *kernel, generator=generator)
