@@ -1,6 +1,7 @@
-"""README's blocks of code; `python tests/readme_blocks.py` runs those that need nothing but gprune.
+"""README's blocks of code; `python tests/readme_blocks.py` runs those that need one process.
 
-So a new user's environment can be tried: one with the package in it and without this checkout.
+So a new user's environment can be tried: one with the package in it and without this checkout. One
+block needs the extra `transformers`.
 """
 
 import re
@@ -13,6 +14,7 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.M | re.S)
 PYTHON = [body for language, body in BLOCKS if language == "python"]
 ALONE = [body for body in PYTHON if "torch.distributed" not in body]
 TOGETHER = [body for body in PYTHON if "torch.distributed" in body]
+OUTPUTS = [body for language, body in BLOCKS if language == "text"]
 COMMANDS = [body.strip() for language, body in BLOCKS if language == "console"]
 
 

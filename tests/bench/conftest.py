@@ -1,4 +1,4 @@
-"""Benchmarks: `pytest tests/bench -m bench -n 0 -s`. Writes results.json, which README quotes."""
+"""Benchmarks: `pytest tests/bench -m bench -n 0 -s`. Writes results.json, the figures of README."""
 
 import json
 import os

@@ -3,7 +3,7 @@
 A small MLP (Greydanus & Kobak, 2024, arXiv:2011.14439: 40-100-100-10) is trained by every pruner at
 four sparsities and several seeds. All models of a method train at once, by `vmap` over sparsities
 and seeds; every step is the same pure function, with a functional Adam. Writes evidence.json, from
-which `python -m tests.bench.readme` makes the table in README. Offline: `mnist1d` makes its data.
+which `python -m tests.bench.pages` makes the table in RESULTS.md. `mnist1d` makes the data offline.
 """
 
 import argparse

@@ -7,7 +7,7 @@ magnitude after training should.
 
 The data are MNIST-1D (Greydanus, 2020, arXiv:2011.14439), which the package `mnist1d` makes offline
 from a fixed seed. All networks of all seeds train side by side under `vmap`. Writes
-layer_shuffle.json, from which `python -m tests.bench.readme` makes the table in README.
+layer_shuffle.json, from which `python -m tests.bench.pages` makes the table in RESULTS.md.
 """
 
 from __future__ import annotations
@@ -224,7 +224,7 @@ def spread(values: Tensor) -> list[float]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """The results in Markdown, as README has them: a group of columns for each sparsity."""
+    """The results in Markdown, as RESULTS.md has them: a group of columns for each sparsity."""
     runs = results["runs"]
     columns = [f"{run['sparsity']:.0%}: accuracy | shuffled | difference" for run in runs]
     lines = [

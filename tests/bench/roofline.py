@@ -169,7 +169,7 @@ def _seconds(name: str, num_weights: int, device: str) -> float:
 
 def page(costs: dict[str, Cost], timed: dict[str, Any] | None) -> str:
     rows = [
-        "# Accelerators: costs and times",
+        "## Accelerators: costs and times",
         "",
         f"Written by `python -m tests.bench.roofline`, with torch {torch.__version__}.",
         "",

@@ -21,11 +21,6 @@ def test_faults_do_not_become_fewer() -> None:
     assert len(FAULTS) >= 350
 
 
-def test_readme_says_how_many_they_are() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert f"plants {len(FAULTS)} faults" in readme
-
-
 @pytest.mark.slow
 @each_fault
 def test_a_fault_applies_and_parses(fault: Fault) -> None:

@@ -397,7 +397,7 @@ def test_messages_do_not_grow_with_the_model(size: int, kind: str) -> None:
                 assert number <= 8
                 assert payload <= 2**16
             assert number <= 24
-            assert payload <= 100_000  # as README says, for the one axis of this mesh
+            assert payload <= 100_000  # for the one axis of this mesh
 
 
 def messages_of_layers(leaves: int) -> tuple[int, int]:

@@ -1,0 +1,85 @@
+"""Write the results into RESULTS.md, and a few into README: `python -m tests.bench.pages`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tests.bench import evidence, layer_shuffle, llm, minilm
+from tests.bench.measure import replace
+
+ROOT = Path(__file__).parents[2]
+README, RESULTS = ROOT / "README.md", ROOT / "tests" / "bench" / "RESULTS.md"
+PAGE = "tests/bench/RESULTS.md"
+
+# Sentences of README, and the names in results.json of their figures.
+QUOTED = {
+    "`torch.nn.utils.prune` takes {} times as long, numpy by hand {} times.": [
+        "torch.nn.utils.prune over gprune, amount 0.5",
+        "numpy by hand over gprune",
+    ],
+    "gprune takes {} of the time of `cat` and `kthvalue` by hand for 200,000 weights, and {} for "
+    "30,000.": [
+        "200,000 weights over cat, abs and kthvalue by hand",
+        "30,000 weights over cat, abs and kthvalue by hand",
+    ],
+    "It takes {} MiB of memory beyond weights and masks.": [
+        "peak memory beyond weights and masks, MiB"
+    ],
+    "A compiled training step with a pruner takes {} times as long as a dense one.": [
+        "training step with gradual over dense, averaged over a run"
+    ],
+}
+
+
+def results() -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((ROOT / "tests" / "bench" / "results.json").read_text())
+    return loaded
+
+
+def missed(figure: dict[str, float]) -> bool:
+    value = figure["value"]
+    return not figure.get("at_least", value) <= value <= figure.get("at_most", value)
+
+
+def machine() -> str:
+    found = results()["machine"]
+    return (
+        f"{found['processor']}, {found['cores']} cores, {found['threads']} threads, "
+        f"torch {found['torch']}, optree {found['optree']}, Python {found['python']}"
+    )
+
+
+def table() -> str:
+    """Give the table of all figures with their bounds."""
+    rows = [f"{machine()}:", "", "| what | measured | bound |", "|---|---|---|"]
+    for name, figure in results()["figures"].items():
+        sign, bound = ("≤", "at_most") if "at_most" in figure else ("≥", "at_least")
+        miss = ", missed" if missed(figure) else ""
+        rows.append(f"| {name} | {figure['value']:g} | {sign} {figure[bound]:g}{miss} |")
+    return "\n".join(rows) + "\n"
+
+
+def quoted() -> str:
+    """Give README's figures, each with a link to all."""
+    figures = results()["figures"]
+    lines = [f"50 million weights in 24 leaves, half of them pruned. {machine()}:"]
+    for sentence, names in QUOTED.items():
+        values = (f"[{figures[name]['value']:g}]({PAGE}#figures)" for name in names)
+        lines.append(f"- {sentence.format(*values)}")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    text = replace(RESULTS.read_text(), "figures", table())
+    for name, script in (
+        ("layer shuffle", layer_shuffle),
+        ("evidence", evidence),
+        ("minilm", minilm),
+    ):
+        text = replace(text, name, script.table(json.loads(script.RESULTS.read_text())))
+    RESULTS.write_text(replace(text, "language model", llm.page(llm.load())))
+    README.write_text(replace(README.read_text(), "figures", quoted()))
+
+
+if __name__ == "__main__":
+    main()
