@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from gprune.inputs import float64_device
 from gprune.methods.dims import DimFunction, ascending_dims, value_per_leaf
 from gprune.scores.score_map import floating_leaves, score_leaves
 from gprune.sharding import is_sharded
@@ -265,7 +266,8 @@ def solve_damped(
     Raises:
         ValueError: if there is no factor even with λ as large as the mean of the diagonal.
     """
-    mean = float(gram.diagonal().mean())
+    exact = gram.diagonal().to(float64_device(gram.device))
+    mean = float(exact.mean(dtype=torch.float64))  # the sum may be too large for float32
     identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     base, mean = (gram, mean) if gram.any() else (identity, 1.0)
     used = damping

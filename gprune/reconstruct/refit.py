@@ -57,8 +57,9 @@ def refit(
         masks: bool masks of that structure; a parameter whose mask is `None` is returned as it is.
         grams: the Gram matrices, from `gprune.scores.input_gram`: of that structure, `None` allowed
             where the mask is `None`.
-        damping: what is added to the diagonal of G, as a fraction of its mean, at least 0. If H has
-            no Cholesky factor with it, more is added, with a warning.
+        damping: what is added to the diagonal of G, as a fraction of its mean, at least 0. If H, or
+            the part of H that a row keeps, has no Cholesky factor with it, more is added for all
+            rows of the weight, with a warning.
         dim: the dims of the inputs, which are the columns: an int, a tuple of ints, or a function
             `(path, leaf)` that returns one of these; see `gprune.input_dims`.
 

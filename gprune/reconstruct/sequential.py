@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -41,8 +41,8 @@ def sequential(
         masks.
 
     Raises:
-        TypeError: if a block or `prune_block` is not a function, `batches` is one batch, or
-            `prune_block` does not return a pair.
+        TypeError: if a block or `prune_block` is not a function, `params` is a dict, `batches` is
+            one batch, or `prune_block` does not return a pair.
         ValueError: if `blocks` and `params` differ in length, or there is no batch.
 
     Example:
@@ -65,6 +65,10 @@ def sequential(
     """
     require_batches(batches)
     require_function(prune_block, "prune_block")
+    if isinstance(params, Mapping):
+        raise TypeError(
+            f"params must be a list with one tree for each block, got a {type(params).__name__}"
+        )
     blocks, params = list(blocks), list(params)
     for number, block in enumerate(blocks):
         require_function(block, f"blocks[{number}]")

@@ -54,7 +54,7 @@ def swap(
         rounds: the most exchanges of a row, at least 1.
         m: if given, entries are exchanged only within groups of m consecutive columns, which keeps
             the pattern of `n_of_m`. In a convolution a group has input channels at one position of
-            the kernel.
+            the kernel: the first of the dims of the inputs has the channels.
         dim: the dims of the inputs, which are the columns: an int, a tuple of ints, or a function
             `(path, leaf)` that returns one of these; see `gprune.input_dims`.
 

@@ -321,6 +321,13 @@ def test_a_bad_dim_is_refused(dim: Any) -> None:
 SINGULAR = torch.tensor([[1.0, 1.0], [1.0, 1.0]])
 
 
+def test_the_mean_of_a_large_diagonal_does_not_overflow() -> None:
+    weight, mask = torch.ones(1, 4), torch.tensor([[True, True, True, False]])
+    gram = torch.full((4, 4), 1e38).fill_diagonal_(2e38)
+    scaled = refit(weight, mask, gram / 1e38)
+    torch.testing.assert_close(refit(weight, mask, gram), scaled)
+
+
 def test_a_singular_matrix_without_damping_is_damped_and_said() -> None:
     """With the leaf and the damping. By hand: an input that is pruned has a twin that is kept."""
     with pytest.warns(UserWarning, match=WHERE) as caught:

@@ -1727,6 +1727,7 @@ REBUILT = [
         len,
     ),
     bad(R.sequential, "more params than blocks", V, "0 blocks 1", [], [ROWS], BATCHES, len),
+    bad(R.sequential, "a dict of params", T, "list block dict", [forward], {"a": 1}, BATCHES, len),
     bad(R.sequential, "no batches", V, "batches empty", [forward], [PARAMS], [], len),
     bad(R.sequential, "one tensor for batches", T, "(2, 4) [tensor]", [], [], ROWS, len),
     bad(
