@@ -329,7 +329,8 @@ def page(results: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1, help="several processes may run at once")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of calibration")
     parser.add_argument(
         "--most-seconds", type=float, default=float("inf"), help="start no row later"
     )
@@ -341,11 +342,8 @@ def main() -> None:
         raise RuntimeError(f"{RESULTS} is of another machine; remove it to measure all rows anew")
     language = Language()
     for name, asked, seed in rows():
-        results = load()
-        if any(
-            row["method"] == name and row["sparsity"] == asked and row["seed"] == seed
-            for row in results["rows"]
-        ):
+        done = [(row["method"], row["sparsity"], row["seed"]) for row in load()["rows"]]
+        if seed not in options.seeds or (name, asked, seed) in done:
             continue
         if time.monotonic() - started > options.most_seconds:
             break
@@ -364,11 +362,11 @@ def main() -> None:
             "seconds": round(seconds),
             "peak MiB": most,
         }
+        results = load()  # another process may have added rows
         results["machine"] = here
         results["rows"].append(row)
-        partial = RESULTS.with_suffix(
-            ".partial"
-        )  # so that a kill leaves the old file or the new one
+        # so that a kill leaves the old file or the new one
+        partial = RESULTS.with_suffix(".partial")
         partial.write_text(json.dumps(results, indent=1) + "\n")
         partial.replace(RESULTS)
         PAGE.write_text(replace(PAGE.read_text(), "language model", page(results)))
