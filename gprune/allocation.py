@@ -1,8 +1,22 @@
-"""Allocation: the sparsity of each leaf, so that all leaves together have a given sparsity.
+"""Allocation: a sparsity for each leaf, so that all leaves together have a given sparsity.
 
-Each function returns a tree of sparsities for `layerwise`. The numbers of pruned entries per leaf
-are integers, and their sum is exactly `round(sparsity * entries)`. If the sparsity rises, no leaf
-gets fewer pruned entries, so an allocation can follow a schedule.
+    >>> import torch, gprune as gp
+    >>> params = {"wide": torch.randn(20, 20), "narrow": torch.randn(20, 2)}
+    >>> sparsities = gp.allocation.erdos_renyi(params, sparsity=0.9)
+    >>> {name: float(sparsity) for name, sparsity in sparsities.items()}
+    {'wide': 0.93, 'narrow': 0.6}
+    >>> masks = gp.layerwise(params, sparsity=sparsities)
+
+Pass the result as `sparsity=` to `gprune.layerwise`, or pass the function to a pruner as
+`allocation=`.
+
+    uniform      the same sparsity for every leaf
+    erdos_renyi  lower for smaller leaves, by the sum of their sizes over the product (ERK, ER)
+    owl          lower where scores have more outliers
+
+The numbers of pruned entries per leaf are integers, and their sum is exactly
+`round(sparsity * entries)`. If the sparsity rises, no leaf gets fewer pruned entries, so an
+allocation can follow a schedule.
 """
 
 from __future__ import annotations

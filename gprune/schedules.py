@@ -1,10 +1,25 @@
-"""Schedules: pure functions from a step to a sparsity, a 0-dim float64 tensor.
+"""Schedules: pure functions from a training step to a sparsity, a 0-dim float64 tensor.
+
+    >>> import torch, gprune as gp
+    >>> schedule = gp.schedules.polynomial(0.8, begin=0, end=100)
+    >>> [round(float(schedule(step)), 3) for step in (0, 50, 100)]
+    [0.0, 0.7, 0.8]
+    >>> masks = gp.global_unstructured([torch.randn(20, 30)], sparsity=schedule(50))
 
 A step is a Python int or a 0-dim tensor. Inside a compiled function use a tensor, so that one
 compilation serves all steps. Pass the result as `sparsity=` to `global_unstructured` or
-`layerwise`, which prune to it and never restore weights. `every` says at which steps to prune.
+`layerwise`, which prune to it and never restore weights, or pass the schedule to a pruner, such as
+`gprune.pruners.gradual`.
 
-The builders return instances of the frozen dataclasses at the end of this file. So two schedules
+    constant     the same sparsity at every step
+    one_shot     0 before a step, a sparsity from it on
+    linear       rises in a straight line
+    polynomial   rises fast, then slower; with power 3 that of Zhu & Gupta
+    exponential  prunes the same fraction of the remaining weights at every step
+    cosine       follows half a cosine wave
+    every        whether to prune at a step, for `due=` of a pruner
+
+The functions return instances of the frozen dataclasses at the end of this file. So two schedules
 with the same numbers are equal, and a schedule survives `pickle` and `copy.deepcopy`.
 """
 

@@ -87,7 +87,7 @@ def refit(
         tensor([[1.5000, 0.0000]])
 
     References:
-        The problem is that of Frantar & Alistarh, 2023, arXiv:2301.00774, eq. 2, solved exactly.
+        Frantar & Alistarh, 2023, arXiv:2301.00774, eq. 2 (the problem, solved exactly here).
     """
     damping = require_damping(damping)
     floating_leaves(params, "params")

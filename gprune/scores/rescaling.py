@@ -42,7 +42,7 @@ def normalize_l2(scores: Tree) -> Tree:
         [tensor([0.6000, 0.8000]), tensor([0., 0.])]
 
     References:
-        Lee et al., 2023, arXiv:2304.14082, the global normalization of JaxPruner.
+        Lee et al., 2023, arXiv:2304.14082 (the global normalization of JaxPruner).
     """
 
     def equation(leaf: Tensor) -> Tensor:
