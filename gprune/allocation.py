@@ -1,8 +1,22 @@
-"""Allocation: the sparsity of each leaf, so that all leaves together have a given sparsity.
+"""Allocation: a sparsity for each leaf, so that all leaves together have a given sparsity.
 
-Each function returns a tree of sparsities for `layerwise`. The numbers of pruned entries per leaf
-are integers, and their sum is exactly `round(sparsity * entries)`. If the sparsity rises, no leaf
-gets fewer pruned entries, so an allocation can follow a schedule.
+    >>> import torch, gprune as gp
+    >>> params = {"wide": torch.randn(20, 20), "narrow": torch.randn(20, 2)}
+    >>> sparsities = gp.allocation.erdos_renyi(params, sparsity=0.9)
+    >>> {name: float(sparsity) for name, sparsity in sparsities.items()}
+    {'wide': 0.93, 'narrow': 0.6}
+    >>> masks = gp.layerwise(params, sparsity=sparsities)
+
+Pass the result as `sparsity=` to `gprune.layerwise`, or pass the function to a pruner as
+`allocation=`.
+
+    uniform      the same sparsity for every leaf
+    erdos_renyi  lower for smaller leaves, by the sum of their sizes over the product (ERK, ER)
+    owl          lower where scores have more outliers
+
+The numbers of pruned entries per leaf are integers, and their sum is exactly
+`round(sparsity * entries)`. If the sparsity rises, no leaf gets fewer pruned entries, so an
+allocation can follow a schedule.
 """
 
 from __future__ import annotations
@@ -50,20 +64,22 @@ def uniform(
             fewer entries keeps them all.
 
     Returns:
-        A tree of the structure of `params` with 0-dim float64 tensors on the CPU. Pass it as
-        `sparsity=` to `layerwise`, which then prunes exactly the apportioned counts.
+        The sparsities, 0 to 1: a tree of the structure of `params` with 0-dim float64 tensors on
+        the CPU. Pass it as `sparsity=` to `layerwise`, which then prunes exactly these counts.
 
     Raises:
         TypeError: if a leaf, a number or a glob has the wrong type.
         ValueError: if a number is out of range, a glob matches no leaf, or the total cannot be met.
 
     Example:
-        >>> import torch
+        >>> import torch, gprune as gp
         >>> params = {"fc": torch.ones(10, 10), "head": torch.ones(2, 10), "bias": None}
-        >>> {name: float(x) for name, x in uniform(params, sparsity=0.5).items() if x is not None}
-        {'fc': 0.5, 'head': 0.5}
-        >>> float(uniform(params, sparsity=0.5, overrides={"head": 0})["fc"])
+        >>> sparsities = gp.allocation.uniform(params, sparsity=0.5)
+        >>> float(sparsities["fc"]), float(sparsities["head"]), sparsities["bias"]
+        (0.5, 0.5, None)
+        >>> float(gp.allocation.uniform(params, sparsity=0.5, overrides={"head": 0})["fc"])
         0.6
+        >>> masks = gp.layerwise(params, sparsity=sparsities)
     """
     return _allocate(params, sparsity, lambda leaf: float(leaf.numel()), overrides, min_kept)
 
@@ -78,9 +94,12 @@ def erdos_renyi(
 ) -> Tree:
     """Return a sparsity for each leaf, lower for smaller ones: density ∝ sum of sizes / product.
 
-    With the kernel, the density of a leaf of shape (n, m, h, w) is ε (n + m + h + w) / (n m h w).
-    Without it, the density is ε (n + m) / (n m). ε is the same for all leaves, and chosen so that
-    the total is right. A leaf whose density would exceed 1 is dense. A vector has the density
+    The density, 1 - sparsity, of a leaf of shape (n, m, h, w) is
+
+        min(1, ε (n + m + h + w) / (n m h w))  with the kernel ("ERK"),
+        min(1, ε (n + m) / (n m))              without it ("ER").
+
+    ε is the same for all leaves, and chosen so that the total is right. A vector has the density
     min(1, ε).
 
     Args:
@@ -95,17 +114,17 @@ def erdos_renyi(
             fewer entries keeps them all.
 
     Returns:
-        A tree of the structure of `params` with 0-dim float64 tensors on the CPU. Pass it as
-        `sparsity=` to `layerwise`, which then prunes exactly the apportioned counts.
+        The sparsities, 0 to 1: a tree of the structure of `params` with 0-dim float64 tensors on
+        the CPU. Pass it as `sparsity=` to `layerwise`, which then prunes exactly these counts.
 
     Raises:
         TypeError: if a leaf, a number or a glob has the wrong type.
         ValueError: if a number is out of range, a glob matches no leaf, or the total cannot be met.
 
     Example:
-        >>> import torch
+        >>> import torch, gprune as gp
         >>> params = {"wide": torch.ones(20, 20), "narrow": torch.ones(20, 2)}
-        >>> {name: float(x) for name, x in erdos_renyi(params, sparsity=0.9).items()}
+        >>> {name: float(x) for name, x in gp.allocation.erdos_renyi(params, sparsity=0.9).items()}
         {'wide': 0.93, 'narrow': 0.6}
 
     References:
@@ -134,10 +153,13 @@ def owl(
 ) -> Tree:
     """Return a sparsity for each leaf, lower where the scores of its group have more outliers.
 
-    D is the share of the scores of a group that are more than `outlier` times their mean. The kept
-    fraction of a group is c + 2 `width` (D - min D) / (max D - min D), limited to 0 to 1. c is the
-    same for all groups, and chosen so that the total is right. If all D are equal, all groups have
-    the same sparsity. The leaves of a group have the same sparsity, rounded to whole entries.
+    The density, 1 - sparsity, of a group of leaves is
+
+        c + 2 λ (D - min D) / (max D - min D), limited to the range 0 to 1.
+
+    D is the fraction of the scores of the group that exceed M times their mean. c is the same for
+    all groups, and chosen so that the total is right. If all D are equal, all groups have the same
+    sparsity. The leaves of a group have the same sparsity, rounded to whole entries.
 
     Two passes read the scores of all leaves. They need memory for one leaf in float64.
 
@@ -152,8 +174,8 @@ def owl(
         width: λ, half the difference between the highest and the lowest sparsity, 0 to 0.5.
 
     Returns:
-        A tree of the structure of `params` with 0-dim float64 tensors on the CPU. Pass it as
-        `sparsity=` to `layerwise`, which then prunes exactly the apportioned counts.
+        The sparsities, 0 to 1: a tree of the structure of `params` with 0-dim float64 tensors on
+        the CPU. Pass it as `sparsity=` to `layerwise`, which then prunes exactly these counts.
 
     Raises:
         TypeError: if a leaf or a number has the wrong type, or `group` is not a function or returns
@@ -162,7 +184,7 @@ def owl(
             leaf, scores are negative or not finite, or their sum overflows.
 
     Example:
-        >>> import torch
+        >>> import torch, gprune as gp
         >>> params = {
         ...     f"layers.{i}.{name}.weight": torch.ones(10, 10)
         ...     for i in range(2)
@@ -171,7 +193,7 @@ def owl(
         >>> scores = {path: leaf.clone() for path, leaf in params.items()}
         >>> scores["layers.0.mlp.weight"][0, 0] = 100  # an outlier in the first block
         >>> block = lambda path: path.split(".")[1]
-        >>> for path, x in owl(params, scores, sparsity=0.5, group=block).items():
+        >>> for path, x in gp.allocation.owl(params, scores, sparsity=0.5, group=block).items():
         ...     print(path, float(x))
         layers.0.attention.weight 0.42
         layers.0.mlp.weight 0.42

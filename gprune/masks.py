@@ -34,12 +34,12 @@ from gprune.trees import (
 
 
 def keep_all(params: Tree) -> Tree:
-    """Make the masks that keep everything.
+    """Return the masks that keep everything.
 
     Start a training loop from these rather than from `None`. Then the masks have the same structure
     at every step, and a compiled step is compiled only once.
 
-    It sends no messages, so with DTensors only the rank with the error raises it.
+    It sends no messages between ranks: with DTensors, only the rank with an error raises it.
 
     Args:
         params: pytree of tensors of any shape and dtype, and `None`s.
@@ -51,7 +51,8 @@ def keep_all(params: Tree) -> Tree:
         TypeError: if a leaf is neither a tensor nor `None`.
 
     Example:
-        >>> keep_all({"bias": None, "weight": torch.zeros(2)})
+        >>> import torch, gprune as gp
+        >>> gp.keep_all({"bias": None, "weight": torch.zeros(2)})
         {'bias': None, 'weight': tensor([True, True])}
     """
     leaves, treedef = flatten(params)
@@ -67,13 +68,13 @@ def _ones(leaf: Tensor) -> Tensor:
 
 
 def masks_from_zeros(params: Tree) -> Tree:
-    """Make the masks of a tree that is sparse already: they prune the entries that are zero.
+    """Return the masks of a tree that is sparse already: they prune the entries that are zero.
 
     Use them to train a pruned checkpoint further, or to count its zeros. Pass
     `gprune.prunable(params)`, so that biases and norms, which often start at zero, have no masks.
     To keep the zeros of a module, see `gprune.adapter.keep_zeros_`.
 
-    It sends no messages, so with DTensors only the rank with the error raises it.
+    It sends no messages between ranks: with DTensors, only the rank with an error raises it.
 
     Args:
         params: pytree of tensors of any shape and dtype, and `None`s.
@@ -86,7 +87,8 @@ def masks_from_zeros(params: Tree) -> Tree:
         TypeError: if a leaf is neither a tensor nor `None`.
 
     Example:
-        >>> masks_from_zeros({"bias": None, "weight": torch.tensor([0.5, -0.0])})
+        >>> import torch, gprune as gp
+        >>> gp.masks_from_zeros({"bias": None, "weight": torch.tensor([0.5, -0.0])})
         {'bias': None, 'weight': tensor([ True, False])}
     """
     leaves, treedef = flatten(params)
@@ -96,12 +98,13 @@ def masks_from_zeros(params: Tree) -> Tree:
 
 
 def apply_masks(params: Tree, masks: Tree) -> Tree:
-    """Set the masked entries to exactly zero, also those that are NaN or infinite.
+    """Return the tree with the pruned entries set to exactly zero, also those that are NaN.
 
-    Works on anything shaped like the parameters: gradients, updates, an optimizer's moments. The
-    gradient of a masked entry is zero.
+    An entry θ becomes θ where its mask is `True`, and 0 where it is `False`, also if θ is NaN or
+    infinite. The gradient of a pruned entry is zero. The function works on everything that has the
+    structure of the parameters: gradients, updates, an optimizer's moments.
 
-    It sends no messages, so with DTensors only the rank with the error raises it.
+    It sends no messages between ranks: with DTensors, only the rank with an error raises it.
 
     Args:
         params: pytree of tensors of any shape and dtype.
@@ -115,7 +118,8 @@ def apply_masks(params: Tree, masks: Tree) -> Tree:
         ValueError: if a structure, shape or device differs.
 
     Example:
-        >>> apply_masks([torch.tensor([1.0, float("nan")])], [torch.tensor([True, False])])
+        >>> import torch, gprune as gp
+        >>> gp.apply_masks([torch.tensor([1.0, float("nan")])], [torch.tensor([True, False])])
         [tensor([1., 0.])]
     """
     return _map_with_masks(
@@ -124,17 +128,21 @@ def apply_masks(params: Tree, masks: Tree) -> Tree:
 
 
 def straight_through(params: Tree, masks: Tree, *, decay: float | Tensor = 0.0) -> Tree:
-    """Mask the forward pass only: the values are masked, the gradients are not.
+    """Return the tree with pruned entries set to zero, and let gradients pass through to them.
 
-    Masked weights keep receiving gradients, so they can come back. This is the straight-through
-    estimator. A decay λ adds λ w to the gradient of each masked weight w, which becomes
-    ∂L/∂w + λ w (SR-STE). So masked weights shrink, and the masks of N:M training, which are chosen
-    anew at each step, change less. A masked weight that is NaN or infinite has gradient zero.
+    For the weights θ with the masks m and the result w:
+
+        w = m ⊙ θ,    gradient of θ = ∂L/∂w + λ (1 - m) ⊙ θ.
+
+    Pruned weights keep receiving gradients, so they can come back. This is the straight-through
+    estimator. The decay λ is 0 by default. With a decay pruned weights shrink, so the masks of N:M
+    training, which are chosen anew at each step, change less (SR-STE). A pruned weight that is NaN
+    or infinite has the gradient zero.
 
     The decay is added to the gradient, not to the loss. So it stays the same if the loss is scaled.
     With a decay, second derivatives are wrong, and forward-mode derivatives (`jvp`) raise an error.
 
-    It sends no messages, so with DTensors only the rank with the error raises it.
+    It sends no messages between ranks: with DTensors, only the rank with an error raises it.
 
     Args:
         params: pytree of tensors.
@@ -151,10 +159,11 @@ def straight_through(params: Tree, masks: Tree, *, decay: float | Tensor = 0.0) 
         ValueError: if a structure, shape or device differs, or `decay` is negative or not finite.
 
     Example:
+        >>> import torch, gprune as gp
         >>> mask, weight = torch.tensor([True, False]), torch.tensor([1.0, 4.0])
-        >>> torch.func.grad(lambda p: straight_through(p, mask).sum())(weight)
+        >>> torch.func.grad(lambda p: gp.straight_through(p, mask).sum())(weight)
         tensor([1., 1.])
-        >>> torch.func.grad(lambda p: straight_through(p, mask, decay=0.5).sum())(weight)
+        >>> torch.func.grad(lambda p: gp.straight_through(p, mask, decay=0.5).sum())(weight)
         tensor([1., 3.])
 
     References:
@@ -201,7 +210,7 @@ def _checked_decay(decay: Any) -> Tensor | None:
 
 @raise_on_all_ranks
 def num_pruned(masks: Tree) -> Tensor:
-    """Count the pruned entries.
+    """Return the number of pruned entries of all masks together.
 
     Args:
         masks: pytree of bool masks and `None`s.
@@ -213,7 +222,8 @@ def num_pruned(masks: Tree) -> Tensor:
         TypeError: if a mask is not a bool tensor.
 
     Example:
-        >>> num_pruned([torch.tensor([True, False, False]), None])
+        >>> import torch, gprune as gp
+        >>> gp.num_pruned([torch.tensor([True, False, False]), None])
         tensor(2)
     """
     return count_pruned(mask_leaves(masks), masks).sum()
@@ -243,7 +253,7 @@ def count_pruned(masks: list[Tensor], tree: Tree) -> Tensor:
 
 @raise_on_all_ranks
 def sparsity(masks: Tree) -> Tensor:
-    """Return the fraction of the prunable entries that is pruned.
+    """Return the fraction of the prunable entries that is pruned: pruned / entries.
 
     Args:
         masks: pytree of bool masks and `None`s.
@@ -256,7 +266,8 @@ def sparsity(masks: Tree) -> Tensor:
         TypeError: if a mask is not a bool tensor.
 
     Example:
-        >>> sparsity([torch.tensor([True, False, False, False])])
+        >>> import torch, gprune as gp
+        >>> gp.sparsity([torch.tensor([True, False, False, False])])
         tensor(0.7500, dtype=torch.float64)
     """
     entries = sum(mask.numel() for mask in mask_leaves(masks))
@@ -265,12 +276,13 @@ def sparsity(masks: Tree) -> Tensor:
 
 
 def intersect(*masks: Tree) -> Tree:
-    """Return the masks that keep the entries that all of the given masks keep.
+    """Return the masks that keep what all of the given masks keep: m₁ ∧ m₂ ∧ ...
 
-    It sends no messages, so with DTensors only the rank with the error raises it.
+    It sends no messages between ranks: with DTensors, only the rank with an error raises it.
 
     Args:
-        *masks: one or more pytrees of bool masks of one structure, with `None` at the same leaves.
+        *masks: one or more pytrees of bool masks, `True` = keep, of one structure, with `None` at
+            the same leaves.
 
     Returns:
         Masks of that structure.
@@ -281,7 +293,8 @@ def intersect(*masks: Tree) -> Tree:
             `masks[1]`.
 
     Example:
-        >>> intersect([torch.tensor([True, True])], [torch.tensor([False, True])])
+        >>> import torch, gprune as gp
+        >>> gp.intersect([torch.tensor([True, True])], [torch.tensor([False, True])])
         [tensor([False,  True])]
     """
     if not masks:
@@ -296,7 +309,7 @@ def intersect(*masks: Tree) -> Tree:
 
 
 def pack_masks(masks: Tree) -> Tree:
-    """Pack masks into bits: 8 entries to a byte, in an eighth of the memory.
+    """Return masks packed into bits: 8 entries in a byte, which takes an eighth of the memory.
 
     Bit i of byte j, counted from the lowest, is entry 8 j + i of the flattened mask. The last byte
     is filled up with zeros. The shapes are those of the parameters, which `unpack_masks` takes.
@@ -315,7 +328,8 @@ def pack_masks(masks: Tree) -> Tree:
         ValueError: if a mask is a DTensor.
 
     Example:
-        >>> pack_masks({"bias": None, "weight": torch.tensor([[True, False], [True, True]])})
+        >>> import torch, gprune as gp
+        >>> gp.pack_masks({"bias": None, "weight": torch.tensor([[True, False], [True, True]])})
         {'bias': None, 'weight': tensor([13], dtype=torch.uint8)}
     """
     leaves, treedef = flatten(masks)
@@ -325,7 +339,7 @@ def pack_masks(masks: Tree) -> Tree:
 
 
 def unpack_masks(packed: Tree, params: Tree) -> Tree:
-    """Unpack the masks that `pack_masks` has packed.
+    """Return the masks that `pack_masks` has packed.
 
     Args:
         packed: what `pack_masks` returned, as it is or saved and loaded.
@@ -341,9 +355,10 @@ def unpack_masks(packed: Tree, params: Tree) -> Tree:
         ValueError: if a structure, size or device differs, or a leaf is a DTensor.
 
     Example:
+        >>> import torch, gprune as gp
         >>> params = {"bias": torch.zeros(2), "weight": torch.zeros(2, 2)}
         >>> packed = {"bias": None, "weight": torch.tensor([13], dtype=torch.uint8)}
-        >>> unpack_masks(packed, params)["weight"]
+        >>> gp.unpack_masks(packed, params)["weight"]
         tensor([[ True, False],
                 [ True,  True]])
     """

@@ -23,7 +23,7 @@ from gprune.trees import Tree, describe_first, is_single_leaf, leaves_like, unfl
 
 
 class Threshold(NamedTuple):
-    """The score and the flat index of the last pruned entry. They determine the masks of a model.
+    """The score and the flat index of the last pruned entry, which determine all masks of a model.
 
     All candidates are ordered by (score, flat index), ascending. A candidate is pruned if its score
     is below `value`, or if its score equals `value` and its flat index is at most `flat_index`. The
@@ -35,6 +35,15 @@ class Threshold(NamedTuple):
         value: float64 tensor, 0-dim, or 1-D for several amounts. It is on the CPU, or on `meta` if
             a leaf is.
         flat_index: int64 tensor of the same shape, on the same device.
+
+    Example:
+        >>> import torch, gprune as gp
+        >>> params = [torch.tensor([3.0, -1.0, 2.0])]
+        >>> threshold = gp.find_threshold(params, amount=2)
+        >>> threshold
+        Threshold(value=tensor(2., dtype=torch.float64), flat_index=tensor(2))
+        >>> gp.masks_from_threshold(threshold, params)
+        [tensor([ True, False, False])]
     """
 
     value: Tensor
@@ -54,7 +63,7 @@ def global_unstructured(
     min_per_leaf: float | Tensor | None = None,
     **kwargs: Any,
 ) -> Tree:
-    """Rank the entries of all leaves together and prune the lowest.
+    """Return masks that prune the entries with the lowest scores of all leaves together.
 
     This is the pure counterpart of `torch.nn.utils.prune.global_unstructured`. The methods of
     gprune stream over the leaves. A method of yours is called once, with the 1-D concatenations of
@@ -92,12 +101,12 @@ def global_unstructured(
             to rank, or `min_per_leaf` does not allow the total.
 
     Example:
-        >>> import torch
+        >>> import torch, gprune as gp
         >>> params = {"a": torch.tensor([0.1, -2.0]), "b": torch.tensor([[-0.3, 4.0]])}
-        >>> global_unstructured(params, amount=2)
+        >>> gp.global_unstructured(params, amount=2)
         {'a': tensor([False,  True]), 'b': tensor([[False,  True]])}
         >>> params = {"a": torch.tensor([0.1, 0.2]), "b": torch.tensor([[3.0, 4.0]])}
-        >>> global_unstructured(params, amount=2, min_per_leaf=1)
+        >>> gp.global_unstructured(params, amount=2, min_per_leaf=1)
         {'a': tensor([False,  True]), 'b': tensor([[False,  True]])}
     """
     method, bound = unwrap_partials(pruning_method)
@@ -129,7 +138,7 @@ def layerwise(
     pruning_method: Callable[..., Tensor] = lowest_unstructured,
     **kwargs: Any,
 ) -> Tree:
-    """Apply a pruning method to each leaf alone.
+    """Return the masks that a pruning method gives for each leaf by itself.
 
     Args:
         params: pytree of tensors; `None` where a leaf is not prunable (see `prunable`).
@@ -153,9 +162,9 @@ def layerwise(
             to rank.
 
     Example:
-        >>> import torch
+        >>> import torch, gprune as gp
         >>> params = {"a": torch.tensor([0.1, -2.0]), "b": torch.tensor([-3.0, 4.0])}
-        >>> layerwise(params, amount={"a": 0, "b": 1})
+        >>> gp.layerwise(params, amount={"a": 0, "b": 1})
         {'a': tensor([True, True]), 'b': tensor([False,  True])}
     """
     method, bound = unwrap_partials(pruning_method)
@@ -183,7 +192,9 @@ def find_threshold(
     sparsity: float | Tensor | None = None,
     masks: Tree = None,
 ) -> Threshold:
-    """Find the threshold of `global_unstructured`, without making masks.
+    """Return the threshold of `global_unstructured`, without making masks.
+
+    It is the score and the flat index of the k-th candidate in the order (score, flat index).
 
     Args:
         params: pytree of tensors; `None` where a leaf is not prunable.
@@ -204,8 +215,8 @@ def find_threshold(
             to rank.
 
     Example:
-        >>> import torch
-        >>> find_threshold([torch.tensor([3.0, -1.0, 2.0])], amount=2)
+        >>> import torch, gprune as gp
+        >>> gp.find_threshold([torch.tensor([3.0, -1.0, 2.0])], amount=2)
         Threshold(value=tensor(2., dtype=torch.float64), flat_index=tensor(2))
     """
     leaves = align(params, scores, masks)
@@ -227,7 +238,10 @@ def find_threshold(
 def masks_from_threshold(
     threshold: Threshold, params: Tree, scores: Tree = None, *, masks: Tree = None
 ) -> Tree:
-    """Make the masks that a threshold determines.
+    """Return the masks that a threshold determines.
+
+    A candidate with the score s and the flat index i is pruned if s < value, or if s = value and
+    i ≤ flat_index.
 
     Args:
         threshold: from `find_threshold`, or any value and flat index: numbers, 0-dim tensors, or
@@ -245,12 +259,12 @@ def masks_from_threshold(
         ValueError: if a structure or shape differs, or there is no leaf to rank.
 
     Example:
-        >>> import torch
+        >>> import torch, gprune as gp
         >>> params = [torch.tensor([3.0, -1.0, 2.0])]
-        >>> masks_from_threshold(Threshold(2.0, -1), params)
+        >>> gp.masks_from_threshold(gp.Threshold(2.0, -1), params)
         [tensor([ True, False,  True])]
-        >>> threshold = find_threshold(params, amount=torch.tensor([1, 2]))
-        >>> masks_from_threshold(threshold, params)
+        >>> threshold = gp.find_threshold(params, amount=torch.tensor([1, 2]))
+        >>> gp.masks_from_threshold(threshold, params)
         [[tensor([ True, False,  True])], [tensor([ True, False, False])]]
     """
     if not isinstance(threshold, tuple) or len(threshold) != 2:
@@ -276,10 +290,10 @@ def masks_from_threshold(
 
 
 def num_to_prune(amount: float | Tensor, candidates: int) -> Tensor:
-    """Return how many candidates an amount prunes.
+    """Return how many candidates an amount prunes: k = round(amount * candidates).
 
-    The result is `amount` if it is an integer. Otherwise it is `round(amount * candidates)`,
-    computed in float64 and rounded half to even.
+    The product is computed in float64 and rounded half to even. If `amount` is an integer, k is
+    `amount` itself.
 
     Args:
         amount: an integer is that many candidates; a float is a fraction of them, 0 to 1. Both may
@@ -295,7 +309,8 @@ def num_to_prune(amount: float | Tensor, candidates: int) -> Tensor:
             `candidates` is negative or beyond 64 bits.
 
     Example:
-        >>> num_to_prune(0.5, 5), num_to_prune(3, 5)
+        >>> import gprune as gp
+        >>> gp.num_to_prune(0.5, 5), gp.num_to_prune(3, 5)
         (tensor(2), tensor(3))
     """
     if isinstance(candidates, bool) or not isinstance(candidates, int):

@@ -1,10 +1,25 @@
-"""Schedules: pure functions from a step to a sparsity, a 0-dim float64 tensor.
+"""Schedules: pure functions from a training step to a sparsity, a 0-dim float64 tensor.
+
+    >>> import torch, gprune as gp
+    >>> schedule = gp.schedules.polynomial(0.8, begin=0, end=100)
+    >>> [round(float(schedule(step)), 3) for step in (0, 50, 100)]
+    [0.0, 0.7, 0.8]
+    >>> masks = gp.global_unstructured([torch.randn(20, 30)], sparsity=schedule(50))
 
 A step is a Python int or a 0-dim tensor. Inside a compiled function use a tensor, so that one
 compilation serves all steps. Pass the result as `sparsity=` to `global_unstructured` or
-`layerwise`, which prune to it and never restore weights. `every` says at which steps to prune.
+`layerwise`, which prune to it and never restore weights, or pass the schedule to a pruner, such as
+`gprune.pruners.gradual`.
 
-The builders return instances of the frozen dataclasses at the end of this file. So two schedules
+    constant     the same sparsity at every step
+    one_shot     0 before a step, a sparsity from it on
+    linear       rises in a straight line
+    polynomial   rises fast, then slower; with power 3 that of Zhu & Gupta
+    exponential  prunes the same fraction of the remaining weights at every step
+    cosine       follows half a cosine wave
+    every        whether to prune at a step, for `due=` of a pruner
+
+The functions return instances of the frozen dataclasses at the end of this file. So two schedules
 with the same numbers are equal, and a schedule survives `pickle` and `copy.deepcopy`.
 """
 
@@ -22,44 +37,49 @@ from torch import Tensor
 __all__ = ["constant", "cosine", "every", "exponential", "linear", "one_shot", "polynomial"]
 
 Schedule: TypeAlias = Callable[[int | Tensor], Tensor]
+"""A function of a step, an int or a 0-dim tensor, to a sparsity, a 0-dim float64 tensor."""
 
 
 def constant(sparsity: float) -> Schedule:
-    """Build a schedule with the same sparsity at every step.
+    """Return the schedule with the same sparsity at every step.
 
     Args:
         sparsity: fraction pruned, 0 to 1.
 
     Returns:
-        The schedule.
+        The schedule: a function of a step, an int or a 0-dim integer tensor. It returns the
+        sparsity, a 0-dim float64 tensor on the CPU.
 
     Raises:
         TypeError: if the sparsity is not a number.
         ValueError: if the sparsity is out of range.
 
     Example:
-        >>> constant(0.5)(0)
+        >>> import gprune as gp
+        >>> gp.schedules.constant(0.5)(0)
         tensor(0.5000, dtype=torch.float64)
     """
     return Constant(_sparsity(sparsity, "sparsity"))
 
 
 def one_shot(sparsity: float, *, step: int) -> Schedule:
-    """Build a schedule that is 0 before a step and the given sparsity from that step on.
+    """Return the schedule that is 0 before a step and the given sparsity from that step on.
 
     Args:
         sparsity: fraction pruned from `step` on, 0 to 1.
         step: the first step with the given sparsity.
 
     Returns:
-        The schedule.
+        The schedule: a function of a step, an int or a 0-dim integer tensor. It returns the
+        sparsity, a 0-dim float64 tensor on the CPU.
 
     Raises:
         TypeError: if the sparsity is not a number.
         ValueError: if the sparsity is out of range.
 
     Example:
-        >>> schedule = one_shot(0.5, step=100)
+        >>> import gprune as gp
+        >>> schedule = gp.schedules.one_shot(0.5, step=100)
         >>> float(schedule(99)), float(schedule(100))
         (0.0, 0.5)
     """
@@ -67,25 +87,27 @@ def one_shot(sparsity: float, *, step: int) -> Schedule:
 
 
 def linear(sparsity: float, *, begin: int, end: int, initial: float = 0.0) -> Schedule:
-    """Build a schedule that is linear between two steps: s_i + (s_f - s_i) t.
+    """Return the schedule that is linear between two steps: s_i + (s_f - s_i) t.
 
     t rises from 0 at `begin` to 1 at `end`, and is constant before and after.
 
     Args:
-        sparsity: fraction pruned from `end` on, 0 to 1.
+        sparsity: fraction pruned from `end` on, s_f, 0 to 1.
         begin: the last step at the initial sparsity.
         end: the first step at the final one.
-        initial: fraction pruned up to `begin`, 0 to 1.
+        initial: fraction pruned up to `begin`, s_i, 0 to 1.
 
     Returns:
-        The schedule.
+        The schedule: a function of a step, an int or a 0-dim integer tensor. It returns the
+        sparsity, a 0-dim float64 tensor on the CPU.
 
     Raises:
         TypeError: if a sparsity is not a number.
         ValueError: if a sparsity is out of range, or `begin` is not before `end`.
 
     Example:
-        >>> float(linear(0.8, begin=100, end=200)(150))
+        >>> import gprune as gp
+        >>> float(gp.schedules.linear(0.8, begin=100, end=200)(150))
         0.4
     """
     return polynomial(sparsity, begin=begin, end=end, initial=initial, power=1)
@@ -94,11 +116,10 @@ def linear(sparsity: float, *, begin: int, end: int, initial: float = 0.0) -> Sc
 def polynomial(
     sparsity: float, *, begin: int, end: int, initial: float = 0.0, power: float = 3
 ) -> Schedule:
-    """Build a schedule that changes by a power of the time left: s_f + (s_i - s_f) (1 - t)^power.
+    """Return the schedule of a power of the time left: s_f + (s_i - s_f) (1 - t)^power.
 
     t rises from 0 at `begin` to 1 at `end`, and is constant before and after. With a power above 1
-    the sparsity changes fast at first, then slower. With power 3 this is the cubic schedule of
-    Zhu & Gupta, 2017, arXiv:1710.01878, eq. 1.
+    the sparsity changes fast at first, then slower.
 
     Args:
         sparsity: fraction pruned from `end` on, s_f, 0 to 1.
@@ -108,7 +129,8 @@ def polynomial(
         power: the exponent, above 0.
 
     Returns:
-        The schedule.
+        The schedule: a function of a step, an int or a 0-dim integer tensor. It returns the
+        sparsity, a 0-dim float64 tensor on the CPU.
 
     Raises:
         TypeError: if a sparsity is not a number.
@@ -116,8 +138,12 @@ def polynomial(
             above 0.
 
     Example:
-        >>> polynomial(0.8, begin=0, end=100)(50)
+        >>> import gprune as gp
+        >>> gp.schedules.polynomial(0.8, begin=0, end=100)(50)
         tensor(0.7000, dtype=torch.float64)
+
+    References:
+        Zhu & Gupta, 2017, arXiv:1710.01878, eq. 1 (power 3).
     """
     sparsity, initial = _check_ramp(sparsity, begin, end, initial)
     power = _number(power, "power")
@@ -127,12 +153,12 @@ def polynomial(
 
 
 def exponential(sparsity: float, *, begin: int, end: int, initial: float = 0.0) -> Schedule:
-    """Build a schedule that prunes the same fraction of the remaining weights at every step.
+    """Return the schedule of equal fractions of what remains: 1 - (1 - s_i)^(1-t) (1 - s_f)^t.
 
-    The sparsity is 1 - (1 - s_i)^(1-t) (1 - s_f)^t. t rises from 0 at `begin` to 1 at `end`, and is
-    constant before and after. With s_i = 0 and n pruning steps at equal distances it is the
-    schedule of iterative pruning, which keeps the fraction (1 - s_f)^(1/n) of the remaining weights
-    in each of n rounds (Frankle & Carbin, 2019, arXiv:1803.03635, section 1).
+    t rises from 0 at `begin` to 1 at `end`, and is constant before and after. Every step prunes the
+    same fraction of the remaining weights. With s_i = 0 and n pruning steps at equal distances it
+    is the schedule of iterative pruning, which keeps the fraction (1 - s_f)^(1/n) of the remaining
+    weights in each of n rounds.
 
     Args:
         sparsity: fraction pruned from `end` on, s_f, 0 to below 1.
@@ -141,16 +167,21 @@ def exponential(sparsity: float, *, begin: int, end: int, initial: float = 0.0) 
         initial: fraction pruned up to `begin`, s_i, 0 to below 1.
 
     Returns:
-        The schedule.
+        The schedule: a function of a step, an int or a 0-dim integer tensor. It returns the
+        sparsity, a 0-dim float64 tensor on the CPU.
 
     Raises:
         TypeError: if a sparsity is not a number.
         ValueError: if a sparsity is out of range, or `begin` is not before `end`.
 
     Example:
-        >>> schedule = exponential(0.75, begin=0, end=100)
+        >>> import gprune as gp
+        >>> schedule = gp.schedules.exponential(0.75, begin=0, end=100)
         >>> float(schedule(50)), float(schedule(100))
         (0.5, 0.75)
+
+    References:
+        Frankle & Carbin, 2019, arXiv:1803.03635, section 1.
     """
     sparsity, initial = _check_ramp(sparsity, begin, end, initial)
     if sparsity == 1 or initial == 1:
@@ -159,11 +190,10 @@ def exponential(sparsity: float, *, begin: int, end: int, initial: float = 0.0) 
 
 
 def cosine(sparsity: float, *, begin: int, end: int, initial: float = 0.0) -> Schedule:
-    """Build a schedule that follows half a cosine wave: s_f + (s_i - s_f) (1 + cos πt) / 2.
+    """Return the schedule of half a cosine wave: s_f + (s_i - s_f) (1 + cos πt) / 2.
 
-    t rises from 0 at `begin` to 1 at `end`, and is constant before and after. With a final
-    value of 0 it is the schedule of the fraction of weights that RigL exchanges (Evci et al., 2020,
-    arXiv:1911.11134, eq. 1).
+    t rises from 0 at `begin` to 1 at `end`, and is constant before and after. With a final value of
+    0 it is the schedule of the fraction of weights that `rigl` exchanges.
 
     Args:
         sparsity: fraction pruned from `end` on, s_f, 0 to 1.
@@ -172,23 +202,31 @@ def cosine(sparsity: float, *, begin: int, end: int, initial: float = 0.0) -> Sc
         initial: fraction pruned up to `begin`, s_i, 0 to 1.
 
     Returns:
-        The schedule.
+        The schedule: a function of a step, an int or a 0-dim integer tensor. It returns the
+        sparsity, a 0-dim float64 tensor on the CPU.
 
     Raises:
         TypeError: if a sparsity is not a number.
         ValueError: if a sparsity is out of range, or `begin` is not before `end`.
 
     Example:
-        >>> drop = cosine(0.0, begin=0, end=100, initial=0.3)
+        >>> import gprune as gp
+        >>> drop = gp.schedules.cosine(0.0, begin=0, end=100, initial=0.3)
         >>> round(float(drop(50)), 6), float(drop(100))
         (0.15, 0.0)
+
+    References:
+        Evci et al., 2020, arXiv:1911.11134, eq. 1 (the fraction that RigL exchanges).
     """
     sparsity, initial = _check_ramp(sparsity, begin, end, initial)
     return Cosine(sparsity, begin, end, initial)
 
 
 def every(step: int | Tensor, *, begin: int, end: int, freq: int) -> Tensor:
-    """Return whether a step is one of `begin`, `begin + freq`, ... up to `end`.
+    """Return whether a step is one of `begin`, `begin + freq`, `begin + 2 freq`, ... up to `end`.
+
+    Bind the other arguments to get the `due=` of a pruner:
+    `functools.partial(every, begin=0, end=1000, freq=100)`.
 
     Args:
         step: the step, an int or a 0-dim integer tensor.
@@ -204,7 +242,8 @@ def every(step: int | Tensor, *, begin: int, end: int, freq: int) -> Tensor:
         ValueError: if `freq` is below 1, or `end` before `begin`.
 
     Example:
-        >>> [step for step in range(10) if every(step, begin=2, end=8, freq=3)]
+        >>> import gprune as gp
+        >>> [step for step in range(10) if gp.schedules.every(step, begin=2, end=8, freq=3)]
         [2, 5, 8]
     """
     for name, number in (("begin", begin), ("end", end), ("freq", freq)):
@@ -223,7 +262,7 @@ def every(step: int | Tensor, *, begin: int, end: int, freq: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Constant:
-    """The schedule of `constant`."""
+    """The schedule of `constant`, whose argument is its attribute."""
 
     sparsity: float
 
@@ -234,7 +273,7 @@ class Constant:
 
 @dataclass(frozen=True)
 class OneShot:
-    """The schedule of `one_shot`; `end` is the first step with the sparsity."""
+    """The schedule of `one_shot`. `end` is the first step with the sparsity."""
 
     sparsity: float
     end: float
@@ -246,7 +285,7 @@ class OneShot:
 
 @dataclass(frozen=True)
 class Polynomial:
-    """The schedule of `polynomial` and `linear`."""
+    """The schedule of `polynomial` and `linear`, whose arguments are its attributes."""
 
     sparsity: float
     begin: float
@@ -262,7 +301,7 @@ class Polynomial:
 
 @dataclass(frozen=True)
 class Exponential:
-    """The schedule of `exponential`."""
+    """The schedule of `exponential`, whose arguments are its attributes."""
 
     sparsity: float
     begin: float
@@ -279,7 +318,7 @@ class Exponential:
 
 @dataclass(frozen=True)
 class Cosine:
-    """The schedule of `cosine`."""
+    """The schedule of `cosine`, whose arguments are its attributes."""
 
     sparsity: float
     begin: float

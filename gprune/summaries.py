@@ -42,7 +42,7 @@ class LeafSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """How much of each leaf is pruned. Prints as a table.
+    """How much of each leaf is pruned. `print` shows it as a table.
 
     Attributes:
         leaves: one `LeafSummary` per parameter, in pytree order.
@@ -73,7 +73,7 @@ class Summary:
 
 @raise_on_all_ranks
 def summary(params: Tree, masks: Tree) -> Summary:
-    """Count the pruned entries of each leaf.
+    """Return how many entries of each leaf are pruned, as a table to print.
 
     If the masks are DTensors, the entries of all ranks are counted, and all ranks must call it.
 
@@ -82,17 +82,18 @@ def summary(params: Tree, masks: Tree) -> Summary:
         masks: bool masks of that structure, `None` where a leaf is not prunable.
 
     Returns:
-        One row per leaf. `print` shows a table with the total over the prunable leaves.
+        A `Summary`. Its `leaves` has a row for each leaf, and `total` has the sums over the
+        prunable leaves. `print` shows all of them.
 
     Raises:
         TypeError: if a mask is not a bool tensor.
         ValueError: if a structure, shape or device differs.
 
     Example:
-        >>> import torch
+        >>> import torch, gprune as gp
         >>> params = {"weight": torch.ones(2, 2), "bias": torch.ones(2)}
         >>> masks = {"weight": torch.tensor([[True, False], [True, False]]), "bias": None}
-        >>> print(summary(params, masks))
+        >>> print(gp.summary(params, masks))
         leaf    shape  entries  pruned  density
         bias    2            2       -        -
         weight  2x2          4       2   0.5000
@@ -126,10 +127,11 @@ class Agreement(NamedTuple):
     """How far two trees of masks agree, for each leaf.
 
     Attributes:
-        hamming: the number of entries that one mask keeps and the other does not, 0-dim int64.
-        jaccard: the number of entries that both masks keep over the number that at least one keeps,
-            0-dim float64; 1 if neither keeps any. It is on the device of the first mask, or on the
-            CPU if that device has no float64.
+        hamming: a tree of 0-dim int64 tensors: how many entries one mask keeps and the other does
+            not.
+        jaccard: a tree of 0-dim float64 tensors, 0 to 1: how many entries both masks keep, over how
+            many at least one keeps; 1 if neither keeps any. They are on the device of the first
+            mask, or on the CPU if that device has no float64.
     """
 
     hamming: Tree
@@ -141,24 +143,28 @@ torch.serialization.add_safe_globals([Agreement])  # so that torch.load reads it
 
 @raise_on_all_ranks
 def agreement(masks: Tree, others: Tree) -> Agreement:
-    """Compare two trees of masks leaf by leaf: |A △ B| and |A ∩ B| / |A ∪ B|.
+    """Return how far two trees of masks agree: |A △ B| and |A ∩ B| / |A ∪ B| of each leaf.
 
-    If the masks are DTensors, the entries of all ranks are compared, and all ranks must call it.
+    A and B are the entries of a leaf that the two masks keep. The first measure is the Hamming
+    distance, and the second the Jaccard index. If the masks are DTensors, the entries of all ranks
+    are compared, and all ranks must call it.
 
     Args:
         masks: pytree of bool masks and `None`s.
         others: another tree of that structure, with `None` at the same leaves.
 
     Returns:
-        Two trees of that structure, one for each measure.
+        An `Agreement` of two trees of that structure: `hamming` counts entries, and `jaccard` is
+        from 0 to 1.
 
     Raises:
         TypeError: if a mask is not a bool tensor.
         ValueError: if a structure, shape or device differs.
 
     Example:
+        >>> import torch, gprune as gp
         >>> mask, other = torch.tensor([True, True, False]), torch.tensor([True, False, False])
-        >>> agreement({"w": mask}, {"w": other}).jaccard
+        >>> gp.agreement({"w": mask}, {"w": other}).jaccard
         {'w': tensor(0.5000, dtype=torch.float64)}
 
     References:

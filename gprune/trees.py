@@ -96,12 +96,12 @@ def prunable(params: Tree, where: Where = None, *, exclude: Where = None) -> Tre
     - The norms that `weight_norm` stores: `weight_g` beside `weight_v`, or `original0` beside
       `original1`. Their size is 1 in the dims that the norm is taken over.
 
-    A norm layer over several dims that has no bias cannot be recognised; leave its weight out with
-    `exclude`.
-    Tied parameters are taken wherever the tree has them, so an embedding that is also the output
-    layer is pruned. Lists and bare tensors have no names, so there the shape alone decides.
+    A norm layer over several dims that has no bias cannot be recognised. Leave its weight out with
+    `exclude`. Tied parameters are taken wherever the tree has them, so an embedding that is also
+    the output layer is pruned. Lists and bare tensors have no names, so there the shape alone
+    decides.
 
-    It sends no messages, so with DTensors only the rank with the error raises it.
+    It sends no messages between ranks: with DTensors, only the rank with an error raises it.
 
     Args:
         params: pytree of tensors of any shape and dtype.
@@ -112,17 +112,18 @@ def prunable(params: Tree, where: Where = None, *, exclude: Where = None) -> Tre
             default none.
 
     Returns:
-        A tree of the same structure with the same tensors, and `None` at all other leaves.
+        A tree of the same structure: the same tensors where a leaf is taken, `None` elsewhere.
 
     Raises:
         TypeError: if `where` or `exclude` is none of these, or `params` is not a tree: a module, a
             generator or a number.
 
     Example:
+        >>> import torch, gprune as gp
         >>> params = {"fc": {"weight": torch.ones(2, 3), "bias": torch.ones(2)}}
-        >>> prunable(params)["fc"]["bias"] is None
+        >>> gp.prunable(params)["fc"]["bias"] is None
         True
-        >>> prunable(params, "fc.*", exclude="*.weight")["fc"]["weight"] is None
+        >>> gp.prunable(params, "fc.*", exclude="*.weight")["fc"]["weight"] is None
         True
     """
     included = None if where is None else predicate(where)
@@ -181,8 +182,8 @@ def vmap_dims(tree: Tree, dim: int = 0) -> Tree:
     """Return the `in_dims` or `out_dims` tree that `torch.vmap` needs for a tree with `None`s.
 
     Args:
-        tree: pytree of tensors and `None`s.
-        dim: the batch dim of every tensor.
+        tree: pytree of tensors of any shape, and `None`s.
+        dim: the batch dim of every tensor, 0 for the first.
 
     Returns:
         A tree of the same structure with `dim` in place of the tensors.
@@ -191,7 +192,8 @@ def vmap_dims(tree: Tree, dim: int = 0) -> Tree:
         TypeError: if `tree` is a module or a generator.
 
     Example:
-        >>> vmap_dims({"bias": None, "weight": torch.ones(5, 2, 3)})
+        >>> import torch, gprune as gp
+        >>> gp.vmap_dims({"bias": None, "weight": torch.ones(5, 2, 3)})
         {'bias': None, 'weight': 0}
     """
     leaves, treedef = flatten(tree)

@@ -16,6 +16,7 @@ TESTS = Path(__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 # from the top: a module imports modules below it, and none of its own layer
 LAYERS = [
+    {"__main__"},
     {"cli"},
     {"adapter", "checkpoints", "testing"},
     {"reconstruct"},
@@ -31,6 +32,7 @@ LAYERS = [
 
 # the files without a test file of their own, and which tests run their code
 TESTED_ELSEWHERE = {
+    "__main__.py": "two lines, run by tests/cli/test_app.py",
     "cli/__main__.py": "two lines, run by tests/cli/test_demo.py",
     "cli/demo_report.py": "the table and the picture of the demo, in tests/cli/test_demo.py",
     "cli/demo_training.py": "the runs of the demo, in tests/cli/test_demo.py",

@@ -1,9 +1,13 @@
 """The public face: its names, their documentation, and what importing it costs."""
 
+import doctest
 import inspect
+import pydoc
+import re
 import subprocess
 import sys
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +15,7 @@ import torch
 import gprune
 import gprune.adapter
 import gprune.allocation
+import gprune.checkpoints
 import gprune.pruners
 import gprune.schedules
 import gprune.scores
@@ -88,28 +93,62 @@ def test_top_level_names() -> None:
     assert ours | {"global_unstructured", "remove"} == set(ADAPTER)
 
 
-@pytest.mark.parametrize(
-    ("module", "name"),
-    [(gprune, name) for name in TOP_LEVEL]
-    + [(gprune.scores, name) for name in SCORES]
-    + [(gprune.reconstruct, name) for name in RECONSTRUCT]
-    + [(gprune.schedules, name) for name in SCHEDULES]
-    + [(gprune.allocation, name) for name in ALLOCATION]
-    + [(gprune.pruners, name) for name in PRUNERS]
-    + [(gprune.adapter, name) for name in ADAPTER],
-    ids=lambda value: value.__name__ if isinstance(value, ModuleType) else value,
-)
+PACKAGES = [gprune, gprune.scores, gprune.reconstruct, gprune.schedules, gprune.allocation]
+PACKAGES += [gprune.pruners, gprune.adapter, gprune.checkpoints]
+OURS = [
+    (package, name)
+    for package in PACKAGES
+    for name in package.__all__
+    if package is not gprune.adapter or name in ADAPTER  # the others are torch's
+]
+
+
+def listed(package: ModuleType) -> list[str]:
+    """The names that begin a line of a list in the docstring of a package, such as `name  text`."""
+    return re.findall(r"^    ([\w.]+)  +[^ ]", package.__doc__ or "", re.M)
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.__name__)
+def test_every_public_name_is_two_steps_from_help_of_gprune(package: ModuleType) -> None:
+    """`help(gprune)` lists the packages, and the docstring of a package lists its names."""
+    first_step = {name.removeprefix("gprune.") for name in listed(gprune)}
+    assert package is gprune or package.__name__.removeprefix("gprune.") in first_step
+    names = [name for name in listed(package) if "." not in name]
+    assert sorted(names) == sorted(package.__all__)
+
+
+def name_of(value: Any) -> str:
+    return value.__name__ if isinstance(value, ModuleType) else str(value)
+
+
+@pytest.mark.parametrize(("module", "name"), OURS, ids=name_of)
+def test_every_example_can_be_pasted(module: ModuleType, name: str) -> None:
+    """It imports what it needs, since a reader of `help` has imported nothing."""
+    doc = inspect.getdoc(getattr(module, name)) or ""
+    example = doctest.DocTestParser().get_doctest(doc, {}, name, None, None)
+    assert example.examples
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
+    assert runner.run(example).failed == 0
+
+
+@pytest.mark.parametrize(("module", "name"), OURS, ids=name_of)
 def test_every_public_name_is_documented(module: ModuleType, name: str) -> None:
     thing = getattr(module, name)
     doc = inspect.getdoc(thing) or ""
     assert len(doc.splitlines()[0]) > 10
     if inspect.isfunction(inspect.unwrap(thing)):  # a function, or a pruning method of one
+        signature = inspect.signature(thing)
         sections = ["Args:", "Example:"]
-        sections += ["Returns:"] if inspect.signature(thing).return_annotation != "None" else []
-        if inspect.signature(thing).return_annotation is None:
-            sections.remove("Returns:")
-        assert not [section for section in sections if section not in doc]
-        assert not [p for p in inspect.signature(thing).parameters if f"{p}:" not in doc]
+        sections += ["Returns:"] if signature.return_annotation != "None" else []
+        text = doc.replace("Yields:", "Returns:")
+        assert not [section for section in sections if section not in text]
+        assert not [p for p in signature.parameters if f"{p}:" not in doc]
+    assert not [field for field in getattr(thing, "_fields", ()) if f"{field}:" not in doc]
+
+
+def test_help_shows_the_arguments_of_a_pruning_method() -> None:
+    shown = pydoc.plain(pydoc.render_doc(gprune.n_of_m))
+    assert "n_of_m(param: 'Tensor', scores: 'Tensor | None' = None, *, mask" in shown
 
 
 @pytest.mark.slow
@@ -117,6 +156,8 @@ def test_importing_gprune_imports_no_optional_package() -> None:
     code = (
         "import sys, torch, optree; before = set(sys.modules); import gprune, gprune.adapter;"
         f"new = set(sys.modules) - before; bad = new & set({OPTIONAL}); assert not bad, bad;"
-        "assert 'torch._dynamo' not in new and 'torch._inductor' not in new, 'heavy import'"
+        "assert 'torch._dynamo' not in new and 'torch._inductor' not in new, 'heavy import';"
+        "assert 'gprune.reconstruct' not in new, 'imported when it is used';"
+        "assert 'reconstruct' in dir(gprune); gprune.reconstruct.refit"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

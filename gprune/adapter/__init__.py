@@ -4,13 +4,59 @@ To migrate, write `import gprune.adapter as prune`. To prune a whole module by o
 `prune_`, once or repeatedly:
 
     >>> import torch
-    >>> from gprune import adapter
+    >>> import gprune.adapter as prune
     >>> net = torch.nn.Sequential(torch.nn.Linear(10, 4), torch.nn.ReLU(), torch.nn.Linear(4, 1))
-    >>> net = adapter.prune_(net, sparsity=0.5)
-    >>> net = adapter.prune_(net, sparsity=0.75)  # keeps the first masks, and prunes more
+    >>> net = prune.prune_(net, sparsity=0.5)
+    >>> net = prune.prune_(net, sparsity=0.75)  # keeps the first masks, and prunes more
     >>> sum(int((mask == 0).sum()) for mask in net.buffers())
     33
-    >>> net = adapter.make_permanent_(net)  # writes the zeros into the weights
+    >>> net = prune.make_permanent_(net)  # writes the zeros into the weights
+
+Names that end with `_` change the module that they are given.
+
+A whole module:
+
+    prune_                   prune by one ranking of all weights
+    attach_masks_            prune by masks that you have
+    detach_masks_            remove the masks, and restore the dense weights
+    make_permanent_          write the zeros into the weights, and remove the masks
+
+The dicts of a module, for the pure functions of gprune:
+
+    params_of                the dense parameters by name
+    masks_of                 the masks by name
+    prior_masks              the masks by name, for `masks=` of `gprune.global_unstructured`
+
+Training a pruned module:
+
+    project_                 keep pruned weights at zero through the steps of an optimizer
+    keep_zeros_              the same for a module that was loaded sparse, without masks
+    recalibrate_batchnorm_   measure the running statistics of batch norms anew
+    recalibrate_batchnorm    the same as a pure function
+
+With torch's arguments, a module and the name of a tensor:
+
+    global_unstructured      prune tensors of modules by one ranking
+    remove                   write the zeros of one mask into its weight
+
+From torch, unchanged. Every other name of `torch.nn.utils.prune`, private ones included, is here
+too:
+
+    l1_unstructured          prune the entries of a tensor with the lowest absolute values
+    random_unstructured      prune entries of a tensor at random
+    ln_structured            prune the channels of a tensor with the lowest norms
+    random_structured        prune channels of a tensor at random
+    custom_from_mask         prune a tensor by a mask
+    identity                 prune nothing of a tensor, and attach a mask
+    is_pruned                whether a module has a mask of torch
+    BasePruningMethod        the base class of methods
+    L1Unstructured           the method of `l1_unstructured`
+    RandomUnstructured       the method of `random_unstructured`
+    LnStructured             the method of `ln_structured`
+    RandomStructured         the method of `random_structured`
+    CustomFromMask           the method of `custom_from_mask`
+    Identity                 the method of `identity`
+    PruningContainer         several methods of one tensor
 
 Only this package changes modules. It leaves the state that torch's own `custom_from_mask` leaves,
 so torch's `remove` and `is_pruned` recognise it: `<name>_orig` is the same `Parameter` as before,
@@ -19,15 +65,13 @@ hook is of a subclass of torch's, so that modules pruned here can be copied. The
 from torch, such as `l1_unstructured`, leave torch's own hook. After
 `attach_masks_(net, masks_of(net))` such a module can be copied too.
 
-    drop_in.py     global_unstructured and remove with torch's arguments: pairs (module, name)
-    modules.py     a whole module, and flat dicts of its parameters and masks
-    optimizers.py  zeros that survive the optimizer's steps
-    sharded.py     modules under fully_shard, and parameters that are DTensors
-    batchnorm.py   running statistics of the pruned network
-    hooks.py       the hooks that recompute masked weights
-    state.py       what torch keeps in a pruned module; changes of all modules or of none
-
-Every other name of `torch.nn.utils.prune`, private ones included, is found here too.
+    drop_in.py               global_unstructured and remove with torch's arguments
+    modules.py               a whole module, and flat dicts of its parameters and masks
+    optimizers.py            zeros that survive the optimizer's steps
+    sharded.py               modules under fully_shard, and parameters that are DTensors
+    batchnorm.py             running statistics of the pruned network
+    hooks.py                 the hooks that recompute masked weights
+    state.py                 what torch keeps in a pruned module; changes of all modules or of none
 """
 
 from typing import TYPE_CHECKING, Any

@@ -46,9 +46,12 @@ def recalibrate_batchnorm_(module: M, batches: Iterable[Any]) -> M:
             not finite.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> import gprune.adapter as prune
         >>> net = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1))
         >>> _ = net[0].weight.data.fill_(2.0), net[0].bias.data.zero_()
-        >>> net = recalibrate_batchnorm_(net, [torch.tensor([[1.0], [3.0]])])
+        >>> net = prune.recalibrate_batchnorm_(net, [torch.tensor([[1.0], [3.0]])])
         >>> net[1].running_mean, net[1].running_var
         (tensor([4.]), tensor([8.]))
     """
@@ -95,10 +98,13 @@ def recalibrate_batchnorm(
             batch, or a statistic is not finite.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> import gprune.adapter as prune
         >>> net = nn.Sequential(nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1, affine=False))
         >>> params = {"0.weight": torch.tensor([[2.0]])}
         >>> x = torch.tensor([[1.0], [3.0]])
-        >>> buffers = recalibrate_batchnorm(net, params, dict(net.named_buffers()), [x])
+        >>> buffers = prune.recalibrate_batchnorm(net, params, dict(net.named_buffers()), [x])
         >>> buffers["1.running_mean"]
         tensor([4.])
     """

@@ -5,6 +5,8 @@
 3. Write: after all masks have been computed, they are written into the modules.
 """
 
+from __future__ import annotations
+
 import math
 import numbers
 from collections.abc import Iterable, Sequence
@@ -44,7 +46,7 @@ def global_unstructured(
     importance_scores: dict[ModuleAndName, Tensor] | None = None,
     **kwargs: Any,
 ) -> None:
-    """Prune tensors of modules by one ranking across all of them, in place.
+    """Prune tensors of modules by one ranking across all of them, in place; it returns nothing.
 
     It has the signature, errors and effects of `torch.nn.utils.prune.global_unstructured`. In
     addition it takes any iterable of pairs and any memory layout. A `Parameter` that is given
@@ -83,11 +85,13 @@ def global_unstructured(
         AttributeError: if a pair names no tensor, or the method lacks a `PRUNING_TYPE`.
 
     Example:
+        >>> from torch import nn
+        >>> import gprune.adapter as prune
         >>> net = nn.Sequential(nn.Linear(10, 4), nn.Linear(4, 1))
         >>> pairs = [(net[0], "weight"), (net[1], "weight")]
-        >>> global_unstructured(pairs, pruning_method=L1Unstructured, amount=10)
-        >>> print(sum(torch.nn.utils.parameters_to_vector(net.buffers()) == 0))
-        tensor(10)
+        >>> prune.global_unstructured(pairs, pruning_method=prune.L1Unstructured, amount=10)
+        >>> sum(int((mask == 0).sum()) for mask in net.buffers())
+        10
     """
     if not isinstance(parameters, Iterable):
         got = type(parameters).__name__
@@ -123,7 +127,7 @@ def remove(module: M, name: str) -> M:
 
     Args:
         module: the module to change.
-        name: the tensor, as in the pair by which it was pruned.
+        name: the name of the tensor, as in the pair `(module, name)` by which it was pruned.
 
     Returns:
         The same module.
@@ -132,9 +136,12 @@ def remove(module: M, name: str) -> M:
         ValueError: if the tensor is not pruned, or the module is under `fully_shard`.
 
     Example:
+        >>> from torch import nn
+        >>> import gprune.adapter as prune
         >>> attention = nn.MultiheadAttention(4, 2)
-        >>> global_unstructured([(attention, "out_proj.weight")], L1Unstructured, amount=8)
-        >>> int((remove(attention, "out_proj.weight").out_proj.weight == 0).sum())
+        >>> pairs = [(attention, "out_proj.weight")]
+        >>> prune.global_unstructured(pairs, prune.L1Unstructured, amount=8)
+        >>> int((prune.remove(attention, "out_proj.weight").out_proj.weight == 0).sum())
         8
     """
     owner, last = _resolve(module, name)

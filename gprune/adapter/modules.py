@@ -5,6 +5,8 @@ tied parameter has several names and is recognised by identity. The functions th
 return it under its first name. Masks may be given under any of its names.
 """
 
+from __future__ import annotations
+
 import difflib
 import numbers
 from collections.abc import Callable, Iterator, Mapping
@@ -103,8 +105,10 @@ def prune_(
             `min_per_leaf` does not allow the total, or `attach_masks_` raises a ValueError.
 
     Example:
+        >>> from torch import nn
+        >>> import gprune.adapter as prune
         >>> net = nn.Sequential(nn.Linear(10, 4), nn.ReLU(), nn.Linear(4, 1))
-        >>> net = prune_(net, sparsity=0.5)
+        >>> net = prune.prune_(net, sparsity=0.5)
         >>> sum(int((mask == 0).sum()) for mask in net.buffers())
         22
     """
@@ -177,7 +181,7 @@ def _select(
 
 
 def attach_masks_(module: M, masks: Mapping[str, Tensor | None]) -> M:
-    """Prune a module by given masks, with the same effect as the drop-in.
+    """Prune a module by given masks, in place, with the same effect as `global_unstructured`.
 
     If a parameter is pruned already, both masks apply: nothing pruned comes back. A tied parameter
     may be given under any of its names, and is masked under all of them.
@@ -204,7 +208,10 @@ def attach_masks_(module: M, masks: Mapping[str, Tensor | None]) -> M:
             one, or to parameters that were DTensors already. The module has not changed then.
 
     Example:
-        >>> net = attach_masks_(nn.Linear(2, 1), {"weight": torch.tensor([[True, False]])})
+        >>> import torch
+        >>> from torch import nn
+        >>> import gprune.adapter as prune
+        >>> net = prune.attach_masks_(nn.Linear(2, 1), {"weight": torch.tensor([[True, False]])})
         >>> net.weight_mask
         tensor([[1., 0.]])
     """
@@ -254,7 +261,7 @@ def _masks_to_attach(
 
 
 def detach_masks_(module: M) -> M:
-    """Undo every pruning in a module, also torch's, and restore the dense weights.
+    """Remove all masks of a module, also torch's, and restore the dense weights, in place.
 
     The original `Parameter`, with all of its values, gets its own name back. Masks and pruning
     hooks are removed. The parameter becomes the last one of its module, as with torch's `remove`.
@@ -269,8 +276,11 @@ def detach_masks_(module: M) -> M:
         ValueError: if `fully_shard` was applied to a module that contains this one.
 
     Example:
-        >>> net = attach_masks_(nn.Linear(2, 1), {"weight": torch.tensor([[True, False]])})
-        >>> sorted(detach_masks_(net).state_dict())
+        >>> import torch
+        >>> from torch import nn
+        >>> import gprune.adapter as prune
+        >>> net = prune.attach_masks_(nn.Linear(2, 1), {"weight": torch.tensor([[True, False]])})
+        >>> sorted(prune.detach_masks_(net).state_dict())
         ['bias', 'weight']
     """
     check_renaming(module, [site for site in _sites(module) if site.mask is not None])
@@ -285,7 +295,9 @@ def detach_masks_(module: M) -> M:
 
 
 def make_permanent_(module: M) -> M:
-    """Write the zeros of every mask into the weights, and remove the masks, with torch's `remove`.
+    """Write the zeros of all masks of a module into its weights, and remove the masks, in place.
+
+    It does to every pruned tensor what `torch.nn.utils.prune.remove` does to one.
 
     Call it before the module is quantized or fused, and before it is saved for code that does not
     know the masks, such as `from_pretrained` of transformers. Afterwards the zeros are candidates
@@ -304,8 +316,11 @@ def make_permanent_(module: M) -> M:
         ValueError: if `fully_shard` was applied to a module that contains this one.
 
     Example:
-        >>> net = attach_masks_(nn.Linear(2, 1), {"weight": torch.tensor([[True, False]])})
-        >>> make_permanent_(net).weight[0, 1].item() == 0
+        >>> import torch
+        >>> from torch import nn
+        >>> import gprune.adapter as prune
+        >>> net = prune.attach_masks_(nn.Linear(2, 1), {"weight": torch.tensor([[True, False]])})
+        >>> prune.make_permanent_(net).weight[0, 1].item() == 0
         True
     """
     pruned = [site for site in _sites(module) if site.mask is not None]
@@ -348,7 +363,9 @@ def prior_masks(module: nn.Module, where: Where = None) -> dict[str, Tensor | No
         TypeError: if `where` is no predicate, glob or list of globs.
 
     Example:
-        >>> prior_masks(nn.Linear(2, 1))
+        >>> from torch import nn
+        >>> import gprune.adapter as prune
+        >>> prune.prior_masks(nn.Linear(2, 1))
         {'weight': tensor([[True, True]]), 'bias': None}
     """
     unpruned, pruned = keep_all(prunable(params_of(module), where)), masks_of(module)
@@ -368,9 +385,16 @@ def masks_of(module: nn.Module) -> dict[str, Tensor | None]:
         A mask (bool, `True` = keep) for each entry of `params_of(module)`, `None` if it is not
         pruned. If a tied parameter is pruned under several names, all of these masks apply.
 
+    Raises:
+        TypeError: if `module` is not a module.
+        ValueError: if the module is wrapped in `FullyShardedDataParallel` (FSDP1).
+
     Example:
-        >>> net = attach_masks_(nn.Linear(2, 1), {"weight": torch.tensor([[True, False]])})
-        >>> masks_of(net)
+        >>> import torch
+        >>> from torch import nn
+        >>> import gprune.adapter as prune
+        >>> net = prune.attach_masks_(nn.Linear(2, 1), {"weight": torch.tensor([[True, False]])})
+        >>> prune.masks_of(net)
         {'bias': None, 'weight': tensor([[ True, False]])}
     """
     masks: dict[int, Tensor] = {}
@@ -391,9 +415,16 @@ def params_of(module: nn.Module) -> dict[str, nn.Parameter]:
         there once, under its first name. Use them with `masks_of(module)` in `gprune.apply_masks`,
         and the result in `torch.func.functional_call` on a plain module.
 
+    Raises:
+        TypeError: if `module` is not a module.
+        ValueError: if the module is wrapped in `FullyShardedDataParallel` (FSDP1).
+
     Example:
-        >>> net = attach_masks_(nn.Linear(2, 1), {"weight": torch.tensor([[True, False]])})
-        >>> sorted(params_of(net))
+        >>> import torch
+        >>> from torch import nn
+        >>> import gprune.adapter as prune
+        >>> net = prune.attach_masks_(nn.Linear(2, 1), {"weight": torch.tensor([[True, False]])})
+        >>> sorted(prune.params_of(net))
         ['bias', 'weight']
     """
     first: dict[int, _Site] = {}

@@ -65,7 +65,7 @@ def project_(optimizer: Optimizer, module: nn.Module) -> RemovableHandle:
     last masks that were read stay in use. So if you prune further, take a step or call this
     function again before `make_permanent_`.
 
-    It sends no messages, so with DTensors only the rank with the error raises it.
+    It sends no messages between ranks: with DTensors, only the rank with an error raises it.
 
     Args:
         optimizer: the optimizer, of any class, or a wrapper that has it as its attribute
@@ -81,11 +81,13 @@ def project_(optimizer: Optimizer, module: nn.Module) -> RemovableHandle:
             parameter. Nothing has changed then.
 
     Example:
-        >>> from gprune.adapter import attach_masks_, make_permanent_
-        >>> net = attach_masks_(nn.Linear(2, 1), {"weight": torch.tensor([[True, False]])})
+        >>> import torch
+        >>> from torch import nn
+        >>> import gprune.adapter as prune
+        >>> net = prune.attach_masks_(nn.Linear(2, 1), {"weight": torch.tensor([[True, False]])})
         >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
-        >>> handle = project_(optimizer, net)
-        >>> net = make_permanent_(net)
+        >>> handle = prune.project_(optimizer, net)
+        >>> net = prune.make_permanent_(net)
         >>> for _ in range(3):
         ...     net(torch.ones(4, 2)).sum().backward()
         ...     optimizer.step()
@@ -137,11 +139,14 @@ def keep_zeros_(module: nn.Module, optimizer: Optimizer, *, where: Where = None)
             parameter is all zero and `where` is not given.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> import gprune.adapter as prune
         >>> net = nn.Linear(2, 1)
         >>> net.load_state_dict({"weight": torch.tensor([[1.0, 0.0]]), "bias": torch.ones(1)})
         <All keys matched successfully>
         >>> optimizer = torch.optim.AdamW(net.parameters(), lr=0.1)
-        >>> handle = keep_zeros_(net, optimizer)
+        >>> handle = prune.keep_zeros_(net, optimizer)
         >>> for _ in range(3):
         ...     net(torch.ones(4, 2)).sum().backward()
         ...     optimizer.step()

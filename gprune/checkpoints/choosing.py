@@ -86,7 +86,9 @@ NORMS = {"weight_g", "original0"}
 def choose(
     tensors: NamedTensors, *, include: Sequence[str] = (), exclude: Sequence[str] = ()
 ) -> NamedTensors:
-    """Choose the tensors to prune, as `left_out` describes them.
+    """Return the tensors of a checkpoint that are to be pruned: its weights.
+
+    `left_out` says which tensors are not chosen, and why.
 
     Args:
         tensors: the tensors of a checkpoint, by name.
@@ -99,6 +101,17 @@ def choose(
     Raises:
         CheckpointError: if a glob matches no name, no tensor is chosen, a tensor that the globs do
             not leave out is quantized, or the checkpoint contains masks of `torch.nn.utils.prune`.
+
+    Example:
+        >>> import torch
+        >>> from gprune import checkpoints
+        >>> tensors = {
+        ...     "embed.weight": torch.ones(5, 2),
+        ...     "fc.weight": torch.ones(2, 2),
+        ...     "fc.bias": torch.ones(2),
+        ... }
+        >>> list(checkpoints.choose(tensors, exclude=["*embed*"]))
+        ['fc.weight']
     """
     for glob in (*include, *exclude):
         matches = predicate(glob)
@@ -129,7 +142,7 @@ def choose(
 def left_out(
     tensors: NamedTensors, *, include: Sequence[str] = (), exclude: Sequence[str] = ()
 ) -> dict[str, str]:
-    """Say why tensors are not pruned.
+    """Return why tensors are not pruned, for each tensor that `choose` does not choose.
 
     Weights are floating point tensors of bfloat16, float16, float32 or float64, of at least two
     dimensions, that are not quantized. Tensors whose name says that they are not weights are left
@@ -143,8 +156,13 @@ def left_out(
         exclude: globs of names, as in `choose`.
 
     Returns:
-        The reason for each tensor that `choose` does not choose, by name. A reason is the end of a
-        sentence that begins with a number of tensors.
+        The reasons by name. A reason is the end of a sentence that begins with a number of tensors.
+
+    Example:
+        >>> import torch
+        >>> from gprune import checkpoints
+        >>> checkpoints.left_out({"fc.weight": torch.ones(2, 2), "fc.bias": torch.ones(2)})
+        {'fc.bias': 'of fewer than two dimensions'}
     """
     included, excluded = predicate(include or "*"), predicate(exclude)
     layouts, weights = quantized(tensors), gp.prunable(tensors)
@@ -172,13 +190,22 @@ def left_out(
 
 
 def quantized(tensors: NamedTensors) -> dict[str, str]:
-    """Find the quantized weights.
+    """Return the quantized weights of a checkpoint, which cannot be pruned.
+
+    They are recognised by their dtype, or by the names of their codes and scales.
 
     Args:
         tensors: the tensors of a checkpoint, by name.
 
     Returns:
         The layout of each quantized weight, by the name of the tensor that holds its entries.
+
+    Example:
+        >>> import torch
+        >>> from gprune import checkpoints
+        >>> codes, scales = torch.ones(2, 2, dtype=torch.int32), torch.ones(2)
+        >>> checkpoints.quantized({"fc.qweight": codes, "fc.scales": scales})
+        {'fc.qweight': 'GPTQ or AWQ'}
     """
     found = {}
     for name, tensor in tensors.items():
@@ -190,7 +217,21 @@ def quantized(tensors: NamedTensors) -> dict[str, str]:
 
 
 def group(reasons: dict[str, str]) -> dict[str, list[str]]:
-    """Return the names for each reason, the most frequent reason first."""
+    """Return the names for each reason, the most frequent reason first.
+
+    Args:
+        reasons: a reason for each name, from `left_out` or `uncounted`.
+
+    Returns:
+        The names for each reason, in the order of `reasons`.
+
+    Example:
+        >>> from gprune import checkpoints
+        >>> reasons = {"x": "matched by --exclude", "a.bias": "of fewer than two dimensions"}
+        >>> reasons["b.bias"] = "of fewer than two dimensions"
+        >>> checkpoints.group(reasons)
+        {'of fewer than two dimensions': ['a.bias', 'b.bias'], 'matched by --exclude': ['x']}
+    """
     names: dict[str, list[str]] = {}
     for name, reason in reasons.items():
         names.setdefault(reason, []).append(name)

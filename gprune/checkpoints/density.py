@@ -20,7 +20,7 @@ EXPONENTS = torch.float8_e8m0fnu
 
 
 def density(tensors: dict[str, Tensor]) -> Summary:
-    """Count the zeros of each tensor.
+    """Return how many entries of each tensor are zero.
 
     A pair `<name>_orig` and `<name>_mask`, as `torch.nn.utils.prune` leaves it, counts as one
     tensor: their product, under `<name>`. The tensors of `uncounted` have no row.
@@ -35,6 +35,13 @@ def density(tensors: dict[str, Tensor]) -> Summary:
     Raises:
         CheckpointError: if a mask does not have the shape of its weight, or if the product of a
             pair has the name of another tensor.
+
+    Example:
+        >>> import torch
+        >>> from gprune import checkpoints
+        >>> found = checkpoints.density({"fc.weight": torch.tensor([[0.0, 2.0], [3.0, 0.0]])})
+        >>> found.leaves[0].pruned, found.total.density
+        (2, 0.5)
     """
     skipped = uncounted(tensors)
     factors = {name: [tensor] for name, tensor in tensors.items() if name not in skipped}
@@ -57,7 +64,7 @@ def density(tensors: dict[str, Tensor]) -> Summary:
 
 
 def uncounted(tensors: dict[str, Tensor]) -> dict[str, str]:
-    """Say why the zeros of tensors cannot be counted.
+    """Return why the zeros of some tensors cannot be counted.
 
     Args:
         tensors: tensors by name, of any dtype and layout.
@@ -66,6 +73,13 @@ def uncounted(tensors: dict[str, Tensor]) -> dict[str, str]:
         The reason for each tensor that `density` leaves out, by name: it holds the codes of a
         quantized weight, in which 0 is not the value 0 or several share a byte; or torch has no
         comparison for its dtype.
+
+    Example:
+        >>> import torch
+        >>> from gprune import checkpoints
+        >>> codes, scales = torch.ones(2, 2, dtype=torch.int32), torch.ones(2)
+        >>> checkpoints.uncounted({"fc.qweight": codes, "fc.scales": scales})
+        {'fc.qweight': 'codes of quantized weights (GPTQ or AWQ)'}
     """
     layouts = quantized(tensors)
     reasons = {}

@@ -38,6 +38,7 @@ from gprune.checkpoints.reading import (
     require_file,
     weight_file,
 )
+from gprune.checkpoints.scoring import no_progress
 from gprune.trees import Tree
 
 OFFLINE = {"local_files_only": True, "trust_remote_code": False}
@@ -301,7 +302,7 @@ def prune(
     blocks: Sequence[LinearBlock],
     batches: Sequence[Tensor],
     method: Method,
-    advance: Callable[[int], object] = lambda num_blocks: None,
+    advance: Callable[[int], object] = no_progress,
 ) -> Rebuilt:
     """Prune the blocks of a model in turn, each with what the pruned blocks before it return.
 

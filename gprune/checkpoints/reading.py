@@ -69,7 +69,15 @@ DTYPES = {
 
 
 class CheckpointError(ValueError):
-    """A checkpoint is invalid, or its copy may not be written. The message is one line."""
+    """A checkpoint is invalid, or its copy may not be written. The message is one line.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from gprune import checkpoints
+        >>> checkpoints.read(Path("missing.safetensors"))
+        Traceback (most recent call last):
+        gprune.checkpoints.reading.CheckpointError: missing.safetensors: No such file or directory
+    """
 
 
 class Shard(NamedTuple):
@@ -87,12 +95,25 @@ class Shard(NamedTuple):
 
 
 class Checkpoint(NamedTuple):
-    """A safetensors file or a Hugging Face folder.
+    """A safetensors file or a Hugging Face folder, as `read` returns it.
 
     Attributes:
         path: the path of the file or the folder.
-        shards: its safetensors files.
-        tensors: all of their tensors, mapped read-only.
+        shards: its safetensors files, with the byte range of each tensor.
+        tensors: all of their tensors by name, mapped read-only.
+
+    Example:
+        >>> import torch
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from safetensors.torch import save_file
+        >>> from gprune import checkpoints
+        >>> with TemporaryDirectory() as folder:
+        ...     path = Path(folder, "model.safetensors")
+        ...     save_file({"fc.weight": torch.ones(2, 3)}, path)
+        ...     checkpoint = checkpoints.read(path)
+        >>> checkpoint.path.name, list(checkpoint.tensors)
+        ('model.safetensors', ['fc.weight'])
     """
 
     path: Path
@@ -106,10 +127,13 @@ class Checkpoint(NamedTuple):
 
 
 def read(path: Path) -> Checkpoint:
-    """Map a safetensors file, or the files that the index of a Hugging Face folder names.
+    """Return a checkpoint that is mapped into memory: a safetensors file or a Hugging Face folder.
+
+    Nothing is loaded. Tensors are read from the file when they are used.
 
     Args:
-        path: the file or the folder. A folder contains one of `WEIGHT_FILES`, or its index.
+        path: the file or the folder. A folder contains one of `model.safetensors`,
+            `diffusion_pytorch_model.safetensors` and `adapter_model.safetensors`, or its index.
 
     Returns:
         The checkpoint.
@@ -118,6 +142,20 @@ def read(path: Path) -> Checkpoint:
         CheckpointError: if a file is missing, truncated, corrupt or of another format; if the index
             does not match the files; or if a folder has both an index and an unindexed
             `model.safetensors`.
+
+    Example:
+        >>> import torch
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from safetensors.torch import save_file
+        >>> from gprune import checkpoints
+        >>> with TemporaryDirectory() as folder:
+        ...     path = Path(folder, "model.safetensors")
+        ...     save_file({"fc.weight": torch.ones(2, 3)}, path)
+        ...     checkpoint = checkpoints.read(path)
+        >>> checkpoint.tensors["fc.weight"]
+        tensor([[1., 1., 1.],
+                [1., 1., 1.]])
     """
     if not path.is_dir():
         shard, tensors = _read_shard(path)

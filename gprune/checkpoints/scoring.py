@@ -33,17 +33,29 @@ Advance: TypeAlias = Callable[[int], object]
 """Called with a number of bytes after they have been processed."""
 
 
+def no_progress(number: int) -> None:
+    """Do nothing with the number of bytes or blocks that have been processed."""
+
+
 def l2(weight: Tensor) -> Iterator[Tensor]:
-    """Score by magnitude over the norm of the weight: `normalize_l2` of `magnitude`.
+    """Yield the scores of a weight by magnitude over its norm: |w| / ‖w‖₂.
+
+    They are those of `gprune.scores.normalize_l2(gprune.scores.magnitude(weight))`, block by block.
 
     Args:
-        weight: contiguous, of a floating dtype.
+        weight: contiguous, of any shape and of a floating dtype.
 
     Yields:
-        |w| / ‖w‖₂, or 0 if all entries are zero.
+        The scores in flat order, 0 to 1, as 1-D blocks in float32 at least; 0 if all entries are 0.
 
     Raises:
         ValueError: if an entry is not finite.
+
+    Example:
+        >>> import torch
+        >>> from gprune import checkpoints
+        >>> list(checkpoints.l2(torch.tensor([[3.0, -4.0]])))
+        [tensor([0.6000, 0.8000])]
     """
     blocks = torch.split(weight.view(-1), BLOCK)
     # as floats, because small tensors between large temporaries would fragment the heap
@@ -57,13 +69,27 @@ def l2(weight: Tensor) -> Iterator[Tensor]:
 
 
 def lamp(weight: Tensor) -> Iterable[Tensor]:
-    """Score by `gprune.scores.lamp`.
+    """Return the scores of a weight by `gprune.scores.lamp`: θᵤ² / Σ_{v ≥ u} θᵥ².
+
+    It sorts, and needs 40 bytes of memory for each entry of the weight.
 
     Args:
-        weight: contiguous, of a floating dtype.
+        weight: contiguous, of any shape and of a floating dtype.
 
     Returns:
-        The scores.
+        The scores in flat order, 0 to 1, as 1-D blocks in float32 at least.
+
+    Raises:
+        ValueError: if an entry is not finite.
+
+    Example:
+        >>> import torch
+        >>> from gprune import checkpoints
+        >>> list(checkpoints.lamp(torch.tensor([[1.0, -2.0, 0.0]])))
+        [tensor([0.2000, 1.0000, 0.0000])]
+
+    References:
+        Lee et al., 2021, arXiv:2010.07611, section 2.
     """
     return torch.split(gp.scores.lamp(weight).view(-1), BLOCK)
 

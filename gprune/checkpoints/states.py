@@ -35,7 +35,9 @@ TORCHSCRIPT = (
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Map the tensors of any checkpoint.
+    """Return the tensors of any checkpoint, mapped into memory where the format allows it.
+
+    It runs no code of a file: state dicts are loaded with `weights_only=True`.
 
     Args:
         path: a Hugging Face folder, a safetensors file, or a file of `torch.save` with a state dict
@@ -47,6 +49,19 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
     Raises:
         CheckpointError: if it is none of these, or is missing, truncated or corrupt.
+
+    Example:
+        >>> import torch
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from gprune import checkpoints
+        >>> with TemporaryDirectory() as folder:
+        ...     path = Path(folder, "last.ckpt")
+        ...     torch.save({"epoch": 3, "state_dict": {"fc.weight": torch.eye(2)}}, path)
+        ...     tensors = checkpoints.read_tensors(path)
+        >>> tensors
+        {'fc.weight': tensor([[1., 0.],
+                [0., 1.]])}
     """
     if path.is_dir():
         return read(path).tensors

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from gprune.checkpoints.planning import Outcome, Plan, Rebuilt, count_entries, outcome
 from gprune.checkpoints.reading import Checkpoint, CheckpointError, Shard, weight_file
-from gprune.checkpoints.scoring import Advance, write_blocks
+from gprune.checkpoints.scoring import Advance, no_progress, write_blocks
 from gprune.select.blocks import flat_blocks
 from gprune.summaries import LeafSummary
 
@@ -48,6 +48,21 @@ def check_output_path(checkpoint: Checkpoint, out: Path, *, force: bool = False)
         CheckpointError: if the path exists and may not be replaced, if its folder does not exist,
             if it is inside the checkpoint, or if the folder of the checkpoint has something that
             cannot be copied: a device, or a link to nothing or to a folder that contains it.
+
+    Example:
+        >>> import torch
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from safetensors.torch import save_file
+        >>> from gprune import checkpoints
+        >>> with TemporaryDirectory() as folder:
+        ...     path = Path(folder, "model.safetensors")
+        ...     save_file({"fc.weight": torch.ones(2, 3)}, path)
+        ...     checkpoint = checkpoints.read(path)
+        ...     checkpoints.check_output_path(checkpoint, Path(folder, "pruned.safetensors"))
+        ...     checkpoints.check_output_path(checkpoint, path)
+        Traceback (most recent call last):
+        gprune.checkpoints.reading.CheckpointError: ... exists; pass --force to replace it
     """
     here, there = _real_path(checkpoint.path), _real_path(out)
     folder = checkpoint.path.is_dir()
@@ -72,9 +87,12 @@ def write(
     out: Path,
     *,
     force: bool = False,
-    advance: Advance = lambda num_bytes: None,
+    advance: Advance = no_progress,
 ) -> Outcome:
-    """Write the pruned copy of a checkpoint.
+    """Write the pruned copy of a checkpoint, and return how much of it is pruned.
+
+    Only pruned entries change: their bytes become zero. The copy is written beside its final path,
+    and then renamed, so it is there as a whole or not at all.
 
     Args:
         checkpoint: the checkpoint to copy.
@@ -90,6 +108,24 @@ def write(
     Raises:
         CheckpointError: if the copy must not be written to that path.
         OSError: if the system fails. A note says so if the path has not changed.
+
+    Example:
+        >>> import torch
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from safetensors.torch import save_file
+        >>> from gprune import checkpoints
+        >>> with TemporaryDirectory() as folder:
+        ...     path, out = Path(folder, "model.safetensors"), Path(folder, "pruned.safetensors")
+        ...     save_file({"fc.weight": torch.tensor([[0.1, -2.0], [3.0, 0.4]])}, path)
+        ...     checkpoint = checkpoints.read(path)
+        ...     weights = checkpoints.choose(checkpoint.tensors)
+        ...     plan = checkpoints.plan(weights, amount=0.5, folder=Path(folder))
+        ...     found = checkpoints.write(checkpoint, plan, out)
+        ...     pruned = checkpoints.read(out).tensors["fc.weight"]
+        >>> found.pruned.total.pruned, pruned
+        (2, tensor([[ 0., -2.],
+                [ 3.,  0.]]))
     """
     check_output_path(checkpoint, out, force=force)
     rows: list[tuple[LeafSummary, LeafSummary]] = []

@@ -1,5 +1,12 @@
 """The command line: it parses arguments and prints results; the library does the work.
 
+    gprune demo    prune a small network while it trains, and draw a picture
+    gprune prune   write a pruned copy of a checkpoint
+    gprune report  print how many entries of a checkpoint are zero
+
+`gprune --help` and `gprune prune --help` have examples and all options. `python -m gprune` is the
+same command.
+
 The commands are in `app.py`. `import gprune` imports nothing of this package. It needs the extra
 `cli` (typer, rich, safetensors). `gprune demo` needs the extra `demo` too (scikit-learn,
 matplotlib), and `gprune prune --calibrate` the extra `transformers`.
@@ -8,8 +15,8 @@ matplotlib), and `gprune prune --calibrate` the extra `transformers`.
 import sys
 
 DISTRIBUTIONS = {
-    "typer": ("typer", "demo"),
-    "rich": ("rich", "demo"),
+    "typer": ("typer", "cli"),
+    "rich": ("rich", "cli"),
     "sklearn": ("scikit-learn", "demo"),
     "matplotlib": ("matplotlib", "demo"),
     "safetensors": ("safetensors", "cli"),

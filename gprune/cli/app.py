@@ -10,6 +10,11 @@ import typer
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 
+# the titles of groups of options in the help of `gprune prune`
+WHICH = "Which weights are pruned"
+CALIBRATED = "Language models, pruned with the inputs of a text"
+OUTPUT = "Output"
+
 
 class ScoreName(StrEnum):
     """The scores that `gprune prune` can rank by."""
@@ -32,23 +37,47 @@ class Method(StrEnum):
 Amount = Annotated[
     str,
     typer.Option(
-        help="How many weights to prune: 0.5 is half of them, 1000 that many. 2:4 keeps 2 of every "
-        "4 inputs, with --calibrate."
+        help="How many weights to prune: 0.5 is half of them, 1000 is that many. With --calibrate, "
+        "2:4 keeps 2 of every 4 inputs."
     ),
 ]
 Include = Annotated[
-    list[str] | None, typer.Option(metavar="GLOB", help="Prune only tensors with a matching name.")
+    list[str] | None,
+    typer.Option(
+        metavar="GLOB",
+        rich_help_panel=WHICH,
+        help="Prune only tensors with a matching name. May be given several times.",
+    ),
 ]
 Exclude = Annotated[
     list[str] | None,
-    typer.Option(metavar="GLOB", help="Do not prune tensors with a matching name."),
+    typer.Option(
+        metavar="GLOB",
+        rich_help_panel=WHICH,
+        help="Do not prune tensors with a matching name. May be given several times.",
+    ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", rich_help_panel=OUTPUT, help="Print one JSON object, not a table.")
+]
 
 
 @app.callback()
 def gprune() -> None:
-    """Exact pruning masks as pure functions."""
+    """Prune the weights of checkpoints, and count their zeros.
+
+    See on your machine what pruning does, without a checkpoint:
+
+    gprune demo
+
+    Prune half of the weights of a model, and look at the copy:
+
+    gprune prune model/ --amount 0.5 --out pruned/
+    gprune report pruned/
+
+    "gprune prune --help" has all options. To prune while a model trains, use
+    the library: python -c "import gprune; help(gprune)"
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):  # names that the encoding lacks are escaped
         sys.stdout.reconfigure(errors="backslashreplace")
 
@@ -56,14 +85,20 @@ def gprune() -> None:
 @app.command()
 def demo(
     steps: Annotated[int, typer.Option(min=30, help="Training steps of each run.")] = 1500,
-    picture: Annotated[Path, typer.Option(help="Where to write the picture.")] = Path(
+    picture: Annotated[Path, typer.Option(help="Path of the picture to write, a PNG.")] = Path(
         "gprune-demo.png"
     ),
 ) -> None:
     """Prune a network in three ways while it trains on digits, and compare with torch.
 
-    Takes about half a minute on two cores, most of it for one compilation. Downloads nothing. Exits
-    with 1 if a count, a mask or the number of compilations is wrong.
+    gprune demo
+    gprune demo --steps 300 --picture digits.png
+
+    It takes about half a minute on two cores, most of it for one compilation.
+    It downloads nothing, and writes one picture. It needs the extra "demo".
+
+    The exit status is 1 if a count, a mask or the number of compilations is
+    wrong.
     """
     from gprune.cli.demo import run  # imported here, because it needs the extra `demo`
 
@@ -73,72 +108,119 @@ def demo(
 @app.command()
 def prune(
     checkpoint: Annotated[
-        Path, typer.Argument(help="A .safetensors file or a folder of one model.")
+        Path, typer.Argument(help="A .safetensors file or the folder of one model.")
     ],
     amount: Amount,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The path of the pruned copy.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Path of the pruned copy.")],
     include: Include = None,
     exclude: Exclude = None,
     score: Annotated[
         ScoreName | None,
-        typer.Option(help="The score to rank by: magnitude by default; wanda needs --calibrate."),
+        typer.Option(
+            metavar="SCORE",
+            rich_help_panel=WHICH,
+            show_default="magnitude",
+            help="What weights are ranked by: magnitude, lamp, l2, or wanda, which needs "
+            "--calibrate. The lowest are pruned.",
+        ),
     ] = None,
     method: Annotated[
         Method | None,
         typer.Option(
-            help="Rank all tensors together (global, the default), each tensor by itself "
-            "(layerwise), each row by itself (rows, for wanda), or prune by SparseGPT, which needs "
-            "--calibrate."
+            metavar="METHOD",
+            rich_help_panel=WHICH,
+            show_default="global, and rows for wanda",
+            help="What is ranked together: all tensors (global), each tensor (layerwise), or each "
+            "row (rows, for wanda). sparsegpt prunes each tensor column by column, and needs "
+            "--calibrate.",
         ),
     ] = None,
     calibrate: Annotated[
         Path | None,
         typer.Option(
-            metavar="TEXT", help="Prune a language model with the inputs that a text gives it."
+            metavar="TEXT",
+            rich_help_panel=CALIBRATED,
+            help="A text file in UTF-8. The model reads it, and its layers are pruned with the "
+            "inputs that they get. The other options here need this one.",
         ),
     ] = None,
     refit: Annotated[
-        bool, typer.Option("--refit", help="Rebuild the kept weights, with --calibrate.")
+        bool,
+        typer.Option(
+            "--refit",
+            rich_help_panel=CALIBRATED,
+            help="Rebuild the kept weights, to make up for the pruned ones.",
+        ),
     ] = False,
     tokens: Annotated[
         int | None,
-        typer.Option(min=1, help="How many tokens of the text to read: 16,384 by default."),
+        typer.Option(
+            min=1,
+            rich_help_panel=CALIBRATED,
+            show_default="16,384",
+            help="How many tokens of the text are read.",
+        ),
     ] = None,
     length: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Tokens of a sequence: 2,048 by default, or as many as the model takes."
+            min=1,
+            rich_help_panel=CALIBRATED,
+            show_default="2,048, or fewer if the model takes no more",
+            help="How many tokens a sequence has.",
         ),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Replace an existing checkpoint at OUT.")
+        bool,
+        typer.Option(
+            "--force", rich_help_panel=OUTPUT, help="Replace an existing checkpoint at OUT."
+        ),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Count what would be pruned, and write nothing.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            rich_help_panel=OUTPUT,
+            help="Count what would be pruned, and write nothing.",
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a pruned copy of a checkpoint. Only the pruned entries change: they become zero.
+    """Write a pruned copy of a checkpoint, in which the pruned entries are zero.
 
-    Prunes floating point tensors of two dimensions or more, except for those whose names are of
-    biases, norms, scales, masks and the like, and prints what is left out and why. Include such a
-    tensor by its whole name to prune it. Refuses quantized weights, whose zeros are not zero bytes.
+    Prune half of all weights by magnitude, but none of the embeddings:
 
-    The checkpoint is a safetensors file, or a folder that transformers, diffusers (one component)
-    or PEFT has saved. It is memory-mapped and may be larger than memory. lamp and l2 keep their
-    scores in a temporary file beside OUT: 4 bytes for each weight, or 8 if a tensor is float64.
-    lamp also sorts, and needs 40 bytes of memory for each entry of the largest tensor. Other files
-    of a folder are copied unchanged, even if they have the same weights in another format.
+    gprune prune model/ --amount 0.5 --exclude "*embed*" --out pruned/
 
-    With --calibrate it prunes the linear layers in the blocks of a language model, but not its
-    embedding, its head, and experts that transformers packs into one tensor. transformers loads the
-    model and its tokenizer from the folder, and nothing is downloaded. One block after the other is
-    pruned, with the inputs that the text gives it after the blocks before it are pruned. --score
-    wanda prunes the amount of each row, that is of the inputs of each output; --method sparsegpt
-    that of each tensor. SparseGPT and --refit change kept entries too, to make up for the pruned
-    ones. Dtypes stay. The model runs in float32 on the CPU and must fit into memory twice.
+    Prune half of the inputs of every output of a language model, by Wanda:
 
-    Exits with 2 for bad input and with 1 if the system fails. OUT is written atomically.
+    gprune prune model/ --amount 0.5 --score wanda --calibrate text.txt -o out/
+
+    The checkpoint is a safetensors file, or a folder that transformers, PEFT
+    or diffusers (one component) has saved. It is memory-mapped and may be
+    larger than memory. OUT is written atomically. Other files of a folder are
+    copied unchanged, even if they have the same weights in another format.
+
+    Weights are floating point tensors of two dimensions or more, except for
+    those whose names are of biases, norms, scales, masks and the like. What is
+    left out is printed, with the reason. To prune such a tensor, include it by
+    its whole name. Quantized weights are refused: their zeros are not zero
+    bytes.
+
+    The scores lamp and l2 are kept in a temporary file beside OUT: 4 bytes for
+    each weight, or 8 if a tensor is float64. lamp also sorts, and needs 40
+    bytes of memory for each entry of the largest tensor.
+
+    With --calibrate the linear layers in the blocks of a language model are
+    pruned, but not its embedding, its head, and experts that transformers
+    packs into one tensor. transformers loads the model and its tokenizer from
+    the folder, and nothing is downloaded. The blocks are pruned in turn, each
+    with the inputs that it gets from the pruned blocks before it. --score
+    wanda prunes the amount of each row, and --method sparsegpt that of each
+    tensor. SparseGPT and --refit change kept entries too. Dtypes stay. The
+    model runs in float32 on the CPU and must fit into memory twice.
+
+    The exit status is 2 for bad input and 1 if the system fails.
     """
     from gprune.cli import checkpoints  # imported here, because it needs safetensors
     from gprune.cli.printing import as_amount, one_line_errors
@@ -179,16 +261,24 @@ def prune(
 def report(
     checkpoint: Annotated[
         Path,
-        typer.Argument(help="A .safetensors file, a folder of one model, or a file of torch.save."),
+        typer.Argument(
+            help="A .safetensors file, the folder of one model, or a file of torch.save."
+        ),
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Print the density of each tensor of a checkpoint, and in total.
+    """Print how many entries of each tensor of a checkpoint are zero, and in total.
 
-    Reads state dicts saved by torch, also inside of checkpoints such as those of Lightning, without
-    running code in them (weights_only). The density is the fraction of entries of the file that are
-    not zero. Codes of quantized weights are listed, but not counted. A pair <name>_orig and
-    <name>_mask, as torch.nn.utils.prune leaves it, counts as one tensor, their product.
+    gprune report pruned/
+    gprune report epoch-3.ckpt --json
+
+    The density is the fraction of the entries that are not zero, 0 to 1.
+    Codes of quantized weights are listed, but not counted. A pair <name>_orig
+    and <name>_mask, as torch.nn.utils.prune leaves it, counts as one tensor,
+    their product.
+
+    State dicts that torch has saved are read too, also inside of checkpoints
+    such as those of Lightning. No code in them is run (weights_only).
     """
     from gprune.cli import checkpoints
     from gprune.cli.printing import one_line_errors

@@ -49,7 +49,7 @@ def blocks(
     amount: float | Tensor | None = None,
     sparsity: float | Tensor | None = None,
 ) -> Tensor:
-    """Prune the blocks with the lowest mean score.
+    """Return the mask that prunes the blocks with the lowest mean scores.
 
     Blocks tile the tensor from its first entry. If the size of a dim is not a multiple of the
     block's, the last blocks along it are smaller, and their mean is over the entries that they
@@ -63,8 +63,10 @@ def blocks(
             computed in float64, over pruned entries too; on the CPU if the device has no float64.
         mask: prior bool mask of that shape; what it has pruned stays pruned, and a block with no
             entry left is no candidate.
-        shape: the size of a block along each of the last dims. Along the other dims it is 1.
-        amount: how many more blocks to prune (int), or the fraction of the candidates (float).
+        shape: the size of a block along each of the last dims, in entries, at least 1. Along the
+            other dims it is 1.
+        amount: how many more blocks to prune (int), or the fraction of the candidates (float, 0 to
+            1). Exactly one of `amount` and `sparsity` must be given.
         sparsity: the fraction of all blocks that have no entry left after the call, 0 to 1.
 
     Returns:
@@ -75,7 +77,8 @@ def blocks(
         ValueError: if a number is out of range, or a shape is wrong.
 
     Example:
-        >>> blocks(torch.tensor([[1.0, 2.0, 1.0], [-1.0, 0.0, 5.0]]), shape=(2, 2), amount=1)
+        >>> import torch, gprune as gp
+        >>> gp.blocks(torch.tensor([[1.0, 2.0, 1.0], [-1.0, 0.0, 5.0]]), shape=(2, 2), amount=1)
         tensor([[False, False,  True],
                 [False, False,  True]])
 

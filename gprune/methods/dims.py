@@ -42,9 +42,8 @@ def input_dims(path: str, leaf: Tensor) -> tuple[int, ...]:
         TypeError: if the leaf is not a tensor.
 
     Example:
-        >>> import torch
-        >>> import gprune as gp
-        >>> input_dims("conv.weight", torch.ones(16, 32, 3, 3))
+        >>> import torch, gprune as gp
+        >>> gp.input_dims("conv.weight", torch.ones(16, 32, 3, 3))
         (1, 2, 3)
         >>> def dims(path, leaf):
         ...     return 2 if "experts" in path else gp.input_dims(path, leaf)

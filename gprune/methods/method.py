@@ -74,6 +74,13 @@ class PruningMethod(Generic[P]):
         """Call the function."""
         return self.function(*args, **kwargs)
 
+    def __get__(self, instance: object, owner: type | None = None) -> PruningMethod[P]:
+        """Return the method itself, also where it is an attribute of a class.
+
+        `help` shows the signature of an object only if it has a `__get__`, as functions have.
+        """
+        return self
+
     def __reduce__(self) -> str:
         return self.__qualname__
 
@@ -82,7 +89,7 @@ class PruningMethod(Generic[P]):
 
 
 def pruning_method(kind: str) -> Callable[[Callable[P, Tensor]], PruningMethod[P]]:
-    """Make a pruning method of a function of one parameter.
+    """Return a decorator that makes a pruning method of a function of one parameter.
 
     The function is called as `method(param, scores, mask=mask, **kwargs)` and returns a bool mask
     of the shape of `param`, `True` = keep. `scores` is `None` if the user gave none. `mask` is the
@@ -102,7 +109,8 @@ def pruning_method(kind: str) -> Callable[[Callable[P, Tensor]], PruningMethod[P
         ValueError: if `kind` is none of these.
 
     Example:
-        >>> @pruning_method("unstructured")
+        >>> import torch, gprune as gp
+        >>> @gp.pruning_method("unstructured")
         ... def keep_positive(param, scores=None, *, mask=None):
         ...     return param > 0
         >>> keep_positive.PRUNING_TYPE

@@ -102,7 +102,7 @@ def n_of_m(
     m: int,
     dim: int | DimFunction | None = None,
 ) -> Tensor:
-    """Keep the n highest of every m consecutive entries along a dim.
+    """Return the mask that keeps the n highest of every m consecutive entries along a dim.
 
     A group keeps n entries, or fewer if the prior mask has left fewer. If the size of the dim is
     not a multiple of m, the last group is shorter. It keeps its n highest too, or all of its
@@ -130,7 +130,8 @@ def n_of_m(
             m is above 1, or a shape differs.
 
     Example:
-        >>> n_of_m(torch.tensor([-9.0, 1.0, 2.0, -8.0, 1.0]), n=2, m=4)
+        >>> import torch, gprune as gp
+        >>> gp.n_of_m(torch.tensor([-9.0, 1.0, 2.0, -8.0, 1.0]), n=2, m=4)
         tensor([ True, False, False,  True,  True])
 
     References:
@@ -142,7 +143,9 @@ def n_of_m(
 
 @raise_on_all_ranks
 def check_n_of_m(masks: Tree, *, n: int, m: int, dim: int | DimFunction | None = None) -> None:
-    """Check that no more than n of every m consecutive entries along a dim are kept.
+    """Raise an error if more than n of some m consecutive entries along a dim are kept.
+
+    It returns nothing if the masks have the pattern.
 
     Args:
         masks: pytree of bool masks and `None`. DTensors are gathered one leaf at a time.
@@ -157,7 +160,8 @@ def check_n_of_m(masks: Tree, *, n: int, m: int, dim: int | DimFunction | None =
             single entry along it while m is above 1, the error names all such leaves.
 
     Example:
-        >>> check_n_of_m([torch.tensor([True, False, True, True])], n=2, m=4)
+        >>> import torch, gprune as gp
+        >>> gp.check_n_of_m([torch.tensor([True, False, True, True])], n=2, m=4)
         Traceback (most recent call last):
         ValueError: masks[0] keeps more than 2 of 4 along dim 0 in 1 of 1 groups
     """

@@ -54,14 +54,14 @@ def ln_structured(
     amount: float | Tensor | None = None,
     sparsity: float | Tensor | None = None,
 ) -> Tensor:
-    """Prune the channels with the lowest norm, as `torch.nn.utils.prune.LnStructured`.
+    """Return the mask that prunes the channels c with the lowest norms: ‖scores[..., c, ...]‖ₙ.
 
-    The norm of channel c is ‖scores[..., c, ...]‖ₙ over all of its entries, also over those that
-    the prior mask has pruned. (torch sets those to zero first; use `apply_masks` to do the same.)
-    The norm is computed in float64 for dtypes other than float32 and float64, on the CPU if the
-    device has no float64. Among equal norms the lowest index is pruned first. A channel with a NaN
-    is pruned last. The exception is n = 0, which counts a NaN as an entry that is not zero. The
-    nuclear norm of a channel with infinity is NaN too.
+    This is the method of `torch.nn.utils.prune.LnStructured`. The norm is over all entries of a
+    channel, also over those that the prior mask has pruned. (torch sets those to zero first; use
+    `apply_masks` to do the same.) The norm is computed in float64 for dtypes other than float32 and
+    float64, on the CPU if the device has no float64. Among equal norms the lowest index is pruned
+    first. A channel with a NaN is pruned last. The exception is n = 0, which counts a NaN as an
+    entry that is not zero. The nuclear norm of a channel with infinity is NaN too.
 
     Args:
         param: a tensor with at least two dimensions.
@@ -73,7 +73,8 @@ def ln_structured(
             entries that are not zero, NaNs too; `"fro"` is 2; `"nuc"` is the nuclear norm, for
             tensors of three dimensions.
         dim: the dim whose indices are the channels, from the end if negative.
-        amount: how many more channels to prune (int), or the fraction of the candidates (float).
+        amount: how many more channels to prune (int), or the fraction of the candidates (float, 0
+            to 1). Exactly one of `amount` and `sparsity` must be given.
         sparsity: the fraction of all channels that have no entry left after the call, 0 to 1.
 
     Returns:
@@ -85,8 +86,9 @@ def ln_structured(
         IndexError: if there is no such dim; torch raises the same.
 
     Example:
+        >>> import torch, gprune as gp
         >>> weight = torch.tensor([[3.0, -4.0], [1.0, 1.0]])
-        >>> ln_structured(weight, n=2, dim=0, amount=1)
+        >>> gp.ln_structured(weight, n=2, dim=0, amount=1)
         tensor([[ True,  True],
                 [False, False]])
 
@@ -132,7 +134,7 @@ def random_structured(
     amount: float | Tensor | None = None,
     sparsity: float | Tensor | None = None,
 ) -> Tensor:
-    """Prune channels at random.
+    """Return a mask that prunes channels at random.
 
     Args:
         param: a tensor with at least two dimensions, of a dtype that can be ranked; its values do
@@ -142,7 +144,8 @@ def random_structured(
             entry left is no candidate.
         dim: the dim whose indices are the channels, from the end if negative.
         seed: a 64-bit int or a 0-dim integer tensor; the same seed gives the same mask.
-        amount: how many more channels to prune (int), or the fraction of the candidates (float).
+        amount: how many more channels to prune (int), or the fraction of the candidates (float, 0
+            to 1). Exactly one of `amount` and `sparsity` must be given.
         sparsity: the fraction of all channels that have no entry left after the call, 0 to 1.
 
     Returns:
@@ -154,7 +157,8 @@ def random_structured(
         IndexError: if there is no such dim; torch raises the same.
 
     Example:
-        >>> mask = random_structured(torch.ones(10, 3), dim=0, seed=0, amount=4)
+        >>> import torch, gprune as gp
+        >>> mask = gp.random_structured(torch.ones(10, 3), dim=0, seed=0, amount=4)
         >>> int(mask.any(1).sum()), int(mask.sum())
         (6, 18)
     """

@@ -32,11 +32,11 @@ def lowest_unstructured(
     sparsity: float | Tensor | None = None,
     dim: int | tuple[int, ...] | DimFunction | None = None,
 ) -> Tensor:
-    """Prune the entries with the lowest scores, sign included.
+    """Return the mask that prunes the entries with the lowest scores, sign included.
 
-    Exactly as many candidates are pruned as the amount or the sparsity asks for. Among equal scores
-    those with the lowest flat indices are pruned first. NaN ranks above everything, so it is pruned
-    last.
+    Exactly as many candidates are pruned as the amount or the sparsity asks for. A candidate is an
+    entry that the prior mask keeps. Among equal scores those with the lowest flat indices are
+    pruned first. NaN ranks above everything, so it is pruned last.
 
     Args:
         param: a tensor of any shape.
@@ -44,6 +44,7 @@ def lowest_unstructured(
             int8 to int64. Without them the magnitude of `param` ranks.
         mask: prior bool mask of that shape; what it has pruned stays pruned.
         amount: how many more to prune (int), or the fraction of the candidates (float, 0 to 1).
+            Exactly one of `amount` and `sparsity` must be given.
         sparsity: the fraction of all entries that is pruned after the call, 0 to 1.
         dim: rank within groups instead of over all entries, and apply the amount to every group. A
             group runs along these dims: with `dim=-1` each row of a matrix is a group. It is an
@@ -58,16 +59,17 @@ def lowest_unstructured(
         ValueError: if a number is out of range, a shape differs, or a group is a single entry.
 
     Example:
-        >>> lowest_unstructured(torch.tensor([3.0, -5.0, 1.0, 1.0]), amount=2)
+        >>> import torch, gprune as gp
+        >>> gp.lowest_unstructured(torch.tensor([3.0, -5.0, 1.0, 1.0]), amount=2)
         tensor([ True,  True, False, False])
         >>> scores = torch.tensor([3.0, -5.0, 1.0, 1.0])
-        >>> lowest_unstructured(torch.ones(4), scores, amount=2)
+        >>> gp.lowest_unstructured(torch.ones(4), scores, amount=2)
         tensor([ True, False, False,  True])
 
-        `torch.vmap` does not map keyword arguments, so a prior mask is passed by a lambda:
+        `torch.vmap` maps only positional arguments, so a prior mask is passed by a lambda:
 
         >>> params, masks = torch.rand(8, 4), torch.rand(8, 4) < 0.7
-        >>> prune = lambda param, mask: lowest_unstructured(param, mask=mask, sparsity=0.5)
+        >>> prune = lambda param, mask: gp.lowest_unstructured(param, mask=mask, sparsity=0.5)
         >>> torch.vmap(prune)(params, masks).shape
         torch.Size([8, 4])
     """
@@ -95,7 +97,10 @@ def l1_unstructured(
     sparsity: float | Tensor | None = None,
     dim: int | tuple[int, ...] | DimFunction | None = None,
 ) -> Tensor:
-    """Prune the entries with the lowest absolute value, as `torch.nn.utils.prune.L1Unstructured`.
+    """Return the mask that prunes the entries with the lowest absolute values: |scores|.
+
+    It prunes what `torch.nn.utils.prune.L1Unstructured` prunes. Among equal absolute values it
+    prunes those with the lowest flat indices first.
 
     Args:
         param: a tensor of any shape.
@@ -103,6 +108,7 @@ def l1_unstructured(
             int8 to int64. Without them it is `param`.
         mask: prior bool mask of that shape; what it has pruned stays pruned.
         amount: how many more to prune (int), or the fraction of the candidates (float, 0 to 1).
+            Exactly one of `amount` and `sparsity` must be given.
         sparsity: the fraction of all entries that is pruned after the call, 0 to 1.
         dim: the dims along which groups run, as in `lowest_unstructured`; by default no groups.
 
@@ -114,7 +120,8 @@ def l1_unstructured(
         ValueError: if a number is out of range, a shape differs, or a group is a single entry.
 
     Example:
-        >>> l1_unstructured(torch.tensor([3.0, -5.0, 1.0, -1.0]), amount=0.5)
+        >>> import torch, gprune as gp
+        >>> gp.l1_unstructured(torch.tensor([3.0, -5.0, 1.0, -1.0]), amount=0.5)
         tensor([ True,  True, False, False])
     """
     return select_on_one_leaf(
@@ -153,7 +160,7 @@ def random_unstructured(
     sparsity: float | Tensor | None = None,
     dim: int | tuple[int, ...] | DimFunction | None = None,
 ) -> Tensor:
-    """Prune entries at random, without storing random scores.
+    """Return a random mask, without storing random scores.
 
     The pruned entries are those with the lowest scores that `gprune.scores.random` draws for a tree
     of the ranked leaves with the same seed.
@@ -164,6 +171,7 @@ def random_unstructured(
         mask: prior bool mask of that shape; what it has pruned stays pruned.
         seed: a 64-bit int or a 0-dim integer tensor; the same seed gives the same mask.
         amount: how many more to prune (int), or the fraction of the candidates (float, 0 to 1).
+            Exactly one of `amount` and `sparsity` must be given.
         sparsity: the fraction of all entries that is pruned after the call, 0 to 1.
         dim: the dims along which groups run, as in `lowest_unstructured`; by default no groups.
 
@@ -175,7 +183,8 @@ def random_unstructured(
         ValueError: if a number is out of range, a shape differs, or a group is a single entry.
 
     Example:
-        >>> int(random_unstructured(torch.ones(100), seed=0, amount=30).sum())
+        >>> import torch, gprune as gp
+        >>> int(gp.random_unstructured(torch.ones(100), seed=0, amount=30).sum())
         70
     """
     return select_on_one_leaf(
@@ -193,7 +202,7 @@ def _select_nothing(leaves: Leaves, *, per_leaf: bool) -> list[Tensor]:
 
 @built_in("unstructured", _select_nothing)
 def identity(param: Tensor, scores: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
-    """Prune nothing more.
+    """Return a copy of the prior mask, which prunes nothing more.
 
     Args:
         param: a tensor of any shape.
@@ -208,7 +217,8 @@ def identity(param: Tensor, scores: Tensor | None = None, *, mask: Tensor | None
         ValueError: if a shape differs.
 
     Example:
-        >>> identity(torch.zeros(3))
+        >>> import torch, gprune as gp
+        >>> gp.identity(torch.zeros(3))
         tensor([True, True, True])
     """
     return select_on_one_leaf(_select_nothing, param, scores, mask)

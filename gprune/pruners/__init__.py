@@ -1,20 +1,34 @@
 """Pruners: masks that change while a model trains. Each is a pair of pure functions.
 
-    state = pruner.init(params)
-    params, state = pruner.update(params, state, grads)
+    >>> import torch, gprune as gp
+    >>> schedule = gp.schedules.polynomial(0.75, begin=0, end=4)
+    >>> pruner = gp.pruners.gradual(schedule, due=lambda step: step % 2 == 0)
+    >>> params = {"weight": torch.arange(1.0, 9.0).view(2, 4)}
+    >>> state = pruner.init(params)
+    >>> for step in range(5):
+    ...     grads = {"weight": torch.ones(2, 4)}  # of your loss
+    ...     params = {"weight": params["weight"] - 0.01 * grads["weight"]}
+    ...     params, state = pruner.update(params, state, grads)
+    >>> gp.num_pruned(state.masks)
+    tensor(6)
 
-Call `update` once in every training step, also inside a compiled one: whether and how much is
+Call `update` once in every training step, also inside a compiled one. Whether and how much is
 pruned at a step is computed from tensors, so one compilation serves a whole run. At a step that is
 not due all amounts are 0, and the masks are returned without a search.
 
-    pruner.py            what a pruner is, and the steps that several pruners share
-    gradual.py           from dense to sparse along a schedule
-    iterative.py         in rounds, each rewinding to early weights
-    static_sparse.py     random masks that never change
-    sparse_evolution.py  a constant number of weights, exchanged at random (SET)
-    rigl.py              a constant number of weights, exchanged by gradient (RigL)
+    Pruner            the pair of functions `init` and `update`
+    gradual           from dense to sparse along a schedule
+    iterative         in rounds, each rewinding to early weights (lottery tickets)
+    static_sparse     random masks that never change
+    sparse_evolution  a constant number of weights, exchanged at random (SET)
+    rigl              a constant number of weights, exchanged by gradient (RigL)
 
-Each file has the same order: the paper with its equation, the state, init, update, the builder.
+Score, method, allocation and schedule are functions that you pass. Each pruner has a file of the
+same order: the paper with its equation, the state, init, update, and the function that builds it.
+`pruner.py` has the steps that several pruners share.
+
+Read `help(gprune.schedules)` next for the schedules, and `help(gprune.allocation)` for the
+sparsities of the layers.
 """
 
 import torch

@@ -132,10 +132,13 @@ def gradual(
     allocation: Allocation = no_allocation,
     prune: Callable[..., Tree] = global_unstructured,
 ) -> Pruner[GradualState]:
-    """Build the pruner that follows a schedule from dense to sparse.
+    """Return the pruner that follows a schedule from dense to sparse.
 
-    At a due step t, max(0, round(s(t) n) - number already pruned) of the n prunable entries are
-    pruned: those with the lowest scores.
+    At a due step t, k of the n prunable entries are pruned, those with the lowest scores:
+
+        k = max(0, round(s(t) n) - number already pruned).
+
+    s is the schedule. What is pruned stays pruned.
 
     With DTensors `due` must give the same answer on all ranks; see `Pruner`.
 
@@ -160,9 +163,11 @@ def gradual(
             `schedules.every` whose last step comes before the end of the schedule.
 
     Example:
+        >>> from functools import partial
         >>> import torch, gprune as gp
         >>> schedule = gp.schedules.linear(0.5, begin=0, end=8)
-        >>> pruner = gradual(schedule, due=partial(gp.schedules.every, begin=0, end=8, freq=4))
+        >>> every_4 = partial(gp.schedules.every, begin=0, end=8, freq=4)
+        >>> pruner = gp.pruners.gradual(schedule, due=every_4)
         >>> params = {"weight": torch.arange(1.0, 9.0).view(2, 4)}
         >>> state = pruner.init(params)
         >>> for step in range(9):

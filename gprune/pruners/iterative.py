@@ -119,10 +119,14 @@ def iterative(
     score_fn: ScoreFn = by_magnitude,
     prune: Callable[..., Tree] = global_unstructured,
 ) -> Pruner[IterativeState]:
-    """Build the pruner that prunes and rewinds in rounds.
+    """Return the pruner that prunes and rewinds in rounds, which finds lottery tickets.
 
-    With a fraction p as the amount, (1 - p)^r of the weights are left after r rounds. All
-    parameters are rewound, also those that are not prunable. The training loop resets the
+    At the end of a round the lowest of the remaining weights are pruned, and all parameters are set
+    back to those of step k, also the parameters that are not prunable:
+
+        θ ← θ_k ⊙ m,    where m keeps (1 - p)^r of the weights after round r.
+
+    p is the amount, if it is a fraction, and k is `rewind_to`. The training loop resets the
     optimizer's moments and the learning rate itself.
 
     With DTensors `due` must give the same answer on all ranks; see `Pruner`.
@@ -144,8 +148,10 @@ def iterative(
         ValueError: if `rewind_to` is negative, or the amount is out of range.
 
     Example:
-        >>> import gprune as gp
-        >>> pruner = iterative(0.5, due=partial(gp.schedules.every, begin=9, end=19, freq=10))
+        >>> from functools import partial
+        >>> import torch, gprune as gp
+        >>> every_10 = partial(gp.schedules.every, begin=9, end=19, freq=10)
+        >>> pruner = gp.pruners.iterative(0.5, due=every_10)
         >>> state = pruner.init({"weight": torch.ones(2, 4)})
         >>> params = {"weight": torch.arange(8.0).view(2, 4)}  # after some training
         >>> for _ in range(20):

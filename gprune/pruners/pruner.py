@@ -61,7 +61,12 @@ class Update(Protocol[State]):
 
 
 class Pruner(NamedTuple, Generic[State]):
-    """A pair of pure functions.
+    """A pair of pure functions, `init` and `update`: masks that change while a model trains.
+
+    A state survives `pickle`, `copy.deepcopy` and `torch.save`. A program that has imported gprune
+    reads it with `torch.load`, also with `weights_only=True`, which is the default. A pruner
+    survives `pickle` and `copy.deepcopy` if its functions can be imported: pass functions of a
+    module, or partials of them, and no lambdas.
 
     If leaves are DTensors, all ranks call both, and `due` must give the same answer on all of them.
     At a due step an error of one rank is raised on all ranks, also an error of a function that you
@@ -72,16 +77,12 @@ class Pruner(NamedTuple, Generic[State]):
     Attributes:
         init: `init(params) -> state`. The state is a named tuple of tensors and trees of tensors.
             You may replace its masks: `state._replace(masks=masks)`.
-        update: `update(params, state, grads=None, scores=None) -> (params, state)`. It returns the
-            parameters with the masks applied. `scores` replace those of the pruner's `score_fn`.
-
-    A state survives `pickle`, `copy.deepcopy` and `torch.save`. A program that has imported gprune
-    reads it with `torch.load`, also with `weights_only=True`, which is the default. A pruner
-    survives `pickle` and `copy.deepcopy` if its functions can be imported: pass functions of a
-    module, or partials of them, and no lambdas.
+        update: `update(params, state, grads=None, scores=None) -> (params, state)`. Call it once in
+            every training step. It returns the parameters with the masks applied, and the next
+            state. `scores` replace those of the pruner's `score_fn`.
 
     Example:
-        >>> import gprune as gp
+        >>> import torch, gprune as gp
         >>> pruner = gp.pruners.static_sparse(0.5, seed=0)
         >>> state = pruner.init({"weight": torch.ones(2, 4)})
         >>> params, state = pruner.update({"weight": torch.ones(2, 4)}, state)

@@ -130,11 +130,15 @@ def rigl(
     where: Where = None,
     score_fn: ScoreFn = by_magnitude,
 ) -> Pruner[RiglState]:
-    """Build the pruner of RigL.
+    """Return the pruner of RigL: drop the smallest weights, grow those with the largest gradients.
 
-    At a due step t a leaf with n weights drops exactly k = round(f(t) n) of them, rounded half to
-    even, and grows k entries. The number of weights never changes. By the paper's rule a weight
-    that was just dropped may be grown again; then fewer than k entries differ after the step.
+    At a due step t a leaf that keeps n of its entries, its weights,
+
+    1. drops the k weights with the lowest scores, k = round(f(t) n), rounded half to even,
+    2. grows the k entries with the largest |gradient| among those that are then not kept.
+
+    The number of weights never changes. By the paper's rule a weight that was just dropped may be
+    grown again; then fewer than k entries differ after the step.
 
     `update` needs the gradients of all entries, also of the pruned ones. The gradient of the loss
     at the masked parameters has them, because only the parameters are masked. An entry with an
@@ -163,7 +167,7 @@ def rigl(
     Example:
         >>> import torch, gprune as gp
         >>> half = gp.schedules.constant(0.5)
-        >>> pruner = rigl(0.5, fraction=half, due=lambda step: step == 0, seed=0)
+        >>> pruner = gp.pruners.rigl(0.5, fraction=half, due=lambda step: step == 0, seed=0)
         >>> params = {"weight": torch.tensor([[3.0, 1.0, 0.0, 0.0]])}
         >>> state = pruner.init(params)._replace(masks={"weight": params["weight"] > 0})
         >>> grads = {"weight": torch.tensor([[0.1, 0.2, -9.0, 1.0]])}

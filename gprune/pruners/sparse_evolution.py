@@ -141,11 +141,15 @@ def sparse_evolution(
     where: Where = None,
     score_fn: ScoreFn = by_magnitude,
 ) -> Pruner[SparseEvolutionState]:
-    """Build the pruner of sparse evolutionary training.
+    """Return the pruner of sparse evolutionary training (SET), which grows weights at random.
 
-    At a due step t a leaf with n weights and z zeros exchanges exactly k = min(round(ζ(t) n), z) of
-    them, rounded half to even. The number of weights never changes. What grows was zero before the
-    step, so no weight is dropped and grown in the same step. RigL's rule differs in this.
+    At a due step t a leaf with n weights and z zeros
+
+    1. drops the k weights with the lowest scores, k = min(round(ζ(t) n), z), rounded half to even,
+    2. grows k of its z zeros at random.
+
+    The number of weights never changes. What grows was zero before the step, so no weight is
+    dropped and grown in the same step. RigL's rule differs in this.
 
     With DTensors `due` must give the same answer on all ranks; see `Pruner`.
 
@@ -167,10 +171,11 @@ def sparse_evolution(
         ValueError: if the sparsity is not from 0 to 1.
 
     Example:
-        >>> import gprune as gp
+        >>> from functools import partial
+        >>> import torch, gprune as gp
         >>> every_2 = partial(gp.schedules.every, begin=0, end=8, freq=2)
         >>> third = gp.schedules.constant(1 / 3)
-        >>> pruner = sparse_evolution(0.5, fraction=third, due=every_2, seed=0)
+        >>> pruner = gp.pruners.sparse_evolution(0.5, fraction=third, due=every_2, seed=0)
         >>> params = {"weight": torch.arange(1.0, 13.0).view(3, 4)}
         >>> state = pruner.init(params)
         >>> params, new = pruner.update(params, state)

@@ -70,9 +70,10 @@ def static_sparse(
     allocation: Allocation = erdos_renyi,
     where: Where = None,
 ) -> Pruner[StaticSparseState]:
-    """Build the pruner whose masks never change.
+    """Return the pruner whose random masks never change.
 
-    Its `update` sends no messages, so with DTensors only the rank with the error raises it.
+    It is the baseline of the other methods of sparse training. Its `update` sends no messages, so
+    with DTensors only the rank with the error raises it.
 
     Args:
         sparsity: the fraction of all prunable entries that is pruned, 0 to 1.
@@ -90,7 +91,7 @@ def static_sparse(
 
     Example:
         >>> import torch, gprune as gp
-        >>> pruner = static_sparse(0.9, seed=0)
+        >>> pruner = gp.pruners.static_sparse(0.9, seed=0)
         >>> state = pruner.init({"weight": torch.ones(20, 30), "bias": torch.ones(20)})
         >>> int(gp.num_pruned(state.masks)), state.masks["bias"]
         (540, None)

@@ -1,6 +1,6 @@
 """Refitting: the weights that change the outputs least, given what the masks keep."""
 
-# No `from __future__ import annotations`: the schema is inferred from the annotations themselves.
+from __future__ import annotations
 
 import bisect
 import functools
@@ -44,9 +44,12 @@ def refit(
     """Return the weights that change the outputs least, given what the masks keep.
 
     For each row w of a weight, the new row v is zero where the mask prunes, and minimises
-    (w - v) H (w - v)ᵀ, with H = G + λI and λ = `damping` times the mean of the diagonal of G. If K
-    are the columns that the mask keeps, v solves the normal equations H[K, K] v[K] = (H w)[K]. So
-    rows that keep all are unchanged, and rows that keep nothing become zero.
+
+        (w - v) H (w - v)ᵀ,    H = G + λI,    λ = damping · mean of the diagonal of G.
+
+    G is the Gram matrix of the inputs. If K are the columns that the mask keeps, v solves the
+    normal equations H[K, K] v[K] = (H w)[K]. So rows that keep all are unchanged, and rows that
+    keep nothing become zero.
 
     For r rows that keep k of d columns it takes about r k³ / 3 multiplications: one Cholesky
     factorization for each row, in batches of at most 256 MiB. Where k is so large that conjugate
@@ -78,13 +81,14 @@ def refit(
         UserWarning: if a Gram matrix is so nearly singular that the damping had to be raised.
 
     Example:
+        >>> import torch, gprune as gp
         >>> weight = torch.tensor([[1.0, 1.0]])
         >>> gram = torch.tensor([[2.0, 1.0], [1.0, 2.0]])
-        >>> refit(weight, torch.tensor([[True, False]]), gram, damping=0.0)
+        >>> gp.reconstruct.refit(weight, torch.tensor([[True, False]]), gram, damping=0.0)
         tensor([[1.5000, 0.0000]])
 
     References:
-        The problem is that of Frantar & Alistarh, 2023, arXiv:2301.00774, eq. 2, solved exactly.
+        Frantar & Alistarh, 2023, arXiv:2301.00774, eq. 2 (the problem, solved exactly here).
     """
     damping = require_damping(damping)
     floating_leaves(params, "params")

@@ -46,7 +46,7 @@ def sequential(
         ValueError: if `blocks` and `params` differ in length, or there is no batch.
 
     Example:
-        >>> import gprune as gp
+        >>> import torch, gprune as gp
         >>> def block(params, x):
         ...     return torch.relu(torch.nn.functional.linear(x, params))
         >>> def prune_block(block, params, inputs):
@@ -55,7 +55,7 @@ def sequential(
         ...     grams = gp.scores.input_gram(block, params, inputs)
         ...     return gp.reconstruct.refit(params, masks, grams), masks
         >>> weights, inputs = [torch.rand(4, 4), torch.rand(2, 4)], [torch.rand(8, 4)]
-        >>> params, masks = sequential([block, block], weights, inputs, prune_block)
+        >>> params, masks = gp.reconstruct.sequential([block, block], weights, inputs, prune_block)
         >>> [int(mask.sum()) for mask in masks]
         [8, 4]
 

@@ -1,6 +1,6 @@
 """SparseGPT: weights and masks in one pass over the columns of a weight."""
 
-# No `from __future__ import annotations`: the schema is inferred from the annotations themselves.
+from __future__ import annotations
 
 import bisect
 import itertools
@@ -38,14 +38,17 @@ def sparsegpt(
     damping: float = 0.01,
     dim: int | tuple[int, ...] | DimFunction = input_dims,
 ) -> tuple[Tree, Tree]:
-    """Prune each weight column by column, and let the later columns make up for the errors.
+    """Return pruned weights and their masks; kept weights change to make up for the pruned ones.
 
-    Let H = G + λI, with λ = `damping` times the mean of the diagonal of G, and let U be the upper
-    triangular matrix with H⁻¹ = Uᵀ U. The score of an entry w in column c is w² / U_cc². The
-    columns are taken in blocks. At the start of a block, those of its entries that have the lowest
-    scores are chosen, over all rows. Then, column by column, the chosen entries e_c of column c are
-    set to zero, and e_c / U_cc times U[c, c+1:] is subtracted from the columns after c, in the rows
-    of the chosen entries.
+    Each weight is pruned column by column. Let G be the Gram matrix of the inputs, and U the upper
+    triangular matrix with
+
+        H⁻¹ = Uᵀ U,    H = G + λI,    λ = damping · mean of the diagonal of G.
+
+    The score of an entry w in column c is w² / U_cc². The columns are taken in blocks. At the start
+    of a block, those of its entries that have the lowest scores are chosen, over all rows. Then,
+    column by column, the chosen entries e_c of column c are set to zero, and e_c / U_cc times
+    U[c, c+1:] is subtracted from the columns after c, in the rows of the chosen entries.
 
     If k entries of a leaf with d columns are to be pruned, floor(k c / d) of them are in the blocks
     up to column c, so the total is exact. Among equal scores the entry in the first row is pruned
@@ -89,10 +92,10 @@ def sparsegpt(
         UserWarning: if a Gram matrix is so nearly singular that the damping had to be raised.
 
     Example:
+        >>> import torch, gprune as gp
         >>> weight = torch.tensor([[1.0, 2.0], [3.0, 0.5]])
         >>> gram = torch.tensor([[2.0, 1.0], [1.0, 2.0]])
-        >>> params, masks = sparsegpt(weight, gram, amount=0.5, block_size=1, damping=0.0)
-        >>> params, masks
+        >>> gp.reconstruct.sparsegpt(weight, gram, amount=0.5, block_size=1, damping=0.0)
         (tensor([[0.0000, 2.5000],
                 [3.0000, 0.0000]]), tensor([[False,  True],
                 [ True, False]]))

@@ -1,6 +1,6 @@
 """Swapping: better masks, by exchanging kept for pruned entries."""
 
-# No `from __future__ import annotations`: the schema is inferred from the annotations themselves.
+from __future__ import annotations
 
 from typing import NamedTuple
 
@@ -33,14 +33,16 @@ def swap(
     m: int | None = None,
     dim: int | tuple[int, ...] | DimFunction = input_dims,
 ) -> Tree:
-    """Improve masks by exchanging kept for pruned entries, so that the outputs change less.
+    """Return better masks: kept entries are exchanged for pruned ones, so outputs change less.
 
     The error of a row w is e G eᵀ. G is the Gram matrix of the inputs, and e has the pruned entries
     of w, and 0 elsewhere. If a kept column p is pruned, and a pruned column u is kept instead, the
     error changes by
-    2 w_p (G e)_p + w_p² G_pp - 2 w_u (G e)_u + w_u² G_uu - 2 w_p w_u G_pu. In each round every row
-    makes the exchange that lowers its error most, until no exchange lowers it. So each row keeps as
-    many entries as before, and its error never rises.
+
+        2 w_p (G e)_p + w_p² G_pp - 2 w_u (G e)_u + w_u² G_uu - 2 w_p w_u G_pu.
+
+    In each round every row makes the exchange that lowers its error most, until no exchange lowers
+    it. So each row keeps as many entries as before, and its error never rises.
 
     For r rows that keep k and prune p of d columns a round takes about r k p multiplications. On a
     device without float64 it is computed on the CPU.
@@ -69,10 +71,12 @@ def swap(
             columns.
 
     Example:
+        >>> import torch, gprune as gp
         >>> weight = torch.tensor([[1.0, -1.0, 0.5]])
         >>> gram = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
         >>> mask = torch.tensor([[False, True, False]])
-        >>> swap(weight, mask, gram)  # the first two inputs are equal, and their weights cancel
+        >>> # the first two inputs are equal, and their weights cancel
+        >>> gp.reconstruct.swap(weight, mask, gram)
         tensor([[False, False,  True]])
 
     References:

@@ -17,11 +17,12 @@ def accumulate(
     *,
     progress: Callable[[int], object] | None = None,
 ) -> Tree:
-    """Average the results of a function over batches: 1/B Σ_b f(batch_b).
+    """Return the mean of a function over batches: 1/B Σ_b f(batch_b).
 
-    The papers score the mean gradient, not each batch: `taylor(params, accumulate(...))`. A
-    diagonal from `fisher` is a mean of squares and can be averaged in the same way. All batches
-    have the same weight, so they should have the same size.
+    B is the number of batches, and f is `grad_fn`. The papers score the mean gradient, not each
+    batch: `taylor(params, accumulate(...))`. A diagonal from `fisher` is a mean of squares and can
+    be averaged in the same way. All batches have the same weight, so they should have the same
+    size.
 
     Only the gradients tell whether they are DTensors. So if `grad_fn` raises an error on one rank
     for the first batch, or a rank has no batch, the error is raised on that rank alone. Later
@@ -42,9 +43,9 @@ def accumulate(
             gradient is not finite.
 
     Example:
-        >>> import torch
+        >>> import torch, gprune as gp
         >>> batches = [torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])]
-        >>> accumulate(lambda x: {"w": x, "bias": None}, batches, progress=print)
+        >>> gp.scores.accumulate(lambda x: {"w": x, "bias": None}, batches, progress=print)
         1
         2
         {'w': tensor([2., 3.]), 'bias': None}

@@ -28,8 +28,9 @@ from gprune.trees import (
 def fisher(loss_fn: Callable[..., Tensor], params: Tree, *args: Any, chunk_size: int = 32) -> Tree:
     """Estimate the diagonal of the Fisher information: 1/N Σ_n (∂ℓ_n/∂θ)².
 
-    This is the empirical Fisher, which uses the labels in the data. For a negative log-likelihood
-    and a model that fits the data, it approximates the diagonal of the Hessian.
+    N is the number of examples, and ℓ_n the loss of example n. This is the empirical Fisher, which
+    uses the labels in the data. For a negative log-likelihood and a model that fits the data, it
+    approximates the diagonal of the Hessian.
 
     Args:
         loss_fn: `loss_fn(params, *args)`, to a 0-dim floating point tensor. It is called with
@@ -51,7 +52,9 @@ def fisher(loss_fn: Callable[..., Tensor], params: Tree, *args: Any, chunk_size:
         ValueError: if the loss is not 0-dim, there are no examples, or a gradient is not finite.
 
     Example:
-        >>> fisher(lambda w, x: (w * x).sum(), torch.tensor([1.0]), torch.tensor([[1.0], [3.0]]))
+        >>> import torch, gprune as gp
+        >>> loss_fn = lambda w, x: (w * x).sum()
+        >>> gp.scores.fisher(loss_fn, torch.tensor([1.0]), torch.tensor([[1.0], [3.0]]))
         tensor([5.])
 
     References:
@@ -88,9 +91,9 @@ def hessian_diagonal(
 ) -> Tree:
     """Estimate the diagonal of the Hessian by Hutchinson's method: the mean of v ⊙ Hv.
 
-    Each probe v has independent entries ±1, so the expected value is the diagonal. The error falls
-    as 1/√probes. It comes from the off-diagonal entries of H: if they are 0, it is 0. The probes
-    are drawn on the CPU if the device has no float64.
+    H is the Hessian of the loss. Each probe v has independent entries ±1, so the expected value is
+    the diagonal. The error falls as 1/√probes. It comes from the off-diagonal entries of H: if they
+    are 0, it is 0. The probes are drawn on the CPU if the device has no float64.
 
     Args:
         loss_fn: `loss_fn(params, *args)`, to a 0-dim floating point tensor, twice differentiable by
@@ -109,11 +112,14 @@ def hessian_diagonal(
         ValueError: if the loss is not 0-dim, there is no probe, or a product is not finite.
 
     Example:
-        >>> hessian_diagonal(lambda w: (w**3).sum() / 6, torch.tensor([1.0, -2.0]), seed=0)
+        >>> import torch, gprune as gp
+        >>> loss_fn = lambda w: (w**3).sum() / 6  # H = diag(w)
+        >>> gp.scores.hessian_diagonal(loss_fn, torch.tensor([1.0, -2.0]), seed=0)
         tensor([ 1., -2.])
 
     References:
-        Bekas et al., 2007, doi:10.1016/j.apnum.2007.01.003; Yao et al., 2021, arXiv:2006.00719.
+        Bekas et al., 2007, doi:10.1016/j.apnum.2007.01.003 (the estimator).
+        Yao et al., 2021, arXiv:2006.00719 (for networks).
     """
     gradient, theta, tree_of = gradient_function(loss_fn, params)
     require_positive(num_probes, "num_probes")
@@ -129,6 +135,8 @@ def hessian_diagonal(
 def obd(params: Tree, diagonal: Tree) -> Tree:
     """Score each entry by the second-order change of the loss if it is removed: θ² ⊙ h / 2.
 
+    θ are the weights, and h is the diagonal of the Hessian of the loss.
+
     Args:
         params: pytree of floating point tensors of any shape; `None` stays `None`.
         diagonal: the diagonal h of the Hessian, of that structure and those shapes, from `fisher`
@@ -143,7 +151,8 @@ def obd(params: Tree, diagonal: Tree) -> Tree:
         ValueError: if a leaf of the diagonal is missing, has another shape or is not finite.
 
     Example:
-        >>> obd([torch.tensor([2.0, 3.0])], [torch.tensor([1.0, 0.0])])
+        >>> import torch, gprune as gp
+        >>> gp.scores.obd([torch.tensor([2.0, 3.0])], [torch.tensor([1.0, 0.0])])
         [tensor([2., 0.])]
 
     References:

@@ -82,9 +82,10 @@ def input_gram(
             are rebuilt with it fit only these few inputs.
 
     Example:
+        >>> import torch, gprune as gp
         >>> params = {"bias": torch.zeros(2), "weight": torch.ones(2, 2)}
-        >>> forward = lambda params, x: F.linear(x, params["weight"], params["bias"])
-        >>> input_gram(forward, params, [torch.tensor([[3.0, 0.0], [4.0, 1.0]])])
+        >>> forward = lambda params, x: x @ params["weight"].mT + params["bias"]
+        >>> gp.scores.input_gram(forward, params, [torch.tensor([[3.0, 0.0], [4.0, 1.0]])])
         {'bias': None, 'weight': tensor([[25.,  4.],
                 [ 4.,  1.]])}
 

@@ -17,9 +17,10 @@ from gprune.trees import Tree
 def grasp(loss_fn: Callable[..., Tensor], params: Tree, *args: Any) -> Tree:
     """Score each entry by its effect on the norm of the gradient: θ ⊙ Hg, sign included.
 
-    To first order, removing a weight changes ‖g‖² by -2 times its score. The paper removes the
-    weights with the largest S(-θ) = -θ ⊙ Hg first, so a larger θ ⊙ Hg is more important. H is not
-    stored: Hg is the derivative of the gradient in the direction of the gradient.
+    θ are the weights, g is the gradient of the loss, and H its Hessian. To first order, removing a
+    weight changes ‖g‖² by -2 times its score. The paper removes the weights with the largest
+    S(-θ) = -θ ⊙ Hg first, so a larger θ ⊙ Hg is more important. H is not stored: Hg is the
+    derivative of the gradient in the direction of the gradient.
 
     Args:
         loss_fn: `loss_fn(params, *args)`, to a 0-dim floating point tensor, twice differentiable by
@@ -37,8 +38,9 @@ def grasp(loss_fn: Callable[..., Tensor], params: Tree, *args: Any) -> Tree:
         ValueError: if the loss is not 0-dim, or a product is not finite.
 
     Example:
-        >>> import torch
-        >>> grasp(lambda w: (w**3).sum() / 3, torch.tensor([1.0, -2.0]))  # g = w², H = diag(2 w)
+        >>> import torch, gprune as gp
+        >>> loss_fn = lambda w: (w**3).sum() / 3  # g = w², H = diag(2 w)
+        >>> gp.scores.grasp(loss_fn, torch.tensor([1.0, -2.0]))
         tensor([ 2., 32.])
 
     References:

@@ -14,7 +14,7 @@ def magnitude(params: Tree) -> Tree:
 
     `global_unstructured(params, amount=k)` ranks by magnitude too, without storing the scores.
 
-    It sends no messages, so with DTensors only the rank with the error raises it.
+    It sends no messages between ranks: with DTensors, only the rank with an error raises it.
 
     Args:
         params: pytree of tensors of any shape; `None` stays `None`.
@@ -28,7 +28,8 @@ def magnitude(params: Tree) -> Tree:
         TypeError: if a leaf is neither a tensor nor `None`, or has a dtype that cannot be ranked.
 
     Example:
-        >>> magnitude({"bias": None, "weight": torch.tensor([-2.0, 1.0])})
+        >>> import torch, gprune as gp
+        >>> gp.scores.magnitude({"bias": None, "weight": torch.tensor([-2.0, 1.0])})
         {'bias': None, 'weight': tensor([2., 1.])}
 
     References:

@@ -9,9 +9,10 @@ from gprune.trees import Tree
 def movement(scores: Tree, params: Tree, grads: Tree) -> Tree:
     """Return the movement scores after one training step: S - θ ⊙ g.
 
-    A step of gradient descent moves a weight by -g, so S grows if weights move away from zero and
-    shrinks if they move towards it. Call it once in every training step, starting from zeros. The
-    paper's learning rate of the scores is a common factor and is left out.
+    S are the scores so far, θ the weights and g their gradients. A step of gradient descent moves a
+    weight by -g, so S grows if weights move away from zero and shrinks if they move towards it.
+    Call it once in every training step, starting from zeros. The paper's learning rate of the
+    scores is a common factor and is left out.
 
     Args:
         scores: the scores so far, of any sign, of the structure and the shapes of the parameters.
@@ -29,8 +30,9 @@ def movement(scores: Tree, params: Tree, grads: Tree) -> Tree:
         ValueError: if a leaf is missing, has another shape or is not finite.
 
     Example:
-        >>> import torch
-        >>> movement([torch.zeros(2)], [torch.tensor([2.0, 2.0])], [torch.tensor([-1.0, 1.0])])
+        >>> import torch, gprune as gp
+        >>> weight, grad = torch.tensor([2.0, 2.0]), torch.tensor([-1.0, 1.0])
+        >>> gp.scores.movement([torch.zeros(2)], [weight], [grad])
         [tensor([ 2., -2.])]
 
     References:

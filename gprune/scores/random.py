@@ -11,12 +11,12 @@ from gprune.trees import Tree, flatten, require_tensors, unflatten_like
 
 
 def random(params: Tree, *, seed: int | torch.Tensor) -> Tree:
-    """Draw each entry's score uniformly from [0, 1).
+    """Return scores that are drawn uniformly from [0, 1).
 
     The score of an entry depends only on the seed, the number of its leaf among the tensors of the
     tree, and its flat index in the leaf. No random state is read or changed.
 
-    It sends no messages, so with DTensors only the rank with the error raises it.
+    It sends no messages between ranks: with DTensors, only the rank with an error raises it.
 
     Args:
         params: pytree of tensors of any shape and dtype; `None` stays `None`.
@@ -31,8 +31,10 @@ def random(params: Tree, *, seed: int | torch.Tensor) -> Tree:
         ValueError: if the seed is a tensor with dimensions, or beyond 64 bits.
 
     Example:
-        >>> scores = random([torch.zeros(2, 3)], seed=0)
-        >>> scores[0].shape, bool((scores[0] == random([torch.zeros(2, 3)], seed=0)[0]).all())
+        >>> import torch, gprune as gp
+        >>> [scores] = gp.scores.random([torch.zeros(2, 3)], seed=0)
+        >>> [again] = gp.scores.random([torch.zeros(2, 3)], seed=0)
+        >>> scores.shape, torch.equal(scores, again)
         (torch.Size([2, 3]), True)
     """
     leaves, treedef = flatten(params)

@@ -20,9 +20,9 @@ INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
 def normalize_l2(scores: Tree) -> Tree:
     """Divide the scores of each leaf by their norm: s / ‖s‖₂.
 
-    To rank weights, pass their magnitudes: `normalize_l2(magnitude(params))`. Weights themselves
-    would rank by their sign. The norm is computed in float64, on the CPU if the device has no
-    float64.
+    s are the scores of a leaf. To rank weights, pass their magnitudes:
+    `normalize_l2(magnitude(params))`. Weights themselves would rank by their sign. The norm is
+    computed in float64, on the CPU if the device has no float64.
 
     Args:
         scores: pytree of floating point tensors of any shape, none of whose entries is negative;
@@ -37,11 +37,12 @@ def normalize_l2(scores: Tree) -> Tree:
         ValueError: if a score is not finite or is negative.
 
     Example:
-        >>> normalize_l2([torch.tensor([3.0, 4.0]), torch.zeros(2)])
+        >>> import torch, gprune as gp
+        >>> gp.scores.normalize_l2([torch.tensor([3.0, 4.0]), torch.zeros(2)])
         [tensor([0.6000, 0.8000]), tensor([0., 0.])]
 
     References:
-        Lee et al., 2023, arXiv:2304.14082, the global normalization of JaxPruner.
+        Lee et al., 2023, arXiv:2304.14082 (the global normalization of JaxPruner).
     """
 
     def equation(leaf: Tensor) -> Tensor:
@@ -74,7 +75,8 @@ def lamp(params: Tree) -> Tree:
         ValueError: if a parameter is not finite, or is a DTensor (use `full_tensor()`).
 
     Example:
-        >>> lamp([torch.tensor([1.0, -2.0, 0.0])])
+        >>> import torch, gprune as gp
+        >>> gp.scores.lamp([torch.tensor([1.0, -2.0, 0.0])])
         [tensor([0.2000, 1.0000, 0.0000])]
 
     References:

@@ -29,10 +29,11 @@ def ria(
 ) -> Tree:
     """Score by relative importance and input norm: (|W_ij|/Σ_j|W_ij| + |W_ij|/Σ_i|W_ij|) ‖X_j‖₂ᵃ.
 
-    The first sum is over the inputs of an output (a row), the second over the outputs of an input
-    (a column). So the last remaining weights of an input or of an output score high, and no channel
-    loses all of its weights early. 0 / 0 counts as 0. The sums are computed in float64, on the CPU
-    if the device has no float64, and need 8 bytes for each entry of the largest leaf.
+    W_ij is the weight from input j to output i, X_j has that input of all examples, and a is
+    `power`. The first sum is over the inputs of an output (a row), the second over the outputs of
+    an input (a column). So the last remaining weights of an input or of an output score high, and
+    no channel loses all of its weights early. 0 / 0 counts as 0. The sums are computed in float64,
+    on the CPU if the device has no float64, and need 8 bytes for each entry of the largest leaf.
 
     The dims in `dim` hold the inputs of one output. Of the other dims, the last one holds the
     outputs. The dims before it are separate layers, over which nothing is summed, such as the
@@ -66,13 +67,14 @@ def ria(
             negative, `power` is negative or not finite, or a leaf does not have a dim.
 
     Example:
+        >>> import torch, gprune as gp
         >>> weight = torch.tensor([[2.0, -2.0], [0.0, 6.0]])
-        >>> ria(weight, torch.tensor([[4.0, 1.0], [4.0, 1.0]]))
+        >>> gp.scores.ria(weight, torch.tensor([[4.0, 1.0], [4.0, 1.0]]))
         tensor([[3.0000, 0.7500],
                 [0.0000, 1.7500]])
         >>> weight, norms = torch.ones(6, 2, 3, 3), torch.ones(6, 2, 3, 3)  # of 3 groups
         >>> weight, norms = weight.unflatten(0, (3, 2)), norms.unflatten(0, (3, 2))
-        >>> ria(weight, norms, dim=(2, 3, 4)).flatten(0, 1).shape
+        >>> gp.scores.ria(weight, norms, dim=(2, 3, 4)).flatten(0, 1).shape
         torch.Size([6, 2, 3, 3])
 
     References:

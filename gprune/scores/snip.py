@@ -17,8 +17,8 @@ from gprune.trees import Tree
 def snip(loss_fn: Callable[..., Tensor], params: Tree, *args: Any) -> Tree:
     """Score each entry by the sensitivity of the loss to its gate: |∂L(c ⊙ θ)/∂c| at c = 1.
 
-    By the chain rule this is |θ ⊙ ∂L/∂θ|. The paper divides by the sum of all scores. That does not
-    change the ranking and is left out.
+    c has one gate for each weight in θ, all of them 1. By the chain rule this is |θ ⊙ ∂L/∂θ|. The
+    paper divides by the sum of all scores. That does not change the ranking and is left out.
 
     Args:
         loss_fn: `loss_fn(params, *args)`, to a 0-dim floating point tensor. It is called with the
@@ -36,8 +36,9 @@ def snip(loss_fn: Callable[..., Tensor], params: Tree, *args: Any) -> Tree:
         ValueError: if the loss is not 0-dim, or a gradient is not finite.
 
     Example:
-        >>> import torch
-        >>> snip(lambda w, x: (w * x).sum(), torch.tensor([2.0, -1.0]), torch.tensor([1.0, 5.0]))
+        >>> import torch, gprune as gp
+        >>> loss_fn = lambda w, x: (w * x).sum()
+        >>> gp.scores.snip(loss_fn, torch.tensor([2.0, -1.0]), torch.tensor([1.0, 5.0]))
         tensor([2., 5.])
 
     References:

@@ -42,8 +42,9 @@ def synflow(
         ValueError: if a score is not finite, or a size in `input_shape` is not positive.
 
     Example:
+        >>> import torch, gprune as gp
         >>> params = [torch.tensor([[1.0, -2.0]]), torch.tensor([[3.0]])]
-        >>> synflow(lambda p, x: x @ p[0].T @ p[1].T, params, (1, 2))
+        >>> gp.scores.synflow(lambda p, x: x @ p[0].T @ p[1].T, params, (1, 2))
         [tensor([[3., 6.]]), tensor([[9.]])]
 
     References:
@@ -75,7 +76,7 @@ def iterative_synflow(
     masks: Tree = None,
     rounds: int = 100,
 ) -> Tree:
-    """Prune by SynFlow in n rounds, to the sparsity 1 - (1 - sparsity)^(k/n) in round k.
+    """Return the masks of SynFlow after n rounds; round k prunes to 1 - (1 - sparsity)^(k/n).
 
     Each round scores the weights that are left. That keeps every layer alive: the scores of all
     layers have the same sum, so the last weights of a layer are the most important of all.
@@ -92,7 +93,7 @@ def iterative_synflow(
             sparsity, a layer may lose all of its weights.
 
     Returns:
-        Masks of that structure, `None` where nothing is pruned.
+        Bool masks of that structure, `True` = keep, `None` where nothing is pruned.
 
     Raises:
         TypeError: if the sparsity is not a number or the rounds are not an int; also those of
@@ -100,9 +101,10 @@ def iterative_synflow(
         ValueError: if the sparsity or the rounds are out of range; also those of `synflow`.
 
     Example:
+        >>> import torch, gprune as gp
         >>> params = [torch.tensor([[1.0, -2.0]]), torch.tensor([[3.0]])]
         >>> forward = lambda p, x: x @ p[0].T @ p[1].T
-        >>> iterative_synflow(forward, params, (1, 2), sparsity=1 / 3)
+        >>> gp.scores.iterative_synflow(forward, params, (1, 2), sparsity=1 / 3)
         [tensor([[False,  True]]), tensor([[True]])]
 
     References:

@@ -11,8 +11,8 @@ from gprune.trees import Tree
 def taylor(params: Tree, grads: Tree, *, squared: bool = False) -> Tree:
     """Score each entry by the first-order change of the loss if it is removed: |θ ⊙ g| or (θ ⊙ g)².
 
-    Both give the same ranking. The square is the importance of the paper, which sums it over the
-    weights of a channel.
+    θ are the weights, and g the gradients of the loss. Both forms give the same ranking. The square
+    is the importance of the paper, which sums it over the weights of a channel.
 
     Args:
         params: pytree of floating point tensors of any shape; `None` stays `None`.
@@ -29,8 +29,8 @@ def taylor(params: Tree, grads: Tree, *, squared: bool = False) -> Tree:
         ValueError: if a gradient is missing, has another shape or is not finite.
 
     Example:
-        >>> import torch
-        >>> taylor([torch.tensor([2.0, 3.0])], [torch.tensor([-0.5, 0.0])])
+        >>> import torch, gprune as gp
+        >>> gp.scores.taylor([torch.tensor([2.0, 3.0])], [torch.tensor([-0.5, 0.0])])
         [tensor([1., 0.])]
 
     References:

@@ -29,11 +29,11 @@ from gprune.trees import Tree, leaves_like, map_leaves
 def wanda(params: Tree, input_norms: Tree) -> Tree:
     """Score each entry by the norm of its contribution to the output: |W_ij| ‖X_j‖₂.
 
-    For a linear layer, the square of a score is exactly the squared change of the outputs, summed
-    over all examples, when that one weight is removed. The paper compares the weights of each
-    output: `layerwise(weights, scores, amount=0.5, dim=gprune.input_dims)`. Weights of other
-    layouts, such as the `Conv1D` of GPT-2 and packed experts, need another `dim`: see
-    `gprune.input_dims`.
+    W_ij is the weight from input j to output i, and X_j has that input of all examples. For a
+    linear layer, the square of a score is exactly the squared change of the outputs, summed over
+    all examples, when that one weight is removed. The paper compares the weights of each output:
+    `layerwise(weights, scores, amount=0.5, dim=gprune.input_dims)`. Weights of other layouts, such
+    as the `Conv1D` of GPT-2 and packed experts, need another `dim`: see `gprune.input_dims`.
 
     Args:
         params: pytree of floating point tensors of any shape; `None` stays `None`. Parameters that
@@ -51,7 +51,8 @@ def wanda(params: Tree, input_norms: Tree) -> Tree:
             negative.
 
     Example:
-        >>> wanda([torch.tensor([[2.0, -1.0]])], [torch.tensor([[1.0, 3.0]])])
+        >>> import torch, gprune as gp
+        >>> gp.scores.wanda([torch.tensor([[2.0, -1.0]])], [torch.tensor([[1.0, 3.0]])])
         [tensor([[2., 3.]])]
 
     References:
@@ -101,9 +102,10 @@ def input_norms(forward: Callable[[Tree, Any], Any], params: Tree, batches: Iter
         ValueError: if there is no batch, no weight was observed, or a squared input is not finite.
 
     Example:
+        >>> import torch, gprune as gp
         >>> params = {"bias": torch.zeros(2), "weight": torch.ones(2, 2)}
-        >>> forward = lambda params, x: F.linear(x, params["weight"], params["bias"])
-        >>> input_norms(forward, params, [torch.tensor([[3.0, 0.0], [4.0, 1.0]])])
+        >>> forward = lambda params, x: x @ params["weight"].mT + params["bias"]
+        >>> gp.scores.input_norms(forward, params, [torch.tensor([[3.0, 0.0], [4.0, 1.0]])])
         {'bias': None, 'weight': tensor([[5., 1.], [5., 1.]])}
 
     References:

@@ -41,7 +41,7 @@ def embeddings(model_folder: Path) -> torch.Tensor:
 
 
 def prune(model_folder: Path, out: Path, amount: str, options: tuple[str, ...]) -> None:
-    command = [sys.executable, "-m", "gprune.cli", "prune", str(model_folder), "-o", str(out)]
+    command = [sys.executable, "-m", "gprune", "prune", str(model_folder), "-o", str(out)]
     asked = ["--amount", amount, "--include", "encoder.*", "--json", *options]
     printed = subprocess.run([*command, *asked], check=True, capture_output=True).stdout
     total = json.loads(printed)["total"]

@@ -47,7 +47,7 @@ def test_pruning_8_gigabytes(model: Path, report: Report) -> None:
     out = model.with_name("out")
     before = copied(model)
     start = time.perf_counter()
-    command = [sys.executable, "-m", "gprune.cli", "prune", str(model), "-o", str(out)]
+    command = [sys.executable, "-m", "gprune", "prune", str(model), "-o", str(out)]
     peak = peak_anonymous([*command, "--amount", "0.5", "--json"])
     seconds = time.perf_counter() - start
     assert sorted(x.name for x in out.iterdir()) == sorted(x.name for x in model.iterdir())

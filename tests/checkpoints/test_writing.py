@@ -418,6 +418,6 @@ def test_memory_is_bounded(tmp_path: Path, score: str) -> None:
     """Of 640 MiB in matrices of 32, which would not fit into the bound."""
     shape = 4096, 4096
     source = save_large(tmp_path / "model", num_shards=4, per_shard=5, shape=shape)
-    command = [sys.executable, "-m", "gprune.cli", "prune", str(source), "--score", score]
+    command = [sys.executable, "-m", "gprune", "prune", str(source), "--score", score]
     peak = peak_anonymous([*command, "-o", str(tmp_path / "out"), "--amount", "0.5"])
     assert peak <= 512 + shape[0] * shape[1] * 2 / 2**20

@@ -65,7 +65,7 @@ def test_a_name_that_the_terminal_cannot_encode(tmp_path: Path, options: list[st
 @pytest.mark.parametrize("options", [[], pytest.param(["--json"], marks=pytest.mark.long)])
 def test_a_full_standard_output_is_one_line(tmp_path: Path, options: list[str]) -> None:
     source, out = save(tmp_path / "x.safetensors", {"w": torch.ones(2, 2)}), tmp_path / "out"
-    command = [sys.executable, "-m", "gprune.cli", "prune", source, "-o", out, "--amount", "1"]
+    command = [sys.executable, "-m", "gprune", "prune", source, "-o", out, "--amount", "1"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
