@@ -178,8 +178,8 @@ def read_text(
         ids: Tensor = tokenizer(text, return_tensors="pt").input_ids[0]
     if len(ids) < tokens:
         raise CheckpointError(
-            f"{path} has {len(ids):,} tokens, but {tokens:,} are asked for; give a longer text or "
-            "ask for fewer tokens"
+            f"{path} has {len(ids):,} tokens, but {tokens:,} are asked for; give a longer text, or "
+            f"ask for fewer by tokens={len(ids)} (--tokens {len(ids)})"
         )
     return [part.long().unsqueeze(0) for part in torch.split(ids[:tokens], length)]
 
@@ -421,8 +421,9 @@ def _loading(folder: Path, what: str) -> Iterator[None]:
         yield
     except Exception as error:  # a configuration from a file can make transformers raise any error
         reason = re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
+        remedy = "; save it into the folder by save_pretrained" if what == "tokenizer" else ""
         raise CheckpointError(
-            f"transformers cannot load the {what} of {folder}: {reason}"
+            f"transformers cannot load the {what} of {folder}: {reason}{remedy}"
         ) from None
     finally:
         logging.set_verbosity(verbosity)

@@ -176,7 +176,10 @@ def select_on_one_leaf(
         if name == "scores":
             require_score_tensors(scores, names)
         if not isinstance(given, Tensor) and (given is not None or name == "param"):
-            raise TypeError(f"{name} must be a tensor, got {type(given).__name__}")
+            raise TypeError(
+                f"{name} must be a tensor, got {type(given).__name__}; to prune a tree, pass the "
+                "method to layerwise, as pruning_method="
+            )
     leaves = align(param, scores, mask, names=names)
     arguments = {
         name: [value] if name in NUMBER_ARGUMENTS and value is not None else value

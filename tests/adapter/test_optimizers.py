@@ -481,7 +481,7 @@ def test_keep_zeros_inside_the_trainer_of_transformers(tmp_path: Path, from_call
     assert (net.classifier.weight != before).any()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")  # those of the other library
 def test_keep_zeros_inside_the_trainer_of_lightning(tmp_path: Path) -> None:
     lightning = pytest.importorskip("lightning")  # of the extra dev

@@ -13,20 +13,16 @@ PAGE = "tests/bench/RESULTS.md"
 
 # Sentences of README, and the names in results.json of their figures.
 QUOTED = {
-    "`torch.nn.utils.prune` takes {} times as long, numpy by hand {} times.": [
+    "`torch.nn.utils.prune` takes {} times as long as gprune, and numpy by hand {} times. gprune "
+    "takes {} MiB of memory beyond weights and masks.": [
         "torch.nn.utils.prune over gprune, amount 0.5",
         "numpy by hand over gprune",
+        "peak memory beyond weights and masks, MiB",
     ],
-    "gprune takes {} of the time of `cat` and `kthvalue` by hand for 200,000 weights, and {} for "
-    "30,000.": [
-        "200,000 weights over cat, abs and kthvalue by hand",
+    "For 30,000 weights gprune takes {} times as long as `cat` and `kthvalue` by hand, and for "
+    "200,000 weights {} times.": [
         "30,000 weights over cat, abs and kthvalue by hand",
-    ],
-    "It takes {} MiB of memory beyond weights and masks.": [
-        "peak memory beyond weights and masks, MiB"
-    ],
-    "A compiled training step with a pruner takes {} times as long as a dense one.": [
-        "training step with gradual over dense, averaged over a run"
+        "200,000 weights over cat, abs and kthvalue by hand",
     ],
 }
 
@@ -62,7 +58,7 @@ def table() -> str:
 def quoted() -> str:
     """Give README's figures, each with a link to all."""
     figures = results()["figures"]
-    lines = [f"50 million weights in 24 leaves, half of them pruned. {machine()}:"]
+    lines = [f"On {machine()}. 50 million weights in 24 leaves, half pruned:"]
     for sentence, names in QUOTED.items():
         values = (f"[{figures[name]['value']:g}]({PAGE}#figures)" for name in names)
         lines.append(f"- {sentence.format(*values)}")

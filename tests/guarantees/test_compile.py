@@ -45,7 +45,7 @@ def prune(amount: Any) -> Any:
     return gp.global_unstructured(WEIGHTS, amount=amount)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_fifty_numbers_compile_at_most_twice() -> None:
     """As many as would reach the limit at which Dynamo gives up compiling for each value."""
     assert_compiles(prune, FRACTIONS, "eager", max_graphs=2)

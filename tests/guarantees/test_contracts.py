@@ -263,6 +263,14 @@ COMPILES_SLOWLY = {
     "pruning_method",
     "random_structured",
     "ln_structured, nuclear",
+    "erdos_renyi",
+    "uniform",
+    "Threshold",
+    "input_dims",
+    "random_unstructured",
+    "l1_unstructured",
+    "wanda",
+    "movement",
 }
 """Rows whose compilation is a long test. A row of the same kind that compiles faster is not."""
 

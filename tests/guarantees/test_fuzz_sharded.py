@@ -22,7 +22,7 @@ from tests.support.workers import started
 CHECKS = {25: 100, 100: 1_000, 2_500: 10_000}.get(settings().max_examples, 100)
 """How many checks all ways make in all, by the examples of the profile."""
 
-WORLDS = [2, 4]
+WORLDS = [2, pytest.param(4, marks=pytest.mark.long)]
 WAYS = [
     "one amount",
     "one threshold",

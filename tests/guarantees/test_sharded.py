@@ -43,7 +43,7 @@ from tests.support.workers import started
 
 pytestmark = pytest.mark.slow
 
-WORLDS = [1, 2, 3, 4]
+WORLDS = [1, 2, 3, pytest.param(4, marks=pytest.mark.long)]
 # 60 cases in the quick profile, 500 in ci, shared by two properties and four world sizes
 EXAMPLES = 8 if settings().max_examples < 100 else 64 * settings().max_examples // 100
 few = settings(max_examples=EXAMPLES)

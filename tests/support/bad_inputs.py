@@ -618,7 +618,7 @@ ONE_TENSOR: list[tuple[str, tuple[Any, ...], Any, type[Exception], str]] = [
     ("a list for a mask", (ONES,), [True] * 3, T, "mask list"),
     ("a sparse mask", (ONES,), Make(lambda: BOOL.how().to_sparse()), T, "mask to_dense"),
     ("a list for param", ([1.0, 2.0],), None, T, "param list"),
-    ("a dict for param", ({"a": ONES},), None, T, "param dict"),
+    ("a dict for param", ({"a": ONES},), None, T, "param dict layerwise"),
     ("None for param", (None,), None, T, "param NoneType"),
     ("a bool param", (BOOL,), None, T, "param bool cast"),
     ("a sparse param", (SPARSE,), None, T, "param to_dense"),
