@@ -20,7 +20,7 @@ and what to do with the masks.
 
 Four submodules are imported by their own names, since most programs do not need them:
 `gprune.adapter` (masks in modules), `gprune.checkpoints` (pruning files), `gprune.testing`
-(contracts for tests) and `gprune.cli` (the command line).
+(strategies and contracts for tests) and `gprune.cli` (the command line).
 """
 
 from gprune import allocation, pruners, reconstruct, schedules, scores
