@@ -62,7 +62,7 @@ def demo(
 ) -> None:
     """Prune a network in three ways while it learns digits, and draw what becomes of it.
 
-    Takes less than half a minute on two cores. Downloads nothing.
+    Takes about half a minute on two cores. Downloads nothing.
     """
     from gprune.cli.demo import run  # imported here, because it needs the extra `demo`
 
