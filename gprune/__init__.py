@@ -73,7 +73,7 @@ Submodules that need an import of their own:
 
     gprune.adapter        masks in modules, in place of `torch.nn.utils.prune`
     gprune.checkpoints    prune files on disk; needs the extra `cli`
-    gprune.testing        contracts for property-based tests; needs the extra `testing`
+    gprune.testing        strategies and contracts for tests; needs the extra `testing`
     gprune.cli            the command `gprune`; needs the extra `cli`
 
 The source is in the same order. Each file has a test file of the same name in `tests`:

@@ -34,8 +34,6 @@ LAYERS = [
 TESTED_ELSEWHERE = {
     "__main__.py": "two lines, run by tests/cli/test_app.py",
     "cli/__main__.py": "two lines, run by tests/cli/test_demo.py",
-    "cli/demo_report.py": "the table and the picture of the demo, in tests/cli/test_demo.py",
-    "cli/demo_training.py": "the runs of the demo, in tests/cli/test_demo.py",
     "reconstruct/matrices.py": "layouts, in the tests of each function of reconstruct",
     "scores/observer.py": "which inputs are seen, in tests/scores/test_wanda.py and test_gram.py",
     "select/dtensors.py": "the operators of DTensors, in tests/guarantees/test_sharded.py",
@@ -55,8 +53,8 @@ LIBRARIES = {
     "transformers": {"checkpoints/language.py", "cli/calibrated.py"},  # imported when called
     "triton": {"select/kernels.py"},  # which is imported only where a GPU needs it
     "torch.distributed": {"select/dtensors.py", "select/ranks.py", "select/shards.py"},
-    "hypothesis": {"testing/strategies.py", "testing/tensors.py"},
-    "numpy": {f"testing/{stem}.py" for stem in ("purity", "reports", "strategies", "tensors")},
+    "hypothesis": {"testing/strategies.py"},
+    "numpy": {"testing/purity.py", "testing/reports.py"},
 }
 
 

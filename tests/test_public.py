@@ -19,6 +19,7 @@ import gprune.checkpoints
 import gprune.pruners
 import gprune.schedules
 import gprune.scores
+import gprune.testing
 
 OPTIONAL = [
     "hypothesis",
@@ -80,6 +81,8 @@ ADAPTER = ["attach_masks_", "detach_masks_", "global_unstructured", "keep_zeros_
 ADAPTER += ["make_permanent_"]
 ADAPTER += ["masks_of", "params_of", "prior_masks", "project_", "prune_", "remove"]
 ADAPTER += ["recalibrate_batchnorm", "recalibrate_batchnorm_"]
+TESTING = ["SCORE_DTYPES", "param_trees", "scores_for", "prior_masks", "tensors"]
+TESTING += ["assert_pure", "assert_mask_contract"]
 
 
 def test_top_level_names() -> None:
@@ -89,6 +92,7 @@ def test_top_level_names() -> None:
     assert sorted(gprune.allocation.__all__) == sorted(ALLOCATION)
     assert gprune.pruners.__all__ == PRUNERS
     assert sorted(gprune.schedules.__all__) == sorted(SCHEDULES)
+    assert gprune.testing.__all__ == TESTING
     ours = set(gprune.adapter.__all__) - set(dir(torch.nn.utils.prune))
     assert ours | {"global_unstructured", "remove"} == set(ADAPTER)
 

@@ -2,145 +2,100 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections import OrderedDict
+import re
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-_MAX_PRINTED_ENTRIES = 1_000  # larger tensors are not printed
+from gprune.trees import Tree, flatten, tensor_problem, unflatten
+
+_MOST_ENTRIES = 1_000  # of larger tensors only the shape is printed
 
 
-def fail_if(
-    problems: Sequence[str], contract: str, function: Callable[..., Any], call: str, **inputs: Any
-) -> None:
-    """Raise one error with all problems, if there are any.
+def report(
+    contract: str, function: Callable[..., Any], call: str, problems: Sequence[str], setup: str
+) -> str:
+    """Return the message of a failed contract.
 
-    Args:
-        problems: the problems, one line each.
-        contract: the name of the assertion.
-        function: the function under test.
-        call: the arguments of the assertion after the function, as source.
-        **inputs: the values of the names in `call`.
-
-    Raises:
-        AssertionError: if there are problems.
+    `problems` are lines. `setup` is the `source` of the names in `call`, the arguments after the
+    function. With the function in scope, the source in the message fails in the same way.
     """
-    if problems:
-        fail(problems, contract, function, call, **inputs)
-
-
-def fail(
-    problems: Sequence[str], contract: str, function: Callable[..., Any], call: str, **inputs: Any
-) -> NoReturn:
-    """Raise the error of `fail_if`.
-
-    Args:
-        problems: the problems, one line each.
-        contract: the name of the assertion.
-        function: the function under test.
-        call: the arguments of the assertion after the function, as source.
-        **inputs: the values of the names in `call`.
-
-    Raises:
-        AssertionError: always.
-    """
-    name = name_of(function)
-    imports: set[str] = {"import torch", f"from gprune.testing import {contract}"}
-    lines = [f"{key} = {source(value, imports)}" for key, value in inputs.items()]
-    arguments = ", ".join([name, call] if call else [name])
-    body = [*sorted(imports, key=_plain_imports_first), "", *lines, f"{contract}({arguments})"]
+    name = getattr(function, "__name__", "")
+    name = name if name.isidentifier() else "function"  # of a lambda or a partial
     said = [f"{name} breaks {contract}:", *(f"  {problem}" for problem in problems)]
-    raise AssertionError("\n".join([*said, "to reproduce:", *(f"  {line}" for line in body)]))
+    body = [*setup.splitlines(), f"{contract}({name}, {call})"]
+    return "\n".join([*said, "to reproduce:", *(f"  {line}" for line in body)])
 
 
-def name_of(function: Callable[..., Any]) -> str:
-    """Return the name of a function; `function` for a lambda or a partial."""
-    name = getattr(function, "__name__", "function")
-    return name if name.isidentifier() else "function"
-
-
-def keywords(**kwargs: Any) -> str:
-    """Return source that passes each keyword by its own name: `amount=amount, seed=seed`."""
-    return ", ".join(f"{key}={key}" for key in kwargs)
-
-
-def source(value: Any, imports: set[str]) -> str:
-    """Return Python source that rebuilds a value.
+def source(contract: str, /, **values: Tree) -> str:
+    """Return source that imports a contract, and assigns each value to its name.
 
     Args:
-        value: a tree of tensors, numbers and `None`s. Any other object becomes its repr.
-        imports: the import lines that the source needs are added to it.
+        contract: the name of the assertion.
+        **values: trees of tensors, numbers and `None`s. Any other leaf becomes its repr.
 
     Returns:
-        An expression. It keeps entries, dtypes, memory layouts and `requires_grad`. A tensor of
-        more than 1,000 entries is replaced by zeros, and a comment says so.
+        The source. It keeps entries, dtypes, memory layouts and `requires_grad`. Of a tensor with
+        more than 1,000 entries it keeps the shape and the dtype only.
     """
-    if isinstance(value, Tensor):
-        return _tensor(value, imports)
-    if isinstance(value, float) and repr(value).lstrip("-") in ("nan", "inf"):
-        imports.add(f"from math import {repr(value).lstrip('-')}")
-    if isinstance(value, torch.dtype | torch.device | float | int | str | type(None)):
-        return repr(value)
-    if type(value) in (list, tuple):
-        inside = ", ".join(source(child, imports) for child in value)
-        if isinstance(value, list):
-            return f"[{inside}]"
-        return f"({inside},)" if len(value) == 1 else f"({inside})"
-    if isinstance(value, dict):
-        pairs = (f"{key!r}: {source(child, imports)}" for key, child in value.items())
-        inside = "{" + ", ".join(pairs) + "}"
-        if isinstance(value, OrderedDict):
-            imports.add("from collections import OrderedDict")
-            return f"OrderedDict({inside})"
-        return inside
-    names = getattr(value, "_fields", None)  # of a named tuple
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        names = [field.name for field in dataclasses.fields(value)]
-    if names is None:
-        return repr(value)
-    kind = type(value)
-    imports.add(f"from {kind.__module__} import {kind.__qualname__}")
-    parts = (f"{name}={source(getattr(value, name), imports)}" for name in names)
-    return f"{kind.__qualname__}({', '.join(parts)})"
+    imports, body = {f"from gprune.testing import {contract}"}, ""
+    for name, value in values.items():
+        leaves, treedef = flatten(value)
+        # every container has a repr that is source, if those of its leaves are
+        tree = unflatten(treedef, [_Verbatim(_leaf_source(leaf)) for leaf in leaves])
+        imports |= _imports_of_nodes(treedef)
+        body += f"{name} = {tree!r}\n"
+    if re.search(r"\b(nan|inf)\b", body):
+        imports.add("from math import inf, nan")
+    return "\n".join(["import torch", *sorted(imports), "", body.rstrip()])
 
 
-def _tensor(tensor: Tensor, imports: set[str]) -> str:
-    # of empty, meta and large tensors only shape and dtype are printed
-    shape = tuple(tensor.shape)
-    options = f"dtype={tensor.dtype}"
-    if tensor.device.type != "cpu":
-        options += f", device={str(tensor.device)!r}"
-    wants_gradient = ".requires_grad_()" if tensor.requires_grad else ""
-    tensor = tensor.detach()
-    if tensor.numel() == 0 or tensor.is_meta:
-        return f"torch.empty({shape}, {options}){wants_gradient}"
-    if tensor.numel() > _MAX_PRINTED_ENTRIES:
-        return f"torch.zeros({shape}, {options}){wants_gradient}  # was too large to print"
-    repeated = [i for i in range(tensor.dim()) if shape[i] > 1 and tensor.stride(i) == 0]
-    for dim in repeated:
-        tensor = tensor.narrow(dim, 0, 1)
-    made = f"torch.tensor({_entries(tensor.tolist(), tensor.dtype, imports)}, {options})"
-    if not tensor.is_contiguous():
-        size = tuple(tensor.shape)
-        made = f"torch.empty_strided({size}, {tensor.stride()}, {options}).copy_({made})"
-    return made + (f".expand{shape}" if repeated else "") + wants_gradient
+class _Verbatim:
+    """An object whose repr is a given text."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __repr__(self) -> str:
+        return self.text
 
 
-def _entries(entries: Any, dtype: torch.dtype, imports: set[str]) -> str:
+def _imports_of_nodes(treedef: Any) -> set[str]:
+    """Return the imports of the classes in a tree, such as named tuples and `OrderedDict`."""
+    found = set().union(*map(_imports_of_nodes, treedef.children()))
+    if treedef.type is not None and treedef.type.__module__ != "builtins":
+        found.add(f"from {treedef.type.__module__} import {treedef.type.__qualname__}")
+    return found
+
+
+def _leaf_source(leaf: Any) -> str:
+    if tensor_problem(leaf):
+        return repr(leaf)
+    shape, options = tuple(leaf.shape), f"dtype={leaf.dtype}"
+    if leaf.device.type != "cpu":
+        options += f", device={str(leaf.device)!r}"
+    tensor = leaf.detach()
+    if tensor.numel() == 0 or tensor.is_meta or tensor.numel() > _MOST_ENTRIES:
+        made = f"torch.empty({shape}, {options})"
+    else:
+        repeated = [i for i in range(tensor.dim()) if shape[i] > 1 and tensor.stride(i) == 0]
+        for dim in repeated:
+            tensor = tensor.narrow(dim, 0, 1)
+        made = f"torch.tensor({_entries(tensor.tolist(), tensor.dtype)}, {options})"
+        if not tensor.is_contiguous():
+            size, stride = tuple(tensor.shape), tensor.stride()
+            made = f"torch.empty_strided({size}, {stride}, {options}).copy_({made})"
+        if repeated:
+            made += f".expand{shape}"
+    return made + (".requires_grad_()" if leaf.requires_grad else "")
+
+
+def _entries(entries: Any, dtype: torch.dtype) -> str:
     if isinstance(entries, list):
-        return "[" + ", ".join(_entries(entry, dtype, imports) for entry in entries) + "]"
-    if not isinstance(entries, float):
+        return "[" + ", ".join(_entries(entry, dtype) for entry in entries) + "]"
+    if not isinstance(entries, float) or dtype == torch.float64:
         return repr(entries)
     # the shortest decimal that rounds to the entry: 0.1, not 0.10000000149011612
-    text = repr(entries) if dtype == torch.float64 else str(np.float32(entries))
-    if text.lstrip("-") in ("nan", "inf"):
-        imports.add(f"from math import {text.lstrip('-')}")
-    return text
-
-
-def _plain_imports_first(line: str) -> tuple[bool, str]:
-    return line.startswith("from gprune"), line
+    return str(np.float32(entries))

@@ -1,33 +1,50 @@
-"""Hypothesis strategies for parameter trees, scores, prior masks and amounts.
+"""Hypothesis strategies for parameter trees, scores and prior masks.
 
-They often draw the cases that break a selection: ties at the threshold, `None` leaves, leaves of
-different dtypes, empty and 0-dim leaves, and prior masks that leave nothing to prune. A failing
+They often draw the cases that break a selection: ties at the threshold, NaN, infinities, -0.0,
+denormals, values that are equal in a narrower dtype; `None` leaves, leaves of different dtypes,
+empty and 0-dim leaves, any memory layout; and prior masks that leave nothing to prune. A failing
 tree shrinks to a single small float32 leaf, if that fails too.
 """
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
-import numpy as np
 import optree
 import torch
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 from torch import Tensor
 
-from gprune.testing.tensors import (
-    SCORE_DTYPES,
-    Shape,
-    among,
-    arrays,
-    layouts,
-    tensors,
-)
 from gprune.trees import Tree, flatten, map_leaves
+
+Shape: TypeAlias = tuple[int, ...]
+
+SCORE_DTYPES: tuple[torch.dtype, ...] = (
+    *(torch.float32, torch.float64, torch.float16, torch.bfloat16),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8),
+)
+"""The dtypes that scores may have, simplest first."""
+
+_MAX_ENTRIES = 12
+_EXACT_INT = 2**53  # the largest magnitude an int64 score may have
+
+# values that differ in one dtype and are equal in another, and the ends of every dtype's range
+_CORNERS: tuple[float, ...] = (
+    *(0, 1, 2, 3, -1, 0.5, -0.0, math.nan, math.inf, -math.inf),
+    *(1 + 2**-7, 1 + 2**-10, 1 + 2**-23, 1 + 2**-52),
+    *(127, 128, -127, -128, 255, 256, 257, 2048, 2049, 32767, -32768, 65504),
+    *(2**24, 2**24 + 1, 2**31 - 1, -(2**31), _EXACT_INT - 1, _EXACT_INT, -_EXACT_INT),
+    *(2.0**-24, 2.0**-133, 2.0**-149, 2.0**-1074, -(2.0**-1074)),  # the smallest denormals
+    *(torch.finfo(torch.float32).max, torch.finfo(torch.bfloat16).max),
+    *(torch.finfo(torch.float64).max, -torch.finfo(torch.float64).max),
+)
+_FEW = _CORNERS[:5]  # with many ties
+_SPECIAL = ((1.0, math.nan), (1.0, math.nan, math.inf, -math.inf), (0.0, -0.0))
 
 
 class Pair(NamedTuple):
@@ -64,13 +81,15 @@ def param_trees(draw: DrawFn, *, dtypes: Sequence[torch.dtype] = SCORE_DTYPES) -
         >>> from hypothesis import given, settings
         >>> import gprune as gp
         >>> @settings(deadline=None)  # the first call of an operator is slow
-        ... @given(param_trees())
-        ... def test_nothing_is_pruned_at_first(params):
-        ...     assert gp.num_pruned(gp.keep_all(params)) == 0
-        >>> test_nothing_is_pruned_at_first()
+        ... @given(st.data())
+        ... def test_nothing_comes_back(data):
+        ...     params = data.draw(param_trees())
+        ...     scores, masks = data.draw(scores_for(params)), data.draw(prior_masks(params))
+        ...     more = gp.global_unstructured(params, scores, masks=masks, amount=0.5)
+        ...     assert gp.num_pruned(more) >= gp.num_pruned(masks)
+        >>> test_nothing_comes_back()
     """
-    pool = draw(_pools(tuple(dtypes)))
-    return draw(_trees(pool))
+    return draw(_trees(draw(_pools(tuple(dtypes)))))
 
 
 @st.composite
@@ -85,20 +104,10 @@ def scores_for(draw: DrawFn, params: Tree, *, dtypes: Sequence[torch.dtype] = SC
 
     Returns:
         A tree of the same structure and shapes, `None` where `params` has `None`.
-
-    Example:
-        >>> from hypothesis import given, settings
-        >>> import gprune as gp
-        >>> params = {"weight": torch.ones(2, 3), "bias": None}
-        >>> @settings(deadline=None)  # the first call of an operator is slow
-        ... @given(scores_for(params))
-        ... def test_two_weights_go_whatever_the_scores(scores):
-        ...     assert gp.num_pruned(gp.global_unstructured(params, scores, amount=2)) == 2
-        >>> test_two_weights_go_whatever_the_scores()
     """
 
     def score(leaf: Tensor | None) -> Tensor | None:
-        return None if leaf is None else draw(_tensors_of(pool, leaf.shape))
+        return None if leaf is None else draw(tensors(dtypes=pool, shapes=st.just(leaf.shape)))
 
     pool = draw(_pools(tuple(dtypes)))
     return map_leaves(score, params)
@@ -115,80 +124,98 @@ def prior_masks(draw: DrawFn, params: Tree) -> Tree:
     Returns:
         A tree of bool tensors (True = keep) of the same structure and shapes, in any memory layout,
         `None` where `params` has `None`. Often they keep everything, or nothing.
-
-    Example:
-        >>> from hypothesis import given, settings
-        >>> import gprune as gp
-        >>> params = {"weight": torch.ones(2, 3), "bias": None}
-        >>> @settings(deadline=None)  # the first call of an operator is slow
-        ... @given(prior_masks(params))
-        ... def test_nothing_comes_back(masks):
-        ...     more = gp.global_unstructured(params, masks=masks, amount=0.5)
-        ...     assert gp.num_pruned(more) >= gp.num_pruned(masks)
-        >>> test_nothing_comes_back()
     """
-    some = among(True, False)
-    keeps = draw(among(among(True), some, some, some, among(False)))
+    some = _among(True, False)
+    keeps = draw(_among(_among(True), some, some, some, _among(False)))
 
     def mask(leaf: Tensor | None) -> Tensor | None:
         if leaf is None:
             return None
-        array = draw(arrays(np.bool_, leaf.shape, keeps))
-        return draw(layouts(torch.from_numpy(array)))
+        entries = draw(_lists(keeps, leaf.numel()))
+        return draw(layouts(torch.tensor(entries, dtype=torch.bool).reshape(leaf.shape)))
 
     return map_leaves(mask, params)
 
 
-def amounts(candidates: int) -> SearchStrategy[int | float | Tensor]:
-    """Build the strategy for valid amounts.
+@st.composite
+def tensors(
+    draw: DrawFn,
+    *,
+    dtypes: Sequence[torch.dtype] = SCORE_DTYPES,
+    shapes: SearchStrategy[Shape] | None = None,
+) -> Tensor:
+    """Draw one tensor, in any memory layout.
 
     Args:
-        candidates: how many weights may be pruned, at least 0.
+        draw: passed by hypothesis.
+        dtypes: the dtypes to draw from, a subset of `SCORE_DTYPES`, simplest first.
+        shapes: strategy for the shape. By default 0 to 4 dimensions and at most 12 entries, often
+            no entries.
 
     Returns:
-        A strategy for ints in [0, candidates] and floats in [0, 1], as Python numbers and as 0-dim
-        tensors of every dtype that can hold them. It often draws 0, all candidates, and fractions
-        halfway between two counts.
+        A tensor whose entries are a few different values, all equal, equal along one dimension,
+        corner cases of its dtype, or any values of its dtype (int64 within 2^53).
 
     Example:
-        >>> from hypothesis import given, settings
-        >>> import gprune as gp
-        >>> @settings(deadline=None)  # the first call of an operator is slow
-        ... @given(amounts(10))
-        ... def test_no_more_than_there_are(amount):
-        ...     assert 0 <= gp.num_to_prune(amount, 10) <= 10
-        >>> test_no_more_than_there_are()
+        >>> from hypothesis import given
+        >>> @given(tensors(dtypes=[torch.bfloat16]))
+        ... def test_bfloat16_is_exact_in_float32(tensor):
+        ...     assert tensor.float().bfloat16().equal(tensor) or tensor.isnan().any()
+        >>> test_bfloat16_is_exact_in_float32()
     """
-    counts = st.integers(0, candidates)
-    fractions = st.one_of(
-        counts.map(lambda k: k / max(candidates, 1)),
-        counts.map(lambda k: min((k + 0.5) / max(candidates, 1), 1.0)),
-        st.floats(0.0, 1.0),
-    )
-    return st.one_of(
-        counts,
-        fractions,
-        st.builds(torch.tensor, counts, dtype=st.sampled_from(_int_dtypes(candidates))),
-        st.builds(torch.tensor, fractions, dtype=st.sampled_from(_FLOAT_DTYPES)),
-    )
+    dtype = draw(_among(*dtypes))
+    shape = tuple(draw(_small_shapes() if shapes is None else shapes))
+    elements = draw(_among(*_element_strategies(dtype)))
+    dims = [dim for dim, size in enumerate(shape) if size > 1]
+    repeated = draw(_among((), (), (), tuple(dims), *((dim,) for dim in dims)))
+    base = tuple(1 if dim in repeated else size for dim, size in enumerate(shape))
+    entries = torch.tensor(draw(_lists(elements, math.prod(base))), dtype=dtype)
+    return draw(layouts(entries.reshape(base).expand(shape).contiguous()))
 
 
-_FLOAT_DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+@st.composite
+def layouts(draw: DrawFn, tensor: Tensor) -> Tensor:
+    """Draw a tensor with the same entries in some memory layout, the given one among them."""
+    repeated = [dim for dim in range(tensor.dim()) if _is_repeated(tensor, dim)]
+    choices = ["as it is"]
+    choices += ["strided"] if tensor.dim() >= 1 else []
+    choices += ["transposed"] if tensor.dim() >= 2 else []
+    choices += ["channels-last"] if tensor.dim() == 4 else []
+    choices += ["expanded"] if repeated else []
+    layout = draw(_among(*choices))
+    if layout == "strided":
+        storage = tensor.new_zeros((*tensor.shape[:-1], 2 * tensor.shape[-1] + 1))
+        return storage[..., 1::2].copy_(tensor)
+    if layout == "transposed":
+        return tensor.transpose(0, -1).contiguous().transpose(0, -1)
+    if layout == "channels-last":
+        return tensor.contiguous(memory_format=torch.channels_last)
+    if layout == "expanded":
+        for dim in repeated:
+            tensor = tensor.narrow(dim, 0, 1).expand_as(tensor)
+    return tensor
 
 
-def _int_dtypes(largest: int) -> list[torch.dtype]:
-    integers = [dtype for dtype in SCORE_DTYPES if not dtype.is_floating_point]
-    return [dtype for dtype in integers if torch.iinfo(dtype).max >= largest]
+def _is_repeated(tensor: Tensor, dim: int) -> bool:
+    """Return whether all entries along a dimension have the same bits (so NaN equals itself)."""
+    if tensor.numel() == 0 or tensor.size(dim) == 1:
+        return False
+    rows = tensor.movedim(dim, 0).clone(memory_format=torch.contiguous_format)
+    rows = rows.view(rows.size(0), -1).view(torch.uint8)
+    return bool((rows == rows[:1]).all())
+
+
+# Building a strategy takes hypothesis longer than drawing from it, so each is built once.
 
 
 @cache
-def _tensors_of(dtypes: tuple[torch.dtype, ...], shape: Shape) -> SearchStrategy[Tensor]:
-    return tensors(dtypes=dtypes, shapes=st.just(shape))
+def _among(*options: Any) -> SearchStrategy[Any]:
+    return st.sampled_from(options)
 
 
 @cache
-def _trees(dtypes: tuple[torch.dtype, ...]) -> SearchStrategy[Tree]:
-    return tensors(dtypes=dtypes) | _containers(dtypes, 2).filter(_has_tensor)
+def _lists(elements: SearchStrategy[Any], size: int) -> SearchStrategy[list[Any]]:
+    return st.lists(elements, min_size=size, max_size=size)
 
 
 @cache
@@ -198,15 +225,27 @@ def _pools(dtypes: tuple[torch.dtype, ...]) -> SearchStrategy[tuple[torch.dtype,
 
 
 @cache
+def _trees(dtypes: tuple[torch.dtype, ...]) -> SearchStrategy[Tree]:
+    return tensors(dtypes=dtypes) | _containers(dtypes, 2).filter(_has_tensor)
+
+
+def _has_tensor(tree: Tree) -> bool:
+    return any(leaf is not None for leaf in flatten(tree)[0])
+
+
+@cache
 def _containers(dtypes: tuple[torch.dtype, ...], depth: int) -> SearchStrategy[Tree]:
     children = _subtrees(dtypes, depth)
-    names = st.sampled_from(["a", "b", "bias", "weight", "fc.weight"])
+    dicts = st.dictionaries(
+        st.sampled_from(["a", "b", "bias", "weight", "fc.weight"]), children, max_size=4
+    )
+    lists = st.lists(children, max_size=4)
     return st.one_of(
-        st.dictionaries(names, children, max_size=4),
-        st.lists(children, max_size=4),
-        st.lists(children, max_size=4).map(tuple),
+        dicts,
+        lists,
+        lists.map(tuple),
         st.builds(Pair, children, children),
-        st.dictionaries(names, children, max_size=4).map(_reversed_dict),
+        dicts.map(lambda tree: OrderedDict(sorted(tree.items(), reverse=True))),
         st.builds(Box, children, children),
     )
 
@@ -214,17 +253,41 @@ def _containers(dtypes: tuple[torch.dtype, ...], depth: int) -> SearchStrategy[T
 @st.composite
 def _subtrees(draw: DrawFn, dtypes: tuple[torch.dtype, ...], depth: int) -> Tree:
     """Draw a container in a third of the cases, otherwise a leaf; one leaf in four is `None`."""
-    if depth > 0 and draw(among(False, False, True)):
+    if depth > 0 and draw(_among(False, False, True)):
         return draw(_containers(dtypes, depth - 1))
-    if draw(among(False, False, False, True)):
+    if draw(_among(False, False, False, True)):
         return None
     return draw(tensors(dtypes=dtypes))
 
 
-def _reversed_dict(tree: dict[str, Tree]) -> OrderedDict[str, Tree]:
-    """Return an `OrderedDict` whose keys are in descending order."""
-    return OrderedDict(sorted(tree.items(), key=lambda item: item[0], reverse=True))
+@cache
+def _small_shapes() -> SearchStrategy[Shape]:
+    """Return a strategy for shapes of 0 to 4 dimensions with at most 12 entries."""
+    vectors = st.lists(st.integers(1, _MAX_ENTRIES), min_size=1, max_size=1)
+    blocks = st.lists(st.integers(1, 3), max_size=3)
+    images = st.lists(st.integers(1, 2), min_size=4, max_size=4)
+    empty = st.lists(st.integers(0, 2), min_size=1, max_size=3)
+    shapes = st.one_of(vectors, blocks, images, empty).map(tuple)
+    return shapes.filter(lambda shape: math.prod(shape) <= _MAX_ENTRIES)
 
 
-def _has_tensor(tree: Tree) -> bool:
-    return any(leaf is not None for leaf in flatten(tree)[0])
+@cache
+def _element_strategies(dtype: torch.dtype) -> tuple[SearchStrategy[Any], ...]:
+    """Return strategies for a few values with many ties, for corner cases, and for any value."""
+    pools = (_FEW, _CORNERS, *(_SPECIAL if dtype.is_floating_point else ()))
+    held = [st.sampled_from([x for x in pool if _holds(dtype, x)]) for pool in pools]
+    if dtype.is_floating_point:
+        # bfloat16 is drawn as float32, and rounded where the tensor is made
+        width: Any = 32 if dtype == torch.bfloat16 else torch.finfo(dtype).bits
+        return (*held, st.floats(width=width))
+    info = torch.iinfo(dtype)
+    return (*held, st.integers(max(info.min, -_EXACT_INT), min(info.max, _EXACT_INT)))
+
+
+def _holds(dtype: torch.dtype, value: float) -> bool:
+    """Return whether the dtype holds the value exactly."""
+    if dtype.is_floating_point:
+        back = torch.tensor(value, dtype=torch.float64).to(dtype).item()
+        return back == value or math.isnan(value)
+    info = torch.iinfo(dtype)
+    return isinstance(value, int) and info.min <= value <= info.max

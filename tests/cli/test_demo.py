@@ -1,8 +1,7 @@
-"""`gprune demo` from end to end at few steps, with and without a compiler."""
+"""`gprune demo` from end to end at few steps."""
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,10 +19,9 @@ ROW = re.compile(
 RUNS = {("dense", 0)} | {
     (method, asked) for asked in (90, 98) for method in ("gradual", "one-shot", "random")
 }
-COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 
 
-def run_demo(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_demo(folder: Path) -> subprocess.CompletedProcess[str]:
     """Run `gprune demo` as a user would, with the package that the tests themselves import."""
     root = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
@@ -31,7 +29,7 @@ def run_demo(folder: Path, **environment: str) -> subprocess.CompletedProcess[st
     return subprocess.run(
         [sys.executable, "-m", "gprune.cli", "demo", "--steps", "45"],
         cwd=folder,
-        env={**plain, "COLUMNS": "80", "PYTHONPATH": path, **environment},
+        env={**plain, "COLUMNS": "80", "PYTHONPATH": path},
         capture_output=True,
         text=True,
         timeout=300,
@@ -39,9 +37,11 @@ def run_demo(folder: Path, **environment: str) -> subprocess.CompletedProcess[st
     )
 
 
-def assert_demo_delivers(demo: subprocess.CompletedProcess[str], folder: Path) -> None:
+@pytest.mark.slow
+def test_demo(tmp_path: Path) -> None:
     from matplotlib.image import imread  # takes a second to import
 
+    demo = run_demo(tmp_path)
     assert demo.returncode == 0, demo.stdout + demo.stderr
     assert "Warning" not in demo.stderr
     assert max(map(len, demo.stdout.splitlines()[:20])) <= 80, "the table breaks in a terminal"
@@ -55,33 +55,12 @@ def assert_demo_delivers(demo: subprocess.CompletedProcess[str], folder: Path) -
         kept = (64 * 300 * first + 300 * 100 * second + 100 * 10 * third) / 100
         assert kept == pytest.approx(ENTRIES - asked, abs=5), "densities do not add up"
 
-    assert "Counts: every run pruned exactly what was asked." in demo.stdout
-    assert "Compilations of the step: 1 for all 7 runs" in demo.stdout
-    assert "the masks agree" in demo.stdout
     assert re.search(r"torch \d.* Python \d.*: \d+ s", demo.stdout)
 
-    picture = folder / "gprune-demo.png"
+    picture = tmp_path / "gprune-demo.png"
     pixels = imread(picture)[..., :3]
     assert picture.stat().st_size < 400_000
     assert 0.01 < (pixels.min(axis=-1) < 0.9).mean() < 0.5, "blank, or no paper left"
-
-
-@pytest.mark.long
-@pytest.mark.skipif(not COMPILER, reason="needs a C++ compiler")
-def test_demo_with_inductor(tmp_path: Path) -> None:
-    demo = run_demo(tmp_path)
-    assert_demo_delivers(demo, tmp_path)
-    assert "(backend inductor)" in demo.stdout
-
-
-@pytest.mark.long
-def test_demo_without_compiler(tmp_path: Path) -> None:
-    # the cache of another run could hold what the trial would compile
-    demo = run_demo(tmp_path, CXX=str(tmp_path / "none"), TORCHINDUCTOR_CACHE_DIR=str(tmp_path))
-    assert_demo_delivers(demo, tmp_path)
-    assert "(backend aot_eager)" in demo.stdout
-    line = 'No C++ compiler: the same step runs with backend="aot_eager".'
-    assert demo.stdout.splitlines().count(line) == 1
 
 
 def test_too_few_steps_are_refused() -> None:
@@ -89,8 +68,7 @@ def test_too_few_steps_are_refused() -> None:
     assert shown.exit_code == 2
 
 
-def test_the_files_that_pytest_does_not_collect_have_no_examples() -> None:
-    """`addopts` in pyproject.toml names them, so no doctest of theirs would run."""
-    files = list((Path(__file__).parents[2] / "gprune" / "cli").glob("demo*"))
-    assert len(files) == 3
-    assert not [file.name for file in files if ">>>" in file.read_text(encoding="utf-8")]
+def test_the_file_that_pytest_does_not_collect_has_no_examples() -> None:
+    """`addopts` in pyproject.toml names it, so no doctest in it would run."""
+    file = Path(__file__).parents[2] / "gprune" / "cli" / "demo.py"
+    assert ">>>" not in file.read_text(encoding="utf-8")

@@ -1,62 +1,62 @@
-"""Faults in the contracts of `gprune.testing`."""
+"""Faults in the contracts of `gprune.testing` and of `tests/support`."""
 
-from tests.faults import fault
+from tests.faults import Fault, fault
 
 FAULTS = [
     fault(
         "the contract forgets the prior masks",
-        "testing/mask_checks.py",
-        "for index in (mask & ~before).nonzero().tolist()",
-        "for index in (mask & before & ~before).nonzero().tolist()",
+        "testing/contracts.py",
+        "leaf.mask & ~leaf.prior",
+        "leaf.mask & ~leaf.mask",
         "tests/testing/test_contracts.py::test_mask_contract_sees_what_comes_back",
     ),
     fault(
         "the contract takes any tie",
-        "testing/mask_checks.py",
-        "argsort(stable=True)",
-        "argsort(stable=True, descending=True)",
+        "testing/contracts.py",
+        "[candidates].argsort(stable=True)",
+        "[candidates].argsort(stable=True, descending=True)",
         "tests/testing/test_contracts.py::test_mask_contract",
     ),
     fault(
         "the contract does not count",
-        "testing/mask_checks.py",
-        "if k is not None and pruned != k:",
-        "if k is not None and pruned > k:",
+        "testing/contracts.py",
+        "if pruned != k:",
+        "if pruned > k:",
         "tests/testing/test_contracts.py::test_mask_contract",
     ),
     fault(
-        "rankings of each leaf are given the numbers of the first",
-        "testing/mask_checks.py",
-        "if leaf is not None][i]",
-        "if leaf is not None][0]",
-        "tests/testing/test_mask_checks.py::test_mask_contract_of_each_leaf",
+        "leaves that are ranked alone are ranked together",
+        "testing/contracts.py",
+        "for leaf in ranked] if separately else [ranked]",
+        "for leaf in ranked] if False else [ranked]",
+        "tests/testing/test_contracts.py::test_mask_contract_of_each_leaf",
     ),
     fault(
-        "a result that is an input is accepted",
+        "a leaf may be replaced",
         "testing/purity.py",
-        "rows if a is not b]",
-        "rows if a is None]",
+        'identity"] = id(leaf)',
+        'identity"] = 0',
         "tests/testing/test_purity.py",
     ),
     fault(
         "changes of values are seen by their version alone",
         "testing/purity.py",
-        "and _bits(now) != _bits(then):",
-        "and False:",
+        "None if tensor.is_meta else str(tensor.tolist())",
+        "None",
         "tests/testing/test_purity.py",
     ),
-    fault(
+    Fault(
         "masks of a compiled function are not compared",
-        "testing/transforms.py",
+        "tests/support/transforms.py",
         "if not torch.allclose(a, b, *tolerance, equal_nan=True):",
         "if not (exact or torch.allclose(a, b, *tolerance, equal_nan=True)):",
-        "tests/testing/test_transforms.py::test_compilation",
+        ("tests/support/test_transforms.py::test_compilation",),
     ),
-    fault(
+    Fault(
         "dtypes of a compiled function may differ",
-        "testing/transforms.py",
-        "(tuple(got.shape), got.dtype), (tuple(expected.shape), expected.dtype)",
-        "(tuple(got.shape), None), (tuple(expected.shape), None)",
-        "tests/testing/test_transforms.py",
+        "tests/support/transforms.py",
+        'pairs["dtype"] = (got.dtype, expected.dtype)',
+        'pairs["dtype"] = (None, None)',
+        ("tests/support/test_transforms.py",),
     ),
 ]

@@ -16,7 +16,7 @@ from torch import nn
 
 import gprune as gp
 from gprune import adapter
-from gprune.testing import assert_compiles, assert_pure, assert_vmaps
+from gprune.testing import assert_pure
 from tests.guarantees.test_contracts import EXAMPLES, inputs_for, of_one_tree
 from tests.support import accelerator
 from tests.support.accelerator import without_float64
@@ -26,6 +26,7 @@ from tests.support.limits import Limits, limits, patched
 from tests.support.pruning import HALF, every
 from tests.support.public import examples_per_row
 from tests.support.public_rows import ROWS, Row
+from tests.support.transforms import assert_compiles, assert_vmaps
 
 CPU = torch.device("cpu")
 DEVICE = torch.empty(0, device=os.environ.get("GPRUNE_TEST_DEVICE", str(accelerator.DEVICE))).device

@@ -15,22 +15,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gprune as gp
-from gprune.testing import amounts, param_trees, prior_masks, scores_for, tensors
-from gprune.testing.purity import Snapshot
+from gprune.testing import assert_pure, param_trees, prior_masks, scores_for, tensors
 from tests.support.bad_inputs import BAD, LIFTED, Bad
+from tests.support.cases import amounts
 from tests.support.public import examples_per_row, public_callables
 
 
 @pytest.mark.parametrize("row", BAD, ids=[row.name for row in BAD])
 def test_bad_input(row: Bad) -> None:
     """The right class, all the words, and nothing modified."""
-    args, kwargs = row.inputs()
-    before = Snapshot.of(args=args, kwargs=kwargs)
-    with pytest.raises(row.error) as caught:
-        row.function(*args, **kwargs)
-    assert type(caught.value) is row.error
-    assert [word for word in row.words if word not in str(caught.value)] == [], str(caught.value)
-    assert before.changes() == []
+
+    def raised(args: Any, kwargs: Any) -> Exception:
+        with pytest.raises(row.error) as caught:
+            row.function(*args, **kwargs)
+        return caught.value
+
+    error = assert_pure(raised, *row.inputs())
+    assert type(error) is row.error
+    assert [word for word in row.words if word not in str(error)] == [], str(error)
 
 
 def test_the_table_itself() -> None:

@@ -11,9 +11,9 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import gprune as gp
-from gprune.testing import assert_compiles
 from gprune.testing.strategies import Box
 from tests.support.assertions import assert_equal_masks, assert_same
+from tests.support.transforms import assert_compiles
 
 
 class Layer(NamedTuple):

@@ -1,4 +1,4 @@
-"""Every public callable keeps the contracts of gprune.testing: the rows of public_rows.py."""
+"""Every public callable keeps its contracts: the rows of public_rows.py."""
 
 import textwrap
 from collections.abc import Callable
@@ -11,24 +11,14 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import gprune as gp
-from gprune.testing import (
-    assert_compiles,
-    assert_equivariant,
-    assert_mask_contract,
-    assert_meta,
-    assert_nested,
-    assert_pure,
-    assert_scale_invariant,
-    assert_vmaps,
-    param_trees,
-    prior_masks,
-    scores_for,
-)
+from gprune.testing import assert_mask_contract, assert_pure, param_trees, prior_masks, scores_for
 from tests.support import reference
 from tests.support.assertions import assert_same
 from tests.support.cases import map_tensors
+from tests.support.contracts import assert_equivariant, assert_nested, assert_scale_invariant
 from tests.support.public import examples_per_row, public_callables
 from tests.support.public_rows import ROWS, Row
+from tests.support.transforms import assert_compiles, assert_meta, assert_vmaps
 
 
 def rows(contract: str | None = None) -> Any:
@@ -117,16 +107,13 @@ def test_masks(row: Row) -> None:
     @given(inputs_for(row))
     def check(inputs: Inputs) -> None:
         params, scores, masks, amount = inputs
-        ranked_by = row.ranked_by and row.ranked_by(params, scores)
-        k = row.k and row.k(params, masks, amount)
-        assert_mask_contract(
-            row.call,
-            *inputs[:3],
-            k=k,
-            ranked_by=ranked_by,
-            separately=row.separately,
-            amount=amount,
-        )
+        deciding = row.ranked_by(params, scores) if row.ranked_by else scores
+        k = row.k(params, masks, amount) if row.k else amount
+
+        def prune(params: Any, deciding: Any, masks: Any, amount: Any) -> Any:
+            return row.call(params, scores, masks, inputs.amount)
+
+        assert_mask_contract(prune, params, deciding, masks, amount=k, separately=row.separately)
 
     check()
 

@@ -6,10 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gprune as gp
-from gprune.testing import amounts
 from tests.support import reference
 from tests.support.assertions import assert_subset
-from tests.support.cases import Case, cases
+from tests.support.cases import Case, amounts, cases
 
 
 @given(cases())

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gprune.reconstruct import refit
-from gprune.testing import assert_compiles, assert_pure, assert_vmaps
+from gprune.testing import assert_pure
 from tests.support import reconstruct_reference as oracle
 from tests.support.assertions import assert_same
 from tests.support.reconstruct_cases import (
@@ -32,6 +32,7 @@ from tests.support.reconstruct_cases import (
     stacked,
     tree,
 )
+from tests.support.transforms import assert_compiles, assert_vmaps
 
 
 def refitted(case: Case) -> torch.Tensor:

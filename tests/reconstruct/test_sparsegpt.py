@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import gprune as gp
 from gprune.reconstruct import sparsegpt
-from gprune.testing import assert_compiles, assert_pure, assert_vmaps
+from gprune.testing import assert_pure
 from tests.support import reconstruct_reference as oracle
 from tests.support import reference
 from tests.support.assertions import assert_are_masks, assert_same
@@ -35,6 +35,7 @@ from tests.support.reconstruct_cases import (
     stacked,
     tree,
 )
+from tests.support.transforms import assert_compiles, assert_vmaps
 
 block_sizes = st.integers(1, 9)
 

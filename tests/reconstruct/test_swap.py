@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import gprune as gp
 from gprune.reconstruct import swap
-from gprune.testing import assert_compiles, assert_pure, assert_vmaps
+from gprune.testing import assert_pure
 from tests.support import reconstruct_reference as oracle
 from tests.support.assertions import assert_are_masks, assert_same
 from tests.support.reconstruct_cases import (
@@ -31,6 +31,7 @@ from tests.support.reconstruct_cases import (
     stacked,
     tree,
 )
+from tests.support.transforms import assert_compiles, assert_vmaps
 
 ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-5}
 """Of an error, over the sum of the sizes of its terms: about a hundred roundings."""

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 import gprune as gp
-from gprune.testing import assert_compiles, assert_pure, assert_vmaps
+from gprune.testing import assert_pure
 from tests.support import reference
 from tests.support.models import MODELS, Model
 from tests.support.scoring import each_model, setting
+from tests.support.transforms import assert_compiles, assert_vmaps
 
 
 def all_of_a_loss(model: Model) -> Callable[[Any], Any]:

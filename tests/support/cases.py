@@ -7,7 +7,7 @@ import torch
 from hypothesis import strategies as st
 
 import gprune as gp
-from gprune.testing import amounts, param_trees, prior_masks, scores_for
+from gprune.testing import SCORE_DTYPES, param_trees, prior_masks, scores_for
 from tests.support import reference
 
 METHODS: list[dict[str, Any]] = [
@@ -42,9 +42,33 @@ class Case(NamedTuple):
         return prune(self.params, self.scores, masks=self.masks, **self.budget)
 
 
+FLOAT_DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+
+
+def amounts(candidates: int) -> st.SearchStrategy[Any]:
+    """Ints in [0, candidates] and floats in [0, 1], also in 0-dim tensors of every dtype for them.
+
+    Often 0, all candidates, and fractions halfway between two counts.
+    """
+    integers = [dtype for dtype in SCORE_DTYPES if not dtype.is_floating_point]
+    wide_enough = [dtype for dtype in integers if torch.iinfo(dtype).max >= candidates]
+    counts = st.integers(0, candidates)
+    fractions = st.one_of(
+        counts.map(lambda k: k / max(candidates, 1)),
+        counts.map(lambda k: min((k + 0.5) / max(candidates, 1), 1.0)),
+        st.floats(0.0, 1.0),
+    )
+    return st.one_of(
+        counts,
+        fractions,
+        st.builds(torch.tensor, counts, dtype=st.sampled_from(wide_enough)),
+        st.builds(torch.tensor, fractions, dtype=st.sampled_from(FLOAT_DTYPES)),
+    )
+
+
 def fractions() -> st.SearchStrategy[Any]:
     """A sparsity: a float in [0, 1], the ints 0 and 1, or a 0-dim tensor of these."""
-    dtypes = st.sampled_from([torch.float64, torch.float32, torch.float16, torch.bfloat16])
+    dtypes = st.sampled_from(FLOAT_DTYPES)
     floats = st.floats(0.0, 1.0) | st.integers(0, 16).map(lambda k: k / 16)
     return st.one_of(floats, st.sampled_from([0, 1]), st.builds(torch.tensor, floats, dtype=dtypes))
 

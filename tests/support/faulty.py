@@ -1,4 +1,4 @@
-"""Trees of weights, and faulty functions that break the contracts of `gprune.testing`."""
+"""Trees of weights, and faulty functions that break the contracts."""
 
 from collections.abc import Callable
 from typing import Any
@@ -65,10 +65,5 @@ def ladder() -> dict[str, Any]:
     return {"a": torch.tensor([3.0, -1.0, 2.0]), "b": [torch.tensor([[-4.0, 5.0]]), None]}
 
 
-def below_two(params: Any, scores: Any, masks: Any) -> Any:
+def below_two(params: Any, scores: Any, masks: Any, amount: Any) -> Any:
     return map_tensors(lambda x: x.abs() >= 2, params if scores is None else scores)
-
-
-def other_when_batched(x: Any) -> Any:
-    batched = torch._C._functorch.is_batchedtensor(x["w"])
-    return {"mask": x["w"] > (1 if batched else 0), "none": None}

@@ -13,9 +13,9 @@ import torch
 from hypothesis import strategies as st
 
 import gprune as gp
-from gprune.testing import SCORE_DTYPES, amounts
+from gprune.testing import SCORE_DTYPES
 from tests.support import reference
-from tests.support.cases import fractions, map_tensors
+from tests.support.cases import amounts, fractions, map_tensors
 
 Call = Callable[[Any, Any, Any, Any], Any]
 

@@ -5,9 +5,13 @@ from typing import Any
 
 import optree
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
+from gprune.testing import SCORE_DTYPES
 from tests.support import reference
-from tests.support.cases import Case, cases
+from tests.support.cases import Case, amounts, cases
 from tests.support.reaching import Condition, reaches
 
 
@@ -69,3 +73,38 @@ CASES: dict[str, Condition] = {
 @pytest.mark.parametrize("condition", CASES.values(), ids=CASES)
 def test_cases_reach(condition: Condition) -> None:
     reaches(cases(), condition)
+
+
+def is_tensor_of(dtype: torch.dtype) -> Condition:
+    return lambda amount: isinstance(amount, torch.Tensor) and amount.dtype == dtype
+
+
+def is_halfway(amount: Any) -> bool:
+    return isinstance(amount, float) and amount * 10 % 1 == 0.5
+
+
+AMOUNTS: dict[str, Condition] = {
+    "no weight": lambda amount: type(amount) is int and amount == 0,
+    "one weight": lambda amount: type(amount) is int and amount == 1,
+    "all weights": lambda amount: type(amount) is int and amount == 10,
+    "no fraction": lambda amount: type(amount) is float and amount == 0,
+    "all of it": lambda amount: type(amount) is float and amount == 1,
+    "halfway to an even count": lambda amount: (
+        is_halfway(amount) and round(amount * 10) < amount * 10
+    ),
+    "halfway to an odd count": lambda amount: (
+        is_halfway(amount) and round(amount * 10) > amount * 10
+    ),
+    **{f"tensor of {dtype}": is_tensor_of(dtype) for dtype in SCORE_DTYPES},
+}
+
+
+@pytest.mark.parametrize("condition", AMOUNTS.values(), ids=AMOUNTS)
+def test_amounts_reach(condition: Condition) -> None:
+    reaches(amounts(10), condition)
+
+
+@given(st.integers(0, 1_000), st.data())
+def test_amounts_are_valid(candidates: int, data: st.DataObject) -> None:
+    amount = reference.exact(data.draw(amounts(candidates)))
+    assert 0 <= amount <= (candidates if isinstance(amount, int) else 1)

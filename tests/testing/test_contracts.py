@@ -1,31 +1,19 @@
-"""Contracts of masks: each is broken by a faulty function, and the message says how."""
+"""The contract of masks: faulty functions break it, and the message says how."""
 
-import re
 from typing import Any
 
 import pytest
 import torch
 
-import gprune as gp
 from gprune import testing
-from gprune.testing import (
-    assert_equivariant,
-    assert_mask_contract,
-    assert_nested,
-    assert_scale_invariant,
-)
+from gprune.testing import assert_mask_contract
 from tests.support.faulty import (
     F,
     T,
-    below_two,
     breaks,
-    by_place,
     exactly,
-    inf,
-    ladder,
-    nan,
     prior,
-    rounded,
+    scores_with_nan,
     tree,
     weights,
     without_amount,
@@ -92,68 +80,45 @@ def test_mask_contract_without_an_amount_takes_any_count_in_order() -> None:
         assert_mask_contract(without_amount(tree(a, [T, T])), weights())
     wrong = without_amount(tree([T, F, F], [T, T]))
     assert "must be [False, False, True]" in breaks(assert_mask_contract, wrong, weights())
-    assert "must be 3" in breaks(assert_mask_contract, wrong, weights(), k=3)
 
 
 def test_mask_contract_sees_what_comes_back() -> None:
     message = breaks(
         assert_mask_contract, exactly(tree([F, T, T], [T, T])), weights(), None, prior(), amount=1
     )
-    assert "masks['a'][1] is kept, the prior mask had pruned it" in message
+    assert "masks['a'] keeps what the prior mask had pruned, at [[1]]" in message
 
 
-def test_nesting() -> None:
-    message = breaks(assert_nested, rounded, weights(), amounts=[1, 2])
-    for place in ("masks['a'][0]", "masks['a'][2]", "masks['b'][0][0, 0]", "masks['b'][0][0, 1]"):
-        assert f"{place} is pruned at amount 1 and kept at 2" in message
-    assert "masks['a'][1]" not in message
-    assert_nested(rounded, weights(), amounts=[2, 2])
+def test_mask_contract_ranks_nan_last_and_minus_zero_with_zero() -> None:
+    order = [("a", 2), ("b", 0), ("b", 1), ("a", 0), ("a", 1)]
+    for k in range(6):
+        gone = order[:k]
+        a = [("a", i) not in gone for i in range(3)]
+        b = [("b", i) not in gone for i in range(2)]
+        prune = exactly(tree(a, b))
+        assert_mask_contract(prune, weights(), scores_with_nan(), amount=k)
+        if 0 < k < 5:  # by magnitude it is another order
+            breaks(assert_mask_contract, prune, weights(), amount=k)
 
 
-def test_equivariance() -> None:
-    message = breaks(assert_equivariant, by_place, ladder(), amount=1)
-    for name in ("masks['a']", "masks['b'][0]"):
-        for word in ("reversed", "rotated"):
-            assert re.search(rf"{re.escape(name)} is .* if the leaves are {word}, must be", message)
-    assert_equivariant(gp.global_unstructured, ladder(), amount=2)
+def test_mask_contract_of_each_leaf() -> None:
+    prune = exactly(tree([T, F, T], [F, T]))
+    assert_mask_contract(prune, weights(), separately=True, amount=1)
+    assert_mask_contract(prune, weights(), separately=True, amount=0.4)  # 1 of 3, and 1 of 2
+    message = breaks(assert_mask_contract, prune, weights(), separately=True, amount=0)
+    assert "1 of 3 candidates are pruned, must be 0" in message
+    assert "1 of 2 candidates are pruned, must be 0" in message
+    breaks(assert_mask_contract, prune, weights(), amount=2)
 
 
-@pytest.mark.parametrize("scores", [[1.0, 2.0, 1.0], [nan, 1.0, nan], [0.0, -0.0, 1.0]])
-def test_equivariance_needs_distinct_scores(scores: list[float]) -> None:
-    params = [torch.ones(3)]
-    with pytest.raises(ValueError, match="distinct scores"):
-        assert_equivariant(gp.global_unstructured, params, [torch.tensor(scores)], amount=1)
-    with pytest.raises(ValueError, match="distinct scores"):
-        assert_equivariant(gp.global_unstructured, params, amount=1)
+def test_mask_contract_of_a_sparsity() -> None:
+    def prune(params: Any, scores: Any, masks: Any, sparsity: Any) -> Any:
+        return tree([F, F, T], [T, T])
 
-
-def test_scale_invariance() -> None:
-    message = breaks(assert_scale_invariant, below_two, weights())
-    got = "masks['a'] is [True, True, True]"
-    assert f"{got} if the scores are multiplied by 2.0, must be" in message
-    assert "masks['b'][0]" not in message  # it keeps all of that leaf at either scale
-    message = breaks(assert_scale_invariant, below_two, weights(), weights(), factor=0.5)
-    for name in ("masks['a']", "masks['b'][0]"):
-        assert re.search(rf"{re.escape(name)} is .* if the scores are multiplied by 0.5", message)
-    assert "scores=scores, factor=factor)" in message
-
-
-@pytest.mark.parametrize(
-    ("leaf", "factor"),
-    [
-        (torch.tensor([65504.0], dtype=torch.float16), 2.0),
-        (torch.tensor([2.0**-149]), 0.5),
-        (torch.tensor([1.0]), -2.0),
-    ],
-)
-def test_scale_invariance_needs_exact_multiples(leaf: torch.Tensor, factor: float) -> None:
-    with pytest.raises(ValueError, match=r"factor must be|not exact"):
-        assert_scale_invariant(below_two, [leaf], factor=factor)
-
-
-def test_scale_invariance_of_integers_and_nan() -> None:
-    params = [torch.tensor([-128, 127], dtype=torch.int8), torch.tensor([nan, inf])]
-    assert_scale_invariant(gp.global_unstructured, params, amount=1)
+    assert_mask_contract(prune, weights(), None, prior(), sparsity=0.4)
+    assert "must be 2" in breaks(
+        assert_mask_contract, prune, weights(), None, prior(), sparsity=0.6
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in testing.__all__ if name[0] == "a"])

@@ -10,34 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gprune as gp
-from gprune.testing import (
-    amounts,
-    assert_equivariant,
-    assert_mask_contract,
-    assert_nested,
-    assert_pure,
-    assert_scale_invariant,
-    assert_vmaps,
-    param_trees,
-    prior_masks,
-    scores_for,
-)
+from gprune.testing import assert_mask_contract, assert_pure, param_trees, prior_masks, scores_for
 from gprune.testing.reports import source
 from tests.support.assertions import assert_same
+from tests.support.cases import amounts
 from tests.support.faulty import (
     F,
     T,
-    below_two,
     breaks,
-    by_place,
     exactly,
     inf,
-    ladder,
     leaf,
     nan,
-    other_when_batched,
     prior,
-    rounded,
     scores_with_nan,
     tree,
     weights,
@@ -48,10 +33,8 @@ from tests.support.faulty import (
 def test_the_source_of_inputs_rebuilds_them(params: Any, data: st.DataObject) -> None:
     drawn = (params, data.draw(scores_for(params)), data.draw(prior_masks(params)))
     drawn += (data.draw(amounts(3)), [nan, -inf, 3, "x"])
-    imports = {"import torch"}
-    expression = source(drawn, imports)
     scope: dict[str, Any] = {}
-    exec("\n".join([*imports, f"rebuilt = {expression}"]), scope)
+    exec(source("assert_pure", rebuilt=drawn), scope)
     assert_same(scope["rebuilt"][:4], drawn[:4])
     assert repr(scope["rebuilt"][4]) == repr(drawn[4])
     for got, was in zip(*(gp.trees.flatten(x)[0] for x in (scope["rebuilt"], drawn)), strict=True):
@@ -62,10 +45,15 @@ def test_the_source_of_inputs_rebuilds_them(params: Any, data: st.DataObject) ->
 
 
 def test_the_source_of_what_is_too_large_or_empty() -> None:
-    assert source(torch.ones(2_000), set()).startswith("torch.zeros((2000,), dtype=torch.float32)")
-    assert "too large" in source(torch.ones(2_000), set())
-    assert source(torch.ones(0, 3), set()) == "torch.empty((0, 3), dtype=torch.float32)"
-    assert source(torch.ones(2, device="meta"), set()).endswith("device='meta')")
+    shown = source("assert_pure", large=torch.ones(2_000), empty=torch.ones(0, 3))
+    assert "large = torch.empty((2000,), dtype=torch.float32)\n" in shown
+    assert "empty = torch.empty((0, 3), dtype=torch.float32)" in shown
+    assert source("assert_pure", x=torch.ones(2, device="meta")).endswith("device='meta')")
+
+
+def test_the_source_of_what_is_no_dense_tensor_is_its_repr() -> None:
+    sparse = torch.eye(2).to_sparse()
+    assert source("assert_pure", x=[sparse, len]).endswith(f"x = [{sparse!r}, {len!r}]")
 
 
 def run_repro(message: str, **scope: Any) -> dict[str, Any]:
@@ -83,14 +71,10 @@ def test_the_repro_can_be_pasted() -> None:
         breaks(assert_mask_contract, faulty, weights(), scores_with_nan(), prior(), amount=3),
         prune=faulty,
     )
-    run_repro(breaks(assert_nested, rounded, weights(), amounts=[1, 2]), rounded=rounded)
-    run_repro(breaks(assert_equivariant, by_place, ladder(), amount=1), by_place=by_place)
-    run_repro(breaks(assert_scale_invariant, below_two, weights()), below_two=below_two)
-    run_repro(breaks(assert_pure, leaf, weights() | {"w": torch.ones(1)}), leaf=leaf)
     run_repro(
-        breaks(assert_vmaps, other_when_batched, {"w": torch.ones(1, 1), "none": None}),
-        other_when_batched=other_when_batched,
+        breaks(assert_mask_contract, faulty, weights(), amount=1, separately=True), prune=faulty
     )
+    run_repro(breaks(assert_pure, leaf, weights() | {"w": torch.ones(1)}), leaf=leaf)
 
 
 def test_functions_without_a_name() -> None:

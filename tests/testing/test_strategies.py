@@ -1,6 +1,8 @@
-"""Drawn trees and amounts reach every hard case: `hypothesis.find` must find one."""
+"""Drawn trees and tensors reach every hard case: `hypothesis.find` must find one."""
 
+import math
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import optree
@@ -9,10 +11,12 @@ import torch
 from hypothesis import Phase, given
 from hypothesis import strategies as st
 
-from gprune.testing import SCORE_DTYPES, amounts, param_trees, prior_masks, scores_for
-from gprune.testing.strategies import Box, Pair
+from gprune.testing import SCORE_DTYPES, param_trees, prior_masks, scores_for, tensors
+from gprune.testing.strategies import Box, Pair, layouts
 from tests.support import reference
 from tests.support.reaching import Condition, reaches
+
+# --- trees --------------------------------------------------------------------------------------
 
 
 def nodes(tree: Any) -> list[Any]:
@@ -75,41 +79,6 @@ def test_param_trees_have_a_tensor_and_what_is_drawn_for_them_fits(
             assert leaf.shape == param.shape
 
 
-def is_tensor_of(dtype: torch.dtype) -> Condition:
-    return lambda amount: isinstance(amount, torch.Tensor) and amount.dtype == dtype
-
-
-def is_halfway(amount: Any) -> bool:
-    return isinstance(amount, float) and amount * 10 % 1 == 0.5
-
-
-AMOUNTS: dict[str, Condition] = {
-    "no weight": lambda amount: type(amount) is int and amount == 0,
-    "one weight": lambda amount: type(amount) is int and amount == 1,
-    "all weights": lambda amount: type(amount) is int and amount == 10,
-    "no fraction": lambda amount: type(amount) is float and amount == 0,
-    "all of it": lambda amount: type(amount) is float and amount == 1,
-    "halfway to an even count": lambda amount: (
-        is_halfway(amount) and round(amount * 10) < amount * 10
-    ),
-    "halfway to an odd count": lambda amount: (
-        is_halfway(amount) and round(amount * 10) > amount * 10
-    ),
-    **{f"tensor of {dtype}": is_tensor_of(dtype) for dtype in SCORE_DTYPES},
-}
-
-
-@pytest.mark.parametrize("condition", AMOUNTS.values(), ids=AMOUNTS)
-def test_amounts_reach(condition: Condition) -> None:
-    reaches(amounts(10), condition)
-
-
-@given(st.integers(0, 1_000), st.data())
-def test_amounts_are_valid(candidates: int, data: st.DataObject) -> None:
-    amount = reference.exact(data.draw(amounts(candidates)))
-    assert 0 <= amount <= (candidates if isinstance(amount, int) else 1)
-
-
 def test_a_failure_shrinks_to_one_small_leaf() -> None:
     def has_a_tie(params: Any) -> bool:
         entries = [x for leaf in reference.lists(params) for x in leaf or []]
@@ -119,3 +88,94 @@ def test_a_failure_shrinks_to_one_small_leaf() -> None:
     assert isinstance(smallest, torch.Tensor)
     assert reference.entries(smallest) == [0.0, 0.0]
     assert smallest.dtype == torch.float32
+
+
+# --- tensors ------------------------------------------------------------------------------------
+
+
+def any_entry(condition: Callable[[float], bool]) -> Condition:
+    return lambda tensor: any(map(condition, reference.entries(tensor)))
+
+
+def smallest_normal(tensor: torch.Tensor) -> float:
+    return torch.finfo(tensor.dtype).smallest_normal
+
+
+def has_denormal(tensor: torch.Tensor) -> bool:
+    entries = reference.entries(tensor)
+    return tensor.is_floating_point() and any(0 < abs(x) < smallest_normal(tensor) for x in entries)
+
+
+def has_both_zeros(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() and {
+        math.copysign(1, x) for x in reference.entries(tensor) if x == 0
+    } == {-1.0, 1.0}
+
+
+TENSORS: dict[str, Condition] = {
+    "empty": lambda t: t.numel() == 0,
+    "0-dim": lambda t: t.dim() == 0,
+    "4-dim": lambda t: t.dim() == 4,
+    "all equal": lambda t: t.numel() > 2 and len(set(reference.entries(t))) == 1,
+    "all different": lambda t: t.numel() > 4 and len(set(reference.entries(t))) == t.numel(),
+    "NaN": any_entry(math.isnan),
+    "all NaN": lambda t: t.numel() > 1 and all(map(math.isnan, reference.entries(t))),
+    "NaN and numbers": lambda t: len(set(map(math.isnan, reference.entries(t)))) == 2,
+    "inf": any_entry(lambda x: x == math.inf),
+    "-inf": any_entry(lambda x: x == -math.inf),
+    "-0.0 beside 0.0": has_both_zeros,
+    "denormal": has_denormal,
+    "expanded": lambda t: 0 in t.stride() and t.numel() > 1,
+    "not contiguous": lambda t: not t.is_contiguous() and 0 not in t.stride(),
+    "strided, with an offset": lambda t: t.storage_offset() > 0 and t.numel() > 1,
+    "transposed": lambda t: t.dim() == 2 and t.t().is_contiguous() and not t.is_contiguous(),
+    "channels-last": lambda t: (
+        t.dim() == 4
+        and t.is_contiguous(memory_format=torch.channels_last)
+        and not t.is_contiguous()
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("condition", TENSORS.values(), ids=TENSORS)
+def test_tensors_reach(condition: Condition) -> None:
+    reaches(tensors(), condition)
+
+
+EXTREMES: dict[torch.dtype, tuple[float, float]] = {
+    torch.float32: (2.0**-149, torch.finfo(torch.float32).max),
+    torch.float64: (2.0**-1074, torch.finfo(torch.float64).max),
+    torch.float16: (2.0**-24, 65504),
+    torch.bfloat16: (2.0**-133, torch.finfo(torch.bfloat16).max),
+    torch.int64: (-(2**53), 2**53),
+    torch.int32: (-(2**31), 2**31 - 1),
+    torch.int16: (-(2**15), 2**15 - 1),
+    torch.int8: (-128, 127),
+    torch.uint8: (0, 255),
+}
+
+
+LONG = (torch.float64, torch.float16, torch.bfloat16)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        pytest.param(dtype, marks=pytest.mark.long if dtype in LONG else [])
+        for dtype in SCORE_DTYPES
+    ],
+    ids=str,
+)
+def test_tensors_reach_the_ends_of_each_dtype(dtype: torch.dtype) -> None:
+    for extreme in EXTREMES[dtype]:
+        found = reaches(tensors(dtypes=[dtype]), any_entry(lambda x, at=extreme: x == at))
+        assert found.dtype == dtype
+
+
+@given(tensors(), st.data())
+def test_layouts_keep_the_entries(tensor: torch.Tensor, data: st.DataObject) -> None:
+    other = data.draw(layouts(tensor))
+    assert (other.dtype, other.shape) == (tensor.dtype, tensor.shape)
+    assert repr(reference.entries(other)) == repr(reference.entries(tensor))
