@@ -33,7 +33,6 @@ LAYERS = [
 # the files without a test file of their own, and which tests run their code
 TESTED_ELSEWHERE = {
     "__main__.py": "two lines, run by tests/cli/test_app.py",
-    "cli/__main__.py": "two lines, run by tests/cli/test_demo.py",
     "reconstruct/matrices.py": "layouts, in the tests of each function of reconstruct",
     "scores/observer.py": "which inputs are seen, in tests/scores/test_wanda.py and test_gram.py",
     "select/dtensors.py": "the operators of DTensors, in tests/guarantees/test_sharded.py",

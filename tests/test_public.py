@@ -98,12 +98,13 @@ def test_top_level_names() -> None:
 
 
 PACKAGES = [gprune, gprune.scores, gprune.reconstruct, gprune.schedules, gprune.allocation]
-PACKAGES += [gprune.pruners, gprune.adapter, gprune.checkpoints]
+PACKAGES += [gprune.pruners, gprune.adapter, gprune.checkpoints, gprune.testing]
 OURS = [
     (package, name)
     for package in PACKAGES
     for name in package.__all__
     if package is not gprune.adapter or name in ADAPTER  # the others are torch's
+    if name != "SCORE_DTYPES"  # a tuple
 ]
 
 

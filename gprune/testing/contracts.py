@@ -50,7 +50,8 @@ def assert_mask_contract(
         AssertionError: if a mask is wrong; it shows every such mask.
 
     Example:
-        >>> import gprune as gp
+        >>> import torch, gprune as gp
+        >>> from gprune.testing import assert_mask_contract
         >>> params = {"weight": torch.tensor([1.0, 1.0, 3.0])}
         >>> assert_mask_contract(gp.global_unstructured, params, amount=1)
         >>> def not_above_the_lowest(params, scores, masks, amount):

@@ -37,6 +37,8 @@ def assert_pure(function: Callable[..., Any], *args: Any, may_return_inputs: boo
             another result.
 
     Example:
+        >>> import torch
+        >>> from gprune.testing import assert_pure
         >>> assert_pure(torch.neg, torch.tensor([1.0, 2.0]))
         tensor([-1., -2.])
         >>> assert_pure(torch.Tensor.neg_, torch.tensor([1.0, 2.0]))

@@ -78,8 +78,9 @@ def param_trees(draw: DrawFn, *, dtypes: Sequence[torch.dtype] = SCORE_DTYPES) -
         empty, and some leaves are `None`.
 
     Example:
-        >>> from hypothesis import given, settings
+        >>> from hypothesis import given, settings, strategies as st
         >>> import gprune as gp
+        >>> from gprune.testing import param_trees, prior_masks, scores_for
         >>> @settings(deadline=None)  # the first call of an operator is slow
         ... @given(st.data())
         ... def test_nothing_comes_back(data):
@@ -104,6 +105,15 @@ def scores_for(draw: DrawFn, params: Tree, *, dtypes: Sequence[torch.dtype] = SC
 
     Returns:
         A tree of the same structure and shapes, `None` where `params` has `None`.
+
+    Example:
+        >>> import torch
+        >>> from hypothesis import given
+        >>> from gprune.testing import scores_for
+        >>> @given(scores_for({"weight": torch.ones(2, 3), "bias": None}))
+        ... def test_shapes(scores):
+        ...     assert scores["weight"].shape == (2, 3) and scores["bias"] is None
+        >>> test_shapes()
     """
 
     def score(leaf: Tensor | None) -> Tensor | None:
@@ -124,6 +134,16 @@ def prior_masks(draw: DrawFn, params: Tree) -> Tree:
     Returns:
         A tree of bool tensors (True = keep) of the same structure and shapes, in any memory layout,
         `None` where `params` has `None`. Often they keep everything, or nothing.
+
+    Example:
+        >>> import torch, gprune as gp
+        >>> from hypothesis import given
+        >>> from gprune.testing import prior_masks
+        >>> @given(prior_masks({"weight": torch.ones(2, 3)}))
+        ... def test_all_that_is_kept_is_pruned(masks):
+        ...     new = gp.global_unstructured({"weight": torch.ones(2, 3)}, masks=masks, amount=1.0)
+        ...     assert gp.num_pruned(new) == 6
+        >>> test_all_that_is_kept_is_pruned()
     """
     some = _among(True, False)
     keeps = draw(_among(_among(True), some, some, some, _among(False)))
@@ -157,7 +177,9 @@ def tensors(
         corner cases of its dtype, or any values of its dtype (int64 within 2^53).
 
     Example:
+        >>> import torch
         >>> from hypothesis import given
+        >>> from gprune.testing import tensors
         >>> @given(tensors(dtypes=[torch.bfloat16]))
         ... def test_bfloat16_is_exact_in_float32(tensor):
         ...     assert tensor.float().bfloat16().equal(tensor) or tensor.isnan().any()

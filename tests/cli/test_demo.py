@@ -27,7 +27,7 @@ def run_demo(folder: Path) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     plain = {k: v for k, v in os.environ.items() if k not in ("FORCE_COLOR", "PYTHONWARNINGS")}
     return subprocess.run(
-        [sys.executable, "-m", "gprune.cli", "demo", "--steps", "45"],
+        [sys.executable, "-m", "gprune", "demo", "--steps", "45"],
         cwd=folder,
         env={**plain, "COLUMNS": "80", "PYTHONPATH": path},
         capture_output=True,

@@ -1,6 +1,0 @@
-"""`python -m gprune.cli` is the command `gprune`."""
-
-from gprune.cli import main
-
-if __name__ == "__main__":
-    main()
