@@ -314,10 +314,12 @@ def page(results: dict[str, Any]) -> str:
         "| method | pruned | perplexity | seeds | seconds | peak MiB |",
         "|---|---|---|---|---|---|",
     ]
-    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {row[:2]: [] for row in rows()}
     for row in results["rows"]:
-        found.setdefault((row["method"], row["sparsity"]), []).append(row)
+        found[row["method"], row["sparsity"]].append(row)
     for (method, asked), group in found.items():
+        if not group:  # not measured yet
+            continue
         values = sorted(row["perplexity"] for row in group)
         shown = f"{values[0]:.1f}" if len(values) == 1 else f"{values[0]:.1f} to {values[-1]:.1f}"
         seconds = max(row["seconds"] for row in group)

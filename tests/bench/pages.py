@@ -62,7 +62,27 @@ def quoted() -> str:
     for sentence, names in QUOTED.items():
         values = (f"[{figures[name]['value']:g}]({PAGE}#figures)" for name in names)
         lines.append(f"- {sentence.format(*values)}")
+    of_language_model = f"{PAGE}#a-language-model-pruned-without-training"
+    dense, by_magnitude, best = (
+        f"[{perplexity(method):g}]({of_language_model})"
+        for method in ("dense", "magnitude by row", "SparseGPT")
+    )
+    lines.append(
+        f"- The perplexity of SmolLM2-135M is {dense}. With half of the weights of its blocks "
+        f"pruned it is {by_magnitude} by magnitude in each row, and {best} by SparseGPT."
+    )
     return "\n".join(lines) + "\n"
+
+
+def perplexity(method: str) -> float:
+    """Give the perplexity of the language model, half pruned unless it is dense."""
+    sparsity = "0" if method == "dense" else "0.5"
+    [found] = [
+        row["perplexity"]
+        for row in llm.load()["rows"]
+        if (row["method"], row["sparsity"], row["seed"]) == (method, sparsity, 0)
+    ]
+    return round(float(found), 1)
 
 
 def main() -> None:
