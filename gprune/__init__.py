@@ -76,7 +76,7 @@ Submodules that need an import of their own:
     gprune.testing        strategies and contracts for tests; needs the extra `testing`
     gprune.cli            the command `gprune`; needs the extra `cli`
 
-The source is in the same order. Each file has a test file of the same name in `tests`:
+The source files are in this order. Most have a test file of the same name in `tests`:
 
     trees.py              pytrees with `None` leaves, and `prunable`
     inputs.py             the checks of what a user passes
@@ -172,7 +172,7 @@ __all__ = [
 if not TYPE_CHECKING:  # a type checker should still report names that do not exist
 
     def __getattr__(name: str) -> ModuleType:
-        """Import `gprune.reconstruct` when it is first used, because it takes 10 milliseconds."""
+        """Import `gprune.reconstruct` when it is first used, so that `import gprune` stays fast."""
         if name == "reconstruct":
             return import_module("gprune.reconstruct")
         raise AttributeError(f"module 'gprune' has no attribute {name!r}")

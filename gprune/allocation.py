@@ -58,7 +58,7 @@ def uniform(
         sparsity: the fraction of all prunable entries that is to be pruned, 0 to 1.
         overrides: the sparsities, 0 to 1, of leaves whose dotted path matches a glob; the first
             glob that matches a leaf counts. The other leaves are pruned so that the total is right.
-            If that is impossible, an error is raised. So where `sparsity` may be 0, as at the start
+            If that is impossible, an error is raised. So if `sparsity` may be 0, as at the start
             of a schedule, every override must be 0.
         min_kept: the least number of entries that a leaf without an override keeps. A leaf with
             fewer entries keeps them all.
@@ -108,7 +108,7 @@ def erdos_renyi(
         kernel: whether all dims of a leaf count ("ERK"), or only the first two ("ER").
         overrides: the sparsities, 0 to 1, of leaves whose dotted path matches a glob; the first
             glob that matches a leaf counts. The other leaves are pruned so that the total is right.
-            If that is impossible, an error is raised. So where `sparsity` may be 0, as at the start
+            If that is impossible, an error is raised. So if `sparsity` may be 0, as at the start
             of a schedule, every override must be 0.
         min_kept: the least number of entries that a leaf without an override keeps. A leaf with
             fewer entries keeps them all.

@@ -1,6 +1,7 @@
 """Hypothesis profiles, chosen by the environment: HYPOTHESIS_PROFILE, or `ci` where CI is set.
 
-A property runs `max_examples` times, and exactness twenty times as often; eight times in `quick`.
+A property test draws `max_examples` examples. The exactness tests draw twenty times as many, and
+eight times as many in `quick`.
 """
 
 import os
@@ -10,7 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-# random trees of several arrays are slow to draw on a machine that other work shares, and only that
+# drawing random trees is slow on a busy machine; only this health check is switched off
 COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 
 settings.register_profile("quick", max_examples=25, **COMMON)
@@ -20,7 +21,7 @@ settings.register_profile("nightly", max_examples=2_500, print_blob=True, **COMM
 in_ci = os.environ.get("CI", "").lower() in ("1", "true")
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if in_ci else "quick"))
 
-# one thread a process: pytest-xdist fills the cores, torch's threads would wait for each other
+# one thread per process, because the processes of pytest-xdist fill the cores already
 torch.set_num_threads(1)
 # nor does Inductor start processes that compile: each would import torch, which takes two seconds
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")

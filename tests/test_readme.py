@@ -38,7 +38,7 @@ def test_python_block(block: str, tmp_path: Path, capsys: pytest.CaptureFixture[
 
 @pytest.mark.parametrize("block", ALONE, ids=lambda block: block.strip().splitlines()[2][:40])
 def test_python_block_can_be_pasted_at_a_prompt(block: str) -> None:
-    """There an indented block ends with an empty line."""
+    """At a prompt, an indented block ends with an empty line."""
     statement: list[str] = []
     for line in [*block.splitlines(), ""]:
         statement.append(line)
@@ -51,7 +51,7 @@ def test_python_block_can_be_pasted_at_a_prompt(block: str) -> None:
 def test_blocks_under_torchrun(tmp_path: Path) -> None:
     [block] = TOGETHER
     script = tmp_path / "train.py"
-    # now and then torch aborts a process of gloo that goes down, when all is done: leave before
+    # torch sometimes aborts a gloo process at its exit, after all work is done, so exit before that
     script.write_text(f"{block}\nimport os\n\nos._exit(0)\n")
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -139,7 +139,7 @@ def test_every_notebook_is_listed() -> None:
 
 
 def test_every_picture_is_in_the_repository() -> None:
-    """Not only on the disk of whoever drew it."""
+    """It is committed, not only on one machine."""
     pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README)
     assert pictures
     assert all((ROOT / picture).stat().st_size < 400_000 for picture in pictures)

@@ -106,7 +106,7 @@ def test_golden_values(schedule: gp.schedules.Schedule, values: dict[int, float]
     assert got == pytest.approx(values, rel=0, abs=1e-15)
 
 
-def test_any_real_number_is_one() -> None:
+def test_arguments_may_be_any_real_numbers() -> None:
     half = Fraction(1, 2)
     for name in ("linear", "polynomial", "exponential", "cosine"):
         schedule = getattr(gp.schedules, name)(half, begin=Fraction(0), end=4, initial=half / 2)
@@ -119,7 +119,7 @@ def test_any_real_number_is_one() -> None:
 
 
 def of_jaxpruner(step: int, sparsity: float, start: int, end: int) -> float:
-    """The formula of its PolynomialSchedule, 2024, which counts a step when it is over."""
+    """JaxPruner's PolynomialSchedule, 2024, which counts a step after it is done."""
     progress = min(max(step + 1 - start, 0), end - start) / (end - start)
     return sparsity * (1 - (1 - progress) ** 3)
 
@@ -143,7 +143,7 @@ def test_polynomial_is_cubic_sl_of_torch(initial: float) -> None:
 
     settings = {"s_0": initial, "s_f": 0.9, "t_0": 20, "dt": 10, "n": 5}
     ours = gp.schedules.polynomial(0.9, begin=20, end=70, initial=initial)
-    # before t_0 theirs extrapolates, and clamps: to s_0, as the cube only falls
+    # before t_0, CubicSL extrapolates and clamps to s_0, because the cube only decreases
     for step in range(100):
         theirs = CubicSL.sparsity_compute_fn(t=min(step, 70), **settings)
         assert ours(step).item() == pytest.approx(theirs, rel=0, abs=1e-15)

@@ -95,7 +95,7 @@ def nested(flat: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_by_default_biases_norms_tokens_and_positions_are_left_out() -> None:
-    """Of a flat dict with dotted keys as of a tree of dicts; a tied embedding is taken."""
+    """In a flat dict with dotted keys and in nested dicts; a tied embedding is chosen."""
     flat = dict(Block().named_parameters())
     assert kept(flat) == WEIGHTS_OF_BLOCK
     assert kept(nested(flat)) == WEIGHTS_OF_BLOCK
@@ -127,7 +127,7 @@ def test_the_lengths_of_weight_norm_are_left_out() -> None:
     assert kept({"weight_g": lengths, "original0": lengths}) == ["original0", "weight_g"]
 
 
-def test_leaves_without_names_go_by_shape() -> None:
+def test_leaves_without_names_are_chosen_by_shape() -> None:
     assert kept([MATRIX, [MATRIX, VECTOR], (MATRIX,)]) == ["0", "1.0", "2.0"]
     assert kept(MATRIX) == [""]
     assert kept(VECTOR) == []

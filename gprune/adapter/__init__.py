@@ -60,8 +60,8 @@ too:
 
 Only this package changes modules. It leaves the state that torch's own `custom_from_mask` leaves,
 so torch's `remove` and `is_pruned` recognise it: `<name>_orig` is the same `Parameter` as before,
-`<name>_mask` is a persistent buffer in its dtype, and a forward pre-hook recomputes `<name>`. The
-hook is of a subclass of torch's, so that modules pruned here can be copied. The functions that come
+`<name>_mask` is a persistent buffer in that dtype, and a forward pre-hook recomputes `<name>`. The
+hook's class extends torch's, so that modules pruned here can be copied. The functions that come
 from torch, such as `l1_unstructured`, leave torch's own hook. After
 `attach_masks_(net, masks_of(net))` such a module can be copied too.
 
@@ -71,7 +71,7 @@ from torch, such as `l1_unstructured`, leave torch's own hook. After
     sharded.py               modules under fully_shard, and parameters that are DTensors
     batchnorm.py             running statistics of the pruned network
     hooks.py                 the hooks that recompute masked weights
-    state.py                 what torch keeps in a pruned module; changes of all modules or of none
+    state.py                 what torch keeps in a pruned module; all-or-nothing changes
 """
 
 from typing import TYPE_CHECKING, Any

@@ -4,7 +4,7 @@ Pruning changes the activations of a network. Its batch norms still have the mea
 the dense network, and use them in eval mode. The functions here measure them anew.
 
 As in `torch.optim.swa_utils.update_bn`, the new statistics are the averages of the statistics of
-the batches. Unlike there, all other modules are in eval mode meanwhile, because dropout would
+the batches. Unlike in `update_bn`, all other modules are in eval mode, because dropout would
 change the variances (Li et al., 2018, arXiv:1801.05134).
 """
 

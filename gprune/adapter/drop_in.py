@@ -101,8 +101,8 @@ def global_unstructured(
         raise TypeError(f"importance_scores must be a dict from pairs to tensors, got {got}")
     if hasattr(pruning_method, "PRUNING_TYPE") and not isinstance(pruning_method, type):
         raise TypeError(
-            f"pruning_method must be a class, such as L1Unstructured, got {pruning_method!r}; its "
-            "arguments are passed by name: amount=..., and prune_ takes the methods of gprune"
+            f"pruning_method must be a class, such as L1Unstructured, got {pruning_method!r}; "
+            "pass its arguments by name (amount=...), or use prune_ for the methods of gprune"
         )
     weights, uncalled = _collect(parameters, importance_scores or {})
     method = pruning_method(**kwargs)

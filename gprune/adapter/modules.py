@@ -412,7 +412,7 @@ def params_of(module: nn.Module) -> dict[str, nn.Parameter]:
 
     Returns:
         The `Parameter`s themselves, with `fc.weight_orig` under the name `fc.weight`. A tied one is
-        there once, under its first name. Use them with `masks_of(module)` in `gprune.apply_masks`,
+        listed once, under its first name. Use them with `masks_of(module)` in `gprune.apply_masks`,
         and the result in `torch.func.functional_call` on a plain module.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The state that torch keeps in a pruned module, and writing to several modules or to none.
+"""The state that torch keeps in a pruned module, and all-or-nothing changes of modules.
 
 Most private names of torch that the adapter needs are used here, because there are no public ones.
 A hook's `_tensor_name` and a module's `_forward_pre_hooks` are the only record of which tensors are

@@ -253,7 +253,7 @@ def _quantized(layout: str) -> str:
 
 
 def _named(name: str, is_no_weight: bool) -> str | None:
-    """Return what the name of a matrix says against it, or `None`."""
+    """Return why a matrix is no weight by its name, or `None`."""
     if _is_scale(name):
         return SCALE
     if is_no_weight:

@@ -13,10 +13,10 @@ from gprune.select.blocks import flat_blocks
 from gprune.summaries import LeafSummary, Summary
 
 FP4 = torch.float4_e2m1fn_x2
-"""Two entries in each byte, which torch counts as one."""
+"""A dtype with two entries in each byte, which torch counts as one entry."""
 
 EXPONENTS = torch.float8_e8m0fnu
-"""Powers of two, none of which is zero; torch compares the smallest as equal to zero."""
+"""A dtype of powers of two. None is zero, but torch compares the smallest as zero."""
 
 
 def density(tensors: dict[str, Tensor]) -> Summary:

@@ -164,14 +164,14 @@ def read_text(
     if length is None:
         length = min(DEFAULT_LENGTH, most, tokens)
     elif length > min(most, tokens):
-        has = f"the model takes {most:,}" if length > most else f"there are {tokens:,} in all"
+        has = f"the limit is {most:,}" if length > most else f"there are {tokens:,} in all"
         raise CheckpointError(f"a sequence cannot have {length:,} tokens: {has}")
     require_file(path)
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise CheckpointError(
-            f"{path} is not a text in UTF-8: byte {error.start:,} is not"
+            f"{path} is not a text in UTF-8: byte {error.start:,} is invalid"
         ) from None
     with _loading(checkpoint.path, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, **OFFLINE)
@@ -323,7 +323,7 @@ def prune(
     num_known = model.get_input_embeddings().num_embeddings
     if (highest := max(int(batch.max()) for batch in batches)) >= num_known:
         raise CheckpointError(
-            f"the tokenizer has a token {highest}, and the model knows {num_known} tokens"
+            f"the text has token id {highest}, but the model knows {num_known} tokens"
         )
     try:
         inputs = first_inputs(model, [block.module for block in blocks], batches)
@@ -343,7 +343,7 @@ def prune(
 def _prune_block(
     block: Any, params: Any, inputs: Any, *, method: Method, advance: Callable[[int], object]
 ) -> tuple[Tree, Tree]:
-    """Prune a block, with new weights as they will be stored, for the blocks after it."""
+    """Prune a block. Round its new weights to the stored dtype, as later blocks must see them."""
     new, masks = dict(params), dict.fromkeys(params)
     if block.weights:
         try:

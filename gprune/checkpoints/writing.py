@@ -1,4 +1,4 @@
-"""Writing: the pruned copy of a checkpoint. Only pruned weights change, and it is atomic.
+"""Writing: the pruned copy of a checkpoint, which is put in place atomically.
 
 All bytes are copied, and those of pruned entries become zero. The kept entries of a weight change
 only if it has been rebuilt. The copy is written to a temporary folder beside its final path, synced
@@ -91,8 +91,8 @@ def write(
 ) -> Outcome:
     """Write the pruned copy of a checkpoint, and return how much of it is pruned.
 
-    Only pruned entries change: their bytes become zero. The copy is written beside its final path,
-    and then renamed, so it is there as a whole or not at all.
+    The bytes of pruned entries become zero. Kept entries change only if `plan` has new weights. The
+    copy is written beside its final path, and then renamed, so it is complete or absent.
 
     Args:
         checkpoint: the checkpoint to copy.

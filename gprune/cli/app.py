@@ -78,7 +78,7 @@ def gprune() -> None:
     "gprune prune --help" has all options. To prune while a model trains, use
     the library: python -c "import gprune; help(gprune)"
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names that the encoding lacks are escaped
+    if isinstance(sys.stdout, io.TextIOWrapper):  # characters that the encoding lacks are escaped
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
@@ -89,13 +89,13 @@ def demo(
         "gprune-demo.png"
     ),
 ) -> None:
-    """Prune a network in three ways while it learns digits, and draw what becomes of it.
+    """Prune a network in three ways while it learns digits, and draw the results.
 
     gprune demo
     gprune demo --steps 300 --picture digits.png
 
-    It takes about half a minute on two cores. It downloads nothing, and writes
-    one picture. It needs the extra "demo".
+    It takes about half a minute on a CPU. It downloads nothing, and writes one
+    picture. It needs the extra "demo".
     """
     from gprune.cli.demo import run  # imported here, because it needs the extra `demo`
 
@@ -138,7 +138,7 @@ def prune(
             metavar="TEXT",
             rich_help_panel=CALIBRATED,
             help="A text file in UTF-8. The model reads it, and its layers are pruned with the "
-            "inputs that they get. The other options here need this one.",
+            "inputs that they get. The other options of this group need it.",
         ),
     ] = None,
     refit: Annotated[
@@ -209,12 +209,12 @@ def prune(
     bytes of memory for each entry of the largest tensor.
 
     With --calibrate the linear layers in the blocks of a language model are
-    pruned, but not its embedding, its head, and experts that transformers
+    pruned, but not its embedding, its head, or experts that transformers
     packs into one tensor. transformers loads the model and its tokenizer from
     the folder, and nothing is downloaded. The blocks are pruned in turn, each
     with the inputs that it gets from the pruned blocks before it. --score
-    wanda prunes the amount of each row, and --method sparsegpt that of each
-    tensor. SparseGPT and --refit change kept entries too. Dtypes stay. The
+    wanda applies --amount to each row, and --method sparsegpt to each tensor.
+    SparseGPT and --refit change kept entries too. Dtypes do not change. The
     model runs in float32 on the CPU and must fit into memory twice.
 
     The exit status is 2 for bad input and 1 if the system fails.

@@ -29,7 +29,7 @@ def resolve_options(score: str | None, method: str | None) -> dict[str, str | No
         The `score` and the `method` for `prune`. SparseGPT has its own score, so it is `None`.
 
     Raises:
-        CheckpointError: if they are others.
+        CheckpointError: if a text cannot be used with them.
     """
     if method == "sparsegpt" and score is None:
         return {"score": None, "method": method}
@@ -38,7 +38,7 @@ def resolve_options(score: str | None, method: str | None) -> dict[str, str | No
     if method == "sparsegpt":
         raise CheckpointError("--method sparsegpt has a score of its own; leave out --score")
     raise CheckpointError(
-        "--calibrate is for --score wanda, which ranks --method rows, and for --method sparsegpt"
+        "--calibrate is for --score wanda, with --method rows, and for --method sparsegpt"
     )
 
 
@@ -79,7 +79,7 @@ def prune(
     Returns:
         How much of each tensor is pruned, and why the other tensors are left out.
     """
-    import transformers  # noqa: F401  if it is missing, no other error comes first
+    import transformers  # noqa: F401  so that its absence is the first error
 
     source = checkpoints.read(checkpoint)
     checkpoints.check_output_path(source, out, force=force)

@@ -28,7 +28,7 @@ def resolve_options(
     method: str | None,
     given: Mapping[str, Any],
 ) -> dict[str, str]:
-    """Check that what is asked for can be pruned without a text, and return the score and method.
+    """Check that the options need no calibration text, and return the score and method.
 
     Args:
         amount: the amount.

@@ -52,7 +52,7 @@ class Point(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A training run: how it is pruned, to which sparsity, how many weights are, and its curves."""
+    """A training run: its method, its sparsity, how many weights are pruned, and its curves."""
 
     method: str
     sparsity: float

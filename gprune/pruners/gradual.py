@@ -8,9 +8,9 @@ k weights with the lowest scores are pruned, with
 where s is the schedule and n the number of prunable entries. What is pruned stays pruned.
 
 With `gprune.straight_through` in the loss, pruned weights keep training, and you may want to choose
-among all weights anew at each due step. For that, pass a `prune` of your own. If the sparsity that
-it gets is 0, the step is not due, or nothing is to be pruned: return the prior masks. Otherwise
-ignore the prior masks, and prune as if nothing were pruned yet.
+among all weights anew at each due step. For that, pass a `prune` of your own. It gets the
+sparsity 0 if the step is not due or nothing is to be pruned. Then return the prior masks. Otherwise
+ignore them, and prune as if nothing were pruned yet.
 """
 
 from __future__ import annotations

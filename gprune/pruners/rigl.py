@@ -1,7 +1,7 @@
 """RigL: drop the smallest weights, grow those with the largest gradients.
 
 Evci et al., 2020, "Rigging the lottery: making all tickets winners", arXiv:1911.11134, algorithm 1.
-At a due step t, a leaf that keeps n of its entries, which are its weights,
+The n entries that a leaf keeps are its weights. At a due step t, the leaf
 
 1. drops the k weights with the lowest scores, k = round(f(t) n); the others are the survivors,
 2. grows k of the entries that are not survivors, those with the largest |gradient|.
@@ -132,7 +132,7 @@ def rigl(
 ) -> Pruner[RiglState]:
     """Return the pruner of RigL: drop the smallest weights, grow those with the largest gradients.
 
-    At a due step t a leaf that keeps n of its entries, its weights,
+    A leaf keeps n entries, its weights. At a due step t it
 
     1. drops the k weights with the lowest scores, k = round(f(t) n), rounded half to even,
     2. grows the k entries with the largest |gradient| among those that are then not kept.

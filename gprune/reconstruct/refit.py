@@ -198,7 +198,7 @@ def _solve_by_cholesky(damped: Tensor, kept: Tensor, target: Tensor) -> Tensor |
 
 
 def _batch_size(counts: list[int]) -> int:
-    """Return how many of the first rows fit into a batch, in which each takes as much as the last.
+    """Return how many of the first rows fit into a batch, if all are padded to the largest.
 
     Args:
         counts: how many entries each row keeps, ascending.

@@ -69,8 +69,8 @@ def sparsegpt(
         m: how many consecutive columns are a group; the last group may be shorter. In a convolution
             a group has input channels at one position of the kernel, as in `n_of_m`, and the
             columns are taken position by position.
-        block_size: how many columns a block has, at least 1. It has more where a group of m columns
-            would be divided.
+        block_size: how many columns a block has, at least 1. It has more if a group of m columns
+            would otherwise be divided.
         damping: what is added to the diagonal of G, as a fraction of its mean, at least 0. If H has
             no Cholesky factor with it, more is added, with a warning.
         dim: the dims of the inputs, which are the columns: an int, a tuple of ints, or a function

@@ -233,7 +233,7 @@ def _swap_rows(
         better = (terms.sum(0) < -TOLERANCE * terms.abs().sum(0)).nonzero().squeeze(1)
         if not len(better):
             break
-        # the rows that get better make the exchange
+        # make the exchange in rows whose error falls
         group, p_slot, u_slot, p, u = (x[better] for x in (group, p_slot, u_slot, p, u))
         kept[better, group, p_slot], pruned[better, group, u_slot] = u, p
         mask[numbers[better], u], mask[numbers[better], p] = True, False

@@ -8,7 +8,7 @@
     {'weight': tensor([[ True, False],
             [False,  True]])}
 
-Larger = more important. Scores are detached, and computed in float32 at least. Score all
+Larger = more important. Scores are detached, in float32 at least except `magnitude`. Score all
 parameters, then choose what to prune: `gp.global_unstructured(gp.prunable(params), scores, ...)`.
 
 From the parameters:

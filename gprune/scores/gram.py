@@ -51,7 +51,7 @@ def input_gram(
     Those of a transposed convolution, (inputs, outputs, *kernel), are all dims but dim 1.
 
     The same layers and products are observed as by `input_norms`, in the same way. The diagonal
-    holds the squares of the norms. For n rows of d inputs it takes n d² multiplications beside
+    holds the squares of the norms. For n rows of d inputs it takes n d² multiplications besides
     `forward`. A Gram matrix takes 4 d² bytes in float32, so use `where` to observe only the leaves
     that you need. Gram matrices are sums over examples: add those of several calls, or of
     data-parallel ranks, to get those of all examples.
@@ -282,8 +282,7 @@ def _parts_of(region: Region, shape: torch.Size) -> Parts | None:
         shape: the shape of the weight.
 
     Returns:
-        The parts; `None` if the weight does not divide into equal parts of consecutive rows, of
-        which the region is some.
+        The parts; `None` if the region is not made of equal parts of consecutive rows.
     """
     *batch, inputs, _ = region.dims
     rows = [d for d in range(len(shape)) if d != inputs]

@@ -32,7 +32,7 @@ def flatten_function(
         detached; and a function that makes a tree of such a list.
 
     Raises:
-        TypeError: if a leaf is not a floating point tensor, or the function is a module or none.
+        TypeError: if a leaf is not a floating point tensor, or it is a module or no function.
         ValueError: if the tree has no tensor.
     """
     require_function(function, name)

@@ -10,7 +10,7 @@ def movement(scores: Tree, params: Tree, grads: Tree) -> Tree:
     """Return the movement scores after one training step: S - θ ⊙ g.
 
     S are the scores so far, θ the weights and g their gradients. A step of gradient descent moves a
-    weight by -g, so S grows if weights move away from zero and shrinks if they move towards it.
+    weight along -g, so S grows if weights move away from zero and shrinks if they move towards it.
     Call it once in every training step, starting from zeros. The paper's learning rate of the
     scores is a common factor and is left out.
 

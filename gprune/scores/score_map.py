@@ -48,8 +48,8 @@ def score_leaves(
     """Apply an equation to the leaves of trees of one structure.
 
     Args:
-        equation: a function of one detached leaf of each tree, in float32 or float64. Its result is
-            not finite where an entry is not.
+        equation: a function of one detached leaf of each tree, in float32 or float64. If an
+            entry is not finite, neither is its result.
         magnitudes: the names of the trees that may not have negative entries, and for each of them
             the remedy, for the error.
         per_leaf: a value for each leaf of the first tree, `None`s included, which the equation
@@ -265,7 +265,7 @@ def _require_finite(
             for row in rows.values()
             for name, leaf in zip(columns, row, strict=True)
         ]
-        # with the scores, which have a DTensor if the ranks must agree on what is wrong
+        # the scores are passed too: they have a DTensor if the ranks must agree on the error
         fine = operators.all_finite([*inputs, *signed, *found], "inputs").tolist()
         are_finite, are_nonnegative = iter(fine), iter(fine[len(inputs) :])
         checks = {

@@ -78,7 +78,7 @@ def iterative_synflow(
 ) -> Tree:
     """Return the masks of SynFlow after n rounds; round k prunes to 1 - (1 - sparsity)^(k/n).
 
-    Each round scores the weights that are left. That keeps every layer alive: the scores of all
+    Each round scores the weights that are left. So layers are rarely emptied: the scores of all
     layers have the same sum, so the last weights of a layer are the most important of all.
 
     Args:

@@ -81,7 +81,7 @@ def input_norms(forward: Callable[[Tree, Any], Any], params: Tree, batches: Iter
     in `experts[i]`. The weights of GPT-2 (`Conv1D`, of shape (inputs, outputs)) and the packed
     experts of a mixture are observed. A weight is not observed if it is copied first, as in
     `experts[indices]`, or passed to a fused function, such as those of LSTM, GRU and multi-head
-    attention. Neither are parts of a DTensor.
+    attention. Parts of a DTensor are not observed.
 
     No module is changed, and only one batch at a time is in memory. The squares are summed in
     float64, on the CPU if the device has no float64.

@@ -100,7 +100,7 @@ def adam(
 def sparse_step(
     pruner: gp.pruners.Pruner, params: Tree, moments: Moments, state: Any, *batch: torch.Tensor
 ) -> tuple[Tree, Moments, Any]:
-    """Masked gradients for Adam, all of them for the pruner; moments only where weights stay."""
+    """Train with masked gradients and prune; keep the moments only of weights that stay kept."""
     x, y, t, rate = batch
     grads = torch.func.grad(loss_fn)(params, x, y)
     masked = gp.apply_masks(grads, state.masks)
@@ -117,7 +117,7 @@ def straight_through_step(
     x, y, t, rate = batch
     grads = torch.func.grad(straight_through_loss)(params, x, y, state.masks)
     params, moments = adam(params, moments, grads, t, rate)
-    _, new = pruner.update(params, state)  # what it masks is not taken: masked weights go on
+    _, new = pruner.update(params, state)  # its parameters are unused: pruned weights train
     return params, moments, new
 
 
@@ -154,7 +154,7 @@ def static(sparsity: torch.Tensor, seed: torch.Tensor, steps: int) -> gp.pruners
 
 
 def afresh(weights: Tree, scores: Tree, *, masks: Tree, sparsity: torch.Tensor) -> Tree:
-    """Choose among all weights; where none is to go, as at a step that is not due, stay."""
+    """Choose among all weights anew; return the prior masks if the sparsity is 0."""
     fresh = gp.global_unstructured(weights, scores, sparsity=sparsity)
     return gp.trees.map_leaves(
         lambda new, old: None if new is None else torch.where(sparsity > 0, new, old), fresh, masks

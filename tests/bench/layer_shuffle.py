@@ -1,9 +1,9 @@
-"""Does it matter which weights of a layer go? `python -m tests.bench.layer_shuffle`.
+"""Does it matter which weights of a layer are pruned? `python -m tests.bench.layer_shuffle`.
 
 The sanity check of Frankle et al., 2021, "Pruning Neural Networks at Initialization: Why Are We
 Missing the Mark?" (arXiv:2009.08576): train a network with the masks of each score, and again with
-the entries of each mask permuted within its layer. Scores at initialization should not notice,
-magnitude after training should.
+the entries of each mask permuted within its layer. Accuracy should fall for magnitude
+after training, but not for scores at initialization.
 
 The data are MNIST-1D (Greydanus, 2020, arXiv:2011.14439), which the package `mnist1d` makes offline
 from a fixed seed. All networks of all seeds train side by side under `vmap`. Writes
@@ -78,7 +78,7 @@ def loss(params: Params, x: Tensor, y: Tensor) -> Tensor:
 
 
 def softened(params: Params, x: Tensor, y: Tensor) -> Tensor:
-    """The loss of which the authors of GraSP take the score in their code, at temperature 200."""
+    """The loss in the code of GraSP's authors, which divides the logits by 200."""
     return F.cross_entropy(forward(params, x) / 200, y)
 
 
@@ -88,7 +88,7 @@ Select = Callable[[Params, Params, Data, float, int], Any]
 
 
 def by(score: Callable[[Params, Params, Data, int], Any]) -> Select:
-    """Masks in one shot, from a score of initial parameters, trained ones, data and a seed."""
+    """Return a function that prunes once by a score of initial and trained parameters."""
 
     def select(params: Params, trained: Params, data: Data, sparsity: float, seed: int) -> Any:
         scores = score(params, trained, data, seed)
@@ -121,7 +121,7 @@ METHODS: dict[str, Select] = {
 
 
 def shuffled(masks: Any, seed: int) -> Any:
-    """Permute the entries of each mask: every layer keeps as many weights, but others."""
+    """Permute the entries of each mask, so every layer keeps the same number of weights."""
     draws = gp.scores.random(masks, seed=seed)
 
     def permute(mask: Tensor | None, draw: Tensor | None) -> Tensor | None:
@@ -165,7 +165,7 @@ def train(
 
 
 def accuracy(params: Params, data: Data) -> Tensor:
-    """In per cent of the test set, one number for each network."""
+    """Return the test accuracy of each network, in percent."""
     logits = torch.vmap(forward, in_dims=(0, None))(params, data.x_test)
     return (logits.argmax(-1) == data.y_test).double().mean(-1) * 100
 

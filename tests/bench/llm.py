@@ -301,15 +301,14 @@ def page(results: dict[str, Any]) -> str:
     lines = [
         "## A language model, pruned without training",
         "",
-        f"Written by `python -m tests.bench.llm`, with {machine}. SmolLM2-135M-Instruct; the "
-        "linear weights of its 30 blocks are pruned. The perplexity is that of "
-        f"{scored:,} tokens, half of Hamlet and half of The Tempest, and the inputs are measured "
-        f"on {TOKENS:,} tokens of five other plays. Of several calibration seeds the range is "
-        "given. Sequential: each block is pruned with the inputs that the pruned blocks before it "
-        "produce. The seconds are those of one pruning, and if it is sequential with the "
-        "measurement of the inputs. The memory is the most that the process had during the row, "
-        "with the model, a copy of its weights and the statistics of all blocks, which the rows "
-        "share.",
+        f"Written by `python -m tests.bench.llm`, with {machine}. The linear layers in the 30 "
+        "blocks of SmolLM2-135M-Instruct are pruned. The perplexity is that of "
+        f"{scored:,} tokens, half from Hamlet and half from The Tempest. The inputs are measured "
+        f"on {TOKENS:,} tokens of five other plays. With several calibration seeds, the range is "
+        "given. In a sequential row, each block is pruned with the inputs that the pruned blocks "
+        "before it produce. The seconds are those of one pruning; in sequential rows they include "
+        "measuring the inputs. The memory is the peak of the process during the row. It includes "
+        "the model, a copy of its weights and the statistics that the rows share.",
         "",
         "| method | pruned | perplexity | seeds | seconds | peak MiB |",
         "|---|---|---|---|---|---|",
@@ -334,7 +333,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="several processes may run at once")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of calibration")
     parser.add_argument(
-        "--most-seconds", type=float, default=float("inf"), help="start no row later"
+        "--most-seconds", type=float, default=float("inf"), help="start no row after this time"
     )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

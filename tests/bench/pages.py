@@ -58,7 +58,7 @@ def table() -> str:
 def quoted() -> str:
     """Give README's figures, each with a link to all."""
     figures = results()["figures"]
-    lines = [f"On {machine()}. 50 million weights in 24 leaves, half pruned:"]
+    lines = [f"Measured on {machine()}; by default for 50 million weights, half pruned:"]
     for sentence, names in QUOTED.items():
         values = (f"[{figures[name]['value']:g}]({PAGE}#figures)" for name in names)
         lines.append(f"- {sentence.format(*values)}")

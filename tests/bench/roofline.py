@@ -133,7 +133,7 @@ def count(name: str) -> Cost:
 
 
 def predict(name: str, cost: Cost, num_weights: int) -> float:
-    """Predict the seconds for as many leaves of equal size. We call operators for each block."""
+    """Predict the seconds for NUM_LEAVES equal leaves. gprune calls operators once per block."""
     num_blocks = math.ceil(num_weights / NUM_LEAVES / ACCELERATOR_BLOCK) if name in OURS else 1
     seconds = cost.bytes * num_weights / BANDWIDTH + cost.waits * WAIT
     return seconds + cost.calls * num_blocks * CALL
@@ -173,13 +173,13 @@ def page(costs: dict[str, Cost], timed: dict[str, Any] | None) -> str:
         "",
         f"Written by `python -m tests.bench.roofline`, with torch {torch.__version__}.",
         "",
-        f"Counted on the simulated accelerator, with torch operators: {NUM_LEAVES} float32 leaves "
+        f"Torch operators are counted on the simulated accelerator: {NUM_LEAVES} float32 leaves "
         f"of {COUNTED_SHAPE[0]} x {COUNTED_SHAPE[1]}, amount 0.5. Each operator reads each tensor "
-        "argument once and writes each result once. A wait is a value that the host reads.",
+        "argument once and writes each result once. At a wait, the host reads a value.",
         "",
-        f"The predicted times are for an H100: {BANDWIDTH / 1e12:g} TB/s, {CALL * 1e6:g} µs for a "
-        f"call and {WAIT * 1e6:g} µs for a wait; {NUM_LEAVES} leaves of equal size. The model "
-        "counts every byte once, also where an operator such as `sort` reads it several times. "
+        f"The predicted times assume an H100: {BANDWIDTH / 1e12:g} TB/s, {CALL * 1e6:g} µs for a "
+        f"call and {WAIT * 1e6:g} µs for a wait, with {NUM_LEAVES} equal leaves. The model counts "
+        "every byte once, even if an operator such as `sort` reads it several times. "
         f"The limit is {LIMIT} bytes per weight, without calls and waits.",
         "",
         "| call | bytes per weight | calls | waits | "

@@ -1,4 +1,4 @@
-"""A checkpoint of 8 GB: what pruning it holds, and how fast it is beside copying it."""
+"""A checkpoint of 8 GB: the memory that pruning it takes, and its speed against copying it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LARGEST = SHAPE[0] * SHAPE[1] * 2 / 2**20
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """32 matrices of 256 MiB in four files; as much again is written, twice."""
+    """32 matrices of 256 MiB in four files, 8 GiB in all."""
     folder = tmp_path_factory.mktemp("large")
     if shutil.disk_usage(folder).free < 30 * 2**30:
         pytest.skip("needs 30 GiB of disk")

@@ -52,7 +52,7 @@ def ours(amount: float = 0.5, leaves: Any = None) -> Callable[[], Any]:
 
 
 def floor() -> list[torch.Tensor]:
-    """What masks cost if the threshold is known: streamed `abs(x) > t`, in fresh masks."""
+    """Write new masks for a known threshold, block by block: `abs(x) > t`."""
     scratch, masks = torch.empty(2**18), []
     for weight in weights():
         mask = torch.empty(SHAPE, dtype=torch.bool)
@@ -163,7 +163,7 @@ def _outlier() -> list[torch.Tensor]:
 
 
 def _periodic() -> list[torch.Tensor]:
-    """Large at every 384th place and its like, where a strided sample would look, else small."""
+    """Large entries at strides of 256, 384 and 512, which a strided sample would hit."""
     flat = torch.cat([weight.view(-1) for weight in weights()])
     for stride in (256, 384, 512):
         flat[::stride] *= 1e6

@@ -260,7 +260,7 @@ def test_the_text_is_read_in_sequences(tmp_path: Path) -> None:
     [
         (b"ab" * 50, {"tokens": 101}, "has 100 tokens, but 101 are asked for"),
         (b"", {"tokens": 1}, "has 0 tokens, but 1 are"),
-        (b"ab" * 50, {"tokens": 100, "length": 65}, "cannot have 65 tokens: the model takes 64"),
+        (b"ab" * 50, {"tokens": 100, "length": 65}, "cannot have 65 tokens: the limit is 64"),
         (b"ab" * 50, {"tokens": 9, "length": 10}, "cannot have 10 tokens: there are 9 in all"),
         (b"ab\xff", {"tokens": 1}, "is not a text in UTF-8"),
     ],
