@@ -363,7 +363,7 @@ def test_a_token_that_the_model_does_not_know(tmp_path: Path) -> None:
     weights = checkpoints.choose(source.tensors)
     model = language.load(source, weights)
     blocks = language.linear_blocks(model, source, weights)
-    with pytest.raises(CheckpointError, match="has a token 256, and the model knows 256 tokens"):
+    with pytest.raises(CheckpointError, match="has token id 256, but the model knows 256 tokens"):
         language.prune(model, blocks, [torch.tensor([[256]])], language.wanda(0.5))
 
 
