@@ -332,6 +332,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=1, help="several processes may run at once")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of calibration")
+    parser.add_argument("--sparsities", nargs="+", default=["0", "0.5", "0.6", "2:4"])
     parser.add_argument(
         "--most-seconds", type=float, default=float("inf"), help="start no row after this time"
     )
@@ -344,7 +345,8 @@ def main() -> None:
     language = Language()
     for name, asked, seed in rows():
         done = [(row["method"], row["sparsity"], row["seed"]) for row in load()["rows"]]
-        if seed not in options.seeds or (name, asked, seed) in done:
+        is_chosen = seed in options.seeds and asked in options.sparsities
+        if not is_chosen or (name, asked, seed) in done:
             continue
         if time.monotonic() - started > options.most_seconds:
             break

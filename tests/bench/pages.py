@@ -65,11 +65,11 @@ def quoted() -> str:
     of_language_model = f"{PAGE}#a-language-model-pruned-without-training"
     dense, by_magnitude, best = (
         f"[{perplexity(method):g}]({of_language_model})"
-        for method in ("dense", "magnitude by row", "SparseGPT")
+        for method in ("dense", "magnitude by row", "Wanda + swap + refit")
     )
     lines.append(
         f"- The perplexity of SmolLM2-135M is {dense}. With half of the weights of its blocks "
-        f"pruned it is {by_magnitude} by magnitude in each row, and {best} by SparseGPT."
+        f"pruned it is {by_magnitude} by magnitude in each row, and {best} by Wanda, `swap` and `refit`."
     )
     return "\n".join(lines) + "\n"
 
