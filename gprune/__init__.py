@@ -131,6 +131,8 @@ from gprune.trees import prunable, vmap_dims
 if TYPE_CHECKING:
     from gprune import reconstruct
 
+__version__ = "0.1.0"
+
 __all__ = [
     "prunable",
     "vmap_dims",

@@ -156,7 +156,8 @@ def straight_through(params: Tree, masks: Tree, *, decay: float | Tensor = 0.0) 
 
     Raises:
         TypeError: if a mask is not a bool tensor, or `decay` is not a number.
-        ValueError: if a structure, shape or device differs, or `decay` is negative or not finite.
+        ValueError: if a structure, shape or device differs, or `decay` is negative or not finite. A
+            tensor is not checked inside a compiled function.
 
     Example:
         >>> import torch, gprune as gp

@@ -166,3 +166,10 @@ def test_importing_gprune_imports_no_optional_package() -> None:
         "assert 'reconstruct' in dir(gprune); gprune.reconstruct.refit"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.slow
+def test_a_missing_hypothesis_is_named_with_its_extra() -> None:
+    code = "import sys; sys.modules['hypothesis'] = None; import gprune.testing"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert 'gprune.testing needs hypothesis: pip install "gprune[testing]"' in done.stderr

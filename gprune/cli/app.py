@@ -62,8 +62,28 @@ AsJson = Annotated[
 ]
 
 
+def _print_version(is_asked: bool) -> None:
+    """Print the version and leave, if asked.
+
+    Raises:
+        Exit: after the version is printed.
+    """
+    if is_asked:
+        from gprune import __version__
+
+        typer.echo(f"gprune {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def gprune() -> None:
+def gprune(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
     """Prune the weights of checkpoints, and count their zeros.
 
     See on your machine what pruning does, without a checkpoint:
@@ -82,12 +102,23 @@ def gprune() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
+def _png(path: Path) -> Path:
+    """Return the path of a picture.
+
+    Raises:
+        BadParameter: if no PNG can be written there.
+    """
+    if path.suffix.lower() != ".png" or not path.absolute().parent.is_dir():
+        raise typer.BadParameter(f"{path} must end in .png and lie in a folder that exists")
+    return path
+
+
 @app.command()
 def demo(
     steps: Annotated[int, typer.Option(min=30, help="Training steps of each run.")] = 900,
-    picture: Annotated[Path, typer.Option(help="Path of the picture to write, a PNG.")] = Path(
-        "gprune-demo.png"
-    ),
+    picture: Annotated[
+        Path, typer.Option(help="Path of the picture to write, a PNG.", callback=_png)
+    ] = Path("gprune-demo.png"),
 ) -> None:
     """Prune a network in three ways while it learns digits, and draw the results.
 

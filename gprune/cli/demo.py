@@ -79,8 +79,8 @@ def run(num_steps: int, picture: Path) -> None:
             progress.update(task, description=f"{method} {sparsity:.0%}")
             masks, points = train(model, pruner, batches, test, partial(progress.advance, task))
             runs.append(Run(method, sparsity, int(gp.num_pruned(masks)), points))
-    draw(runs, picture)
     console.print(table(runs))
+    draw(runs, picture)
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"
     took = f"{versions}: {time.perf_counter() - start:.0f} s."
     console.print(f"Picture: {picture}\n{took}", soft_wrap=True, highlight=False)

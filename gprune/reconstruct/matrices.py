@@ -200,6 +200,22 @@ def group_columns(num_columns: int, positions: int, m: int, device: torch.device
     return pad(columns, (0, -channels % m), value=-1).reshape(-1, m)
 
 
+def scale_of(tensor: Tensor, step: int = 1) -> float:
+    """Return what to divide a tensor by, so that products of a few entries stay in range.
+
+    Args:
+        tensor: floating point entries of any shape.
+        step: 1, or 2 if a square root of the result must be a power of two.
+
+    Returns:
+        1 if the largest magnitude is from 2^-40 to 2^40. Otherwise a power of two near it, by which
+        all but the smallest entries are divided exactly.
+    """
+    largest = float(tensor.abs().amax()) if tensor.numel() else 0.0
+    exponent = max(-120, min(math.frexp(largest)[1], 120)) // step * step
+    return 1.0 if largest == 0 or abs(exponent) <= 40 else 2.0**exponent
+
+
 def require_damping(damping: Any) -> float:
     """Return the damping as a float.
 

@@ -14,6 +14,7 @@ from gprune.methods.dims import DimFunction, input_dims
 from gprune.reconstruct.matrices import (
     check_gram,
     require_damping,
+    scale_of,
     solve_damped,
     weights_with_grams,
 )
@@ -125,13 +126,15 @@ def refit_matrices(weight: Tensor, kept: Tensor, gram: Tensor, damping: float, n
     check_gram(gram, name)
     dtype = torch.promote_types(upcast_dtype(weight), gram.dtype)
     new = torch.where(kept, weight, 0)
-    for part, (w, keeps, g) in enumerate(zip(weight.to(dtype), kept, gram.to(dtype), strict=True)):
+    unit = scale_of(weight)  # the equations are the same for weights and Gram matrices of any unit
+    weights, gram = weight.to(dtype) / unit, gram.to(dtype) / scale_of(gram, step=2)
+    for part, (w, keeps, g) in enumerate(zip(weights, kept, gram, strict=True)):
         changed = (keeps.any(1) & ~keeps.all(1)).nonzero().squeeze(1)
         if not len(changed):
             continue
         w, keeps = w[changed], keeps[changed]
         solve = functools.partial(_solve_rows, w, keeps, name)
-        new[part, changed] = solve_damped(solve, g, damping, name).to(weight.dtype)
+        new[part, changed] = (solve_damped(solve, g, damping, name) * unit).to(weight.dtype)
     return new
 
 

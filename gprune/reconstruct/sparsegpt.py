@@ -15,6 +15,7 @@ from gprune.reconstruct.matrices import (
     check_gram,
     group_columns,
     require_damping,
+    scale_of,
     solve_damped,
     weights_with_grams,
 )
@@ -193,6 +194,8 @@ def sparsegpt_matrices(
     groups = group_columns(num_columns, positions, m or num_columns, weight.device)
     order = groups[groups >= 0] if m else torch.arange(num_columns, device=weight.device)
     w, gram = weight.to(dtype)[:, :, order], gram.to(dtype)[:, order][:, :, order]
+    unit = scale_of(w)  # the result is the same for weights and Gram matrices of any unit
+    w, gram = w / unit, gram / scale_of(gram, step=2)
     kept = torch.ones_like(w, dtype=torch.bool)
     factor = torch.stack([solve_damped(_inverse_factor, g, damping, name) for g in gram])
     scale = factor.diagonal(dim1=1, dim2=2).unsqueeze(1)
@@ -224,7 +227,7 @@ def sparsegpt_matrices(
         w[:, :, end:] -= errors.mT @ factor[:, start:end, end:]
         start = end
     back = order.argsort()
-    return [w[:, :, back].to(weight.dtype), kept[:, :, back]]
+    return [(w * unit)[:, :, back].to(weight.dtype), kept[:, :, back]]
 
 
 @sparsegpt_matrices.register_fake

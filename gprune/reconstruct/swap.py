@@ -10,7 +10,7 @@ from torch import Tensor
 from gprune.inputs import float64_device
 from gprune.masks import paired_with_masks
 from gprune.methods.dims import DimFunction, input_dims
-from gprune.reconstruct.matrices import check_gram, group_columns, weights_with_grams
+from gprune.reconstruct.matrices import check_gram, group_columns, scale_of, weights_with_grams
 from gprune.scores.score_map import floating_leaves, require_positive, upcast_dtype
 from gprune.select.operators import TAGS, vmap_by_loop
 from gprune.sharding import check_same_leaves, raise_on_all_ranks
@@ -135,7 +135,9 @@ def swap_matrices(
         return new.to(kept.device)
     size = weight.shape[2]
     groups = group_columns(size, positions if m else 1, m or size, device)
-    for mask, w, g in zip(new, weight.to(device, dtype), gram.to(device, dtype), strict=True):
+    # the exchanges are the same for weights and Gram matrices of any unit
+    weight, gram = (x.to(device, dtype) / scale_of(x) for x in (weight, gram))
+    for mask, w, g in zip(new, weight, gram, strict=True):
         slots, exact_gram = _slots(mask, groups), g.to(torch.float64)
         products = torch.where(mask, 0, w.to(torch.float64)) @ exact_gram  # G e
         pairs = max(1, slots.kept[0].numel() * slots.pruned.shape[2])

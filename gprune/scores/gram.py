@@ -68,14 +68,14 @@ def input_gram(
         float64 for a float64 leaf, in the squared unit of the inputs. Its shape is (d, d) if all
         rows of the weight have the same inputs. It is (g, d, d) if the rows are g consecutive parts
         with inputs of their own, as in a convolution with g groups or in g packed experts. A
-        parameter that was not observed has `None`.
+        parameter that was not observed has `None`. In float32, products below about 1e-38 are 0.
 
     Raises:
         TypeError: if a leaf is not a floating point tensor, `forward` is a module, or `batches` is
             one batch.
         ValueError: if there is no batch, no weight was observed, `where` matches no leaf, a squared
-            input is not finite, or a weight is used in parts that are not equal groups of
-            consecutive rows, each with all of its inputs.
+            input is not finite, a sum overflows its dtype, or a weight is used in parts that are
+            not equal groups of consecutive rows, each with all of its inputs.
 
     Warns:
         UserWarning: if X has fewer rows than columns. Then the matrix is singular, and weights that
@@ -109,10 +109,10 @@ def input_gram(
         found = describe_first(wrong, lambda i: f"{names[i]} {observer.problems[i]}")
         raise ValueError(f"{found}; there is no Gram matrix for it: leave it out with where=")
     require_observed(observer.grams)
-    score_leaves(lambda sums: sums, squared_inputs=tree_of(observer.squares))  # finite, or an error
+    score_leaves(torch.sqrt, squared_inputs=tree_of(observer.squares))  # finite, or an error
     _warn_of_few_rows(observer, names)
     grams: list[Any] = [observer.gram_of(i) for i in range(len(weights))]
-    return tree_of(grams)
+    return score_leaves(lambda gram: gram, grams=tree_of(grams))  # finite, or an error
 
 
 class Parts(NamedTuple):
@@ -206,8 +206,12 @@ class GramObserver(NormObserver):
         weight, columns = self.weights[leaf], self.columns[leaf]
         gram: Tensor = self.grams[leaf].flatten(0, -3).to(upcast_dtype(weight))
         num_parts, num_columns, _ = gram.shape
+        if not num_parts:  # the weight has no outputs
+            return gram.new_zeros(num_columns, num_columns)
         rows = [d for d in range(weight.dim()) if d not in columns]
-        squares = self.squares[leaf].expand(weight.shape).permute(*rows, *columns)
+        squares = self.squares[leaf]
+        squares = squares.full_tensor() if is_sharded([squares]) else squares
+        squares = squares.expand(weight.shape).permute(*rows, *columns)
         squares = squares.flatten(len(rows)).flatten(0, len(rows) - 1)
         if squares.shape[1] > num_columns:  # a transposed convolution: its columns are in groups
             diagonal = squares[0].view(num_parts, num_columns)
@@ -329,8 +333,8 @@ def _warn_of_few_rows(observer: GramObserver, names: list[str]) -> None:
         return
     few = {}
     for i, num_rows in enumerate(observer.num_rows):
-        if num_rows is not None and not is_fake(num_rows):
-            least = int(num_rows.min()) if num_rows.numel() else 0
+        if num_rows is not None and not is_fake(num_rows) and num_rows.numel():
+            least = int(num_rows.min())
             if least < (num_columns := observer.grams[i].shape[-1]):
                 few[i] = f"{names[i]} has {num_columns} inputs and got {least} rows of them"
     if few:

@@ -95,9 +95,10 @@ def ria(
     dims = iter(dims_of_tensors)
 
     def equation(leaf: Tensor, norm: Tensor, inputs: list[int]) -> Tensor:
-        weights = scale_to_one(leaf).abs()
+        exact = scale_to_one(leaf.to(float64_device(leaf.device)).to(torch.float64)).abs()
         outputs = [dim for dim in range(leaf.dim()) if dim not in inputs][-1:]
-        return (_shares(weights, inputs) + _shares(weights, outputs)) * norm**power
+        shares = _shares(exact, inputs) + _shares(exact, outputs)
+        return shares.to(leaf.dtype).to(leaf.device) * norm**power
 
     return score_leaves(
         equation,
@@ -108,9 +109,7 @@ def ria(
     )
 
 
-def _shares(weights: Tensor, dims: list[int]) -> Tensor:
+def _shares(exact: Tensor, dims: list[int]) -> Tensor:
     """Return each entry divided by the sum over some dims; without dims, by itself."""
-    exact = weights.to(float64_device(weights.device))
-    sums = exact.sum(dims, keepdim=True, dtype=torch.float64) if dims else exact
-    sums = torch.where(sums == 0, 1, sums)  # here a DTensor adds up its shards, in float64
-    return weights / sums.to(weights.dtype).to(weights.device)
+    sums = exact.sum(dims, keepdim=True) if dims else exact
+    return exact / torch.where(sums == 0, 1, sums)  # of a DTensor the shards are added up

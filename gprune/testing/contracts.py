@@ -43,8 +43,9 @@ def assert_mask_contract(
         scores: pytree of that structure; `None` stands for the magnitudes of `params`.
         masks: prior bool masks of that structure, or `None`.
         separately: whether each leaf is ranked alone, with its own k, as in `gprune.layerwise`.
-        **kwargs: further arguments of `prune`. `amount` or `sparsity` among them says what k is. If
-            there is neither, only the order is checked.
+        **kwargs: further arguments of `prune`. `amount` or `sparsity` among them says what k is, as
+            a number. If there is neither, only the order is checked. What else changes which
+            entries are ranked together, such as `dim` or `min_per_leaf`, is not known here.
 
     Raises:
         AssertionError: if a mask is wrong; it shows every such mask.

@@ -69,7 +69,8 @@ def quoted() -> str:
     )
     lines.append(
         f"- The perplexity of SmolLM2-135M is {dense}. With half of the weights of its blocks "
-        f"pruned it is {by_magnitude} by magnitude in each row, and {best} by Wanda, `swap` and `refit`."
+        f"pruned it is {by_magnitude} by magnitude in each row, and {best} by Wanda, `swap` and "
+        "`refit`."
     )
     return "\n".join(lines) + "\n"
 

@@ -72,3 +72,11 @@ def test_the_file_that_pytest_does_not_collect_has_no_examples() -> None:
     """`addopts` in pyproject.toml names it, so no doctest in it would run."""
     file = Path(__file__).parents[2] / "gprune" / "cli" / "demo.py"
     assert ">>>" not in file.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("picture", ["x.jpg", "nowhere/x.png"])
+def test_a_picture_that_cannot_be_written(picture: str, tmp_path: Path) -> None:
+    """The error comes before the training."""
+    done = CliRunner().invoke(app, ["demo", "--picture", str(tmp_path / picture)])
+    assert done.exit_code == 2
+    assert "must end in .png" in " ".join(done.stderr.replace("│", " ").split())

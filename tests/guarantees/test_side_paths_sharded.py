@@ -328,6 +328,27 @@ def check_rebuilt(placement: str) -> list[str]:
     ]
 
 
+def check_gram(placement: str) -> list[str]:
+    """Of sharded weights, and of sharded inputs, whose products are partial sums."""
+    sharding = Sharding((2,), [(Shard(0) if placement == "rows" else Replicate(),)])
+    torch.manual_seed(0)
+    weight, x = torch.randn(7, 8), torch.randn(40, 8)
+    want = gp.scores.input_gram(lambda p, x: torch.nn.functional.linear(x, p), weight, [x])
+    [params] = placed([weight], sharding)
+    found = []
+    for place in (Replicate(), Shard(0)):
+        [inputs] = placed([x], Sharding((2,), [(place,)]))
+        got = gp.scores.input_gram(lambda p, x: torch.nn.functional.linear(x, p), params, [inputs])
+        if not torch.allclose(got, want, rtol=1e-5, atol=1e-5):
+            found.append(f"another Gram matrix for inputs placed as {place}")
+    return found
+
+
+@pytest.mark.parametrize("placement", ["rows", "whole"])
+def test_gram_matrices_of_dtensors(placement: str) -> None:
+    all_well(2, check_gram, placement)
+
+
 @pytest.mark.parametrize("placement", ["rows", "whole"])
 def test_rows_are_rebuilt_where_they_are(placement: str) -> None:
     all_well(2, check_rebuilt, placement)

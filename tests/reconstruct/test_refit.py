@@ -376,3 +376,17 @@ def test_inputs_that_were_all_zero() -> None:
         new = refit(tree(WEIGHT), tree(MASK), tree(torch.zeros(2, 2)))["fc"]["weight"]
         assert new.isfinite().all()
         assert (new[~MASK] == 0).all()
+
+
+@pytest.mark.parametrize("unit", [1e-28, 1e-20, 1e20, 1e28])
+@pytest.mark.parametrize("columns", [12, 900])  # by Cholesky factors, and by conjugate gradients
+def test_weights_and_inputs_of_any_unit(unit: float, columns: int) -> None:
+    """Squares of the weights would be 0 or infinite in float32."""
+    draw = torch.Generator().manual_seed(0)
+    weight = torch.randn(1, columns, generator=draw)
+    mask = torch.arange(columns).view(1, -1) > columns // 20
+    gram = torch.eye(columns) + 1
+    new = refit(weight, mask, gram)
+    assert not torch.equal(new, torch.where(mask, weight, 0))
+    for scaled in (gram, gram * unit):
+        torch.testing.assert_close(refit(weight * unit, mask, scaled) / unit, new)

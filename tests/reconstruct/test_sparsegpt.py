@@ -429,3 +429,16 @@ def test_a_matrix_that_is_not_positive_is_an_error_or_damped_and_said() -> None:
     for gram in (torch.tensor([[1.0, 2.0], [2.0, 1.0]]), torch.tensor([[1.0, 0.0], [0.0, -1.0]])):
         with pytest.raises((ValueError, UserWarning), match=WHERE):  # warnings are errors here
             sparsegpt(tree(WEIGHT), tree(gram), amount=2)
+
+
+@pytest.mark.parametrize("unit", [1e-28, 1e-20, 1e20, 1e28])
+def test_weights_and_inputs_of_any_unit(unit: float) -> None:
+    """Squares of the weights would be 0 or infinite in float32."""
+    draw = torch.Generator().manual_seed(0)
+    weight, inputs = torch.randn(6, 12, generator=draw), torch.randn(40, 12, generator=draw)
+    gram = inputs.mT @ inputs
+    new, mask = sparsegpt(weight, gram, amount=0.5, block_size=4)
+    for scaled in (gram, gram * unit):
+        other, same = sparsegpt(weight * unit, scaled, amount=0.5, block_size=4)
+        assert torch.equal(mask, same)
+        torch.testing.assert_close(other / unit, new)

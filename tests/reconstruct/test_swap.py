@@ -294,3 +294,15 @@ def test_weights_that_are_not_finite_are_refused() -> None:
 def test_integer_weights_are_refused() -> None:
     with pytest.raises(TypeError, match=WHERE):
         swap(tree(WEIGHT.long()), tree(MASK), tree(GRAM))
+
+
+@pytest.mark.parametrize("unit", [1e-28, 1e-20, 1e20, 1e28])
+def test_weights_and_inputs_of_any_unit(unit: float) -> None:
+    """Products of two weights would be 0 or infinite in float32."""
+    draw = torch.Generator().manual_seed(0)
+    weight, inputs = torch.randn(6, 12, generator=draw), torch.randn(40, 12, generator=draw)
+    gram, mask = inputs.mT @ inputs, torch.arange(12).expand(6, 12) % 2 == 0
+    better = swap(weight, mask, gram)
+    assert not torch.equal(better, mask)
+    for scaled in (gram, gram * unit):
+        assert torch.equal(swap(weight * unit, mask, scaled), better)

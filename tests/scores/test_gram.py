@@ -477,3 +477,25 @@ def test_an_even_kernel_with_the_same_size_is_padded_as_torch_does(kernel: tuple
 
     gram, rows = input_gram(forward, error, [x]), error.flatten(1)
     torch.testing.assert_close((rows @ gram * rows).sum(), forward(error, x).square().sum())
+
+
+# --- limits of the dtype, and leaves without outputs ----------------------------------------------
+
+
+def linear(weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return F.linear(x, weight)
+
+
+def test_a_sum_that_overflows_is_refused() -> None:
+    """Each squared input is finite."""
+    batches = [torch.full((9, 2), 4e18)] * 3
+    assert input_norms(linear, torch.ones(3, 2), batches).isfinite().all()
+    with pytest.raises(ValueError, match="grams"):
+        input_gram(linear, torch.ones(3, 2), batches)
+    exact = [batch.double() for batch in batches]
+    assert input_gram(linear, torch.ones(3, 2).double(), exact).isfinite().all()
+
+
+def test_a_weight_without_outputs() -> None:
+    gram = input_gram(linear, torch.ones(0, 5), [torch.randn(9, 5)])
+    assert gram.shape == (5, 5)

@@ -125,6 +125,12 @@ def test_ria_of_what_input_norms_measures() -> None:
         gp.scores.ria(params, norms)
 
 
+@pytest.mark.parametrize("row", [[1e30, 1e-20], [1e-20, 1e30]])
+def test_the_only_weight_of_an_input_scores_high_however_small(row: list[float]) -> None:
+    scores = gp.scores.ria(torch.tensor([row]), torch.ones(1, 2))
+    assert sorted(scores[0].tolist()) == [1, 2]
+
+
 def test_power_must_not_make_scores_infinite() -> None:
     weight = torch.ones(2, 2)
     for power in (-0.5, math.inf, math.nan):
