@@ -37,8 +37,8 @@ def machine() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def figures() -> Iterator[dict[str, dict[str, float]]]:
-    found: dict[str, dict[str, float]] = {}
+def figures() -> Iterator[dict[str, dict[str, Any]]]:
+    found: dict[str, dict[str, Any]] = {}
     if RESULTS.exists():
         found = json.loads(RESULTS.read_text())["figures"]
     torch.set_num_threads(THREADS)
@@ -49,12 +49,12 @@ def figures() -> Iterator[dict[str, dict[str, float]]]:
 
 
 @pytest.fixture
-def report(figures: dict[str, dict[str, float]]) -> Report:
+def report(figures: dict[str, dict[str, Any]]) -> Report:
     """Record a figure with its bound, and fail beyond the bound."""
 
     def record(name: str, value: float, *, at_most: float | None = None, at_least: float = 0.0):
         bound = {"at_most": at_most} if at_most is not None else {"at_least": at_least}
-        figures[name] = {"value": float(f"{value:.3g}"), **bound}
+        figures[name] = {"value": float(f"{value:.3g}"), **bound, "processor": processor()}
         print(f"\n{name}: {value:.3g} ({bound})")
         assert at_least <= value
         assert at_most is None or value <= at_most

@@ -32,7 +32,7 @@ def results() -> dict[str, Any]:
     return loaded
 
 
-def missed(figure: dict[str, float]) -> bool:
+def missed(figure: dict[str, Any]) -> bool:
     value = figure["value"]
     return not figure.get("at_least", value) <= value <= figure.get("at_most", value)
 
@@ -47,11 +47,13 @@ def machine() -> str:
 
 def table() -> str:
     """Give the table of all figures with their bounds."""
-    rows = [f"{machine()}:", "", "| what | measured | bound |", "|---|---|---|"]
+    rows = [f"Last on {machine()}:", ""]
+    rows += ["| what | measured | bound | processor |", "|---|---|---|---|"]
     for name, figure in results()["figures"].items():
         sign, bound = ("≤", "at_most") if "at_most" in figure else ("≥", "at_least")
         miss = ", missed" if missed(figure) else ""
-        rows.append(f"| {name} | {figure['value']:g} | {sign} {figure[bound]:g}{miss} |")
+        cells = name, f"{figure['value']:g}", f"{sign} {figure[bound]:g}{miss}"
+        rows.append(f"| {' | '.join(cells)} | {figure['processor']} |")
     return "\n".join(rows) + "\n"
 
 
