@@ -17,13 +17,6 @@ When a contract fails, its message names every bad leaf by its path, and has sou
 reproduces the failure. This package needs the extra `testing`. gprune itself never imports it.
 """
 
-try:
-    import hypothesis  # noqa: F401  an extra of its own
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-        'gprune.testing needs hypothesis: pip install "gprune[testing]"', name=error.name
-    ) from None
-
 from gprune.testing.contracts import assert_mask_contract
 from gprune.testing.purity import assert_pure
 from gprune.testing.strategies import SCORE_DTYPES, param_trees, prior_masks, scores_for, tensors

@@ -16,11 +16,17 @@ from typing import Any, NamedTuple, TypeAlias
 
 import optree
 import torch
-from hypothesis import strategies as st
-from hypothesis.strategies import DrawFn, SearchStrategy
 from torch import Tensor
 
 from gprune.trees import Tree, flatten, map_leaves
+
+try:
+    from hypothesis import strategies as st
+    from hypothesis.strategies import DrawFn, SearchStrategy
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        'gprune.testing needs hypothesis: pip install "gprune[testing]"', name=error.name
+    ) from None
 
 Shape: TypeAlias = tuple[int, ...]
 
