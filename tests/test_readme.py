@@ -89,7 +89,7 @@ def test_the_two_commands_are_those_of_the_extras_and_of_ci() -> None:
 def test_the_command_for_language_models_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("transformers")
+    pytest.importorskip("transformers")  # of an extra of its own
     [command] = re.findall(r"`(gprune prune [^`]+)`", README)
     language_models.save_model(tmp_path / "model", language_models.llama())
     (tmp_path / "text.txt").write_text(language_models.TEXT * 70)

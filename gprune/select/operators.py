@@ -376,6 +376,7 @@ class _MaskWithDecay(_SingleLevelFunction):
 @torch.library.impl(MASK_WITH_DECAY, "Autograd")
 def _mask_with_derivative(leaf: Tensor, mask: Tensor, decay: Tensor) -> Tensor:
     with enable_single_level_autograd_function():
+        # the metaclass of torch's single-level functions adds `apply`, which mypy does not see
         masked: Tensor = _MaskWithDecay.apply(leaf, mask, decay)  # type: ignore[attr-defined]
         return masked
 

@@ -450,7 +450,7 @@ def with_long_notes() -> Exception:
     error = ValueError("with notes")
     for line in range(1000):
         error.add_note("x" * 10_000 + str(line))
-    error.tensor, error.itself = torch.ones(3), error  # type: ignore[attr-defined]
+    error.tensor, error.itself = torch.ones(3), error  # type: ignore[attr-defined]  # new attributes
     return error
 
 

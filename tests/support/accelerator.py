@@ -61,7 +61,7 @@ def is_on_device(x: Any) -> bool:
 
 def data_of(tensor: Tensor) -> Tensor:
     """Return a CPU tensor over the data of a tensor of the device, with its shape and strides."""
-    data = tensor.untyped_storage()._simulated_data  # type: ignore[attr-defined]
+    data = tensor.untyped_storage()._simulated_data  # type: ignore[attr-defined]  # set here
     return torch.empty(0, dtype=tensor.dtype, device="cpu").set_(
         data, tensor.storage_offset(), tensor.shape, tensor.stride()
     )
@@ -129,7 +129,7 @@ class Kernel:
         if isinstance(value, (list, tuple)):
             return [self.to_host(x) for x in value]
         if isinstance(value, torch.UntypedStorage) and value.device.type == NAME:
-            data = value._simulated_data  # type: ignore[attr-defined]
+            data = value._simulated_data  # type: ignore[attr-defined]  # set here
             self.storages[data._cdata] = value
             return data
         if isinstance(value, torch.device) and value.type == NAME:
